@@ -1,0 +1,26 @@
+"""Loads the compiled part, pacecore._C, and says what to do where it cannot be loaded."""
+
+from types import ModuleType
+
+import torch  # noqa: F401  before _C, which finds libtorch already loaded
+
+__all__ = ["ExtensionError", "extension"]
+
+
+class ExtensionError(ImportError):
+    """The compiled part of pacecore is missing or does not load."""
+
+
+def extension() -> ModuleType:
+    """The module `pacecore._C`; importing it registers torch.ops.pacecore.
+
+    Raises ExtensionError with the loader's reason and the line that rebuilds it. Nothing falls back in silence.
+    """
+    try:
+        from pacecore import _C
+    except ImportError as error:
+        raise ExtensionError(
+            f"pacecore's compiled part does not load: {error}\n"
+            "rebuild it from the source folder with: pip install --force-reinstall --no-deps .   (for use there: -e .)"
+        ) from error
+    return _C
