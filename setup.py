@@ -57,16 +57,22 @@ def cuda_home():
     places += ["/usr/local/cuda"]
     for place in filter(None, places):
         home = Path(place)
-        if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime_api.h").is_file():
+        if (home / "bin" / "nvcc").is_file() and (
+            home / "include" / "cuda_runtime_api.h"
+        ).is_file():
             return home
     if wish == "1":
-        sys.exit("pacecore: PACECORE_CUDA=1, but neither CUDA_HOME, nor the folder of the nvcc on PATH, nor "
-                 "/usr/local/cuda holds both bin/nvcc and include/cuda_runtime_api.h")
+        sys.exit(
+            "pacecore: PACECORE_CUDA=1, but neither CUDA_HOME, nor the folder of the nvcc on PATH, nor "
+            "/usr/local/cuda holds both bin/nvcc and include/cuda_runtime_api.h"
+        )
     return None
 
 
 def cuda_release(home):
-    text = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True
+    ).stdout
     return re.search(r"release (\d+)\.(\d+)", text).groups()
 
 
@@ -101,19 +107,37 @@ class NinjaBuild(build_ext):
         import pybind11
 
         if TORCH is None:
-            sys.exit("pacecore: building needs torch >= 2.11; let pip build in isolation or install torch first")
+            sys.exit(
+                "pacecore: building needs torch >= 2.11; let pip build in isolation or install torch first"
+            )
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        includes = [TORCH / "include", pybind11.get_include(), sysconfig.get_path("include"), ROOT / "csrc"]
-        defines = ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DPACECORE_VERSION=\\"{local_version()}\\"']
+        includes = [
+            TORCH / "include",
+            pybind11.get_include(),
+            sysconfig.get_path("include"),
+            ROOT / "csrc",
+        ]
+        defines = [
+            "-DTORCH_TARGET_VERSION=0x020b000000000000",
+            f'-DPACECORE_VERSION=\\"{local_version()}\\"',
+        ]
         if CUDA_HOME:
             includes.append(CUDA_HOME / "include")
             arch_names = " ".join(f"sm_{number}" for number, _ in architectures())
             defines.append(f'-DPACECORE_CUDA_ARCHITECTURES="\\"{arch_names}\\""')
-        common = " ".join([*defines, "-std=c++20", "-O3", *(f"-isystem {path}" for path in includes[:3]),
-                           f"-I{includes[3]}", *(f"-isystem {path}" for path in includes[4:])])
+        common = " ".join(
+            [
+                *defines,
+                "-std=c++20",
+                "-O3",
+                *(f"-isystem {path}" for path in includes[:3]),
+                f"-I{includes[3]}",
+                *(f"-isystem {path}" for path in includes[4:]),
+            ]
+        )
         lines = [
             "ninja_required_version = 1.3",
             f"builddir = {work}",
@@ -135,15 +159,30 @@ class NinjaBuild(build_ext):
         for source in map(Path, ext.sources):
             rule = "nvcc" if source.suffix == ".cu" else "cxx"
             objects.append(work / (source.stem + "_" + source.parent.name + ".o"))
-            lines += [f"build {objects[-1]}: {rule} {ROOT / source}", f"  flags = {isa_flags(source)}"]
-        libraries = f"-L{CUDA_HOME}/lib64 -lcudart_static -lrt -lpthread -ldl" if CUDA_HOME else "-ldl"
-        lines += [f"build {target}: link {' '.join(map(str, objects))}", f"  libraries = {libraries}", ""]
+            lines += [
+                f"build {objects[-1]}: {rule} {ROOT / source}",
+                f"  flags = {isa_flags(source)}",
+            ]
+        libraries = (
+            f"-L{CUDA_HOME}/lib64 -lcudart_static -lrt -lpthread -ldl" if CUDA_HOME else "-ldl"
+        )
+        lines += [
+            f"build {target}: link {' '.join(map(str, objects))}",
+            f"  libraries = {libraries}",
+            "",
+        ]
         (work / "build.ninja").write_text("\n".join(lines))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([sys.executable, "-m", "ninja", *jobs, "-C", str(work)]).returncode:
             sys.exit("pacecore: the extension did not compile; the compiler's words are above")
-        print(f"pacecore {local_version()}: built with the headers of the torch in {TORCH}, "
-              + (f"CUDA kernels by the nvcc in {CUDA_HOME}" if CUDA_HOME else "CPU kernels only, no nvcc was used"))
+        print(
+            f"pacecore {local_version()}: built with the headers of the torch in {TORCH}, "
+            + (
+                f"CUDA kernels by the nvcc in {CUDA_HOME}"
+                if CUDA_HOME
+                else "CPU kernels only, no nvcc was used"
+            )
+        )
 
 
 def gencode():
@@ -161,7 +200,9 @@ def isa_flags(source):
         if source.stem.endswith("_avx2"):
             return "-mavx2 -mfma -mf16c"
         if source.stem.endswith("_avx512"):
-            return "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512"
+            return (
+                "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512"
+            )
     return ""
 
 
@@ -173,7 +214,13 @@ def sources():
 
 setup(
     version=local_version(),
-    packages=["pacecore", "pacecore.backbones", "pacecore.ops", "pacecore.reference", "pacecore.cli"],
+    packages=[
+        "pacecore",
+        "pacecore.backbones",
+        "pacecore.ops",
+        "pacecore.reference",
+        "pacecore.cli",
+    ],
     package_dir={"pacecore.cli": "cli"},
     ext_modules=[Extension("pacecore._C", sources())],
     cmdclass={"build_ext": NinjaBuild},

@@ -9,8 +9,8 @@
 
 namespace pacecore {
 
-using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 template <typename... Parts>
 [[noreturn]] inline void fail(const Parts&... parts) {
@@ -27,15 +27,24 @@ inline void check(bool holds, const Parts&... parts) {
 
 inline const char* type_name(ScalarType type) {
   switch (type) {
-    case ScalarType::Byte: return "uint8";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Bool: return "bool";
-    default: return "another type";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another type";
   }
 }
 
@@ -43,7 +52,8 @@ inline const char* type_name(ScalarType type) {
 inline std::string describe(const Tensor& tensor) {
   std::ostringstream text;
   text << type_name(tensor.scalar_type()) << " (";
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis) text << (axis ? ", " : "") << tensor.size(axis);
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis)
+    text << (axis ? ", " : "") << tensor.size(axis);
   text << (tensor.dim() == 1 ? ",)" : ")");
   return text.str();
 }

@@ -1,4 +1,5 @@
-// Which frames a clip shows: one definition for planner and kernels, no torch include. SPEC table rows 3 to 6.
+// Which frames a clip shows: one definition for planner and kernels, no torch include. SPEC table
+// rows 3 to 6.
 #pragma once
 
 #include <cstdint>
@@ -7,15 +8,17 @@ namespace pacecore {
 
 enum class Boundary : int { restart = 0, modulo = 1, clamp = 2 };
 
-// Frame shown at each of `clip_frames` times by a clip that starts at `start_frame` of a video of `num_frames` frames and
-// runs at the rational pace numerator / denominator: step k of a run shows its first frame + floor(k * pace).
+// Frame shown at each of `clip_frames` times by a clip that starts at `start_frame` of a video of
+// `num_frames` frames and runs at the rational pace numerator / denominator: step k of a run shows
+// its first frame + floor(k * pace).
 //   restart: a run that would leave the video is followed by a new run from frame 0, phase 0;
 //   modulo:  the first run goes on, its frame taken modulo num_frames;
 //   clamp:   the last frame is held.
-// A negative numerator shows the same frames backwards in time. Needs 0 <= start_frame < num_frames and a denominator > 0;
-// |numerator| * clip_frames must fit an int64.
-inline void frame_indices(int64_t num_frames, int64_t start_frame, int64_t numerator, int64_t denominator,
-                          Boundary boundary, int64_t clip_frames, int64_t* frames /* (clip_frames,) */) {
+// A negative numerator shows the same frames backwards in time. Needs 0 <= start_frame < num_frames
+// and a denominator > 0; |numerator| * clip_frames must fit an int64.
+inline void frame_indices(int64_t num_frames, int64_t start_frame, int64_t numerator,
+                          int64_t denominator, Boundary boundary, int64_t clip_frames,
+                          int64_t* frames /* (clip_frames,) */) {
   const bool backwards = numerator < 0;
   const int64_t step = backwards ? -numerator : numerator;
   int64_t first = start_frame;

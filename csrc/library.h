@@ -1,4 +1,5 @@
-// The dispatcher namespace of the ops. One name, changed only by the test build that runs the CUDA sources on the CPU.
+// The dispatcher namespace of the ops. One name, changed only by the test build that runs the CUDA
+// sources on the CPU.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -10,7 +10,8 @@
 
 #ifdef PACECORE_CUDA_ARCHITECTURES
 #include <cuda_runtime_api.h>
-extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                            void** stream);
 #endif
 
 namespace py = pybind11;
@@ -24,7 +25,8 @@ py::dict build_info() {
   info["torch_stable_abi"] = "2.11";
   info["compiler"] = __VERSION__;
 #ifdef PACECORE_CUDA_ARCHITECTURES
-  info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  info["cuda"] =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["cuda_architectures"] = PACECORE_CUDA_ARCHITECTURES;
   info["torch_has_cuda_symbols"] = aoti_torch_get_current_cuda_stream != nullptr;
 #else
@@ -35,11 +37,12 @@ py::dict build_info() {
   return info;
 }
 
-py::array_t<int64_t> frame_indices(int64_t num_frames, int64_t start_frame, int64_t numerator, int64_t denominator,
-                                   int boundary, int64_t clip_frames) {
+py::array_t<int64_t> frame_indices(int64_t num_frames, int64_t start_frame, int64_t numerator,
+                                   int64_t denominator, int boundary, int64_t clip_frames) {
   py::array_t<int64_t> frames(clip_frames);
-  pacecore::frame_indices(num_frames, start_frame, numerator, denominator, static_cast<pacecore::Boundary>(boundary),
-                          clip_frames, frames.mutable_data());
+  pacecore::frame_indices(num_frames, start_frame, numerator, denominator,
+                          static_cast<pacecore::Boundary>(boundary), clip_frames,
+                          frames.mutable_data());
   return frames;
 }
 
@@ -47,8 +50,9 @@ py::array_t<int64_t> frame_indices(int64_t num_frames, int64_t start_frame, int6
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of pacecore; its ops are under torch.ops.pacecore.";
-  m.def("build_info", &build_info, "What this extension was built with, and whether the loaded torch has CUDA.");
-  m.def("frame_indices", &frame_indices, py::arg("num_frames"), py::arg("start_frame"), py::arg("numerator"),
-        py::arg("denominator"), py::arg("boundary"), py::arg("clip_frames"),
+  m.def("build_info", &build_info,
+        "What this extension was built with, and whether the loaded torch has CUDA.");
+  m.def("frame_indices", &frame_indices, py::arg("num_frames"), py::arg("start_frame"),
+        py::arg("numerator"), py::arg("denominator"), py::arg("boundary"), py::arg("clip_frames"),
         "Unchecked core of pacecore.frame_indices: (clip_frames,) int64.");
 }

@@ -1,6 +1,7 @@
 // What every CUDA op needs around its kernel: device guard, current stream, launch, error check.
-// The only file that names cudart's launch syntax and torch's CUDA symbols, so that csrc/cuda/*.cu also compiles against
-// the test header that runs kernels on the CPU (tests/cuda_on_cpu), which replaces this one.
+// The only file that names cudart's launch syntax and torch's CUDA symbols, so that csrc/cuda/*.cu
+// also compiles against the test header that runs kernels on the CPU (tests/cuda_on_cpu), which
+// replaces this one.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,8 +10,10 @@
 
 #include "checks.h"
 
-// In libtorch_cuda.so only. Weak, so that one binary also loads under a CPU torch, where no CUDA tensor can exist.
-extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+// In libtorch_cuda.so only. Weak, so that one binary also loads under a CPU torch, where no CUDA
+// tensor can exist.
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                            void** stream);
 
 namespace pacecore {
 
@@ -30,22 +33,24 @@ inline void check_cuda(cudaError_t status, const char* what) {
 
 }  // namespace pacecore
 
-// Dynamic shared memory of a kernel, aligned for 16-byte accesses: PACECORE_DYNAMIC_SHARED(float, tile);
-#define PACECORE_DYNAMIC_SHARED(type, name)                      \
+// Dynamic shared memory of a kernel, aligned for 16-byte accesses: PACECORE_DYNAMIC_SHARED(float,
+// tile);
+#define PACECORE_DYNAMIC_SHARED(type, name)                     \
   extern __shared__ __align__(16) unsigned char name##_bytes[]; \
   type* name = reinterpret_cast<type*>(name##_bytes)
 
-// PACECORE_LAUNCH(kernel<float>, grid, block, shared_bytes, stream, arguments...): raises the shared memory limit where
-// more than 48 KB is asked for, launches, and raises the launch's own error.
-#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                       \
-  do {                                                                                                        \
-    auto* pacecore_kernel = &kernel;                                                                          \
-    if ((shared_bytes) > 48 * 1024) {                                                                         \
-      ::pacecore::check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(pacecore_kernel),             \
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,                \
-                                                  static_cast<int>(shared_bytes)),                            \
-                             #kernel);                                                                        \
-    }                                                                                                         \
-    pacecore_kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                              \
-    ::pacecore::check_cuda(cudaGetLastError(), #kernel);                                                      \
+// PACECORE_LAUNCH(kernel<float>, grid, block, shared_bytes, stream, arguments...): raises the
+// shared memory limit where more than 48 KB is asked for, launches, and raises the launch's own
+// error.
+#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
+  do {                                                                                            \
+    auto* pacecore_kernel = &kernel;                                                              \
+    if ((shared_bytes) > 48 * 1024) {                                                             \
+      ::pacecore::check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(pacecore_kernel), \
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,    \
+                                                  static_cast<int>(shared_bytes)),                \
+                             #kernel);                                                            \
+    }                                                                                             \
+    pacecore_kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                  \
+    ::pacecore::check_cuda(cudaGetLastError(), #kernel);                                          \
   } while (false)
