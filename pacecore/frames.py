@@ -1,0 +1,82 @@
+"""Decoded frames as they travel: one byte buffer and a table that says where each frame lies in it."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+__all__ = ["FRAME_COLUMNS", "FrameFormat", "Frames", "Matrix", "concatenate"]
+
+# Columns of Frames.table, in order; the enum Column in csrc/pace_clip_math.h mirrors them.
+FRAME_COLUMNS = (
+    "y_offset",  # bytes from the start of data to the first luma sample; of packed RGB: to the first pixel
+    "u_offset",  # bytes to the first Cb sample; 0 for packed RGB
+    "v_offset",  # bytes to the first Cr sample; 0 for packed RGB
+    "height",  # rows of the frame, any number from 1
+    "width",  # columns of the frame, any number from 1; odd ones have (width + 1) // 2 chroma columns
+    "stride",  # bytes from one row of luma (or packed RGB) to the next
+    "chroma_stride",  # bytes from one row of chroma to the next; 0 for packed RGB
+    "format",  # a FrameFormat code
+)
+
+
+class Matrix(IntEnum):
+    """The luma and chroma coefficients of a YUV frame."""
+
+    BT601 = 0
+    BT709 = 1
+    BT2020 = 2  # non-constant luminance
+
+
+@dataclass(frozen=True)
+class FrameFormat:
+    """How the bytes of a frame are meant; the defaults are those of UCF101's MPEG-4 files."""
+
+    planar: bool = True  # planar YUV 4:2:0; False: packed RGB, 3 bytes a pixel
+    matrix: Matrix = Matrix.BT601
+    full_range: bool = False  # Y, U, V over 0..255 (JPEG); False: 16..235 and 16..240
+    centre_sited: bool = False  # chroma centred between luma columns (JPEG, MPEG-1); False: on even ones
+
+    @property
+    def code(self) -> int:
+        """The table's `format` column: bit 0 planar, bits 1 to 2 matrix, bit 3 full range, bit 4 centre-sited."""
+        if not self.planar:
+            return 0
+        return 1 | int(self.matrix) << 1 | int(self.full_range) << 3 | int(self.centre_sited) << 4
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of any sizes and formats in one buffer.
+
+    data: (N,) uint8, all planes of all frames. table: (F, 8) int64, one row a frame, columns FRAME_COLUMNS, on the
+    same device. Rows may point anywhere in data, share bytes, and have strides wider than the frame.
+    """
+
+    data: Tensor  # (N,) uint8
+    table: Tensor  # (F, 8) int64
+
+    def __len__(self) -> int:
+        return self.table.shape[0]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Frames":
+        """The same frames on another device."""
+        return Frames(
+            self.data.to(device, non_blocking=non_blocking),
+            self.table.to(device, non_blocking=non_blocking),
+        )
+
+
+def concatenate(parts: list[Frames]) -> Frames:
+    """One Frames of all frames of `parts`, in order: row numbers shift by the lengths of the parts before."""
+    tables, start = [], 0
+    for part in parts:
+        table = part.table.clone()
+        planar = table[:, 7] & 1
+        table[:, 0] += start
+        table[:, 1] += start * planar
+        table[:, 2] += start * planar
+        tables.append(table)
+        start += part.data.numel()
+    return Frames(torch.cat([part.data for part in parts]), torch.cat(tables))

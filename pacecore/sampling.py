@@ -1,0 +1,281 @@
+"""Every random draw of the input pipeline: which frames, crop, flip and jitter a clip gets.
+
+Draws come from Philox, a counter-based generator, keyed by (seed, purpose) with the counter set from (pass over the
+data, video, view) and counting on through the frames. A clip is thus a function of these numbers alone: the same
+whatever the number of workers or ranks, and after a resume.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from fractions import Fraction
+
+import numpy as np
+
+from pacecore._extension import extension
+from pacecore.errors import PacecoreError
+
+__all__ = [
+    "BOUNDARIES",
+    "ClipPlan",
+    "Jitter",
+    "Sampling",
+    "centre_plan",
+    "epoch_order",
+    "fitting_starts",
+    "frame_indices",
+    "loop_share",
+    "parse_pace",
+    "parse_paces",
+    "plan_views",
+]
+
+BOUNDARIES = ("restart", "modulo", "clamp")  # in the order of enum Boundary in csrc/frame_index.h
+_LONGEST = 2**31  # frames of a video, frames of a clip times pace: far above use, far below int64
+
+
+class _Purpose(IntEnum):
+    """What a draw is for; part of the key, so never renumber."""
+
+    ORDER = 0
+    PACE = 1
+    START = 2
+    CROP = 3
+    FLIP = 4
+    JITTER = 5
+    REVERSE = 6
+
+
+def parse_pace(pace: int | str | Fraction) -> Fraction:
+    """A pace as a rational number: 2, "1/3", Fraction(3, 2); negative ones run backwards.
+
+    Raises PacecoreError for a float, zero, or text that is no ratio of integers.
+    """
+    try:
+        if isinstance(pace, float):
+            raise ValueError
+        value = Fraction(pace)
+    except (ValueError, TypeError, ZeroDivisionError):
+        rule = "must be a whole number or a ratio such as 1/3"
+        raise PacecoreError(f"pace {rule}, got {pace!r}") from None
+    if value == 0 or max(abs(value.numerator), value.denominator) > 1000:
+        raise PacecoreError(f"pace must be between 1/1000 and 1000 and not 0, got {pace}")
+    return value
+
+
+def parse_paces(paces: str) -> tuple[Fraction, ...]:
+    """A set of paces, "1/3,1/2,1,2,3", in ascending order: the rank is the label (Table 1 of the paper)."""
+    values = sorted(parse_pace(word.strip()) for word in paces.split(","))
+    if len(set(values)) < len(values):
+        raise PacecoreError(f"paces must differ from each other, got {paces}")
+    if values[0] < 0:
+        raise PacecoreError(f"paces must be positive (see --reverse for backwards), got {paces}")
+    return tuple(values)
+
+
+def frame_indices(
+    num_frames: int,
+    start_frame: int,
+    pace: int | str | Fraction,
+    clip_frames: int,
+    boundary: str = "restart",
+) -> np.ndarray:
+    """Frame numbers, 0-based, of a clip that starts at `start_frame` and runs at `pace`.
+
+    Step k of a run shows start + floor(k * pace): every p-th frame when fast, each frame 1/p times when slow
+    (section 3.1 of the paper). At the end of the video `boundary` decides: "restart" goes on from frame 0 with phase 0,
+    "modulo" wraps the frame number, "clamp" holds the last frame. A negative pace shows the same frames in reverse.
+
+        frame_indices(10, 7, 3, 8)     ->  7 0 3 6 9 0 3 6
+        frame_indices(10, 8, "1/2", 8) ->  8 8 9 9 0 0 1 1
+
+    Returns an int64 array (clip_frames,). Raises PacecoreError for a value out of range.
+    """
+    value = parse_pace(pace)
+    if not 1 <= num_frames < _LONGEST:
+        raise PacecoreError(f"num_frames must be from 1 to {_LONGEST - 1}, got {num_frames}")
+    if not 0 <= start_frame < num_frames:
+        rule = f"from 0 to num_frames - 1 = {num_frames - 1}"
+        raise PacecoreError(f"start_frame must be {rule}, got {start_frame}")
+    if not 1 <= clip_frames < _LONGEST:
+        raise PacecoreError(f"clip_frames must be from 1 to {_LONGEST - 1}, got {clip_frames}")
+    if boundary not in BOUNDARIES:
+        raise PacecoreError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+    return extension().frame_indices(
+        int(num_frames),
+        int(start_frame),
+        value.numerator,
+        value.denominator,
+        BOUNDARIES.index(boundary),
+        int(clip_frames),
+    )
+
+
+def fitting_starts(num_frames: int, pace: Fraction, clip_frames: int) -> int:
+    """How many start frames let a clip end without leaving the video; at least 1, so a short video starts at 0."""
+    return max(1, num_frames - _last_step(pace, clip_frames))
+
+
+def loop_share(lengths: np.ndarray | list[int], pace: Fraction, clip_frames: int) -> float:
+    """Share of clips that leave the video and loop, for starts uniform over all frames: it betrays the pace.
+
+    lengths: frames of each video. On UCF101 16 frames loop in 10, 20, 31, 41 % of cases at pace 1, 2, 3, 4.
+    """
+    lengths = np.asarray(lengths, dtype=np.float64)
+    return float(np.mean(np.minimum(_last_step(pace, clip_frames), lengths) / lengths))
+
+
+def _last_step(pace: Fraction, clip_frames: int) -> int:
+    return (clip_frames - 1) * abs(pace.numerator) // pace.denominator
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Colour jitter of SPEC row 12: factors uniform in [1 - x, 1 + x], hue uniform in [-hue, hue] turns."""
+
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    probability: float = 0.8
+    scope: str = "frame"  # "frame": each frame draws its own; "clip": one draw for all
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are drawn from videos: paces, views, geometry, jitter. Sizes in pixels (height, width)."""
+
+    paces: tuple[Fraction, ...] = tuple(map(Fraction, (1, 2, 3, 4)))
+    clip_frames: int = 16
+    views: int = 2
+    view_paces: str = "distinct"  # "distinct": views of a video differ in pace; "free": drawn alike
+    start: str = "all"  # "all": any frame of the video; "fit": only starts whose clip does not loop
+    boundary: str = "restart"
+    reverse: str = "off"  # "augment": half of the clips backwards, same label; "label": signed paces
+    resize: tuple[int, int] = (128, 171)
+    crop: tuple[int, int] = (112, 112)
+    flip: float = 0.5
+    jitter: Jitter | None = field(default_factory=Jitter)
+    seed: int = 0
+
+    @property
+    def classes(self) -> tuple[Fraction, ...]:
+        """The paces that are told apart, ascending; with reverse="label" the negative ones too."""
+        if self.reverse == "label":
+            return tuple(sorted(self.paces + tuple(-pace for pace in self.paces)))
+        return self.paces
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """All that was drawn for one clip; with the decoded frames it determines the clip."""
+
+    pace: Fraction
+    label: int
+    start_frame: int
+    frame_numbers: np.ndarray  # (T,) int64, frames of the video in the order shown
+    crop: np.ndarray  # (3,) int32: top, left in the resized image, flip 0 or 1
+    jitter: np.ndarray  # (T, 4) float32: brightness, contrast, saturation, hue
+    jitter_order: np.ndarray  # (T,) int32: -1 none, else 2 bits a step (see ops.pace_clip)
+
+
+def _uniforms(
+    sampling_seed: int, purpose: _Purpose, data_pass: int, video: int, view: int, count: int
+) -> np.ndarray:
+    """`count` float64 in [0, 1), from 53 bits each."""
+    generator = np.random.Philox(
+        key=[sampling_seed, int(purpose)], counter=[0, data_pass, video, view]
+    )
+    return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
+
+
+def epoch_order(seed: int, data_pass: int, num_videos: int) -> np.ndarray:
+    """Order in which pass `data_pass` visits the videos: a permutation, int64 (num_videos,)."""
+    return np.argsort(_uniforms(seed, _Purpose.ORDER, data_pass, 0, 0, num_videos), kind="stable")
+
+
+def plan_views(sampling: Sampling, num_frames: int, data_pass: int, video: int) -> list[ClipPlan]:
+    """The clips of one video in one pass over the data, one plan a view (SPEC rows 2 to 12, 19, 20)."""
+    paces = sampling.classes
+    # Ranks of uniforms are a uniform permutation: its first entries are distinct paces, each uniform.
+    order = np.argsort(_uniforms(sampling.seed, _Purpose.PACE, data_pass, video, 0, len(paces)))
+    plans = []
+    for view in range(sampling.views):
+        if sampling.view_paces == "distinct" or view == 0:
+            label = int(order[view])
+        else:
+            draw = _uniforms(sampling.seed, _Purpose.PACE, data_pass, video, view, 1)[0]
+            label = int(draw * len(paces))
+        plans.append(_plan_view(sampling, num_frames, data_pass, video, view, label))
+    return plans
+
+
+def _plan_view(
+    sampling: Sampling, num_frames: int, data_pass: int, video: int, view: int, label: int
+) -> ClipPlan:
+    def draw(purpose: _Purpose, count: int) -> np.ndarray:
+        return _uniforms(sampling.seed, purpose, data_pass, video, view, count)
+
+    pace = sampling.classes[label]
+    starts = (
+        fitting_starts(num_frames, pace, sampling.clip_frames)
+        if sampling.start == "fit"
+        else num_frames
+    )
+    start_frame = int(draw(_Purpose.START, 1)[0] * starts)
+    shown = -pace if sampling.reverse == "augment" and draw(_Purpose.REVERSE, 1)[0] < 0.5 else pace
+    room = np.subtract(sampling.resize, sampling.crop) + 1
+    top, left = (draw(_Purpose.CROP, 2) * room).astype(np.int32)
+    flip = draw(_Purpose.FLIP, 1)[0] < sampling.flip
+    factors, order = _draw_jitter(sampling, draw(_Purpose.JITTER, 12 * sampling.clip_frames))
+    return ClipPlan(
+        pace=shown,
+        label=label,
+        start_frame=start_frame,
+        frame_numbers=frame_indices(
+            num_frames, start_frame, shown, sampling.clip_frames, sampling.boundary
+        ),
+        crop=np.array([top, left, flip], dtype=np.int32),
+        jitter=factors,
+        jitter_order=order,
+    )
+
+
+def _draw_jitter(sampling: Sampling, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors (T, 4) float32 and order (T,) int32. Three counter steps of four draws belong to each frame."""
+    rows = uniforms.reshape(sampling.clip_frames, 12)
+    jitter = sampling.jitter
+    if jitter is None:
+        return _no_jitter(sampling.clip_frames)
+    if jitter.scope == "clip":
+        rows = np.broadcast_to(rows[:1], rows.shape)
+    reach = np.array([jitter.brightness, jitter.contrast, jitter.saturation])
+    low, high = np.maximum(0, 1 - reach), 1 + reach
+    factors = np.empty((sampling.clip_frames, 4), dtype=np.float32)
+    factors[:, :3] = low + rows[:, 1:4] * (high - low)
+    factors[:, 3] = (2 * rows[:, 4] - 1) * jitter.hue
+    steps = np.argsort(rows[:, 5:9], axis=1)
+    order = (steps << np.array([0, 2, 4, 6])).sum(axis=1)
+    return factors, np.where(rows[:, 0] < jitter.probability, order, -1).astype(np.int32)
+
+
+def _no_jitter(clip_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.ones((clip_frames, 4), np.float32), np.full(clip_frames, -1, dtype=np.int32)
+
+
+def centre_plan(
+    sampling: Sampling, num_frames: int, start_frame: int, pace: Fraction, label: int
+) -> ClipPlan:
+    """The clip of an evaluation: given start, centre crop at floor((size - crop) / 2), no flip, no jitter."""
+    top, left = np.subtract(sampling.resize, sampling.crop) // 2
+    factors, order = _no_jitter(sampling.clip_frames)
+    return ClipPlan(
+        pace=pace,
+        label=label,
+        start_frame=start_frame,
+        frame_numbers=frame_indices(
+            num_frames, start_frame, pace, sampling.clip_frames, sampling.boundary
+        ),
+        crop=np.array([top, left, 0], dtype=np.int32),
+        jitter=factors,
+        jitter_order=order,
+    )
