@@ -130,7 +130,7 @@ def _last_step(pace: Fraction, clip_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Colour jitter of SPEC row 12: factors uniform in [1 - x, 1 + x], hue uniform in [-hue, hue] turns."""
+    """Colour jitter (section 3.4 of the paper): factors uniform in [1 - x, 1 + x], hue uniform in [-hue, hue] turns."""
 
     brightness: float = 0.8
     contrast: float = 0.8
@@ -148,9 +148,12 @@ class Sampling:
     clip_frames: int = 16
     views: int = 2
     view_paces: str = "distinct"  # "distinct": views of a video differ in pace; "free": drawn alike
+    view_augment: str = "own"  # "shared": one crop, flip and jitter for all views of a video
     start: str = "all"  # "all": any frame of the video; "fit": only starts whose clip does not loop
     boundary: str = "restart"
-    reverse: str = "off"  # "augment": half of the clips backwards, same label; "label": signed paces
+    reverse: str = (
+        "off"  # "augment": half of the clips backwards, same label; "label": signed paces
+    )
     resize: tuple[int, int] = (128, 171)
     crop: tuple[int, int] = (112, 112)
     flip: float = 0.5
@@ -194,8 +197,15 @@ def epoch_order(seed: int, data_pass: int, num_videos: int) -> np.ndarray:
 
 
 def plan_views(sampling: Sampling, num_frames: int, data_pass: int, video: int) -> list[ClipPlan]:
-    """The clips of one video in one pass over the data, one plan a view (SPEC rows 2 to 12, 19, 20)."""
+    """The clips of one video in one pass over the data, one plan a view, each with its own start.
+
+    With view_paces="distinct" the paces of the views differ; raises PacecoreError where there are fewer paces than views.
+    """
     paces = sampling.classes
+    if sampling.view_paces == "distinct" and sampling.views > len(paces):
+        raise PacecoreError(
+            f"views must be at most {len(paces)}, the number of paces, unless view_paces is free; got {sampling.views}"
+        )
     # Ranks of uniforms are a uniform permutation: its first entries are distinct paces, each uniform.
     order = np.argsort(_uniforms(sampling.seed, _Purpose.PACE, data_pass, video, 0, len(paces)))
     plans = []
@@ -212,8 +222,12 @@ def plan_views(sampling: Sampling, num_frames: int, data_pass: int, video: int) 
 def _plan_view(
     sampling: Sampling, num_frames: int, data_pass: int, video: int, view: int, label: int
 ) -> ClipPlan:
-    def draw(purpose: _Purpose, count: int) -> np.ndarray:
+    def draw(purpose: _Purpose, count: int, view: int = view) -> np.ndarray:
         return _uniforms(sampling.seed, purpose, data_pass, video, view, count)
+
+    look = (
+        0 if sampling.view_augment == "shared" else view
+    )  # the view whose crop, flip and jitter are used
 
     pace = sampling.classes[label]
     starts = (
@@ -224,9 +238,9 @@ def _plan_view(
     start_frame = int(draw(_Purpose.START, 1)[0] * starts)
     shown = -pace if sampling.reverse == "augment" and draw(_Purpose.REVERSE, 1)[0] < 0.5 else pace
     room = np.subtract(sampling.resize, sampling.crop) + 1
-    top, left = (draw(_Purpose.CROP, 2) * room).astype(np.int32)
-    flip = draw(_Purpose.FLIP, 1)[0] < sampling.flip
-    factors, order = _draw_jitter(sampling, draw(_Purpose.JITTER, 12 * sampling.clip_frames))
+    top, left = (draw(_Purpose.CROP, 2, look) * room).astype(np.int32)
+    flip = draw(_Purpose.FLIP, 1, look)[0] < sampling.flip
+    factors, order = _draw_jitter(sampling, draw(_Purpose.JITTER, 12 * sampling.clip_frames, look))
     return ClipPlan(
         pace=shown,
         label=label,
