@@ -1,3 +1,3 @@
-"""pacecore: video representations without labels, by pace prediction (Wang, Jiao, Liu, ECCV 2020)."""
+"""pacecore: video representations without labels by pace prediction (Wang, Jiao, Liu, ECCV 2020)."""
 
 __version__ = "0"
