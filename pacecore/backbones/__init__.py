@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from ..errors import PacecoreError
 from .base import Backbone
+from .c3d import C3D
 from .features import FEATURES, stage_features
 from .residual import R3D, R2Plus1D
+from .s3dg import S3DG
 
 __all__ = ["BACKBONES", "FEATURES", "Backbone", "build_backbone", "stage_features"]
 
-BACKBONES: dict[str, type[Backbone]] = {"r3d": R3D, "r21d": R2Plus1D}
+BACKBONES: dict[str, type[Backbone]] = {"c3d": C3D, "r3d": R3D, "r21d": R2Plus1D, "s3dg": S3DG}
 
 DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2)}
 """Blocks in the four residual stages, by the count of layers that gives a ResNet its number."""

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from .base import Backbone, multiple_of_8, scale_channels
+from .layers import ConvNorm, Triple, conv3d
 
 __all__ = ["R3D", "Factored", "R2Plus1D", "middle_channels"]
 
-Triple = tuple[int, int, int]
 Convolution = Callable[[int, int, Triple, Triple], nn.Module]  # in, out, kernel, stride
 
 
@@ -28,14 +28,6 @@ def middle_channels(in_channels: int, out_channels: int, kernel: Triple) -> int:
     return whole // (h * w * in_channels + t * out_channels)
 
 
-def full_convolution(
-    in_channels: int, out_channels: int, kernel: Triple, stride: Triple
-) -> nn.Conv3d:
-    """t x h x w at once, padded to the same size."""
-    padding = tuple(k // 2 for k in kernel)
-    return nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
-
-
 class Factored(nn.Module):
     """A 3D convolution in two: 1 x h x w over space, BN, ReLU, then t x 1 x 1 over time."""
 
@@ -44,26 +36,13 @@ class Factored(nn.Module):
     ) -> None:
         super().__init__()
         (t, h, w), (st, sh, sw) = kernel, stride
-        self.spatial = full_convolution(in_channels, middle, (1, h, w), (1, sh, sw))
+        self.spatial = conv3d(in_channels, middle, (1, h, w), (1, sh, sw))
         self.norm = nn.BatchNorm3d(middle)
         self.relu = nn.ReLU(inplace=True)
-        self.temporal = full_convolution(middle, out_channels, (t, 1, 1), (st, 1, 1))
+        self.temporal = conv3d(middle, out_channels, (t, 1, 1), (st, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.temporal(self.relu(self.norm(self.spatial(x))))
-
-
-class ConvNorm(nn.Module):
-    """Convolution and batch norm, with ReLU unless told otherwise."""
-
-    def __init__(self, conv: nn.Module, channels: int, relu: bool = True) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = nn.BatchNorm3d(channels)
-        self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.norm(self.conv(x)))
 
 
 class Block(nn.Module):
@@ -110,7 +89,7 @@ class R3D(Residual):
     """R3D: 14,361,792 parameters with one block a stage, 33,166,272 with two."""
 
     def __init__(self, blocks: Sequence[int] = (1, 1, 1, 1), width: float = 1.0) -> None:
-        super().__init__(full_convolution, blocks, width)
+        super().__init__(conv3d, blocks, width)
 
 
 class R2Plus1D(Residual):
