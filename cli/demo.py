@@ -21,8 +21,8 @@ __all__ = ["demo"]
 def demo(folder: Path, seed: int, groups: int, clips: int) -> None:
     """Make the demo set in FOLDER: short video files in UCF101's layout, drawn, not filmed.
 
-    Six kinds of motion (the classes) of textured objects over moving backgrounds. A set that is there already is left
-    as it is.
+    Six kinds of motion (the classes) of textured objects over moving backgrounds. A set that is
+    there already is left as it is.
     """
     with click.progressbar(label="making the demo set", length=1) as bar:
 

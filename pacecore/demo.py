@@ -1,7 +1,8 @@
-"""The built-in demo set: real video files of textured objects in six kinds of motion over moving backgrounds.
+"""The built-in demo set: video files of textured objects in six kinds of motion, drawn on the spot.
 
-It stands in for UCF101 where nobody has named any data. Layout, naming and lists are UCF101's. Clips of one group share
-object, texture and background; groups never cross between the train and the test list.
+It stands in for UCF101 where nobody has named any data. Layout, naming and lists are UCF101's.
+Clips of one group share object, texture and background; groups never cross between the train and
+the test list.
 """
 
 import json
@@ -21,7 +22,7 @@ from pacecore.video_writer import video_encoder, write_video
 __all__ = ["DEMO_CLASSES", "DemoOptions", "make_demo"]
 
 DEMO_CLASSES = ("Bounce", "Orbit", "Pulse", "Slide", "Spin", "Swing")
-_FORMAT = 1  # raise it when the drawing changes, so that sets of another drawing are not taken for this one
+_DRAWING = 1  # raise it with every change of the pictures: a set of another drawing is refused
 _MARK = "demo.json"
 _PERIOD = 256  # pixels after which a background repeats
 _WAVE = 0.18  # depth of the objects' outline, as a share of their size
@@ -71,20 +72,21 @@ def make_demo(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Makes the demo set in `folder` and returns that path; a set that is there already is left as it is.
+    """Makes the demo set in `folder` and returns that path; a set already there is left as it is.
 
         folder/UCF-101/Bounce/v_Bounce_g01_c01.mp4 ...
         folder/ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt
 
-    Six classes of `groups` groups of `clips` videos, 160 x 120, 25 frames per second, 80 to 136 frames. The set is
-    written beside `folder` and renamed when whole; what an interrupted call left there is used. The same seed gives the
-    same pictures. progress(done, total) is called after each video.
+    Six classes of `groups` groups of `clips` videos, 160 x 120, 25 frames per second, 80 to 136
+    frames. The set is written beside `folder` and renamed when whole; what an interrupted call left
+    there is used. The same seed gives the same pictures. progress(done, total) is called after each
+    video.
 
     Raises PacecoreError where `folder` holds something else, or a set made with other options.
     """
     folder = Path(folder)
     options = DemoOptions(seed=seed, groups=groups, clips=clips)
-    mark = {"pacecore demo": _FORMAT, "encoder": video_encoder(), **asdict(options)}
+    mark = {"drawing": _DRAWING, "encoder": video_encoder(), **asdict(options)}
     if _is_made(folder, mark):
         return folder
     aside = folder.with_name(folder.name + ".unfinished")
@@ -107,9 +109,8 @@ def _is_made(folder: Path, mark: dict) -> bool:
     if not (folder / _MARK).is_file():
         raise PacecoreError(f"demo: {folder} holds something else; name a folder that is not there")
     if not _same_mark(folder, mark):
-        raise PacecoreError(
-            f"demo: {folder} was made with other options ({folder / _MARK}); name another or remove it"
-        )
+        rule = f"was made with other options, see {folder / _MARK}"
+        raise PacecoreError(f"demo: {folder} {rule}; name another folder or remove this one")
     return True
 
 
@@ -178,9 +179,6 @@ def _write_lists(folder: Path, options: DemoOptions) -> None:
     }
     for name, lines in text.items():
         (lists / name).write_text("\n".join(lines) + "\n")
-
-
-# ---- drawing
 
 
 def _draw(options: DemoOptions, number: int, group: int, clip: int) -> Iterator[np.ndarray]:
@@ -287,7 +285,7 @@ def _pattern(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _sample(picture: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Bilinear look-up in a picture (h, w, 3) that repeats in both directions; rows and columns broadcast."""
+    """Bilinear look-up in a picture (h, w, 3) that repeats; rows and columns broadcast."""
     height, width = picture.shape[:2]
     top, left = np.floor(rows), np.floor(columns)
     down, right = (rows - top)[..., None], (columns - left)[..., None]
@@ -301,7 +299,7 @@ def _sample(picture: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nd
 def _render(
     options: DemoOptions, background: np.ndarray, skin: np.ndarray, corners: int, pose: np.ndarray
 ) -> np.ndarray:
-    """One frame (H, W, 3) uint8. background repeats and is as much larger than one period as the frame; pose: (7,)."""
+    """One frame, (H, W, 3) uint8. pose: (7,), a column of the array that `_draw` stacks."""
     down, across, angle, size, camera_down, camera_across, light = pose
     picture = _shifted(background, options, camera_down, camera_across)
     reach = size * (1 + _WAVE) + 1  # only the box around the object is worth looking at

@@ -18,7 +18,7 @@ _ENCODERS = {  # in order of preference, with the options that make files small 
 
 
 def video_encoder() -> str:
-    """Name of the encoder that `write_video` uses: "libx264" (H.264), or "mpeg4" where PyAV lacks it."""
+    """The encoder that `write_video` uses: "libx264" (H.264), or "mpeg4" where PyAV lacks it."""
     for name in _ENCODERS:
         try:
             av.Codec(name, "w")
@@ -32,10 +32,10 @@ def video_encoder() -> str:
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_second: int = 25) -> int:
-    """Encodes `frames`, each (H, W, 3) uint8 RGB of one even size, to `path`; returns how many there were.
+    """Encodes `frames`, each (H, W, 3) uint8 RGB of one even size, to `path`; returns their number.
 
-    The container follows from the suffix. The same frames give the same bytes with the same FFmpeg. Raises
-    PacecoreError for an odd size, which 4:2:0 chroma cannot hold, or where no frame comes.
+    The container follows from the suffix. The same frames give the same bytes with the same FFmpeg.
+    Raises PacecoreError for an odd size, which 4:2:0 chroma cannot hold, or where no frame comes.
     """
     encoder = video_encoder()
     count = 0
