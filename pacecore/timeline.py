@@ -1,4 +1,5 @@
-"""Which frame is which: frame numbers, timestamps and entry points of a video, from its packets alone.
+"""Which frame is which: frame numbers, timestamps and entry points of a video, from its packets
+alone.
 
 Nothing here decodes or touches a file, so that every rule can be tested on its own.
 """
@@ -8,14 +9,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["PacketRecord", "Timeline", "count_vops", "from_key_frames", "from_timestamps", "from_vops"]
+__all__ = [
+    "PacketRecord",
+    "Timeline",
+    "count_vops",
+    "from_key_frames",
+    "from_timestamps",
+    "from_vops",
+]
 
-_NOT_CODED_BYTES = 19  # an N-VOP, the empty place of a B-frame that travelled in the packet before, is no longer
+_NOT_CODED_BYTES = (
+    19  # an N-VOP, the empty place of a B-frame that travelled in the packet before, is no longer
+)
 
 
 @dataclass(frozen=True)
 class PacketRecord:
-    """What a demuxer says of one packet; stamps in units of the stream's time base, None where unknown."""
+    """What a demuxer says of one packet; stamps in units of the stream's time base, None where
+    unknown.
+    """
 
     pts: int | None
     dts: int | None
@@ -34,9 +46,9 @@ class PacketRecord:
 class Timeline:
     """Frames of a video in display order, and the key frames at which decoding can begin.
 
-    stamps: (num_frames,) int64, presentation stamp of every frame, or None where the file's stamps cannot be trusted and
-    frames are counted from a key frame instead. key_frames: (K,) int64 frame numbers, ascending, the first 0.
-    key_stamps: (K,) int64, stamp of each key frame's packet.
+    stamps: (num_frames,) int64, presentation stamp of every frame, or None where the file's stamps
+    cannot be trusted and frames are counted from a key frame instead. key_frames: (K,) int64 frame
+    numbers, ascending, the first 0. key_stamps: (K,) int64, stamp of each key frame's packet.
     """
 
     num_frames: int
@@ -50,14 +62,18 @@ class Timeline:
 
 
 def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
-    """Frame k is the k-th presentation stamp; None where stamps are missing, repeated, or begin before a key frame."""
+    """Frame k is the k-th presentation stamp; None where stamps are missing, repeated, or begin
+    before a key frame.
+    """
     if not packets or any(packet.pts is None for packet in packets):
         return None
     shown = np.sort(np.array([p.pts for p in packets if not p.is_discarded], dtype=np.int64))
     first = min(packet.pts for packet in packets)
     if not len(shown) or (np.diff(shown) == 0).any() or not packets[0].is_key:
         return None
-    if packets[0].pts != first:  # pictures before the first key frame: whether they decode is the decoder's choice
+    if (
+        packets[0].pts != first
+    ):  # pictures before the first key frame: whether they decode is the decoder's choice
         return None
     keys = np.array([packet.pts for packet in packets if packet.is_key], dtype=np.int64)
     # A discarded key frame still opens the way to the first frame shown after it.
@@ -68,9 +84,10 @@ def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
 def from_vops(packets: Sequence[PacketRecord]) -> Timeline | None:
     """MPEG-4 part 2, whose stamps in AVI are made up: frames counted by coding type.
 
-    A reference picture (I, P, S) is shown after the B-pictures that follow it in decoding order. DivX packs a
-    reference and the next B into one packet and leaves an empty picture in the place of the B. None where a packet could
-    be either an empty or a very short picture, or is packed otherwise: then only decoding tells.
+    A reference picture (I, P, S) is shown after the B-pictures that follow it in decoding order.
+    DivX packs a reference and the next B into one packet and leaves an empty picture in the place
+    of the B. None where a packet could be either an empty or a very short picture, or is packed
+    otherwise: then only decoding tells.
     """
     types: list[int] = []  # coding types in decoding order
     owner: list[int] = []  # packet of each
@@ -105,7 +122,9 @@ def from_vops(packets: Sequence[PacketRecord]) -> Timeline | None:
 
 
 def _leading_b(types: Sequence[int], start: int) -> int:
-    """How many B-pictures follow from `start` on: they are shown before the reference ahead of them."""
+    """How many B-pictures follow from `start` on: they are shown before the reference ahead of
+    them.
+    """
     stop = start
     while stop < len(types) and types[stop] == 2:
         stop += 1
@@ -115,7 +134,8 @@ def _leading_b(types: Sequence[int], start: int) -> int:
 def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool]) -> Timeline:
     """From a decode of the whole video: shown_keys[k] says whether frame k is a key frame.
 
-    Key packets and key frames pair up in order; where their numbers differ decoding always begins at the start.
+    Key packets and key frames pair up in order; where their numbers differ decoding always begins
+    at the start.
     """
     numbers = np.flatnonzero(np.asarray(shown_keys, dtype=bool))
     keys = [packet.stamp for packet in packets if packet.is_key]
@@ -136,7 +156,9 @@ def _timeline(
 
 
 def count_vops(payload: bytes) -> tuple[int, ...]:
-    """Coding types of the pictures in an MPEG-4 packet, in order (ISO/IEC 14496-2, vop_start_code 000001B6)."""
+    """Coding types of the pictures in an MPEG-4 packet, in order (ISO/IEC 14496-2, vop_start_code
+    000001B6).
+    """
     found, position = [], payload.find(b"\0\0\1\xb6")
     while 0 <= position < len(payload) - 4:
         found.append(payload[position + 4] >> 6)

@@ -1,7 +1,8 @@
 """Video files to decoded frames: the only file that imports av (FFmpeg).
 
-Frames leave as the decoder gives them, planar YUV 4:2:0 wherever the source allows, with what the file says of matrix and
-range; only the frames asked for are kept. Decoding begins at the key frame before the first of them.
+Frames leave as the decoder gives them, planar YUV 4:2:0 wherever the source allows, with what the
+file says of matrix and range; only the frames asked for are kept. Decoding begins at the key frame
+before the first of them.
 """
 
 from collections.abc import Iterator
@@ -31,10 +32,24 @@ MAX_PIXELS = 2**26  # of one frame: twice 8K; a damaged header may claim gigabyt
 # Containers whose packets carry the presentation stamp that the encoder wrote.
 _STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
-_IN_ORDER = {"mjpeg", "ffv1", "rawvideo", "huffyv", "ffvhuff", "utvideo", "png", "dvvideo", "qtrle", "vp8", "prores"}
+_IN_ORDER = {
+    "mjpeg",
+    "ffv1",
+    "rawvideo",
+    "huffyv",
+    "ffvhuff",
+    "utvideo",
+    "png",
+    "dvvideo",
+    "qtrle",
+    "vp8",
+    "prores",
+}
 _SEEK_GAP = 2  # frames between two wanted ones that cost as much to decode as a seek and its flush
 
-av.logging.set_level(None)  # FFmpeg's own messages on damaged files; the reason is in the VideoError
+av.logging.set_level(
+    None
+)  # FFmpeg's own messages on damaged files; the reason is in the VideoError
 
 
 class VideoError(PacecoreError):
@@ -71,10 +86,12 @@ class VideoInfo:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Counts the frames of a video and finds where decoding can begin, without decoding wherever that is exact.
+    """Counts the frames of a video and finds where decoding can begin, without decoding wherever
+    that is exact.
 
-    Stamps are trusted in MP4, MOV, Matroska and WebM, and in AVI for codecs that do not reorder; MPEG-4 part 2 is counted
-    by its picture types. Anything else is decoded once. Raises VideoError: no such file, no video, truncated, damaged.
+    Stamps are trusted in MP4, MOV, Matroska and WebM, and in AVI for codecs that do not reorder;
+    MPEG-4 part 2 is counted by its picture types. Anything else is decoded once. Raises VideoError:
+    no such file, no video, truncated, damaged.
     """
     with _opened(path) as (container, stream):
         packets = list(_records(container, stream))
@@ -99,8 +116,9 @@ def probe(path: str | Path) -> VideoInfo:
 def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) -> Frames:
     """The frames `wanted` of a video: row i of the result is frame wanted[i].
 
-    wanted: (N,) int64, frame numbers, 0-based, ascending, each once. info: what probe(path) gave, to save the scan.
-    Equals a decode from the start, frame for frame. Raises VideoError, also for a frame beyond the end.
+    wanted: (N,) int64, frame numbers, 0-based, ascending, each once. info: what probe(path) gave,
+    to save the scan. Equals a decode from the start, frame for frame. Raises VideoError, also for a
+    frame beyond the end.
     """
     wanted = np.asarray(wanted, dtype=np.int64)
     if wanted.ndim != 1 or not len(wanted) or (np.diff(wanted) <= 0).any() or wanted[0] < 0:
@@ -117,24 +135,27 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
 def decode_all(
     path: str | Path, size: tuple[int, int] | None = None, chunk: int = 32
 ) -> Iterator[Frames]:
-    """Every frame of a video in order, at most `chunk` at a time; `size` (height, width) resizes bilinearly, to 4:2:0.
+    """Every frame of a video in order, at most `chunk` at a time; `size` (height, width) resizes
+    bilinearly, to 4:2:0.
 
     Raises VideoError where decoding fails.
     """
     with _opened(path) as (container, stream):
-        sink = FrameSink(chunk, size)
+        sink = FrameSink(chunk, stream.codec_context.name, size)
         for frame in _decoded(path, stream, container):
             _add(path, sink, frame)
             if sink.full:
                 yield sink.frames()
-                sink = FrameSink(chunk, size)
+                sink = FrameSink(chunk, stream.codec_context.name, size)
         if len(sink):
             yield sink.frames()
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple]:
-    """The file's container and its first video stream, ready for one decoding thread; closed in every case."""
+    """The file's container and its first video stream, ready for one decoding thread; closed in
+    every case.
+    """
     try:
         container = av.open(str(path), metadata_errors="replace")
     except (OSError, ValueError) as error:  # av's errors are both
@@ -170,8 +191,12 @@ def _reason(error: Exception) -> str:
     return f"cannot be read: {text}"
 
 
-def _packets(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> Iterator:
-    """The stream's packets; an empty one stands for no picture, and would tell the decoder that the stream ended."""
+def _packets(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Iterator:
+    """The stream's packets; an empty one stands for no picture, and would tell the decoder that the
+    stream ended.
+    """
     return (packet for packet in container.demux(stream) if packet.size)
 
 
@@ -229,7 +254,8 @@ def _info(
 ) -> VideoInfo:
     rate = stream.average_rate or None
     steps = np.diff(timeline.stamps) if timeline.stamps is not None else np.zeros(0, np.int64)
-    # Stamps are rounded to the time base (Matroska: 1 ms), so a constant rate may jitter by one unit.
+    # Stamps are rounded to the time base (Matroska: 1 ms), so a constant rate may jitter by one
+    # unit.
     variable = len(steps) > 1 and int(steps.max() - steps.min()) > 1
     return VideoInfo(
         num_frames=timeline.num_frames,
@@ -249,7 +275,9 @@ def _info(
 def _decoded(
     path: str | Path, stream: av.video.stream.VideoStream, container: av.container.InputContainer
 ) -> Iterator[av.VideoFrame]:
-    """Frames in display order from where the container stands, to the end. Raises VideoError where decoding fails."""
+    """Frames in display order from where the container stands, to the end. Raises VideoError where
+    decoding fails.
+    """
     return _decode_packets(path, stream, _packets(container, stream))
 
 
@@ -271,7 +299,7 @@ def _decode_packets(
 
 def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
     with _opened(path) as (container, stream):
-        sink, taken = FrameSink(len(wanted)), 0
+        sink, taken = FrameSink(len(wanted), stream.codec_context.name), 0
         for count, frame in enumerate(_decoded(path, stream, container)):
             number = count if timeline.stamps is None else _number(timeline, frame)
             if number == wanted[taken]:
@@ -292,9 +320,8 @@ def _number(timeline: Timeline, frame: av.VideoFrame) -> int:
 
 
 def _decode_seeking(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
-    sink = FrameSink(len(wanted))
     with _opened(path) as (container, stream):
-        first = 0
+        sink, first = FrameSink(len(wanted), stream.codec_context.name), 0
         while first < len(wanted):
             last = _run_length(wanted, first, timeline)
             _decode_run(path, container, stream, wanted[first:last], timeline, sink)
@@ -319,7 +346,9 @@ def _decode_run(
     timeline: Timeline,
     sink: FrameSink,
 ) -> None:
-    """Adds `wanted` to the sink, from the key frame before the first. Raises _OutOfStep where the frames do not match."""
+    """Adds `wanted` to the sink, from the key frame before the first. Raises _OutOfStep where the
+    frames do not match.
+    """
     entry = timeline.entry(int(wanted[0]))
     packets = _packets_from(container, stream, int(timeline.key_stamps[entry]))
     keys = set(timeline.key_frames.tolist())
@@ -349,7 +378,9 @@ def _decode_run(
 def _packets_from(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, key_stamp: int
 ) -> Iterator:
-    """The stream's packets from the key packet with this stamp on. Raises _OutOfStep if it is not there."""
+    """The stream's packets from the key packet with this stamp on. Raises _OutOfStep if it is not
+    there.
+    """
     container.seek(key_stamp, stream=stream)
     packets = _packets(container, stream)
     for packet in packets:
