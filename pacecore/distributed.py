@@ -16,6 +16,7 @@ __all__ = [
     "all_reduce_sum",
     "is_main",
     "join",
+    "merge_over_ranks",
     "rank",
     "world_size",
     "wrap",
@@ -90,3 +91,12 @@ def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
     moved = values.to(device)
     dist.all_reduce(moved)
     return moved.cpu()
+
+
+def merge_over_ranks(found: dict[str, str]) -> dict[str, str]:
+    """The entries that any rank found, on every rank; every rank must call it."""
+    if world_size() == 1:
+        return dict(found)
+    every: list[dict[str, str]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(every, found)
+    return {name: value for each in every for name, value in each.items()}

@@ -42,6 +42,7 @@ class Task(Protocol):
     kind: str  # "pretrain" or "finetune"
     model: nn.Module  # clips (B, 3, T, H, W) -> tuple of outputs, each (B, ...)
     headline: str  # the metric that the progress line shows beside the loss
+    chosen_by: str  # the held-out result whose highest value marks best.pt; "": none is kept
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         """Scalar loss and, for the log, scalars without gradient."""
@@ -155,6 +156,7 @@ class _Run:
         self.window: list[tuple[int, Tensor, dict[str, Tensor], int]] = []
         self.bad: dict[str, str] = {}
         self.results: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}  # results of the step that best.pt was written at
         self.last_text = ""
         if resume:
             self._restore(resume)
@@ -167,6 +169,7 @@ class _Run:
         self.totals = _Totals(**content["totals"])
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])
+        self.best = dict(content["best"])
         self.folder.rewind(self.totals.step)
 
     def train(self) -> dict[str, Any]:
@@ -190,6 +193,9 @@ class _Run:
                     progress.close()
                     self._measure()
                 due = time.monotonic() - saved >= 60 * options.save_minutes
+                if epoch_ends and self._is_best():
+                    self.best = {"step": totals.step, **self.results}
+                    self.save("best.pt")
                 if epoch_ends or stopping or all_reduce_any(due, self.device):
                     self.save()
                     saved = time.monotonic()
@@ -341,19 +347,24 @@ class _Run:
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
                 print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
 
-    def save(self) -> None:
-        """Writes last.pt; only after the losses so far are known to be finite."""
+    def _is_best(self) -> bool:
+        name = self.task.chosen_by
+        return name in self.results and self.results[name] > self.best.get(name, -math.inf)
+
+    def save(self, name: str = "last.pt") -> None:
+        """Writes a checkpoint; only after the losses so far are known to be finite."""
         self._flush()
         if not is_main():
             return
         save_checkpoint(
-            Path(self.options.out) / "last.pt",
+            Path(self.options.out) / name,
             {
                 "kind": self.task.kind,
                 "model": self.task.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "totals": asdict(self.totals),
                 "results": self.results,
+                "best": self.best,
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,
@@ -376,6 +387,7 @@ class _Run:
             "torch": torch.__version__,
             "unreadable": self.bad,
             "results": self.results,
+            "best": self.best,
             "time": duration(totals.seconds),
         }
 

@@ -116,6 +116,7 @@ def inference(
     clip_frames: int,
     workers: int,
     amp: bool,
+    timeout_seconds: float = 120.0,
 ) -> Iterator[tuple[ClipBatch, tuple[Tensor, ...] | None]]:
     """Each batch with the model's outputs in fp32, or None for a batch without a readable video."""
     batches = load_batches(
@@ -124,6 +125,7 @@ def inference(
         numbers,
         clip_frames=clip_frames,
         workers=workers,
+        timeout_seconds=timeout_seconds,
         pin_memory=device.type == "cuda",
     )
     for batch in batches:

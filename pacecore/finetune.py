@@ -58,9 +58,7 @@ class ActionModel(nn.Module):
         return (self.head(self.dropout(features)),)
 
 
-def inherit_options(
-    given: dict[str, Any], trained: Trained
-) -> tuple[dict[str, Any], list[str]]:
+def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, Any], list[str]]:
     """Options of a fine-tuning from `trained`: what is given, over network and input of the
     checkpoint. Beside them, in words, where the input given differs from the checkpoint's.
 
@@ -81,9 +79,7 @@ def inherit_options(
     return values, notes
 
 
-def validation_split(
-    labels: np.ndarray, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the videos to train on and to validate on, int64, ascending.
 
     round(share * N) videos (at least one, where share > 0) are for validation, spread over the
@@ -248,9 +244,7 @@ def finetune(
         return summary
 
 
-def action_model(
-    options: FinetuneOptions, classes: int, trained: Trained | None
-) -> ActionModel:
+def action_model(options: FinetuneOptions, classes: int, trained: Trained | None) -> ActionModel:
     """The network of `options`: weights of `trained` where there are any, the rest by the seed."""
     torch.manual_seed(options.seed)
     backbone = build_backbone(options.backbone, options.depth or None, options.width)
@@ -258,7 +252,9 @@ def action_model(
         for name in NETWORK_OPTIONS:
             stored, wanted = getattr(trained.options, name), getattr(options, name)
             if stored != wanted:
-                raise OptionError(f"{name} must be {stored!r}, as in {trained.path}, got {wanted!r}")
+                raise OptionError(
+                    f"{name} must be {stored!r}, as in {trained.path}, got {wanted!r}"
+                )
         backbone.load_state_dict(trained.backbone.state_dict())
     backbone.checkpointing = options.checkpointing
     return ActionModel(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pacecore.config import MeasureOptions, RunOptions, input_scale
+from pacecore.config import MeasureOptions, RunOptions
 from pacecore.distributed import is_main, rank, world_size
 from pacecore.engine import clip_format
 from pacecore.errors import PacecoreError
@@ -23,7 +23,7 @@ from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.trained import Trained
 
-__all__ = ["ClipRunner", "class_names", "labels_of", "open_measured", "out_folder", "video_clips"]
+__all__ = ["ClipRunner", "class_names", "labels_of", "open_measured", "out_folder", "ready"]
 
 _PACE_1 = Fraction(1)
 
@@ -128,8 +128,6 @@ class ClipRunner:
         options: MeasureOptions,
         device: torch.device,
         what: str,
-        *,
-        workers: int,
     ) -> "ClipRunner":
         return cls(
             model=model,
@@ -138,18 +136,16 @@ class ClipRunner:
             clips=options.clips,
             batch_clips=options.batch_clips,
             amp=options.amp == "bf16",
-            workers=workers,
+            workers=options.workers,
             decode_timeout=options.decode_timeout,
             what=what,
         )
 
     @property
     def form(self) -> ClipFormat:
-        return replace(clip_format(self.options, self.device), dtype=self._dtype)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.amp and self.device.type == "cuda" else torch.float32
+        """How clips are laid out: as in training, but for the arithmetic's type."""
+        amp = "bf16" if self.amp else "none"
+        return clip_format(replace(self.options, amp=amp), self.device)
 
     def run(
         self, source: FrameSource, videos: Sequence[int] | None = None
@@ -189,7 +185,7 @@ class ClipRunner:
         progress.close()
 
 
-def video_clips(model: nn.Module, device: torch.device) -> nn.Module:
+def ready(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` in evaluation mode on `device`, in the layout that its convolutions are fastest in."""
     return model.to(device=device, memory_format=torch.channels_last_3d).eval()
 

@@ -1,6 +1,6 @@
 """The 10-clip protocol of action recognition, and the verb `test` (section 4.1 of the paper).
 
-    probability of a video = mean over its clips of softmax(logits of the clip)
+probability of a video = mean over its clips of softmax(logits of the clip)
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.config import TestOptions
-from pacecore.distributed import all_reduce_sum, is_main, join
+from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.engine import clip_format, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
@@ -22,7 +22,6 @@ from pacecore.loader import FrameSource
 from pacecore.protocol import (
     ClipRunner,
     class_names,
-    gather_rows,
     labels_of,
     open_measured,
     out_folder,
@@ -114,9 +113,7 @@ class ActionResult:
                 for name, share in zip(self.classes, per_class, strict=True)
             },
             "classes_without_videos": [
-                name
-                for name, share in zip(self.classes, per_class, strict=True)
-                if np.isnan(share)
+                name for name, share in zip(self.classes, per_class, strict=True) if np.isnan(share)
             ],
             "confusion": self.confusion.tolist(),
             "unreadable": self.unreadable,
@@ -221,7 +218,7 @@ def measure_actions(
         paths=tuple(str(source.path(int(video))) for video in kept.nonzero()),
         probabilities=video_probabilities(scores, average).numpy(),
         clip_scores=scores.numpy(),
-        unreadable=gather_rows(runner.unreadable),
+        unreadable=merge_over_ranks(runner.unreadable),
     )
 
 

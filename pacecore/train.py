@@ -65,6 +65,7 @@ class _PaceTask:
     device: torch.device
     kind: str = "pretrain"
     headline: str = "accuracy"
+    chosen_by: str = ""
     last: PaceResult | None = field(default=None)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:

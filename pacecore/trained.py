@@ -95,9 +95,7 @@ def _backbone(path: Path, options: RunOptions, state: dict[str, torch.Tensor]) -
     backbone = build_backbone(options.backbone, options.depth or None, options.width)
     prefix = "backbone."
     weights = {
-        name.removeprefix(prefix): value
-        for name, value in state.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
     try:
         backbone.load_state_dict(weights)
