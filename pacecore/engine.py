@@ -368,7 +368,7 @@ class _Run:
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,
-                "versions": {"torch": torch.__version__, "python": platform.python_version()},
+                "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
                 **self.task.extra_state(),
             },
         )
@@ -384,7 +384,7 @@ class _Run:
             "waiting_share": totals.waited_seconds / max(totals.seconds, 1e-9),
             "device": str(self.device),
             "ranks": world_size(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "unreadable": self.bad,
             "results": self.results,
             "best": self.best,

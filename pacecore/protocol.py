@@ -1,4 +1,4 @@
-"""What the measuring verbs share: evenly spaced clips of each video, decoded once, in ranks' shares.
+"""What the measuring verbs share: evenly spaced clips of each video, decoded once.
 
 Ten clips at pace 1, starts floor(linspace(0, n - T, 10)), centre crop; shorter videos loop.
 """
@@ -186,7 +186,7 @@ class ClipRunner:
 
 
 def ready(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` in evaluation mode on `device`, in the layout that its convolutions are fastest in."""
+    """`model` in evaluation mode on `device`, laid out as its convolutions are fastest."""
     return model.to(device=device, memory_format=torch.channels_last_3d).eval()
 
 
