@@ -59,8 +59,8 @@ def info_nce(
         gathered from several. The "batch" denominator runs over all rows whatever the anchors.
 
     Memory grows as n D. Results are the same bits in every run and with any number of threads.
-    Nothing waits for the GPU. There is no second derivative: create_graph=True is an error. Raises PacecoreError for a wrong
-    shape, type, device or value.
+    Nothing waits for the GPU. There is no second derivative: create_graph=True is an error.
+    Raises PacecoreError for a wrong shape, type, device or value.
     """
     count = len(z) - anchor_start if anchor_count is None and z.dim() else anchor_count
     _check(z, groups, temperature, denominator, anchor_start, count)
@@ -116,7 +116,7 @@ def _check(
         require(False, "temperature must be above 0", temperature)
     if denominator not in DENOMINATORS:
         require(False, f"denominator must be one of {', '.join(DENOMINATORS)}", repr(denominator))
-    if not (0 <= anchor_start and 0 <= anchor_count and anchor_start + anchor_count <= z.shape[0]):
+    if min(anchor_start, anchor_count) < 0 or anchor_start + anchor_count > z.shape[0]:
         rule = f"anchors must lie within the {z.shape[0]} rows of z"
         require(False, rule, f"anchor_start {anchor_start}, anchor_count {anchor_count}")
 
