@@ -150,9 +150,7 @@ class Sampling:
     view_paces: str = "distinct"  # "distinct": views of a video differ in pace; "free": drawn alike
     start: str = "all"  # "all": any frame of the video; "fit": only starts whose clip does not loop
     boundary: str = "restart"
-    reverse: str = (
-        "off"  # "augment": half of the clips backwards, same label; "label": signed paces
-    )
+    reverse: str = "off"  # "augment": half of the clips backwards, same label; "label": signed paces
     resize: tuple[int, int] = (128, 171)
     crop: tuple[int, int] = (112, 112)
     flip: float = 0.5

@@ -1,7 +1,8 @@
 """What every test file shares: the list of devices that the op tests run on.
 
-`device` is a fixture with three values. "emulated" runs the CUDA kernels on the CPU (tests/cuda_on_cpu), under three
-orders of their threads, whose results must agree bit for bit; there the device of the tensors is the CPU.
+`device` is a fixture with three values. "emulated" runs the CUDA kernels on the CPU
+(tests/cuda_on_cpu), under three orders of their threads, whose results must agree bit for bit;
+there the tensors are on the CPU.
 """
 
 import os
@@ -26,7 +27,7 @@ def require(variable: str, reason: str) -> None:
     params=[pytest.param(name, marks=[pytest.mark.cuda] * (name == "cuda")) for name in DEVICES]
 )
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The device for the tensors of an op test; the ops reach the kernels that belong to it while the test runs."""
+    """Where an op test puts its tensors; while it runs, the ops reach the kernels to be tested."""
     if request.param == "cuda":
         if not torch.cuda.is_available():
             require("PACECORE_REQUIRE_CUDA", "no CUDA device is visible to torch")

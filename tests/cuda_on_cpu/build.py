@@ -1,7 +1,8 @@
 """Builds csrc/cuda/*.cu for the CPU: one shared library that g++ makes of the unedited sources.
 
-The library registers the ops under torch.ops.pacecore_emulated for CPU tensors. Objects are kept in a cache folder
-(PACECORE_TEST_CACHE, otherwise one of the user's in the system's temporary folder) and rebuilt by ninja as needed.
+The library registers the ops under torch.ops.pacecore_emulated for CPU tensors. Objects are kept in
+a cache folder (PACECORE_TEST_CACHE, otherwise one of the user's in the system's temporary folder)
+and rebuilt by ninja as needed.
 """
 
 import fcntl
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["BuildError", "NAMESPACE", "build", "build_folder", "compiler_missing", "cuda_include"]
+__all__ = ["NAMESPACE", "BuildError", "build", "build_folder", "compiler_missing", "cuda_include"]
 
 NAMESPACE = "pacecore_emulated"
 HERE = Path(__file__).resolve().parent
@@ -33,7 +34,7 @@ class BuildError(RuntimeError):
 
 
 def cuda_include() -> Path | None:
-    """A folder with the CUDA toolkit's headers: of a toolkit, or of NVIDIA's pip packages. No GPU or nvcc is needed."""
+    """A folder with the toolkit's headers: of a toolkit or of NVIDIA's pip packages; no nvcc needed."""
     nvcc = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     homes += [str(Path(nvcc).resolve().parent.parent)] if nvcc else []
@@ -52,9 +53,7 @@ def compiler_missing() -> str | None:
     if sysconfig.get_platform() != "linux-x86_64":
         return "the CUDA kernels run on the CPU only under Linux on x86-64"
     if shutil.which(compiler()) is None:
-        return (
-            f"the CUDA kernels run on the CPU only where a C++ compiler is: no {compiler()} on PATH"
-        )
+        return f"the CUDA kernels run on the CPU only with a C++ compiler: no {compiler()} on PATH"
     if cuda_include() is None:
         return (
             "the CUDA kernels run on the CPU only with the CUDA toolkit's headers (bf16, fp16): "
@@ -68,7 +67,7 @@ def compiler() -> str:
 
 
 def build_folder(variant: str) -> Path:
-    """Where a variant's objects are kept: one folder for each checkout, compiler, torch and set of flags."""
+    """Where objects are kept: a folder for each checkout, compiler, torch and `variant`."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
     identity = f"{ROOT}\n{version}\n{torch.__version__}\n{cuda_include()}\n{variant}"
     root = os.environ.get("PACECORE_TEST_CACHE") or (
@@ -82,8 +81,8 @@ def build(
 ) -> Path:
     """Compiles and links; returns the library's path.
 
-    sources: the .cu files, otherwise every csrc/cuda/*.cu together with the schemas and host code of csrc/*.cpp.
-    Given sources are compiled without torch and named by their stems. Raises BuildError.
+    sources: the .cu files, otherwise every csrc/cuda/*.cu together with the schemas and host code of
+    csrc/*.cpp. Given sources are compiled without torch. Raises BuildError.
     """
     flags = "-O1 -g" if sanitize else "-O2 -g1"
     if sanitize:
@@ -110,20 +109,25 @@ def build(
     if ran.returncode:
         raise BuildError(
             f"g++ does not compile the CUDA kernels for the CPU:\n{ran.stdout}{ran.stderr}\n"
-            "A CUDA function that is not declared is one that the emulation does not model: give it its meaning in "
-            f"{HERE / 'cuda_on_cpu.h'}, or, if it has none on a CPU (PTX), put it behind a function with a host "
-            f"version in {CSRC / 'cuda' / 'primitives.h'}."
+            "A CUDA function that is not declared is one that the emulation does not model: give it "
+            f"its meaning in {HERE / 'cuda_on_cpu.h'}, or, if it has none on a CPU (PTX), put it "
+            f"behind a function with a host version in {CSRC / 'cuda' / 'primitives.h'}."
         )
     return target
 
 
 def ninja_file(flags: str, sources: list[Path], work: Path, target: Path, with_torch: bool) -> str:
     torch_folder = Path(torch.__file__).parent
-    common = (
-        f"-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -ftrivial-auto-var-init=pattern "
-        f"-DTORCH_TARGET_VERSION=0x020b000000000000 -DPACECORE_NAMESPACE={NAMESPACE} -DPACECORE_CUDA_KEY=CPU "
-        f"-isystem {torch_folder / 'include'} -I{CSRC} -I{CSRC / 'cuda'} -I{HERE} -isystem {cuda_include()} "
-        f"-isystem {cuda_include() / 'cccl'} {flags}"
+    includes = [torch_folder / "include", cuda_include(), cuda_include() / "cccl"]
+    common = " ".join(
+        [
+            "-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas",
+            "-ftrivial-auto-var-init=pattern -DTORCH_TARGET_VERSION=0x020b000000000000",
+            f"-DPACECORE_NAMESPACE={NAMESPACE} -DPACECORE_CUDA_KEY=CPU",
+            f"-I{CSRC} -I{CSRC / 'cuda'} -I{HERE}",
+            *(f"-isystem {folder}" for folder in includes),
+            flags,
+        ]
     )
     lines = [
         "ninja_required_version = 1.3",

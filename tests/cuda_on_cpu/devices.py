@@ -1,4 +1,4 @@
-"""The ops on the emulated device: every kernel under three orders of its threads, results compared bit for bit."""
+"""The ops on the emulated device: every kernel under three orders of its threads, compared."""
 
 import ctypes
 import functools
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pacecore.ops
+import pacecore.ops  # noqa: F401  every op registered, before a namespace is added
 from pacecore.ops import library
 
 from . import build
@@ -70,9 +70,7 @@ class EverySchedule(TorchDispatchMode):
         if func.namespace != build.NAMESPACE:
             return func(*args, **kwargs)
         if func._schema.is_mutable:
-            raise NotImplementedError(
-                f"{func}: an op that writes its arguments cannot be run thrice"
-            )
+            raise NotImplementedError(f"{func} writes its arguments, so it cannot be run thrice")
         results = {}
         try:
             for seed, name in enumerate(SCHEDULES):
@@ -93,7 +91,7 @@ class EverySchedule(TorchDispatchMode):
 
 @contextmanager
 def emulation() -> Iterator[None]:
-    """Within the block the public ops run the CUDA kernels on CPU tensors, and torch.empty gives NaN."""
+    """Within the block the ops run the CUDA kernels on CPU tensors, and torch.empty gives NaN."""
     library_path()
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
