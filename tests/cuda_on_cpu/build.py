@@ -23,9 +23,10 @@ NAMESPACE = "pacecore_emulated"
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
+TORCH = Path(torch.__file__).parent
 SANITIZE = (
     "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all "
-    "-fsanitize-sections=cuda_shared -fno-omit-frame-pointer"
+    "-fno-omit-frame-pointer"
 )
 
 
@@ -34,7 +35,7 @@ class BuildError(RuntimeError):
 
 
 def cuda_include() -> Path | None:
-    """A folder with the toolkit's headers: of a toolkit or of NVIDIA's pip packages; no nvcc needed."""
+    """A folder with the toolkit's headers, of a toolkit or of NVIDIA's pip packages."""
     nvcc = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     homes += [str(Path(nvcc).resolve().parent.parent)] if nvcc else []
@@ -76,31 +77,30 @@ def build_folder(variant: str) -> Path:
     return Path(root) / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def build(
-    *, sanitize: bool = False, coverage: bool = False, sources: list[Path] | None = None
-) -> Path:
-    """Compiles and links; returns the library's path.
+def build(*, sanitize: bool = False, coverage: bool = False, program: Path | None = None) -> Path:
+    """Compiles csrc/cuda/*.cu with the schemas and host code of csrc; returns the library's path.
 
-    sources: the .cu files, otherwise every csrc/cuda/*.cu together with the schemas and host code of
-    csrc/*.cpp. Given sources are compiled without torch. Raises BuildError.
+    program: a .cu file with a main, built alone, without torch, to an executable instead.
+    Raises BuildError.
     """
     flags = "-O1 -g" if sanitize else "-O2 -g1"
     if sanitize:
         flags += f" {SANITIZE}"
     if coverage:
-        flags += " --coverage -fprofile-update=single"
-    with_torch = sources is None
-    if sources is None:
+        flags += " --coverage"
+    if program:
+        flags += " -DCUDA_ON_CPU_WITHOUT_TORCH"
+        sources, link = [program], ""
+    else:
         sources = sorted((CSRC / "cuda").glob("*.cu"))
         sources += [path for path in sorted(CSRC.glob("*.cpp")) if path.stem != "module"]
-    else:
-        flags += " -DCUDA_ON_CPU_WITHOUT_TORCH"
-    work = build_folder(flags + "\n" + "\n".join(map(str, sources)))
+        link = f"-shared -Wl,--no-as-needed -L{TORCH / 'lib'} -ltorch -ltorch_cpu"
+    work = build_folder(f"{flags} {program}")
     work.mkdir(parents=True, exist_ok=True)
+    target = work / (program.stem if program else "kernels_on_cpu.so")
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        target = work / "kernels_on_cpu.so"
-        rules = ninja_file(flags, [*sources, HERE / "fibers.cpp"], work, target, with_torch)
+        rules = ninja_file(flags, link, [*sources, HERE / "fibers.cpp"], work, target)
         (work / "build.ninja").write_text(rules)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         ran = subprocess.run(
@@ -109,26 +109,27 @@ def build(
     if ran.returncode:
         raise BuildError(
             f"g++ does not compile the CUDA kernels for the CPU:\n{ran.stdout}{ran.stderr}\n"
-            "A CUDA function that is not declared is one that the emulation does not model: give it "
-            f"its meaning in {HERE / 'cuda_on_cpu.h'}, or, if it has none on a CPU (PTX), put it "
-            f"behind a function with a host version in {CSRC / 'cuda' / 'primitives.h'}."
+            "A CUDA function that is not declared is one that the emulation does not model: "
+            f"give it its meaning in {HERE / 'cuda_on_cpu.h'}, or, if it has none on a CPU (PTX), "
+            f"put it behind a function with a host version in {CSRC / 'cuda' / 'primitives.h'}."
         )
     return target
 
 
-def ninja_file(flags: str, sources: list[Path], work: Path, target: Path, with_torch: bool) -> str:
-    torch_folder = Path(torch.__file__).parent
-    includes = [torch_folder / "include", cuda_include(), cuda_include() / "cccl"]
+def ninja_file(flags: str, link: str, sources: list[Path], work: Path, target: Path) -> str:
+    includes = [TORCH / "include", cuda_include(), cuda_include() / "cccl"]
     common = " ".join(
         [
             "-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas",
-            "-ftrivial-auto-var-init=pattern -DTORCH_TARGET_VERSION=0x020b000000000000",
+            "-fdata-sections -ftrivial-auto-var-init=pattern",
+            "-DTORCH_TARGET_VERSION=0x020b000000000000",
             f"-DPACECORE_NAMESPACE={NAMESPACE} -DPACECORE_CUDA_KEY=CPU",
             f"-I{CSRC} -I{CSRC / 'cuda'} -I{HERE}",
             *(f"-isystem {folder}" for folder in includes),
             flags,
         ]
     )
+    script = HERE / "shared_memory.ld"
     lines = [
         "ninja_required_version = 1.3",
         "rule compile",
@@ -136,15 +137,12 @@ def ninja_file(flags: str, sources: list[Path], work: Path, target: Path, with_t
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {compiler()} -shared {flags} $in -o $out "
-        + (
-            f"-Wl,--no-as-needed -L{torch_folder / 'lib'} -ltorch -ltorch_cpu" if with_torch else ""
-        ),
+        f"  command = {compiler()} {flags} $in -o $out -Wl,-T,{script} {link} -ldl",
     ]
     extra = {".cu": f"-include {HERE / 'cuda_on_cpu.h'} -x c++", ".cpp": ""}
     objects = []
     for source in sources:
         objects.append(str(work / f"{source.stem}_{source.parent.name}.o"))
         lines += [f"build {objects[-1]}: compile {source}", f"  extra = {extra[source.suffix]}"]
-    lines += [f"build {target}: link {' '.join(objects)}", f"default {target}", ""]
+    lines += [f"build {target}: link {' '.join(objects)} | {script}", f"default {target}", ""]
     return "\n".join(lines)

@@ -38,16 +38,13 @@
 #define __global__
 #define __device__
 #define __host__
-// In a section of their own, so that they can be poisoned before every block. Kernels stand in
-// anonymous namespaces; elsewhere g++ reports a "section type conflict" for templates.
-#define __shared__ static __attribute__((section("cuda_shared")))
+// Kernels stand in anonymous namespaces: by that shared_memory.ld knows these variables.
+#define __shared__ static
 #define __constant__
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
 inline constexpr int warpSize = 32;
 
 // ---- barriers, votes, shuffles; the call's place in the source is in every message about it

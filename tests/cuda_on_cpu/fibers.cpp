@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -13,17 +14,15 @@
 #include <stdexcept>
 #include <vector>
 
-#define CUDA_ON_CPU_WITHOUT_TORCH
-#include "cuda_on_cpu.h"
-
 #if defined(__SANITIZE_ADDRESS__)
+#include <dlfcn.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// The linker's bounds of every static __shared__ variable; absent where no kernel has one.
-extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __start_cuda_shared[];
-extern "C" __attribute__((weak, visibility("hidden"))) unsigned char __stop_cuda_shared[];
+// The bounds of every static __shared__ variable, by shared_memory.ld.
+extern "C" __attribute__((visibility("hidden"))) unsigned char __start_cuda_shared[];
+extern "C" __attribute__((visibility("hidden"))) unsigned char __stop_cuda_shared[];
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -199,6 +198,7 @@ std::string doing(const Fiber& fiber) {
 }
 
 [[noreturn]] void throw_fault(const std::string& what) {
+  now.running = nullptr;
   throw std::runtime_error(std::string(now.kernel) + ": block " + text(blockIdx) + ": " + what);
 }
 
@@ -307,6 +307,23 @@ void complete_collectives(size_t warp) {
   }
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+// Adds to a sanitizer's report which thread it is about.
+void say_where() {
+  if (now.running)
+    std::fprintf(stderr, "%s: block %s: thread %s: reported by the sanitizer above\n", now.kernel,
+                 text(blockIdx).c_str(), text(now.running->index).c_str());
+}
+
+// g++ links two runtimes, each with a callback of its own; the second's is hidden by the first's.
+void say_where_on_death() {
+  __sanitizer_set_death_callback(say_where);
+  void* ubsan = dlopen("libubsan.so.1", RTLD_NOW | RTLD_NOLOAD);
+  void* set = ubsan ? dlsym(ubsan, "__sanitizer_set_death_callback") : nullptr;
+  if (set) reinterpret_cast<void (*)(void (*)())>(set)(say_where);
+}
+#endif
+
 void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
   const auto refuse = [](const std::string& what) {
     throw std::runtime_error(std::string(now.kernel) + ": " + what);
@@ -329,6 +346,10 @@ void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
               const std::function<void()>& body) {
   const std::lock_guard lock(one_launch);
   now.kernel = kernel;
+#if defined(__SANITIZE_ADDRESS__)
+  static const bool once = (say_where_on_death(), true);
+  (void)once;
+#endif
   check_limits(grid, block, shared_bytes);
   now.body = &body;
   now.random.seed(now.seed);
@@ -347,9 +368,10 @@ void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
     blockIdx = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(row % grid.y),
                 static_cast<unsigned>(row / grid.y)};
     poison(shared.get(), shared_bytes);
-    if (__start_cuda_shared) poison(__start_cuda_shared, __stop_cuda_shared - __start_cuda_shared);
+    poison(__start_cuda_shared, __stop_cuda_shared - __start_cuda_shared);
     run_block();
   }
+  now.running = nullptr;
 }
 
 void fault(const std::string& what) {

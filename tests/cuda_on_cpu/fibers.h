@@ -11,6 +11,9 @@
 #include <source_location>
 #include <string>
 
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
 namespace cuda_on_cpu {
 
 using Site = std::source_location;
