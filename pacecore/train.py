@@ -27,7 +27,7 @@ from pacecore.video_writer import write_png
 
 _SHEET_CLIPS = 8
 
-__all__ = ["PaceModel", "pace_model", "pretrain"]
+__all__ = ["PaceModel", "PaceTask", "pace_model", "pretrain"]
 
 
 class PaceModel(nn.Module):
@@ -61,7 +61,7 @@ def pace_model(options: TrainOptions) -> PaceModel:
 
 
 @dataclass
-class _PaceTask:
+class PaceTask:
     """What fit() needs to know of pace prediction."""
 
     options: TrainOptions
@@ -120,7 +120,7 @@ def pretrain(
         if is_main():
             print(_data_words(options, data), flush=True)
         model = pace_model(options)
-        task = _PaceTask(options, model, data.held_out, device)
+        task = PaceTask(options, model, data.held_out, device)
         counts = tuple(data.train.num_frames(video) for video in range(len(data.train)))
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
