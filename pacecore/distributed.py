@@ -42,17 +42,18 @@ def is_main() -> bool:
 
 
 @contextmanager
-def join(device: torch.device) -> Iterator[None]:
+def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[None]:
     """Within the block the processes that torchrun started form one group; alone, it does nothing.
 
-    NCCL for CUDA devices, else gloo. Raises PacecoreError when the others do not come.
+    NCCL for CUDA devices, else gloo. patience: how long a rank waits for the others. Raises
+    PacecoreError when the others do not come.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
         return
     try:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        dist.init_process_group(backend, timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise PacecoreError(
             f"the processes cannot be joined: {str(error).splitlines()[0]}"

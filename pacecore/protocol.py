@@ -5,6 +5,7 @@ Ten clips at pace 1, starts floor(linspace(0, n - T, 10)), centre crop; shorter 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +24,18 @@ from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.trained import Trained
 
-__all__ = ["ClipRunner", "class_names", "labels_of", "open_measured", "out_folder", "ready"]
+__all__ = [
+    "PATIENCE",
+    "ClipRunner",
+    "class_names",
+    "labels_of",
+    "open_measured",
+    "out_folder",
+    "ready",
+]
+
+# Ranks have no step in common here: one may have much longer videos than another.
+PATIENCE = timedelta(hours=2)
 
 _PACE_1 = Fraction(1)
 

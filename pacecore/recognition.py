@@ -20,6 +20,7 @@ from pacecore.evaluate import pace_accuracy
 from pacecore.inputs import Inputs
 from pacecore.loader import FrameSource
 from pacecore.protocol import (
+    PATIENCE,
     ClipRunner,
     class_names,
     labels_of,
@@ -251,7 +252,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
     if trained.head is None:
         trained.require_actions()
     device = pick_device(options.device)
-    with join(device):
+    with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         if data.held_out is None or len(data.held_out) == 0:
             raise PacecoreError(f"{options.data or 'the data'}: no held-out video to test on")
