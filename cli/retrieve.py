@@ -26,8 +26,8 @@ def retrieve(
     """For each held-out video of DATA, find the nearest training videos by CHECKPOINT's features.
 
     Prints how often any of the k nearest has the right label. With no DATA: the videos that the
-    checkpoint was trained on. Writes retrieve.json, neighbours.jsonl, the features, and with
-    --gallery a picture of queries and their neighbours.
+    checkpoint was trained on. Writes figures, neighbours and features, and with --gallery a
+    picture of queries and their neighbours.
     """
     from pacecore.retrieve import retrieve_files, run_retrieve
     from pacecore.trained import load_trained

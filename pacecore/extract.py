@@ -30,7 +30,7 @@ from pacecore.protocol import (
 )
 from pacecore.trained import Trained, fingerprint
 
-__all__ = ["Features", "extract_split", "load_features", "run_extract"]
+__all__ = ["Features", "extract_split", "features_name", "load_features", "run_extract"]
 
 _FORMAT = 1
 _WRITTEN, _UNREADABLE = 1, 2  # states of a row; 0: still to do
@@ -127,16 +127,20 @@ def extract_split(
     if source is None or len(source) == 0:
         raise PacecoreError(f"{options.data or 'the data'}: no {split} video")
     runner = ClipRunner.of(_model(backbone, options), trained, options, device, f"{split} features")
-    pool = "-gap" if options.pool == "gap" and options.stage != "gap" else ""
-    name = f"features-{options.stage}{pool}-{options.unit}-{split}.npy"
+    name = features_name(options.stage, options.pool, options.unit)
     writer = _Writer(
-        out_folder(trained, options) / name,
+        out_folder(trained, options) / f"features-{name}-{split}.npy",
         _description(backbone, trained, data, split, options),
         source,
         runner,
         options.unit,
     )
     return writer.write()
+
+
+def features_name(stage: str, pool: str, unit: str) -> str:
+    """What tells files of one network apart: p5-video, p4-gap-clip."""
+    return f"{stage}-gap-{unit}" if pool == "gap" and stage != "gap" else f"{stage}-{unit}"
 
 
 def _model(backbone: Backbone, options: ExtractOptions | RetrieveOptions) -> Any:

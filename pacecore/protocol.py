@@ -20,6 +20,7 @@ from pacecore.errors import PacecoreError
 from pacecore.evaluate import evenly_spaced, inference
 from pacecore.inputs import Inputs, open_inputs
 from pacecore.loader import ClipFormat, ClipRequest, FrameSource
+from pacecore.media import is_video_name
 from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.trained import Trained
@@ -49,11 +50,14 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
     if not options.data and trained.kind == "weights":
         raise PacecoreError(f"{trained.path}: bare weights name no videos; name the data")
     stored = trained.options
+    held_out = options.held_out or ("auto" if options.data else stored.held_out)
+    if is_video_name(options.data):
+        held_out = "none"  # one video has no part to hold out
     return open_inputs(
         replace(
             stored,
             data=options.data or stored.data,
-            held_out=options.held_out or (stored.held_out if not options.data else "auto"),
+            held_out=held_out,
             fold=options.fold or stored.fold,
             device=options.device,
             workers=options.workers,

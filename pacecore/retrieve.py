@@ -17,7 +17,7 @@ from pacecore.config import RetrieveOptions
 from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.engine import pick_device
 from pacecore.errors import PacecoreError
-from pacecore.extract import Features, extract_split, load_features
+from pacecore.extract import Features, extract_split, features_name, load_features
 from pacecore.inputs import Inputs
 from pacecore.pictures import framed_rows
 from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
@@ -141,8 +141,9 @@ def hit_rates(
 def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
     """Retrieval with a checkpoint's features, which are kept for the next time.
 
-    Writes retrieve.json, neighbours.jsonl, the features, and with options.gallery gallery.png into
-    options.out. Raises PacecoreError for input that cannot be used.
+    Writes retrieve-STAGE-UNIT.json, neighbours-STAGE-UNIT.jsonl, the features, and with
+    options.gallery gallery.png into options.out. Raises PacecoreError for input that cannot be
+    used.
     """
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
@@ -173,7 +174,8 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
 def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str, Any]:
     """Retrieval with two files of `extract`: (gallery, queries).
 
-    Writes retrieve.json and neighbours.jsonl into options.out, or beside the queries.
+    Writes retrieve-STAGE-UNIT.json and neighbours-STAGE-UNIT.jsonl into options.out, or beside the
+    queries.
     """
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
@@ -255,11 +257,11 @@ def _write(
     gallery: Features,
     queries: Features,
 ) -> None:
-    (folder / "retrieve.json").write_text(
-        json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8"
-    )
+    name = features_name(result["stage"], result["pool"], result["unit"])
+    text = json.dumps(result, indent=1, default=str) + "\n"
+    (folder / f"retrieve-{name}.json").write_text(text, encoding="utf-8")
     answers, asked = gallery.paths(), queries.paths()
-    with open(folder / "neighbours.jsonl", "w", encoding="utf-8") as file:
+    with open(folder / f"neighbours-{name}.jsonl", "w", encoding="utf-8") as file:
         for row, (numbers, cosines) in enumerate(zip(*neighbours, strict=True)):
             line = {
                 "query": asked[row // queries.clips],
