@@ -60,7 +60,7 @@ def attention_maps(
     return scaled[:, steps]
 
 
-def overlaid(pictures: np.ndarray, attention: np.ndarray, share: float = 0.5) -> np.ndarray:
+def overlaid(pictures: np.ndarray, attention: np.ndarray, share: float = 0.4) -> np.ndarray:
     """Pictures (..., H, W, 3) uint8 under the colours of attention (..., H, W), 0..1."""
     mixed = (1 - share) * pictures + share * heat(attention)
     return mixed.round().astype(np.uint8)

@@ -202,7 +202,7 @@ def finetune(
                 f"{options.out}: the run was trained on other videos ({content['identity']}) than"
                 f" {options.data or 'the demo set'} holds now ({data.identity})"
             )
-        labels, classes = _labels_and_classes(data.train)
+        labels, classes = labels_and_classes(data.train)
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
         if trained is None and options.checkpoint and not content:
@@ -271,7 +271,11 @@ def pretraining_of(trained: Trained | None) -> dict[str, Any]:
     return {"kind": trained.kind, **asdict(trained.options)}
 
 
-def _labels_and_classes(source: FrameSource) -> tuple[np.ndarray, tuple[str, ...]]:
+def labels_and_classes(source: FrameSource) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels (N,) of a training split and the names of its classes.
+
+    Raises PacecoreError, by name, for videos without labels and classes without videos.
+    """
     labels, classes = labels_of(source, "training split"), class_names(source)
     if not classes:
         classes = tuple(str(label) for label in range(int(labels.max()) + 1))
