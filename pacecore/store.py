@@ -76,7 +76,7 @@ def pack(
 ) -> tuple["FrameStore", list[BadVideo]]:
     """Decodes every video once into a store at `size` (height, width), `workers` processes at once.
 
-    index: counted by probe_all. workers: 0 is one a core. on_progress(done, total) counts videos.
+    index: counted by probe_all. workers: 0 is one a core, 1 is this process. on_progress(done, total) counts videos.
     A pack that was broken off goes on where it stood. Returns the store of the videos that decoded,
     in the order of the index, and the others with the reason. Raises StoreError: no room on the
     disk, or the folder holds something else.
@@ -146,12 +146,12 @@ def _journal_lines(journal: Path) -> Iterator[dict]:
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict]]:
     """(video, {"format": code} or {"bad": reason}) as they get done."""
-    if not jobs:
+    workers = min(len(jobs), workers or os.cpu_count() or 1)
+    if workers <= 1:
+        yield from ((job.video, _pack_video(job)) for job in jobs)
         return
     # Spawned, not forked: the parent may have threads.
-    with ProcessPoolExecutor(
-        min(len(jobs), workers or os.cpu_count() or 1), get_context("spawn"), _start_worker
-    ) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
         futures = {pool.submit(_pack_video, job): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future].video, future.result()
@@ -245,10 +245,9 @@ class FrameStore:
             total = max(v["first"] + v["frames"] for v in content["videos"]) * record_bytes(size)
             have = (folder / _FRAMES).stat().st_size
         except FileNotFoundError:
-            state = (
-                "an unfinished store; pack again to go on" if (folder / _JOURNAL).exists() else 0
-            )
-            raise StoreError(f"{folder}: {state or 'no frame store in it'}") from None
+            begun = (folder / _JOURNAL).exists()
+            state = "an unfinished store; pack again to go on" if begun else "no frame store in it"
+            raise StoreError(f"{folder}: {state}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{folder}: {_INDEX} is damaged ({error})") from None
         if have < total:
