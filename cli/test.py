@@ -38,7 +38,6 @@ def _words(result: dict[str, Any]) -> str:
             f" {result['videos']:,} videos",
             *confusion_table(result["classes"], result["confusion"]),
         ]
-        unreadable = dict.fromkeys(result["unreadable"], "cannot be read")
     else:
         low, high = result["top1_interval_95"]
         lines += [
@@ -60,8 +59,7 @@ def _words(result: dict[str, Any]) -> str:
         if result["classes_without_videos"]:
             names = ", ".join(result["classes_without_videos"])
             lines.append(f"classes without a video here, left out of the mean per class: {names}")
-        unreadable = result["unreadable"]
-    lines += [f"left out: {path}: {reason}" for path, reason in unreadable.items()]
+    lines += [f"left out: {path}: {reason}" for path, reason in result["unreadable"].items()]
     return "\n".join(lines)
 
 

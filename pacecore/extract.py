@@ -3,6 +3,7 @@
 A run that is stopped goes on where it was; what is whole already is not made again.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -178,10 +179,18 @@ def _description(
             "boundary": used.boundary,
             "amp": options.amp,
         },
-        "identity": data.identity,
+        "identity": _identity(source),
         "split": split,
         "classes": list(class_names(source)),
     }
+
+
+def _identity(source: FrameSource) -> str:
+    digest = hashlib.sha256()
+    for video in range(len(source)):
+        line = f"{source.path(video)}\t{source.num_frames(video)}\t{source.label(video)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 class _Writer:

@@ -20,7 +20,7 @@ from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import fit, load_resume, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.inputs import open_inputs
+from pacecore.inputs import open_inputs, worker_count
 from pacecore.loader import ClipBatch, FrameSource, TrainingSchedule
 from pacecore.protocol import ClipRunner, class_names, labels_of
 from pacecore.recognition import measure_actions
@@ -165,7 +165,7 @@ class _ActionTask:
             options,
             self.device,
             amp=options.amp == "bf16",
-            workers=options.workers,
+            workers=worker_count(options.workers, self.device),
             decode_timeout=options.decode_timeout,
             what="validate",
         )

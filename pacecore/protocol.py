@@ -18,7 +18,7 @@ from pacecore.distributed import is_main, rank, world_size
 from pacecore.engine import clip_format
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import evenly_spaced, inference
-from pacecore.inputs import Inputs, open_inputs
+from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipFormat, ClipRequest, FrameSource
 from pacecore.media import is_video_name
 from pacecore.runlog import Progress
@@ -152,7 +152,7 @@ class ClipRunner:
             clips=options.clips,
             batch_clips=options.batch_clips,
             amp=options.amp == "bf16",
-            workers=options.workers,
+            workers=worker_count(options.workers, device),
             decode_timeout=options.decode_timeout,
             what=what,
         )

@@ -17,7 +17,7 @@ from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.engine import clip_format, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
-from pacecore.inputs import Inputs
+from pacecore.inputs import Inputs, worker_count
 from pacecore.loader import FrameSource
 from pacecore.protocol import (
     PATIENCE,
@@ -271,6 +271,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             "identity": data.identity,
             "device": str(device),
             **figures,
+            "unreadable": {**dict(data.unreadable), **figures["unreadable"]},
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }
@@ -301,7 +302,7 @@ def _test_pace(
         clip_format(trained.options, device),
         device,
         starts=options.clips,
-        workers=options.workers,
+        workers=worker_count(options.workers, device),
         amp=options.amp == "bf16",
         clips_per_batch=options.batch_clips,
     )
@@ -312,5 +313,5 @@ def _test_pace(
         "confusion": found.confusion,
         "clips": found.clips,
         "videos": len(data.held_out),
-        "unreadable": list(found.unreadable),
+        "unreadable": dict.fromkeys(found.unreadable, "cannot be read"),
     }

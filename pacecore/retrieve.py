@@ -160,6 +160,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
             "kind": trained.kind,
             "data": options.data or trained.options.data or "demo set",
             "data_words": data.words,
+            "unreadable": {**dict(data.unreadable), **result["unreadable"]},
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }

@@ -1,8 +1,8 @@
-"""Where the loader's frames come from: one interface for video files and the store."""
+"""Frames straight from the video files of an index; FrameStore is the other source of a loader."""
 
 from dataclasses import replace
+from pathlib import Path
 from threading import Lock
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,51 +10,38 @@ from pacecore.frames import Frames
 from pacecore.index import VideoIndex
 from pacecore.video import VideoInfo, decode, probe
 
-__all__ = ["FrameSource", "VideoFiles"]
-
-
-@runtime_checkable
-class FrameSource(Protocol):
-    """Frames of numbered videos. All methods may be called from several threads at once."""
-
-    def __len__(self) -> int:
-        """How many videos there are; they are numbered from 0."""
-        ...
-
-    def path(self, video: int) -> str:
-        """The name of a video in messages."""
-        ...
-
-    def num_frames(self, video: int) -> int:
-        """Frames of a video. Raises VideoError where it cannot be read."""
-        ...
-
-    def decode(self, video: int, wanted: np.ndarray) -> Frames:
-        """The frames `wanted`, (N,) int64, ascending, each once: row i is frame wanted[i].
-
-        Raises VideoError where the video cannot be read.
-        """
-        ...
+__all__ = ["VideoFiles"]
 
 
 class VideoFiles:
-    """Straight from the files of an index; each file is scanned once, the first time it is used."""
+    """The loader's FrameSource over files. Each is scanned once, the first time it is used, unless
+    probe_all has done so; methods may be called from several threads.
+    """
 
     def __init__(self, index: VideoIndex) -> None:
         self._entries = list(index.entries)
+        self.classes = index.classes  # names by label; empty where nothing is labelled
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def path(self, video: int) -> str:
-        return self._entries[video].path
+    def path(self, video: int) -> Path:
+        return Path(self._entries[video].path)
+
+    def label(self, video: int) -> int | None:
+        return self._entries[video].label
 
     def num_frames(self, video: int) -> int:
+        """Frames of a video. Raises VideoError where it cannot be read."""
         known = self._entries[video].num_frames
         return self._info(video).num_frames if known is None else known
 
     def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        """Frames `wanted`, (N,) int64, ascending, each once: row i is frame wanted[i].
+
+        Raises VideoError where the video cannot be read.
+        """
         return decode(self.path(video), wanted, self._info(video))
 
     def _info(self, video: int) -> VideoInfo:
@@ -67,7 +54,7 @@ class VideoFiles:
         return info
 
     def __getstate__(self) -> dict:
-        return {"entries": self._entries}
+        return {"entries": self._entries, "classes": self.classes}
 
     def __setstate__(self, state: dict) -> None:
-        self._entries, self._lock = state["entries"], Lock()
+        self._entries, self.classes, self._lock = state["entries"], state["classes"], Lock()

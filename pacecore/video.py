@@ -136,26 +136,23 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
         return _decode_from_start(path, wanted, info.timeline)
 
 
-def decode_all(
-    path: str | Path, size: tuple[int, int] | None = None, chunk: int = 32
-) -> Iterator[Frames]:
-    """Every frame of a video in order, at most `chunk` at a time; `size` (height, width) resizes
-    bilinearly, to 4:2:0.
+def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> Iterator[Frames]:
+    """Every frame of a video in order, at most `chunk` at a time; planar: RGB becomes YUV too.
 
     Raises VideoError where decoding fails.
     """
     if Path(path).is_dir():
         for first in range(0, len(files := picture_files(path)), chunk):
             wanted = np.arange(first, min(first + chunk, len(files)))
-            yield _decode_pictures(path, wanted, size)
+            yield _decode_pictures(path, wanted, planar=planar)
         return
     with _opened(path) as (container, stream):
-        sink = FrameSink(chunk, stream.codec_context.name, size)
+        sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
         for frame in _decoded(path, stream, container):
             _add(path, sink, frame)
             if sink.full:
                 yield sink.frames()
-                sink = FrameSink(chunk, stream.codec_context.name, size)
+                sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
         if len(sink):
             yield sink.frames()
 
@@ -214,7 +211,7 @@ def _records(
 ) -> Iterator[PacketRecord]:
     codec = stream.codec_context.name
     for packet in _packets(container, stream):
-        if packet.is_corrupt:
+        if packet.is_corrupt and container.format.name in _STAMPED | {"avi"}:
             raise VideoError(container.name, "truncated: it ends within a frame")
         vops: tuple[int, ...] = ()
         if codec == "mpeg4":
@@ -359,9 +356,12 @@ def _decode_run(
     frames do not match.
     """
     entry = timeline.entry(int(wanted[0]))
-    packets = _packets_from(container, stream, int(timeline.key_stamps[entry]))
+    if entry == 0:  # only the first run begins here, where the opened file stands already
+        packets, count = _packets(container, stream), -1
+    else:
+        packets, count = _packets_from(container, stream, int(timeline.key_stamps[entry])), None
     keys = set(timeline.key_frames.tolist())
-    taken, count = 0, None
+    taken = 0
     for frame in _decode_packets(path, stream, packets):
         if timeline.stamps is not None:
             number = _number(timeline, frame)
@@ -436,14 +436,12 @@ def _probe_pictures(path: str | Path) -> VideoInfo:
     )
 
 
-def _decode_pictures(
-    path: str | Path, wanted: np.ndarray, size: tuple[int, int] | None = None
-) -> Frames:
+def _decode_pictures(path: str | Path, wanted: np.ndarray, *, planar: bool = False) -> Frames:
     files = picture_files(path)
     sink = None
     for number in wanted:
         with _opened(files[number]) as (container, stream):
-            sink = sink or FrameSink(len(wanted), stream.codec_context.name, size)
+            sink = sink or FrameSink(len(wanted), stream.codec_context.name, planar=planar)
             picture = next(_decoded(files[number], stream, container), None)
             if picture is None:
                 raise VideoError(files[number], "holds no picture")

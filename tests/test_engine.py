@@ -1,15 +1,13 @@
 import json
 import math
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from sources import PacketSource
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.config import TrainOptions, from_mapping
@@ -17,6 +15,7 @@ from pacecore.engine import TrainingError, fit, learning_rate, load_resume, pick
 from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
 from pacecore.train import PaceTask, pace_model
+from tests.sources import PacketSource
 
 TINY = {
     "backbone": "r3d",
@@ -171,62 +170,56 @@ def test_devices_are_told(monkeypatch):
             pick_device("cuda")
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import test_engine
-out = Path(sys.argv[1])
-print("started", flush=True)
-test_engine.run(out, resume=(out / "last.pt").exists(), epochs=8, save_minutes=0, held_out="none")
-print("finished", flush=True)
-"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.test_engine"])  # imports torch once for all of them
+
+
+def _long_run(out):
+    torch.set_num_threads(1)
+    options = {"epochs": 8, "save_minutes": 0, "held_out": "none"}
+    try:
+        run(out, resume=(out / "last.pt").exists(), **options)
+    except TrainingError as error:
+        (out / "stopped").write_text(str(error))
+        sys.exit(3)
 
 
 def start(out):
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout.readline() == "started\n"
+    process = PROCESSES.Process(target=_long_run, args=(out,))
+    process.start()
     return process
 
 
 def test_sigterm_saves_and_ends_in_words(tmp_path):
     process = start(tmp_path)
     while not (tmp_path / "last.pt").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1  # the script has no command line around it
-    assert "TrainingError: stopped by SIGTERM after step" in errors
-    assert "--resume" in errors
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 3
+    words = (tmp_path / "stopped").read_text()
+    step = load_checkpoint(tmp_path / "last.pt")["totals"]["step"]
+    assert words.startswith(f"stopped by SIGTERM after step {step} of 24, saved; go on with:")
+    assert words.endswith(f"pacecore train --resume {tmp_path}")
 
 
 def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_path):
-    process = start(tmp_path / "whole")
-    began = time.monotonic()
-    assert process.communicate(timeout=120)[0].endswith("finished\n")
+    process, began = start(tmp_path / "whole"), time.monotonic()
+    process.join(120)
+    assert process.exitcode == 0
     length = time.monotonic() - began
     kills, moment = 0, 0.13
-    while kills < 6:
+    while kills < 20:
         process = start(tmp_path / "killed")
         moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
-        try:
-            output, _ = process.communicate(timeout=max(0.05, moment * length / 2))
-            assert output.endswith("finished\n")
+        process.join(max(0.05, moment * length / 3))
+        if process.exitcode is not None:
             break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
     process = start(tmp_path / "killed")
-    output, errors = process.communicate(timeout=120)
-    assert output.endswith("finished\n"), errors
-    assert kills
+    process.join(120)
+    assert process.exitcode == 0
+    assert kills >= 3
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))

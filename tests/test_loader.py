@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sources import PacketSource
 
+from pacecore.errors import PacecoreError
 from pacecore.loader import ClipFormat, LoaderError, TrainingSchedule, load_batches
 from pacecore.sampling import Sampling
+from tests.sources import PacketSource
 
 SAMPLING = Sampling(clip_frames=4, resize=(18, 20), crop=(16, 16), seed=5)
 FORM = ClipFormat(resize=(18, 20), crop_size=(16, 16))
@@ -22,7 +23,7 @@ def schedule(counts=(30, 40, 50, 60, 70, 80, 90), **changes):
 
 def test_an_epoch_shows_every_video_as_often_as_said():
     plan = schedule()
-    assert plan.steps_per_epoch == 5  # 14 videos in batches of 3: the last holds 2
+    assert plan.steps_per_epoch == 5  # 14 videos in batches of at most 3
     for epoch in range(3):
         steps = range(epoch * 5, epoch * 5 + 5)
         shown = [each for step in steps for each in plan.videos(step)]
@@ -31,15 +32,19 @@ def test_an_epoch_shows_every_video_as_often_as_said():
         assert len(set(shown)) == 14
     orders = [tuple(plan.videos(step)) for step in range(0, 15, 5)]
     assert len(set(orders)) == 3
+    assert [len(plan.videos(step)) for step in range(5)] == [2, 3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("world", [1, 2, 3])
 def test_ranks_share_a_batch_out(world):
     whole = schedule(batch=4)
     for step in range(8):
         parts = [schedule(batch=4, rank=rank, world=world).share(step) for rank in range(world)]
         assert [each for part in parts for each in part] == whole.videos(step)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert all(parts)
+    with pytest.raises(PacecoreError, match=r"each of 9 ranks a video, .* has 3"):
+        schedule(batch=4, world=9)
 
 
 def equal(one, other):
@@ -57,7 +62,7 @@ def test_batches_are_the_same_with_any_number_of_workers(workers):
     spread = list(load_batches(source, plan, range(2, 6), clip_frames=4, workers=workers))
     assert [batch.number for batch in spread] == [2, 3, 4, 5]
     assert all(equal(a, b) for a, b in zip(alone[2:], spread, strict=True))
-    assert alone[4].labels.numel() == 4  # two videos, two views
+    assert alone[0].labels.numel() == 4  # two videos, two views
 
 
 def test_rows_show_the_frames_that_were_planned():

@@ -40,7 +40,7 @@ def write_video(
     properties: dict | None = None,
     pictures: list[av.VideoFrame] | None = None,
 ) -> Path:
-    """Encodes a moving pattern. size: (height, width). stamps: of each frame, in 1 / rate seconds."""
+    """Encodes a moving pattern. size: (height, width). stamps: of each frame, in 1/rate seconds."""
     height, width = size
     if pictures is None:
         pictures = [textured(n, height, width, pixel_format) for n in range(frames)]
