@@ -23,7 +23,9 @@ from pacecore.protocol import class_names
 from pacecore.source import VideoFiles
 from pacecore.trained import fingerprint, load_trained
 
-from .tiny import CLASSES, SMALL, pretrained, tiny_set, write_tiny
+from .tiny import CLASSES, SMALL, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_learns_and_keeps_the_best_by_the_validation_share(videos, tmp_path, mon
     decode = VideoFiles.decode
 
     def noting(self, video, wanted):
-        opened.add(self.path(video))
+        opened.add(str(self.path(video)))
         return decode(self, video, wanted)
 
     monkeypatch.setattr(VideoFiles, "decode", noting)

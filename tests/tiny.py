@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -24,6 +25,15 @@ SMALL = {
     "workers": 0,
     "device": "cpu",
 }
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny networks gain nothing from threads, and lose much to each other where cores are few."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_tiny(path: Path, colour: int, seed: int, frames: int) -> None:
@@ -78,11 +88,12 @@ def finetuned(path: Path, *, data: str = "", seed: int = 0, classes=CLASSES, **c
 
 def _warm(backbone: nn.Module, options) -> None:
     """Gives the batch norms averages that keep features apart."""
-    backbone.train()
-    shape = (4, 3, options.clip_frames, options.crop, options.crop)
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm3d)]
+    for norm in norms:
+        norm.momentum = 1.0
     with torch.no_grad():
-        for _ in range(20):
-            backbone(torch.rand(shape))
+        shape = (4, 3, options.clip_frames, options.crop, options.crop)
+        backbone.train()(torch.rand(shape))
 
 
 def _save(path: Path, kind: str, options, backbone: nn.Module, classes: list[str]) -> None:
