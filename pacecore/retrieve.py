@@ -197,7 +197,7 @@ def retrieve_features(
     Raises PacecoreError for features of another network, stage or unit, or without labels.
     """
     _require_same(gallery, queries)
-    labels = _common_labels(gallery, queries)
+    labels, names = _common_labels(gallery, queries)
     ks, asked = options.ks, queries.rows
     mine = np.arange(rank(), len(asked), world_size())
     own = nearest(asked[mine], gallery.rows, max(ks), device=device, boundaries=ks)
@@ -216,7 +216,7 @@ def retrieve_features(
         "query_videos": len(queries.values),
         "gallery_videos": len(gallery.values),
         "dimensions": asked.shape[1],
-        "classes_without_gallery": [_class_name(gallery, label) for label in lacking],
+        "classes_without_gallery": [names.get(label, str(label)) for label in lacking],
         "unreadable": {**gallery.order["unreadable"], **queries.order["unreadable"]},
         **{name: gallery.order[name] for name in ("stage", "pool", "unit", "clips", "network")},
         "identity": gallery.order["identity"],
@@ -235,20 +235,18 @@ def _require_same(gallery: Features, queries: Features) -> None:
             )
 
 
-def _common_labels(gallery: Features, queries: Features) -> np.ndarray:
-    """The queries' labels as the gallery numbers its classes; unknown classes come after them."""
+def _common_labels(gallery: Features, queries: Features) -> tuple[np.ndarray, dict[int, str]]:
+    """The queries' labels as the gallery numbers its classes, and the names of all numbers;
+    classes that the gallery does not know come after its own.
+    """
     theirs, ours = queries.order["classes"], gallery.order["classes"]
-    if theirs == ours:
-        return queries.labels
     number = {name: place for place, name in enumerate(ours)}
-    unknown = [name for name in theirs if name not in number]
-    number |= {name: len(ours) + place for place, name in enumerate(unknown)}
-    return np.array([number[name] for name in theirs], dtype=np.int64)[queries.labels]
-
-
-def _class_name(gallery: Features, label: int) -> str:
-    names = gallery.order["classes"]
-    return names[label] if label < len(names) else str(label)
+    for name in theirs:
+        number.setdefault(name, len(number))
+    names = {place: name for name, place in number.items()}
+    if theirs == ours:
+        return queries.labels, names
+    return np.array([number[name] for name in theirs], dtype=np.int64)[queries.labels], names
 
 
 def _write(
