@@ -191,8 +191,9 @@ PACECORE_INLINE float before_contrast(const Finish& f) {
     Float<W> row_sum{};
     for (int64_t x = 0; x < f.crop_width; x += W) {
       const int64_t at = row * f.row_floats + x;
-      const auto c =
-          jittered(load_rgb<W>(f.rgb + at, plane), f.jitter, 0, f.jitter.contrast_at, 0.f);
+      Rgb<Float<W>> pixels[1] = {load_rgb<W>(f.rgb + at, plane)};
+      apply_jitter(pixels, f.jitter, 0, f.jitter.contrast_at, 0.f);
+      const auto& c = pixels[0];
       if (keep) {
         memcpy(f.work + at, &c.r, sizeof c.r);
         memcpy(f.work + at + plane, &c.g, sizeof c.g);
@@ -301,8 +302,9 @@ PACECORE_INLINE void finish_as(const Finish& f) {
   }
   for (int64_t row = 0; row < f.crop_height; ++row) {
     for (int64_t x = 0; x < f.crop_width; x += W) {
-      auto c = jittered(load_rgb<W>(from + row * f.row_floats + x, plane), f.jitter, first_step,
-                        f.jitter.num_steps, mean_grey);
+      Rgb<Float<W>> pixels[1] = {load_rgb<W>(from + row * f.row_floats + x, plane)};
+      apply_jitter(pixels, f.jitter, first_step, f.jitter.num_steps, mean_grey);
+      auto c = pixels[0];
       c = {c.r * f.scale[0] + f.shift[0], c.g * f.scale[1] + f.shift[1],
            c.b * f.scale[2] + f.shift[2]};
       if (f.bgr) c = {c.b, c.g, c.r};
