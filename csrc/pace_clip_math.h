@@ -123,13 +123,26 @@ PACECORE_INLINE F lerp(F a, F b, F weight) {
 
 // ---- Colour ----
 
+// Written out for x86: there GCC makes a comparison and a blend of the ?: of two vectors.
 template <class F>
 PACECORE_INLINE F smaller(F a, F b) {
+#ifdef __AVX__
+  if constexpr (sizeof(F) == 32) return __builtin_ia32_minps256(a, b);
+#endif
+#ifdef __SSE__
+  if constexpr (sizeof(F) == 16) return __builtin_ia32_minps(a, b);
+#endif
   return a < b ? a : b;
 }
 
 template <class F>
 PACECORE_INLINE F larger(F a, F b) {
+#ifdef __AVX__
+  if constexpr (sizeof(F) == 32) return __builtin_ia32_maxps256(a, b);
+#endif
+#ifdef __SSE__
+  if constexpr (sizeof(F) == 16) return __builtin_ia32_maxps(a, b);
+#endif
   return a > b ? a : b;
 }
 
