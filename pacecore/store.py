@@ -221,6 +221,11 @@ class FrameStore:
         self._data = data  # (records * record_bytes,) uint8, mapped
         self._checked = np.zeros(len(data) // record_bytes(self.size), dtype=bool)
 
+    @staticmethod
+    def is_at(folder: str | Path) -> bool:
+        """Whether a folder holds a finished store."""
+        return (Path(folder) / _INDEX).is_file() and (Path(folder) / _FRAMES).is_file()
+
     @classmethod
     def open(cls, folder: str | Path) -> "FrameStore":
         """Raises StoreError where there is no store, or one unfinished, cut or of another kind."""
