@@ -442,3 +442,22 @@ def test_errors(tmp_path):
     ):
         load_weights(path)
     assert read_weights(path, partial=True).missing == ("backbone.conv1.norm.weight",)
+
+
+def test_command_line(tmp_path):
+    from click.testing import CliRunner
+    from pacecore.cli.convert import convert as command
+
+    torch.save(r21d("base_network.") | {"fc7.bias": torch.zeros(1)}, tmp_path / "vcop.pt")
+    out = tmp_path / "ours.pt"
+    shown = CliRunner().invoke(command, [str(tmp_path / "vcop.pt")], catch_exceptions=False)
+    assert "r21d, depth 10, written by VCOP or PRP pre-training" in shown.output
+    assert "loaded 144, 144 of them renamed; left over 1, missing 0" in shown.output
+    assert "left over fc7.bias" in shown.output
+    assert not out.exists()
+    done = CliRunner().invoke(
+        command, [str(tmp_path / "vcop.pt"), str(out), "-v"], catch_exceptions=False
+    )
+    assert "renamed base_network.bn1.weight -> backbone.conv1.norm.weight" in done.output
+    assert load_weights(out).keys() == load_weights(tmp_path / "vcop.pt").keys()
+    assert json.loads(out.with_suffix(".json").read_text())["left_over"] == ["fc7.bias"]
