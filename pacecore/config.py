@@ -60,7 +60,7 @@ class RunOptions:
     held_out: str = _option(
         "auto", "Videos to measure on: auto (the data's test split, else a tenth), none, or a path."
     )
-    fold: int = _option(1, "Which of the data set's official splits.", choices=(1, 2, 3))
+    fold: str = _option("1", "Which of the data set's splits: a number, or a list's name.")
     out: str = _option("", "Run folder; empty: runs/<verb>-<n>.")
     seed: int = _option(0, "Seed of every draw.", low=0, high=2**63 - 1)
     device: str = _option("auto", "auto, cpu, cuda or cuda:<n>.")
@@ -164,13 +164,13 @@ class TrainOptions(RunOptions):
     def check(self) -> None:
         super().check()
         sampling = self.sampling()
+        if len(sampling.classes) < 2 and self.lambda_cls > 0:
+            raise OptionError(f"paces must be two or more to tell apart, got {self.paces}")
         if self.view_paces == "distinct" and self.views > len(sampling.classes):
             raise OptionError(
                 f"views must be at most the number of paces, {len(sampling.classes)}, unless"
                 f" view_paces is free; got {self.views}"
             )
-        if len(sampling.classes) < 2 and self.lambda_cls > 0:
-            raise OptionError(f"paces must be two or more to tell apart, got {self.paces}")
         if self.lambda_cls == 0 and (self.lambda_ctr == 0 or self.contrast == "none"):
             raise OptionError("lambda_cls and the contrastive loss must not both be off")
 
@@ -308,8 +308,8 @@ def from_mapping(
         )
     try:
         return kind(**merged).resolved()
-    except OptionError as error:
-        raise OptionError(f"{source}: {error}") from None if source else error
+    except PacecoreError as error:
+        raise OptionError(f"{source}: {error}" if source else str(error)) from None
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
