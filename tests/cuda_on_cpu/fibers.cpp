@@ -60,7 +60,7 @@ struct {
   Schedule schedule = Schedule::forwards;
   std::mt19937_64 random;
   uint64_t seed = 0;
-  const char* kernel = "";
+  std::string kernel;
   const std::function<void()>* body = nullptr;
   void* dynamic_shared = nullptr;
   std::vector<Fiber> fibers;  // grows to the largest block seen; stacks are kept
@@ -199,7 +199,7 @@ std::string doing(const Fiber& fiber) {
 
 [[noreturn]] void throw_fault(const std::string& what) {
   now.running = nullptr;
-  throw std::runtime_error(std::string(now.kernel) + ": block " + text(blockIdx) + ": " + what);
+  throw std::runtime_error(now.kernel + ": block " + text(blockIdx) + ": " + what);
 }
 
 [[noreturn]] void throw_deadlock() {
@@ -311,8 +311,8 @@ void complete_collectives(size_t warp) {
 // Adds to a sanitizer's report which thread it is about.
 void say_where() {
   if (now.running)
-    std::fprintf(stderr, "%s: block %s: thread %s: reported by the sanitizer above\n", now.kernel,
-                 text(blockIdx).c_str(), text(now.running->index).c_str());
+    std::fprintf(stderr, "%s: block %s: thread %s: reported by the sanitizer above\n",
+                 now.kernel.c_str(), text(blockIdx).c_str(), text(now.running->index).c_str());
 }
 
 // g++ links two runtimes, each with a callback of its own; the second's is hidden by the first's.
@@ -326,7 +326,7 @@ void say_where_on_death() {
 
 void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
   const auto refuse = [](const std::string& what) {
-    throw std::runtime_error(std::string(now.kernel) + ": " + what);
+    throw std::runtime_error(now.kernel + ": " + what);
   };
   const size_t threads = size_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64)
@@ -342,7 +342,7 @@ void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
 
 }  // namespace
 
-void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes,
               const std::function<void()>& body) {
   const std::lock_guard lock(one_launch);
   now.kernel = kernel;

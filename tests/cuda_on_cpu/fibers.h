@@ -20,7 +20,7 @@ using Site = std::source_location;
 
 // Runs body() once as every thread of every block. Throws std::runtime_error that names kernel,
 // block and thread where the launch is out of the hardware's limits or a thread commits a fault.
-void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes,
               const std::function<void()>& body);
 
 // The rest is for code that runs as a thread of a block.
