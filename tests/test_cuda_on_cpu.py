@@ -62,7 +62,7 @@ def planted_faults() -> Path:
 
 
 def run(program: Path, name: str, how: str, *schedules: str) -> subprocess.CompletedProcess:
-    """Prints a line of 64 numbers in hexadecimal for each schedule; all of them if none is named."""
+    """Prints a line of 64 hexadecimal numbers for each schedule, for all of them if none is named."""
     numbers = [str(SCHEDULES[schedule]) for schedule in schedules or SCHEDULES]
     command = [program, name, how, *numbers]
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
