@@ -17,13 +17,15 @@ HERE = Path(build.__file__).parent
 REPORTED = {
     "barrier_not_reached": "block (0, 0, 0): deadlock: thread (0, 0, 0) waits at __syncthreads, "
     "planted_faults.cu:{line}, but thread (40, 0, 0) has ended",
-    "two_barriers": "is at __syncthreads, planted_faults.cu:",
+    "two_barriers": "is at a barrier, planted_faults.cu:",
     "lane_missing": "deadlock: thread (0, 0, 0) waits at a warp-wide operation, planted_faults.cu:",
     "shuffle_from_outside": "which has ended or is not in the mask",
     "caller_not_in_mask": "is not in the mask that it names",
     "misaligned_copy": "needs both addresses to be multiples of 16",
     "too_many_threads": "a block has 1 to 1024 threads, at most 64 of them in z, got (1056, 1, 1)",
     "too_much_shared": "at most 166912 bytes of dynamic shared memory on sm_80, got 204800",
+    "cluster_barrier_not_reached": "deadlock: thread (0, 0, 0) of block (0, 0, 0) waits at the "
+    "barrier of the cluster",
     "matrix_product": "ldmatrix needs all 32 lanes",
     "trap": "block (0, 0, 0): thread (7, 0, 0): executes __trap()",
     "global_out_of_bounds": "heap-buffer-overflow",
@@ -48,6 +50,7 @@ DIFFERING = [
     "unwritten_dynamic_shared",
     "order_of_atomics",
     "order_of_blocks",
+    "missing_cluster_barrier",
     "missing_copy_wait",
     "early_copy",
 ]
@@ -62,7 +65,7 @@ def planted_faults() -> Path:
 
 
 def run(program: Path, name: str, how: str, *schedules: str) -> subprocess.CompletedProcess:
-    """Prints a line of 64 hexadecimal numbers for each schedule, for all of them if none is named."""
+    """Prints a line of 64 hexadecimal numbers for each schedule; without any, for all."""
     numbers = [str(SCHEDULES[schedule]) for schedule in schedules or SCHEDULES]
     command = [program, name, how, *numbers]
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}

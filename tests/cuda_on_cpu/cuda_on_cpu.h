@@ -285,10 +285,10 @@ std::string name_of() {
   return name;
 }
 
-template <auto kernel, typename... Parameters>
-void launch(void (*)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-            std::type_identity_t<Parameters>... arguments) {
-  run_grid(name_of<kernel>(), grid, block, shared_bytes, [&] { kernel(arguments...); });
+template <typename... Parameters>
+void launch(const std::string& name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, unsigned cluster, std::type_identity_t<Parameters>... arguments) {
+  run_grid(name, grid, block, shared_bytes, cluster, [&] { kernel(arguments...); });
 }
 
 }  // namespace cuda_on_cpu
@@ -296,10 +296,11 @@ void launch(void (*)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
 #define PACECORE_DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(cuda_on_cpu::dynamic_shared())
 
-#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                      \
-  do {                                                                                       \
-    (void)(stream);                                                                          \
-    ::cuda_on_cpu::launch<&kernel>(&kernel, (grid), (block), (shared_bytes), ##__VA_ARGS__); \
+#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                \
+  do {                                                                                 \
+    (void)(stream);                                                                    \
+    ::cuda_on_cpu::launch(::cuda_on_cpu::name_of<&kernel>(), &kernel, (grid), (block), \
+                          (shared_bytes), 1, ##__VA_ARGS__);                           \
   } while (false)
 
 #ifndef CUDA_ON_CPU_WITHOUT_TORCH

@@ -122,6 +122,27 @@ __global__ void order_of_blocks(float* out) {
   mine[threadIdx.x] = faulty && blockIdx.x == 1 ? out[threadIdx.x] + 1 : 1.0f;
 }
 
+// Each of four blocks reads the next one's static and dynamic shared memory.
+template <bool faulty>
+__global__ void missing_cluster_barrier(float* out) {
+  __shared__ float mine[16];
+  PACECORE_DYNAMIC_SHARED(float, more);
+  const unsigned next = (blockIdx.x + 1) % 4;
+  mine[threadIdx.x] = 100.0f * blockIdx.x + threadIdx.x;
+  more[threadIdx.x] = 0.5f;
+  if (!faulty) cuda_on_cpu::cluster_barrier();
+  float* theirs = static_cast<float*>(cuda_on_cpu::shared_of_rank(&mine[threadIdx.x], next));
+  float* rest = static_cast<float*>(cuda_on_cpu::shared_of_rank(&more[threadIdx.x], next));
+  out[16 * blockIdx.x + threadIdx.x] = *theirs + *rest;
+  cuda_on_cpu::cluster_barrier();
+}
+
+template <bool faulty>
+__global__ void cluster_barrier_not_reached(float* out) {
+  if (!faulty || blockIdx.x != 2) cuda_on_cpu::cluster_barrier();
+  out[16 * blockIdx.x + threadIdx.x] = 1;
+}
+
 template <bool faulty>
 __global__ void global_out_of_bounds(float* out) {
   out[threadIdx.x + faulty] = 1;
@@ -244,6 +265,13 @@ void run(const char* name, float* out) {
   {                                                                                      \
     #kernel, [=] { PACECORE_LAUNCH(kernel<faulty>, grid, block, shared, nullptr, out); } \
   }
+#define CLUSTERS(kernel, grid, block, shared)                                                    \
+  {                                                                                              \
+    #kernel, [=] {                                                                               \
+      cuda_on_cpu::launch(cuda_on_cpu::name_of<&kernel<faulty>>(), &kernel<faulty>, grid, block, \
+                          shared, grid, out);                                                    \
+    }                                                                                            \
+  }
       KERNEL(missing_barrier, 1, kThreads, 0),
       KERNEL(missing_barrier_before_reuse, 1, kThreads, 0),
       KERNEL(missing_warp_barrier, 1, kThreads, 0),
@@ -256,6 +284,8 @@ void run(const char* name, float* out) {
       KERNEL(unwritten_dynamic_shared, 1, kThreads, bytes),
       KERNEL(order_of_atomics, 1, kThreads, 0),
       KERNEL(order_of_blocks, dim3(2, 1), kThreads, 0),
+      CLUSTERS(missing_cluster_barrier, 4, 16, 64),
+      CLUSTERS(cluster_barrier_not_reached, 4, 16, 0),
       KERNEL(global_out_of_bounds, 1, kThreads, 0),
       KERNEL(shared_out_of_bounds, 1, kThreads, 0),
       KERNEL(dynamic_shared_out_of_bounds, 1, kThreads, bytes),
