@@ -1,0 +1,220 @@
+"""What every benchmark shares: the machine it ran on, timing, peak memory, and the JSON record it leaves."""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from pacecore._extension import extension
+
+__all__ = [
+    "Timing",
+    "add_arguments",
+    "machine_info",
+    "peak_extra_bytes",
+    "time_function",
+    "write_record",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Percentiles over `runs` runs, in seconds: the 20th, the median and the 80th."""
+
+    p20: float
+    p50: float
+    p80: float
+    runs: int
+
+
+def machine_info(device: str | torch.device = "cpu") -> dict:
+    """Processor, GPU, threads, versions and commit: what a figure means nothing without."""
+    info = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pacecore": extension().build_info(),
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": list(os.getloadavg()),
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        info["gpu"] = properties.name
+        info["gpu_bytes"] = properties.total_memory
+        info["gpu_processors"] = properties.multi_processor_count
+        info["cuda"] = torch.version.cuda
+        info["gpu_driver"] = _first_line(
+            "nvidia-smi",
+            "--query-gpu=driver_version,clocks.sm,power.limit",
+            "--format=csv,noheader",
+        )
+    return info
+
+
+def time_function(
+    function: Callable[[], object],
+    device: str | torch.device = "cpu",
+    *,
+    min_seconds: float = 1.0,
+    min_runs: int = 5,
+    max_runs: int = 200,
+    flush_cache: bool = False,
+) -> Timing:
+    """Runs `function` once to warm up, then until both minima are met, and gives percentiles of its time.
+
+    On CUDA the time is the GPU's own, between two events, with one synchronisation after all runs; short runs are not
+    split from launch gaps, so capture them in a CUDA graph first where GPU time alone is meant. `flush_cache` writes
+    256 MB between runs, so that inputs come from memory and not from the last run's cache.
+    """
+    device = torch.device(device)
+    flush = torch.empty(2**28, dtype=torch.uint8, device=device) if flush_cache else None
+    function()
+    seconds: list[float] = []
+    if device.type == "cuda":
+        function()
+        torch.cuda.synchronize(device)
+        start_time, events = time.perf_counter(), []
+        while len(events) < min_runs or (
+            time.perf_counter() - start_time < min_seconds and len(events) < max_runs
+        ):
+            if flush is not None:
+                flush.zero_()
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            function()
+            after.record()
+            events.append((before, after))
+            if (
+                len(events) % 16 == 0
+            ):  # keeps the queue of launches short, so that min_seconds means GPU time
+                after.synchronize()
+        torch.cuda.synchronize(device)
+        seconds = [before.elapsed_time(after) / 1000 for before, after in events]
+    else:
+        while len(seconds) < min_runs or (sum(seconds) < min_seconds and len(seconds) < max_runs):
+            if flush is not None:
+                flush.zero_()
+            before_seconds = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - before_seconds)
+    p20, p50, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(
+        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    )
+    return Timing(p20.item(), p50.item(), p80.item(), len(seconds))
+
+
+def peak_extra_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """Most memory that one run of `function` holds beyond what is held before it; its results count too.
+
+    CUDA: torch's allocator. CPU: resident memory of this process, sampled each millisecond, so a few MB uncertain.
+    """
+    device = torch.device(device)
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # give freed memory of earlier runs back first
+        ctypes.CDLL(None).malloc_trim(0)
+    before = peak = _resident_bytes()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, _resident_bytes())
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        result = function()
+        peak = max(peak, _resident_bytes())
+        del result
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every benchmark has."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
+    parser.add_argument("--quick", action="store_true", help="few small cases: does it run at all")
+
+
+def write_record(path: str | Path | None, name: str, device: str, cases: list[dict]) -> Path:
+    """Writes {"benchmark", "command", "machine", "cases"} as JSON and gives its path.
+
+    path: the file; None for benchmarks/results/NAME-DEVICE.json. Timings among the values become plain numbers.
+    """
+    path = Path(path) if path else RESULTS / f"{name}-{torch.device(device).type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "benchmark": name,
+        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "machine": machine_info(device),
+        "cases": cases,
+    }
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(record, indent=1, default=_plain) + "\n")
+    aside.replace(path)
+    return path
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Timing):
+        return asdict(value)
+    raise TypeError(f"a record cannot hold {type(value)}")
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip().partition("\n")[0]
+
+
+def _git(*arguments: str) -> str:
+    return _first_line("git", *arguments)
