@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.cuda_on_cpu import build
+from tests.cuda_on_cpu import build, devices
 from tests.cuda_on_cpu.devices import SCHEDULES
 
 HERE = Path(build.__file__).parent
@@ -23,7 +24,7 @@ REPORTED = {
     "caller_not_in_mask": "is not in the mask that it names",
     "misaligned_copy": "needs both addresses to be multiples of 16",
     "too_many_threads": "a block has 1 to 1024 threads, at most 64 of them in z, got (1056, 1, 1)",
-    "too_much_shared": "at most 166912 bytes of dynamic shared memory on sm_80, got 204800",
+    "too_much_shared": "at most 232448 bytes of dynamic shared memory on sm_90, got 233472",
     "cluster_barrier_not_reached": "deadlock: thread (0, 0, 0) of block (0, 0, 0) waits at the "
     "barrier of the cluster",
     "matrix_product": "ldmatrix needs all 32 lanes",
@@ -119,3 +120,46 @@ def test_fault_changes_the_result(planted_faults, name):
     ran = run(planted_faults, name, "faulty")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert len(set(ran.stdout.split())) > 1
+
+
+@pytest.fixture
+def emulation():
+    reason = devices.emulation_missing()
+    if reason:
+        pytest.skip(reason)
+    with devices.emulation(90):
+        yield
+
+
+def test_schedules_that_disagree_are_an_error(emulation):
+    results = iter([torch.zeros(3), torch.zeros(3), torch.tensor([0.0, -0.0, 0.0])])
+    with pytest.raises(
+        devices.ScheduleError, match="result 0 differs between threads run forwards"
+    ):
+        devices.run_every_schedule(lambda: next(results))
+
+
+def test_schedules_agree_in_nan_too(emulation):
+    result = torch.tensor([0.0, torch.nan])
+    assert devices.run_every_schedule(lambda: result.clone()).isnan().tolist() == [False, True]
+
+
+def test_memory_of_results_starts_as_nan(emulation):
+    assert torch.ones(1).new_empty(8).isnan().all()
+
+
+def test_what_is_not_modelled_is_an_error_that_says_what_to_do(tmp_path):
+    reason = build.compiler_missing()
+    if reason:
+        pytest.skip(reason)
+    source = tmp_path / "unknown.cu"
+    source.write_text(
+        '#include "launch.h"\n'
+        "__global__ void kernel(int* out) { *out = __nv_isInvented(3); }\n"
+        "int main() { return 0; }\n"
+    )
+    with pytest.raises(
+        build.BuildError, match=r"(?s)__nv_isInvented.*not model.*cuda_on_cpu\.h"
+    ) as caught:
+        build.build(program=source)
+    assert "primitives.h" in str(caught.value)

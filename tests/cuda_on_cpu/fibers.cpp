@@ -32,8 +32,7 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 4096;
-constexpr size_t kSharedLimit = 163 * 1024;  // dynamic shared memory of a block on sm_80
-constexpr unsigned kClusterLimit = 8;        // blocks, on every GPU that has clusters
+constexpr Device kDevices[] = {{86, 99 * 1024, 1}, {90, 227 * 1024, 8}};
 
 enum class Schedule : int { forwards = 0, backwards = 1, shuffled = 2 };
 enum class State { ready, at_barrier, at_cluster_barrier, at_collective, ended };
@@ -74,6 +73,7 @@ struct Block {
 
 // What runs now: one cluster, which is one block unless the launch says otherwise.
 struct {
+  Device device = kDevices[1];
   Schedule schedule = Schedule::forwards;
   std::mt19937_64 random;
   uint64_t seed = 0;
@@ -407,12 +407,15 @@ void check_limits(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster) 
   if (!grid.x || !grid.y || !grid.z || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535)
     refuse("a grid has 1 to 2147483647 x 65535 x 65535 blocks, got " +
            text(uint3{grid.x, grid.y, grid.z}));
-  if (shared_bytes > kSharedLimit)
-    refuse("a block has at most " + std::to_string(kSharedLimit) +
-           " bytes of dynamic shared memory on sm_80, got " + std::to_string(shared_bytes));
-  if (!cluster || cluster > kClusterLimit || grid.x % cluster)
-    refuse("a cluster has 1 to 8 blocks and divides the grid, got " + std::to_string(cluster) +
-           " of " + std::to_string(grid.x));
+  const std::string architecture = " on sm_" + std::to_string(now.device.architecture);
+  if (shared_bytes > now.device.shared_bytes)
+    refuse("a block has at most " + std::to_string(now.device.shared_bytes) +
+           " bytes of dynamic shared memory" + architecture + ", got " +
+           std::to_string(shared_bytes));
+  if (!cluster || cluster > now.device.cluster_blocks || grid.x % cluster)
+    refuse("a cluster has 1 to " + std::to_string(now.device.cluster_blocks) + " blocks" +
+           architecture + " and divides the grid, got " + std::to_string(cluster) + " of " +
+           std::to_string(grid.x));
 }
 
 }  // namespace
@@ -459,6 +462,8 @@ void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_by
   }
   now.running = nullptr;
 }
+
+const Device& device() { return now.device; }
 
 void fault(const std::string& what) {
   now.fault = what;
@@ -539,4 +544,11 @@ extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_schedule(
   const std::lock_guard lock(cuda_on_cpu::one_launch);
   cuda_on_cpu::now.schedule = static_cast<cuda_on_cpu::Schedule>(schedule);
   cuda_on_cpu::now.seed = seed;
+}
+
+// 86 or 90.
+extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_device(int architecture) {
+  const std::lock_guard lock(cuda_on_cpu::one_launch);
+  for (const cuda_on_cpu::Device& device : cuda_on_cpu::kDevices)
+    if (device.architecture == architecture) cuda_on_cpu::now.device = device;
 }

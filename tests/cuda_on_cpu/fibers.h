@@ -18,6 +18,14 @@ namespace cuda_on_cpu {
 
 using Site = std::source_location;
 
+// The limits of the GPU that is played.
+struct Device {
+  int architecture;         // 90: sm_90
+  size_t shared_bytes;      // dynamic shared memory that a block may have
+  unsigned cluster_blocks;  // that every GPU of the architecture runs; 1: it has no clusters
+};
+const Device& device();
+
 // Runs body() once as every thread of every block, `cluster` consecutive blocks at a time. Throws
 // std::runtime_error that names kernel, block and thread where the launch is out of the hardware's
 // limits or a thread commits a fault.

@@ -295,7 +295,7 @@ void run(const char* name, float* out) {
       KERNEL(early_copy, 1, kThreads, 0),
       KERNEL(misaligned_copy, 1, kThreads, 0),
       KERNEL(too_many_threads, 1, faulty ? 1056 : 1024, 0),
-      KERNEL(too_much_shared, 1, kThreads, faulty ? 200 * 1024 : 100 * 1024),
+      KERNEL(too_much_shared, 1, kThreads, (faulty ? 228 : 227) * 1024),
       KERNEL(matrix_product, 1, 32, 0),
       KERNEL(trap, 1, dim3(8, 4, 2), 0),
   };
