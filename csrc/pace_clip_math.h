@@ -123,14 +123,45 @@ PACECORE_INLINE F lerp(F a, F b, F weight) {
 
 // ---- Colour ----
 
+// Written out for x86: there GCC makes a comparison and a blend of the ?: of two vectors.
 template <class F>
 PACECORE_INLINE F smaller(F a, F b) {
+#ifdef __AVX__
+  if constexpr (sizeof(F) == 32) return __builtin_ia32_minps256(a, b);
+#endif
+#ifdef __SSE__
+  if constexpr (sizeof(F) == 16) return __builtin_ia32_minps(a, b);
+#endif
   return a < b ? a : b;
 }
 
 template <class F>
 PACECORE_INLINE F larger(F a, F b) {
+#ifdef __AVX__
+  if constexpr (sizeof(F) == 32) return __builtin_ia32_maxps256(a, b);
+#endif
+#ifdef __SSE__
+  if constexpr (sizeof(F) == 16) return __builtin_ia32_maxps(a, b);
+#endif
   return a > b ? a : b;
+}
+
+template <class F>
+PACECORE_INLINE F magnitude(F value) {
+#ifndef __CUDA_ARCH__
+  if constexpr (sizeof(F) > sizeof(float)) {
+    typedef int32_t Bits __attribute__((vector_size(sizeof(F))));
+    return (F)((Bits)value & 0x7fffffff);
+  }
+#endif
+  return value < 0 ? -value : value;
+}
+
+// To the nearest whole number, for |value| < 2^22.
+template <class F>
+PACECORE_INLINE F rounded(F value) {
+  constexpr float shift = 12582912.f;  // 1.5 * 2^23: beyond it a float has no fraction
+  return (value + shift) - shift;
 }
 
 template <class F>
@@ -232,11 +263,6 @@ PACECORE_INLINE bool is_jitter_order(int32_t order) {
   return order >= 0 && order < 256 && seen == 15;
 }
 
-PACECORE_INLINE float rounded(float value) {  // to the nearest whole number, for |value| < 2^22
-  constexpr float shift = 12582912.f;         // 1.5 * 2^23: beyond it a float has no fraction
-  return (value + shift) - shift;
-}
-
 PACECORE_INLINE Jitter make_jitter(const float* factors /* (4,) */, int32_t order) {
   Jitter jitter{};
   jitter.num_steps = order < 0 ? 0 : 4;
@@ -264,11 +290,6 @@ PACECORE_INLINE F on_circle(F least, F chroma, F distance) {
   return least + chroma * clamp(distance, 0.f, 1.f);
 }
 
-template <class F>
-PACECORE_INLINE F magnitude(F value) {
-  return larger(value, -value);
-}
-
 // Turns the HSV hue by `turn` sixths, -3 to 3. Value and saturation stay, so largest and least
 // channel stay too and only their places move: no division by the value is needed.
 template <class F>
@@ -280,8 +301,7 @@ PACECORE_INLINE Rgb<F> hue_turned(Rgb<F> c, float turn) {
   const F difference = most == c.r ? c.g - c.b : (most == c.g ? c.b - c.r : c.r - c.g);
   const F sector = most == c.r ? F{} : (most == c.g ? F{} + 2.f : F{} + 4.f);
   F hue = sector + turn + quotient(difference, larger(chroma, F{} + 1e-30f));  // from -4 to 8
-  hue = hue < 0.f ? hue + 6.f : hue;
-  hue = hue >= 6.f ? hue - 6.f : hue;
+  hue = hue - 6.f * rounded(hue * (1 / 6.f) - 0.5f);  // from 0 to 6; which end makes no difference
   return {on_circle(least, chroma, magnitude(hue - 3.f) - 1.f),
           on_circle(least, chroma, 2.f - magnitude(hue - 2.f)),
           on_circle(least, chroma, 2.f - magnitude(hue - 4.f))};

@@ -452,7 +452,7 @@ __device__ void store_nan(const PaceClip& args, int64_t frame, int first, int ro
 template <class Out, bool ChannelsLast>
 __global__ void __launch_bounds__(kThreads, 3)
     pace_clip_kernel(const PaceClip args, const Bands bands) {
-  PACECORE_DYNAMIC_SHARED(float, shared);
+  PACECORE_DYNAMIC_SHARED(float, dynamic);
   __shared__ Source source;
   __shared__ double sums[kWarps];
   __shared__ double cluster_slot;
@@ -465,7 +465,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     store_nan<Out, ChannelsLast>(args, frame, first, rows);
     return;
   }
-  const Memory memory = memory_of(args, bands, shared);
+  const Memory memory = memory_of(args, bands, dynamic);
   find_columns(args, memory, source);
   const bool contrast = source.jitter.contrast_at < source.jitter.num_steps;
   float mean_grey = 0;
