@@ -1,0 +1,50 @@
+"""The command `pacecore`: parse, call one function, print. Expected errors are one line, exit 2."""
+
+import importlib
+import sys
+
+import click
+
+from pacecore.errors import PacecoreError
+
+__all__ = ["main"]
+
+# Verb -> the module of this package that holds the command of the same name. Loaded when called,
+# so that --help does not wait for torch.
+_VERBS = {
+    "train": "Learn from videos without labels.",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _VERBS:
+            return None
+        return getattr(importlib.import_module(f"pacecore.cli.{name}"), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.group(
+    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="pacecore")
+def pacecore() -> None:
+    """Video representations without labels, by pace prediction."""
+
+
+def main() -> None:
+    """Entry point: an expected error is one line on stderr and exit code 2, without traceback."""
+    try:
+        pacecore(prog_name="pacecore", standalone_mode=True)
+    except PacecoreError as error:
+        sys.stderr.write(f"pacecore: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("pacecore: stopped\n")
+        sys.exit(130)

@@ -1,3 +1,3 @@
-"""pacecore: video representations without labels, by pace prediction (Wang, Jiao, Liu, ECCV 2020)."""
+"""pacecore: learning video representations without labels, by pace prediction."""
 
 __version__ = "0"

@@ -14,13 +14,15 @@ class ExtensionError(ImportError):
 def extension() -> ModuleType:
     """The module `pacecore._C`; importing it registers torch.ops.pacecore.
 
-    Raises ExtensionError with the loader's reason and the line that rebuilds it. Nothing falls back in silence.
+    Raises ExtensionError with the loader's reason and the line that rebuilds it. Nothing falls back
+    in silence.
     """
     try:
         from pacecore import _C
     except ImportError as error:
         raise ExtensionError(
             f"pacecore's compiled part does not load: {error}\n"
-            "rebuild it from the source folder with: pip install --force-reinstall --no-deps .   (for use there: -e .)"
+            "rebuild it from the source folder with: pip install --force-reinstall --no-deps ."
+            " (an editable install: pip install --no-deps -e .)"
         ) from error
     return _C

@@ -1,4 +1,4 @@
-"""Decoded frames as they travel: one byte buffer and a table that says where each frame lies in it."""
+"""Decoded frames as they travel: one byte buffer and a table of where each frame lies in it."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,11 +10,13 @@ __all__ = ["FRAME_COLUMNS", "FrameFormat", "Frames", "Matrix", "concatenate"]
 
 # Columns of Frames.table, in order; the enum Column in csrc/pace_clip_math.h mirrors them.
 FRAME_COLUMNS = (
-    "y_offset",  # bytes from the start of data to the first luma sample; of packed RGB: to the first pixel
+    # bytes from the start of data to the first luma sample; of packed RGB: to the first pixel
+    "y_offset",
     "u_offset",  # bytes to the first Cb sample; 0 for packed RGB
     "v_offset",  # bytes to the first Cr sample; 0 for packed RGB
     "height",  # rows of the frame, any number from 1
-    "width",  # columns of the frame, any number from 1; odd ones have (width + 1) // 2 chroma columns
+    # columns of the frame, any number from 1; odd ones have (width + 1) // 2 chroma columns
+    "width",
     "stride",  # bytes from one row of luma (or packed RGB) to the next
     "chroma_stride",  # bytes from one row of chroma to the next; 0 for packed RGB
     "format",  # a FrameFormat code
@@ -36,11 +38,15 @@ class FrameFormat:
     planar: bool = True  # planar YUV 4:2:0; False: packed RGB, 3 bytes a pixel
     matrix: Matrix = Matrix.BT601
     full_range: bool = False  # Y, U, V over 0..255 (JPEG); False: 16..235 and 16..240
-    centre_sited: bool = False  # chroma centred between luma columns (JPEG, MPEG-1); False: on even ones
+    centre_sited: bool = (
+        False  # chroma centred between luma columns (JPEG, MPEG-1); False: on even ones
+    )
 
     @property
     def code(self) -> int:
-        """The table's `format` column: bit 0 planar, bits 1 to 2 matrix, bit 3 full range, bit 4 centre-sited."""
+        """The table's `format` column: bit 0 planar, bits 1 to 2 matrix, bit 3 full range, bit 4
+        centre-sited.
+        """
         if not self.planar:
             return 0
         return 1 | int(self.matrix) << 1 | int(self.full_range) << 3 | int(self.centre_sited) << 4
@@ -50,8 +56,9 @@ class FrameFormat:
 class Frames:
     """Frames of any sizes and formats in one buffer.
 
-    data: (N,) uint8, all planes of all frames. table: (F, 8) int64, one row a frame, columns FRAME_COLUMNS, on the
-    same device. Rows may point anywhere in data, share bytes, and have strides wider than the frame.
+    data: (N,) uint8, all planes of all frames. table: (F, 8) int64, one row a frame, columns
+    FRAME_COLUMNS, on the same device. Rows may point anywhere in data, share bytes, and have
+    strides wider than the frame.
     """
 
     data: Tensor  # (N,) uint8
@@ -69,7 +76,9 @@ class Frames:
 
 
 def concatenate(parts: list[Frames]) -> Frames:
-    """One Frames of all frames of `parts`, in order: row numbers shift by the lengths of the parts before."""
+    """One Frames of all frames of `parts`, in order: row numbers shift by the lengths of the parts
+    before.
+    """
     tables, start = [], 0
     for part in parts:
         table = part.table.clone()

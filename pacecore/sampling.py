@@ -1,8 +1,8 @@
 """Every random draw of the input pipeline: which frames, crop, flip and jitter a clip gets.
 
-Draws come from Philox, a counter-based generator, keyed by (seed, purpose) with the counter set from (pass over the
-data, video, view) and counting on through the frames. A clip is thus a function of these numbers alone: the same
-whatever the number of workers or ranks, and after a resume.
+Draws come from Philox, a counter-based generator, keyed by (seed, purpose) with the counter set
+from (pass over the data, video, view) and counting on through the frames. A clip is thus a function
+of these numbers alone: the same whatever the number of workers or ranks, and after a resume.
 """
 
 from dataclasses import dataclass, field
@@ -63,7 +63,9 @@ def parse_pace(pace: int | str | Fraction) -> Fraction:
 
 
 def parse_paces(paces: str) -> tuple[Fraction, ...]:
-    """A set of paces, "1/3,1/2,1,2,3", in ascending order: the rank is the label (Table 1 of the paper)."""
+    """A set of paces, "1/3,1/2,1,2,3", in ascending order: the rank is the label (Table 1 of the
+    paper).
+    """
     values = sorted(parse_pace(word.strip()) for word in paces.split(","))
     if len(set(values)) < len(values):
         raise PacecoreError(f"paces must differ from each other, got {paces}")
@@ -81,9 +83,10 @@ def frame_indices(
 ) -> np.ndarray:
     """Frame numbers, 0-based, of a clip that starts at `start_frame` and runs at `pace`.
 
-    Step k of a run shows start + floor(k * pace): every p-th frame when fast, each frame 1/p times when slow
-    (section 3.1 of the paper). At the end of the video `boundary` decides: "restart" goes on from frame 0 with phase 0,
-    "modulo" wraps the frame number, "clamp" holds the last frame. A negative pace shows the same frames in reverse.
+    Step k of a run shows start + floor(k * pace): every p-th frame when fast, each frame 1/p times
+    when slow (section 3.1 of the paper). At the end of the video `boundary` decides: "restart" goes
+    on from frame 0 with phase 0, "modulo" wraps the frame number, "clamp" holds the last frame. A
+    negative pace shows the same frames in reverse.
 
         frame_indices(10, 7, 3, 8)     ->  7 0 3 6 9 0 3 6
         frame_indices(10, 8, "1/2", 8) ->  8 8 9 9 0 0 1 1
@@ -111,14 +114,18 @@ def frame_indices(
 
 
 def fitting_starts(num_frames: int, pace: Fraction, clip_frames: int) -> int:
-    """How many start frames let a clip end without leaving the video; at least 1, so a short video starts at 0."""
+    """How many start frames let a clip end without leaving the video; at least 1, so a short video
+    starts at 0.
+    """
     return max(1, num_frames - _last_step(pace, clip_frames))
 
 
 def loop_share(lengths: np.ndarray | list[int], pace: Fraction, clip_frames: int) -> float:
-    """Share of clips that leave the video and loop, for starts uniform over all frames: it betrays the pace.
+    """Share of clips that leave the video and loop, for starts uniform over all frames: it betrays
+    the pace.
 
-    lengths: frames of each video. On UCF101 16 frames loop in 10, 20, 31, 41 % of cases at pace 1, 2, 3, 4.
+    lengths: frames of each video. On UCF101 16 frames loop in 10, 20, 31, 41 % of cases at pace 1,
+    2, 3, 4.
     """
     lengths = np.asarray(lengths, dtype=np.float64)
     return float(np.mean(np.minimum(_last_step(pace, clip_frames), lengths) / lengths))
@@ -130,7 +137,9 @@ def _last_step(pace: Fraction, clip_frames: int) -> int:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Colour jitter of SPEC row 12: factors uniform in [1 - x, 1 + x], hue uniform in [-hue, hue] turns."""
+    """Colour jitter (section 3.4 of the paper): factors uniform in [1 - x, 1 + x], hue uniform in
+    [-hue, hue] turns.
+    """
 
     brightness: float = 0.8
     contrast: float = 0.8
@@ -142,15 +151,20 @@ class Jitter:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How clips are drawn from videos: paces, views, geometry, jitter. Sizes in pixels (height, width)."""
+    """How clips are drawn from videos: paces, views, geometry, jitter. Sizes in pixels (height,
+    width).
+    """
 
     paces: tuple[Fraction, ...] = tuple(map(Fraction, (1, 2, 3, 4)))
     clip_frames: int = 16
     views: int = 2
     view_paces: str = "distinct"  # "distinct": views of a video differ in pace; "free": drawn alike
+    view_augment: str = "own"  # "shared": one crop, flip and jitter for all views of a video
     start: str = "all"  # "all": any frame of the video; "fit": only starts whose clip does not loop
     boundary: str = "restart"
-    reverse: str = "off"  # "augment": half of the clips backwards, same label; "label": signed paces
+    reverse: str = (
+        "off"  # "augment": half of the clips backwards, same label; "label": signed paces
+    )
     resize: tuple[int, int] = (128, 171)
     crop: tuple[int, int] = (112, 112)
     flip: float = 0.5
@@ -194,9 +208,19 @@ def epoch_order(seed: int, data_pass: int, num_videos: int) -> np.ndarray:
 
 
 def plan_views(sampling: Sampling, num_frames: int, data_pass: int, video: int) -> list[ClipPlan]:
-    """The clips of one video in one pass over the data, one plan a view (SPEC rows 2 to 12, 19, 20)."""
+    """The clips of one video in one pass over the data, one plan a view, each with its own start.
+
+    With view_paces="distinct" the paces of the views differ; raises PacecoreError where there are
+    fewer paces than views.
+    """
     paces = sampling.classes
-    # Ranks of uniforms are a uniform permutation: its first entries are distinct paces, each uniform.
+    if sampling.view_paces == "distinct" and sampling.views > len(paces):
+        raise PacecoreError(
+            f"views must be at most {len(paces)}, the number of paces, unless view_paces is free;"
+            f" got {sampling.views}"
+        )
+    # Ranks of uniforms are a uniform permutation: its first entries are distinct paces, each
+    # uniform.
     order = np.argsort(_uniforms(sampling.seed, _Purpose.PACE, data_pass, video, 0, len(paces)))
     plans = []
     for view in range(sampling.views):
@@ -212,8 +236,12 @@ def plan_views(sampling: Sampling, num_frames: int, data_pass: int, video: int) 
 def _plan_view(
     sampling: Sampling, num_frames: int, data_pass: int, video: int, view: int, label: int
 ) -> ClipPlan:
-    def draw(purpose: _Purpose, count: int) -> np.ndarray:
+    def draw(purpose: _Purpose, count: int, view: int = view) -> np.ndarray:
         return _uniforms(sampling.seed, purpose, data_pass, video, view, count)
+
+    look = (
+        0 if sampling.view_augment == "shared" else view
+    )  # the view whose crop, flip and jitter are used
 
     pace = sampling.classes[label]
     starts = (
@@ -224,9 +252,9 @@ def _plan_view(
     start_frame = int(draw(_Purpose.START, 1)[0] * starts)
     shown = -pace if sampling.reverse == "augment" and draw(_Purpose.REVERSE, 1)[0] < 0.5 else pace
     room = np.subtract(sampling.resize, sampling.crop) + 1
-    top, left = (draw(_Purpose.CROP, 2) * room).astype(np.int32)
-    flip = draw(_Purpose.FLIP, 1)[0] < sampling.flip
-    factors, order = _draw_jitter(sampling, draw(_Purpose.JITTER, 12 * sampling.clip_frames))
+    top, left = (draw(_Purpose.CROP, 2, look) * room).astype(np.int32)
+    flip = draw(_Purpose.FLIP, 1, look)[0] < sampling.flip
+    factors, order = _draw_jitter(sampling, draw(_Purpose.JITTER, 12 * sampling.clip_frames, look))
     return ClipPlan(
         pace=shown,
         label=label,
@@ -241,7 +269,9 @@ def _plan_view(
 
 
 def _draw_jitter(sampling: Sampling, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors (T, 4) float32 and order (T,) int32. Three counter steps of four draws belong to each frame."""
+    """Factors (T, 4) float32 and order (T,) int32. Three counter steps of four draws belong to
+    each frame.
+    """
     rows = uniforms.reshape(sampling.clip_frames, 12)
     jitter = sampling.jitter
     if jitter is None:
@@ -265,7 +295,9 @@ def _no_jitter(clip_frames: int) -> tuple[np.ndarray, np.ndarray]:
 def centre_plan(
     sampling: Sampling, num_frames: int, start_frame: int, pace: Fraction, label: int
 ) -> ClipPlan:
-    """The clip of an evaluation: given start, centre crop at floor((size - crop) / 2), no flip, no jitter."""
+    """The clip of an evaluation: given start, centre crop at floor((size - crop) / 2), no flip, no
+    jitter.
+    """
     top, left = np.subtract(sampling.resize, sampling.crop) // 2
     factors, order = _no_jitter(sampling.clip_frames)
     return ClipPlan(

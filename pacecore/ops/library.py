@@ -1,7 +1,8 @@
 """The dispatcher namespace that the ops live in, and the one place that says torch.ops.
 
-Ops reach their kernels through `ops()`, and give themselves a fake kernel and a backward with `@registration`. Both
-follow a namespace, because the tests load the CUDA sources, compiled for the CPU, under a second one.
+Ops reach their kernels through `ops()`, and give themselves a fake kernel and a backward with
+`@registration`. Both follow a namespace, because the tests load the CUDA sources, compiled for the
+CPU, under a second one.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +27,9 @@ def ops() -> torch._ops._OpNamespace:
 
 
 def registration(function: Callable[[str], None]) -> Callable[[str], None]:
-    """Decorates `function(namespace)`, which registers an op's fake and backward under that namespace."""
+    """Decorates `function(namespace)`, which registers an op's fake and backward under that
+    namespace.
+    """
     _registrations.append(function)
     function(NAMESPACE)
     return function

@@ -1,0 +1,69 @@
+"""Turns a dataclass of options into command line options, and back into an instance."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from pacecore.config import PRESETS, AnyOptions, OptionError, from_mapping, option_type, read_toml
+
+__all__ = ["collect", "options_of"]
+
+
+class _Pair(click.ParamType):
+    name = "HEIGHT,WIDTH"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            height, width = (int(word) for word in value.replace("x", ",").split(","))
+        except ValueError:
+            self.fail(f"must be HEIGHT,WIDTH, such as 128,171, got {value!r}", param, ctx)
+        return (height, width)
+
+
+def options_of(kind: type, *, leave_out: tuple[str, ...] = ()) -> Callable:
+    """Decorator: one command line option for each field of `kind`; what is not given is None."""
+
+    def decorate(command: Callable) -> Callable:
+        for each in reversed(fields(kind)):
+            if each.name in leave_out:
+                continue
+            flag = "--" + each.name.replace("_", "-")
+            plain, choices = option_type(each), each.metadata["choices"]
+            shown = each.metadata["help"] + _default_words(each.default, plain)
+            if plain is bool:
+                flag = f"{flag}/--no-{flag[2:]}"
+                option = click.option(flag, each.name, default=None, help=shown)
+            else:
+                typed = _Pair() if plain is tuple else plain
+                if choices and plain is str:
+                    typed = click.Choice(choices)
+                option = click.option(flag, each.name, type=typed, default=None, help=shown)
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _default_words(default: Any, plain: type) -> str:
+    if plain is bool:
+        return f"  [default: {'on' if default else 'off'}]"
+    return f"  [default: {default}]" if default not in ("", ()) else ""
+
+
+def collect(
+    kind: type[AnyOptions], given: dict[str, Any], preset: str | None, config: str | None
+) -> AnyOptions:
+    """Options from the preset, over it the TOML file, over it what was given.
+
+    A file's key `preset` names its preset unless one is given. Raises OptionError.
+    """
+    values = read_toml(config) if config else {}
+    named = values.pop("preset", None)
+    if preset is None and named is not None and named not in PRESETS:
+        raise OptionError(f"{config}: preset must be one of {', '.join(PRESETS)}, got {named!r}")
+    values.update({name: value for name, value in given.items() if value is not None})
+    return from_mapping(kind, values, preset=preset or named, source=config or "")

@@ -1,0 +1,126 @@
+"""pacecore train: self-supervised pre-training by pace prediction."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from pacecore.cli.options import collect, options_of
+
+from pacecore.checkpoint import load_checkpoint
+from pacecore.config import PRESETS, OptionError, TrainOptions
+
+__all__ = ["train"]
+
+# What may change when a run goes on: nothing that its result depends on.
+FREE_TO_CHANGE = (
+    "device", "workers", "max_bad", "decode_timeout", "save_minutes", "log_every", "tensorboard",
+    "max_steps",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("data", required=False)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options.")
+@click.option("--config", type=click.Path(), help="TOML file of options, such as RUN/options.toml.")
+@click.option("--resume", "run", type=click.Path(), help="Go on with the run in this folder.")
+@click.option(
+    "--resume-previous",
+    is_flag=True,
+    help="With --resume: use the checkpoint before a damaged one.",
+)
+@options_of(TrainOptions, leave_out=("data",))
+def train(
+    data: str | None,
+    preset: str | None,
+    config: str | None,
+    run: str | None,
+    resume_previous: bool,
+    **given: Any,
+) -> None:
+    """Learn from the videos of DATA, without labels, by predicting the pace of clips.
+
+    DATA is a folder of videos, of class folders, a data set in its official layout, a list of
+    videos, or an index. With no DATA: the built-in demo set, made on the spot, and preset small.
+    """
+    from pacecore.train import pretrain
+
+    if run:
+        options = _of_run(run, {"data": data, **given}, preset, config)
+        summary = pretrain(options, resume=True, fall_back=resume_previous)
+    else:
+        if data is None and preset is None and config is None:
+            preset = "small"
+        options = collect(TrainOptions, {"data": data, **given}, preset, config)
+        options = replace(options, out=options.out or next_run_folder("train"))
+        refuse_used_folder(options.out)
+        summary = pretrain(options)
+    click.echo(closing_words(options, summary))
+
+
+def next_run_folder(verb: str) -> str:
+    """runs/<verb>-1, or the next number that is free."""
+    number = 1
+    while (Path("runs") / f"{verb}-{number}").exists():
+        number += 1
+    return str(Path("runs") / f"{verb}-{number}")
+
+
+def refuse_used_folder(folder: str) -> None:
+    """A run never writes over another run."""
+    if (Path(folder) / "last.pt").exists():
+        raise OptionError(f"out: {folder} holds a run already; name another, or --resume {folder}")
+
+
+def _of_run(
+    run: str, given: dict[str, Any], preset: str | None, config: str | None
+) -> TrainOptions:
+    """The options that the run was started with; only those free to change may differ."""
+    if preset or config:
+        raise OptionError(
+            "--resume takes its options from the run: leave out --preset and --config"
+        )
+    path = Path(run) / "last.pt"
+    backup = path.with_name("last.previous.pt")
+    try:
+        stored = load_checkpoint(path)["options"]
+    except ValueError:
+        if not backup.exists():
+            raise
+        stored = load_checkpoint(backup)["options"]
+    known = {each.name for each in fields(TrainOptions)}
+    options = TrainOptions(**{name: value for name, value in stored.items() if name in known})
+    wanted = {name: value for name, value in given.items() if value is not None}
+    for name, value in wanted.items():
+        if name not in FREE_TO_CHANGE and value != getattr(options, name):
+            was = getattr(options, name)
+            raise OptionError(f"{name} must stay {was!r} in the resumed run {run}, got {value!r}")
+    return replace(options, **wanted, out=run).resolved()
+
+
+def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
+    """What a person reads at the end: what came out, and what to do with it."""
+    results, kept = summary["results"], Path(options.out) / "last.pt"
+    lines = [
+        f"trained {summary['clips']:,} clips in {summary['time']} on {summary['device']},"
+        f" {summary['clips_per_second']:.1f} clips/s,"
+        f" {100 * summary['waiting_share']:.0f} % of the time waiting for data"
+    ]
+    if "pace_accuracy" in results:
+        accuracy, chance = results["pace_accuracy"], results["chance"]
+        lines.append(
+            f"held-out pace accuracy {100 * accuracy:.1f} %, {accuracy / chance:.1f} times chance"
+            f" ({100 * chance:.1f} %), on {results['held_out_clips']} clips"
+        )
+    for path, reason in summary["unreadable"].items():
+        lines.append(f"left out: {path}: {reason}")
+    where = f" {options.data}" if options.data else ""
+    lines += [
+        f"run: {options.out}   checkpoint: {kept}",
+        "next:",
+        f"  pacecore test {kept}{where}            held-out pace accuracy, with its confusions",
+        f"  pacecore finetune {kept}{where}        action recognition from this checkpoint",
+        f"  pacecore retrieve {kept}{where}        nearest neighbours in the training videos",
+        f"  pacecore attend {kept}{where}          where the network looks, at each pace",
+    ]
+    return "\n".join(lines)

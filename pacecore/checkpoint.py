@@ -1,0 +1,74 @@
+"""Checkpoints: written aside and renamed, read without running code from the file."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pacecore.errors import PacecoreError
+
+__all__ = ["FORMAT", "CheckpointError", "load_checkpoint", "previous", "save_checkpoint"]
+
+FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form would go wrong
+
+
+class CheckpointError(PacecoreError):
+    """A checkpoint cannot be written or read; names the file and the reason."""
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Writes {"pacecore": FORMAT, **content} to `path`: the file is the old one or the new one.
+
+    The file that stood there before is kept beside it as <stem>.previous<suffix>. Raises
+    CheckpointError when it cannot be written whole (a full disk); the old file then stays.
+    """
+    path = Path(path)
+    aside = path.with_name(path.name + ".part")
+    try:
+        with open(aside, "wb") as file:
+            torch.save({"pacecore": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():  # linked, not moved: there is no moment without a file at `path`
+            previous(path).unlink(missing_ok=True)
+            os.link(path, previous(path))
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer wraps the system's error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        aside.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: checkpoint cannot be written: {reason}") from None
+
+
+def previous(path: Path) -> Path:
+    """Where save_checkpoint keeps the file that it replaces."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint of pacecore, tensors on the CPU.
+
+    Raises CheckpointError for a file that is missing, cut short, damaged, or not a checkpoint of
+    this format. Only data is read: code in the file is refused.
+    """
+    path = Path(path)
+    try:
+        if not zipfile.is_zipfile(path):
+            if not path.exists():
+                raise CheckpointError(f"{path}: no such checkpoint")
+            raise CheckpointError(f"{path}: not a checkpoint, or cut short")
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # checks every part against its checksum
+        if damaged:
+            raise CheckpointError(f"{path}: damaged checkpoint, {damaged} has a wrong checksum")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: checkpoint cannot be read: {reason}") from None
+    if not isinstance(content, dict) or content.get("pacecore") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not a pacecore checkpoint of format {FORMAT}; see pacecore convert"
+        )
+    return content

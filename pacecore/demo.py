@@ -1,0 +1,330 @@
+"""The built-in demo set: video files of textured objects in six kinds of motion, drawn on the spot.
+
+It stands in for UCF101 where nobody has named any data. Layout, naming and lists are UCF101's.
+Clips of one group share object, texture and background; groups never cross between the train and
+the test list.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pacecore.errors import PacecoreError
+from pacecore.video_writer import video_encoder, write_video
+
+__all__ = ["DEMO_CLASSES", "DemoOptions", "make_demo"]
+
+DEMO_CLASSES = ("Bounce", "Orbit", "Pulse", "Slide", "Spin", "Swing")
+_DRAWING = 1  # raise it with every change of the pictures: a set of another drawing is refused
+_MARK = "demo.json"
+_PERIOD = 256  # pixels after which a background repeats
+_WAVE = 0.18  # depth of the objects' outline, as a share of their size
+_TURN = np.float32(2 * np.pi)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo set is made from. Videos: len(DEMO_CLASSES) * groups * clips."""
+
+    seed: int = 0
+    groups: int = 8  # of each class; the first quarter of them, rounded up, is the test list
+    clips: int = 3  # of each group
+    height: int = 120
+    width: int = 160
+    min_frames: int = 80
+    max_frames: int = 136  # 16 frames at pace 4 span 61, so every start of the first 20 fits
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("seed", 0, 2**32 - 1),
+            ("groups", 2, 99),
+            ("clips", 1, 99),
+            ("height", 32, 1080),
+            ("width", 32, 1920),
+            ("min_frames", 1, 10_000),
+            ("max_frames", self.min_frames, 10_000),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise PacecoreError(f"demo: {name} must be from {low} to {high}, got {value}")
+        if self.height % 2 or self.width % 2:
+            size = f"{self.height} x {self.width}"
+            raise PacecoreError(f"demo: height and width must be even, got {size}")
+
+    @property
+    def test_groups(self) -> int:
+        return -(-self.groups // 4)
+
+
+def make_demo(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    groups: int = 8,
+    clips: int = 3,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Makes the demo set in `folder` and returns that path; a set already there is left as it is.
+
+        folder/UCF-101/Bounce/v_Bounce_g01_c01.mp4 ...
+        folder/ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt
+
+    Six classes of `groups` groups of `clips` videos, 160 x 120, 25 frames per second, 80 to 136
+    frames. The set is written beside `folder` and renamed when whole; what an interrupted call left
+    there is used. The same seed gives the same pictures. progress(done, total) is called after each
+    video.
+
+    Raises PacecoreError where `folder` holds something else, or a set made with other options.
+    """
+    folder = Path(folder)
+    options = DemoOptions(seed=seed, groups=groups, clips=clips)
+    mark = {"drawing": _DRAWING, "encoder": video_encoder(), **asdict(options)}
+    if _is_made(folder, mark):
+        return folder
+    aside = folder.with_name(folder.name + ".unfinished")
+    try:
+        if aside.exists() and not _same_mark(aside, mark):
+            shutil.rmtree(aside)
+        aside.mkdir(parents=True, exist_ok=True)
+        (aside / _MARK).write_text(json.dumps(mark, indent=1) + "\n")
+        _write_videos(aside, options, threads, progress)
+        _write_lists(aside, options)
+        _rename(aside, folder, mark)
+    except OSError as error:
+        raise PacecoreError(f"demo: cannot write {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _is_made(folder: Path, mark: dict) -> bool:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / _MARK).is_file():
+        raise PacecoreError(f"demo: {folder} holds something else; name a folder that is not there")
+    if not _same_mark(folder, mark):
+        rule = f"was made with other options, see {folder / _MARK}"
+        raise PacecoreError(f"demo: {folder} {rule}; name another folder or remove this one")
+    return True
+
+
+def _same_mark(folder: Path, mark: dict) -> bool:
+    try:
+        found = json.loads((folder / _MARK).read_text())
+    except (OSError, ValueError):
+        return False
+    return found == mark
+
+
+def _rename(aside: Path, folder: Path, mark: dict) -> None:
+    try:
+        os.replace(aside, folder)
+    except OSError:
+        if not _is_made(folder, mark):  # else another process was first, with the same videos
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _names(options: DemoOptions) -> Iterator[tuple[int, int, int, str]]:
+    """(class number, group, clip, "Class/v_Class_gNN_cMM.mp4"), groups and clips counted from 1."""
+    for number, name in enumerate(DEMO_CLASSES):
+        for group in range(1, options.groups + 1):
+            for clip in range(1, options.clips + 1):
+                yield number, group, clip, f"{name}/v_{name}_g{group:02d}_c{clip:02d}.mp4"
+
+
+def _write_videos(
+    folder: Path,
+    options: DemoOptions,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    for name in DEMO_CLASSES:
+        (folder / "UCF-101" / name).mkdir(parents=True, exist_ok=True)
+    jobs = list(_names(options))
+
+    def write(job: tuple[int, int, int, str]) -> None:
+        number, group, clip, name = job
+        path = folder / "UCF-101" / name
+        if path.exists():
+            return
+        part = path.with_name(f".{os.getpid()}.{path.name}")
+        write_video(part, _draw(options, number, group, clip))
+        os.replace(part, path)
+
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for done, _ in enumerate(pool.map(write, jobs), 1):
+            if progress:
+                progress(done, len(jobs))
+
+
+def _write_lists(folder: Path, options: DemoOptions) -> None:
+    lists = folder / "ucfTrainTestlist"
+    lists.mkdir(exist_ok=True)
+    entries = list(_names(options))
+    text = {
+        "classInd.txt": [f"{number} {name}" for number, name in enumerate(DEMO_CLASSES, 1)],
+        "trainlist01.txt": [
+            f"{name} {number + 1}"
+            for number, group, _, name in entries
+            if group > options.test_groups
+        ],
+        "testlist01.txt": [name for _, group, _, name in entries if group <= options.test_groups],
+    }
+    for name, lines in text.items():
+        (lists / name).write_text("\n".join(lines) + "\n")
+
+
+def _draw(options: DemoOptions, number: int, group: int, clip: int) -> Iterator[np.ndarray]:
+    """The frames of one video, each (H, W, 3) uint8."""
+    look = np.random.default_rng([options.seed, number, group])
+    run = np.random.default_rng([options.seed, number, group, clip])
+    unit = (
+        min(options.height, options.width) / 120
+    )  # sizes and speeds below are pixels at 160 x 120
+    background = 255 * (0.15 + 0.6 * _texture(look, _PERIOD, octaves=(4, 8, 16, 32)))
+    edge = ((0, options.height + 1), (0, options.width + 1), (0, 0))
+    background = np.pad(background, edge, mode="wrap")
+    skin = _texture(look, 64, octaves=(2, 4, 8)) * 0.6 + 0.4 * _pattern(look, 64)
+    skin = 255 * np.clip(1.3 * (skin - 0.5) + look.uniform(0.25, 0.75, 3), 0, 1).astype(np.float32)
+    corners, size = int(look.integers(3, 7)), look.uniform(20, 28) * unit
+    move = partial(_MOTIONS[DEMO_CLASSES[number]], unit=unit)
+
+    frames = int(run.integers(options.min_frames, options.max_frames + 1))
+    time = np.arange(frames)
+    # One turn in 36 to 44 frames, wavering slowly, from any phase, either way round.
+    period = 40 * run.uniform(0.9, 1.1)
+    turns = time / period + 0.02 * np.sin(_TURN * (time / 90 + run.random()))
+    phase = _TURN * (run.random() + (1 if run.random() < 0.5 else -1) * turns)
+    across, down, angle, scale = move(phase)
+    heading, speed = _TURN * run.random(), 0.7 * unit * run.uniform(0.9, 1.1)  # the camera's drift
+    shake = 0.5 * unit * np.sin(_TURN * (time / 30 + run.random()))
+    camera = run.uniform(0, 256, 2)[:, None] + np.stack(
+        [np.sin(heading) * speed * time + shake, np.cos(heading) * speed * time]
+    )
+    centre = run.uniform(-6, 6, 2) * unit + (options.height / 2, options.width / 2)
+    tilt = _TURN * run.random() if DEMO_CLASSES[number] != "Swing" else 0.0
+    light = 1 + 0.05 * np.sin(_TURN * (time / 70 + run.random()))
+
+    pose = np.stack(
+        [centre[0] + down, centre[1] + across, angle + tilt, size * scale, *camera, light]
+    ).astype(np.float32)
+    for frame in range(frames):
+        yield _render(options, background, skin, corners, pose[:, frame])
+
+
+def _bounce(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+    height = (phase / _TURN * 2 % 1) * 2 - 1  # two bounces a turn; a parabola between them
+    return (
+        14 * unit * np.sin(phase / 2),
+        unit * (26 - 56 * (1 - height**2)),
+        0.3 * phase,
+        _ones(phase),
+    )
+
+
+def _orbit(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+    return 36 * unit * np.cos(phase), 26 * unit * np.sin(phase), 0 * phase, _ones(phase)
+
+
+def _pulse(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+    return 0 * phase, 0 * phase, 0 * phase, 1.2 + 0.55 * np.sin(phase)
+
+
+def _slide(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+    return 46 * unit * np.sin(phase), 0 * phase, 0 * phase, _ones(phase)
+
+
+def _spin(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+    return 0 * phase, 0 * phase, phase, 1.5 * _ones(phase)
+
+
+def _swing(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+    lean = 0.75 * np.sin(phase)  # a pendulum that hangs from the upper edge
+    return 66 * unit * np.sin(lean), unit * (66 * np.cos(lean) - 44), -lean, _ones(phase)
+
+
+_MOTIONS = {
+    "Bounce": _bounce,
+    "Orbit": _orbit,
+    "Pulse": _pulse,
+    "Slide": _slide,
+    "Spin": _spin,
+    "Swing": _swing,
+}
+
+
+def _ones(phase: np.ndarray) -> np.ndarray:
+    return np.ones_like(phase)
+
+
+def _texture(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> np.ndarray:
+    """Smooth coloured noise that repeats without a seam: (size, size, 3) float32 in 0..1."""
+    total = np.zeros((size, size, 3), np.float32)
+    for cells in octaves:
+        knots = rng.random((cells, cells, 3), dtype=np.float32)
+        position = np.arange(size, dtype=np.float32) * (cells / size)
+        total += _sample(knots, position[:, None], position[None, :]) / np.sqrt(cells)
+    low, high = total.min(axis=(0, 1)), total.max(axis=(0, 1))
+    return (total - low) / (high - low)
+
+
+def _pattern(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Stripes or checks of two colours: (size, size, 3) float32 in 0..1."""
+    rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    pitch = int(rng.choice([16, 32]))
+    kinds = ((rows // (pitch // 2)) % 2, (rows // (pitch // 2) + columns // (pitch // 2)) % 2)
+    dark = kinds[int(rng.integers(len(kinds)))][..., None]
+    return np.where(dark, rng.uniform(0, 0.4, 3), rng.uniform(0.6, 1, 3)).astype(np.float32)
+
+
+def _sample(picture: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Bilinear look-up in a picture (h, w, 3) that repeats; rows and columns broadcast."""
+    height, width = picture.shape[:2]
+    top, left = np.floor(rows), np.floor(columns)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    top, left = top.astype(np.int32) % height, left.astype(np.int32) % width
+    below, beside = (top + 1) % height, (left + 1) % width
+    upper = picture[top, left] * (1 - right) + picture[top, beside] * right
+    lower = picture[below, left] * (1 - right) + picture[below, beside] * right
+    return upper * (1 - down) + lower * down
+
+
+def _render(
+    options: DemoOptions, background: np.ndarray, skin: np.ndarray, corners: int, pose: np.ndarray
+) -> np.ndarray:
+    """One frame, (H, W, 3) uint8. pose: (7,), a column of the array that `_draw` stacks."""
+    down, across, angle, size, camera_down, camera_across, light = pose
+    picture = _shifted(background, options, camera_down, camera_across)
+    reach = size * (1 + _WAVE) + 1  # only the box around the object is worth looking at
+    top, left = max(0, int(down - reach)), max(0, int(across - reach))
+    box = picture[top : max(0, int(down + reach) + 2), left : max(0, int(across + reach) + 2)]
+    y = np.arange(top, top + box.shape[0], dtype=np.float32)[:, None] - down
+    x = np.arange(left, left + box.shape[1], dtype=np.float32)[None, :] - across
+    cosine, sine = np.cos(angle), np.sin(angle)
+    v, u = (cosine * y - sine * x) / size, (sine * y + cosine * x) / size  # -1..1 on the object
+    # A rounded star of `corners` rays; its edge is one pixel soft.
+    radius = 1 - _WAVE + _WAVE * np.cos(corners * np.arctan2(v, u))
+    cover = np.clip((radius - np.hypot(u, v)) * size + 0.5, 0, 1)
+    inside = cover > 0
+    share = cover[inside][:, None]
+    texels = _sample(skin, v[inside] * 32 + 32, u[inside] * 32 + 32)
+    box[inside] += (texels - box[inside]) * share
+    return np.clip(picture * light + 0.5, 0, 255).astype(np.uint8)
+
+
+def _shifted(
+    background: np.ndarray, options: DemoOptions, down: np.float32, across: np.float32
+) -> np.ndarray:
+    """The (H, W, 3) window of the repeating background at a position between pixels."""
+    row, column = int(down // 1) % _PERIOD, int(across // 1) % _PERIOD
+    lower, right = down % 1, across % 1
+    window = background[row : row + options.height + 1, column : column + options.width + 1]
+    bands = window[:-1] + (window[1:] - window[:-1]) * lower
+    return bands[:, :-1] + (bands[:, 1:] - bands[:, :-1]) * right

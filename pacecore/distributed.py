@@ -1,0 +1,152 @@
+"""Several processes training one network: who am I, what do we agree on, and who writes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pacecore.errors import PacecoreError
+
+__all__ = [
+    "Gathered",
+    "all_reduce_any",
+    "all_reduce_sum",
+    "gather_rows",
+    "is_main",
+    "join",
+    "rank",
+    "world_size",
+    "wrap",
+]
+
+# A rank that waits longer than this for the others ends with an error: one of them is gone.
+_PATIENCE = timedelta(seconds=60)
+
+
+def world_size() -> int:
+    """Number of processes; 1 outside torchrun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank() == 0
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[None]:
+    """Within the block the processes that torchrun started form one group; alone, it does nothing.
+
+    NCCL for CUDA devices, else gloo. Raises PacecoreError when the others do not come.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
+        yield
+        return
+    try:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise PacecoreError(
+            f"the processes cannot be joined: {str(error).splitlines()[0]}"
+        ) from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn.Module:
+    """`model` with gradients averaged over all ranks; the model itself where there is one."""
+    if world_size() == 1:
+        return model
+    if sync_bn:
+        if device.type != "cuda":
+            raise PacecoreError("sync_bn needs CUDA devices; torch has none of it for the CPU")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def all_reduce_any(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` holds on any rank; every rank must call it."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
+    """Sum of `values` over all ranks, on the CPU; every rank must call it."""
+    if world_size() == 1:
+        return values
+    moved = values.to(device)
+    dist.all_reduce(moved)
+    return moved.cpu()
+
+
+class Gathered(NamedTuple):
+    """The rows of all ranks in rank order, and where this rank's begin among them."""
+
+    rows: Tensor  # (n, D)
+    groups: Tensor  # (n,)
+    start: int
+
+
+def gather_rows(rows: Tensor, groups: Tensor) -> Gathered:
+    """Rows (b, D) and their group numbers (b,) of all ranks; b may differ, and may be 0.
+
+    The gradient flows back: a rank's rows receive the sum of the gradients that all ranks' losses
+    have for them. Every rank must call it, and each the backward. Alone, it gives back its input.
+    """
+    if world_size() == 1:
+        return Gathered(rows, groups, 0)
+    counts = _gather_counts(len(rows), rows.device)
+    gathered = _GatherRows.apply(rows, counts)
+    with torch.no_grad():
+        all_groups = _gather_uneven(groups, counts)
+    return Gathered(gathered, all_groups, sum(counts[: rank()]))
+
+
+def _gather_counts(count: int, device: torch.device) -> list[int]:
+    counts = torch.empty(world_size(), dtype=torch.int64, device=device)
+    own = torch.tensor([count], dtype=torch.int64, device=device)
+    dist.all_gather(list(counts.split(1)), own)
+    return counts.tolist()
+
+
+def _gather_uneven(rows: Tensor, counts: list[int]) -> Tensor:
+    """All ranks' rows; shorter shares travel padded, since collectives want equal sizes."""
+    longest = max(counts)
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        return _gather_uneven(rows, counts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        # Summed in float32: bfloat16 would round once a rank.
+        total = grad.to(torch.promote_types(grad.dtype, torch.float32)).contiguous()
+        if total is grad:
+            total = grad.clone()
+        dist.all_reduce(total)
+        start = sum(ctx.counts[: rank()])
+        return total[start : start + ctx.counts[rank()]].to(grad.dtype), None

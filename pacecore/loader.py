@@ -1,0 +1,291 @@
+"""From a source of videos to batches: decoding processes, prefetch, and the place to resume at.
+
+A batch is a function of its number alone, so any number of workers gives the same batches and a
+resumed run goes on with the next number. Workers decode and draw plans; the pixels are made by
+ops.pace_clip on the training device.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from pacecore.errors import PacecoreError
+from pacecore.frames import Frames, concatenate
+from pacecore.ops import pace_clip
+from pacecore.sampling import ClipPlan, Sampling, epoch_order, plan_views
+
+__all__ = [
+    "ClipBatch",
+    "ClipFormat",
+    "ClipRequest",
+    "FrameSource",
+    "LoaderError",
+    "TrainingSchedule",
+    "load_batches",
+]
+
+
+class LoaderError(PacecoreError):
+    """The decoding workers cannot go on; names the files that were being read."""
+
+
+class FrameSource(Protocol):
+    """Videos by number, however their frames are kept."""
+
+    def __len__(self) -> int: ...
+
+    def num_frames(self, video: int) -> int: ...
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        """Frames `wanted`, int64, ascending, each once; row i of the result is wanted[i]."""
+        ...
+
+    def path(self, video: int) -> Path: ...
+
+    def label(self, video: int) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """The clips wanted of one video; its frames are decoded once for all of them."""
+
+    video: int
+    plans: tuple[ClipPlan, ...]
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """What pace_clip makes of a batch: sizes in pixels, scale, order, type, layout."""
+
+    resize: tuple[int, int]
+    crop_size: tuple[int, int]
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    channel_order: str = "rgb"
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+@dataclass
+class ClipBatch:
+    """Decoded frames and plans of B clips; `clips` makes the network's input of them."""
+
+    number: int
+    frames: Frames
+    plan: Tensor  # (B, T) int32, rows of frames
+    crop: Tensor  # (B, 3) int32
+    jitter: Tensor  # (B, T, 4) float32
+    jitter_order: Tensor  # (B, T) int32
+    labels: Tensor  # (B,) int64, pace labels
+    videos: Tensor  # (B,) int64, numbers of the videos in the source
+    bad: list[tuple[str, str]] = field(default_factory=list)  # files left out, and why
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ClipBatch":
+        names = ("plan", "crop", "jitter", "jitter_order", "labels", "videos")
+        return replace(
+            self,
+            frames=Frames(change(self.frames.data), change(self.frames.table)),
+            **{name: change(getattr(self, name)) for name in names},
+        )
+
+    def pin_memory(self) -> "ClipBatch":
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "ClipBatch":
+        """The same batch on `device`, without waiting for the copy."""
+        if device.type == "cpu":
+            return self
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def clips(self, form: ClipFormat) -> Tensor:
+        """The network's input (B, 3, T, H, W), made on the device where the batch lies."""
+        return pace_clip(
+            self.frames,
+            self.plan,
+            self.crop,
+            self.jitter,
+            self.jitter_order,
+            resize=form.resize,
+            crop_size=form.crop_size,
+            mean=form.mean,
+            std=form.std,
+            channel_order=form.channel_order,
+            dtype=form.dtype,
+            memory_format=form.memory_format,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingSchedule:
+    """Which clips each step of training sees: every video `repeat` times an epoch, none dropped.
+
+    The last batch of an epoch may be smaller. Ranks take contiguous shares of a batch of `batch`
+    videos, which differ by one video at most.
+    """
+
+    sampling: Sampling
+    frame_counts: tuple[int, ...]
+    batch: int
+    repeat: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.frame_counts) * self.repeat // self.batch)
+
+    def videos(self, step: int) -> list[tuple[int, int]]:
+        """(pass over the data, video) of each video of the whole batch of step `step`."""
+        count = len(self.frame_counts)
+        epoch, place = divmod(step, self.steps_per_epoch)
+        first = place * self.batch
+        stop = min(first + self.batch, count * self.repeat)
+        result = []
+        for local_pass in range(first // count, -(-stop // count)):
+            data_pass = epoch * self.repeat + local_pass
+            order = epoch_order(self.sampling.seed, data_pass, count)
+            start = local_pass * count
+            taken = order[max(first - start, 0) : stop - start]
+            result += [(data_pass, int(video)) for video in taken]
+        return result
+
+    def share(self, step: int) -> list[tuple[int, int]]:
+        """This rank's part of `videos`."""
+        whole = self.videos(step)
+        bounds = [len(whole) * rank // self.world for rank in range(self.world + 1)]
+        return whole[bounds[self.rank] : bounds[self.rank + 1]]
+
+    def __call__(self, step: int) -> list[ClipRequest]:
+        return [
+            ClipRequest(
+                video,
+                tuple(plan_views(self.sampling, self.frame_counts[video], data_pass, video)),
+            )
+            for data_pass, video in self.share(step)
+        ]
+
+
+class _Batches(Dataset):
+    """Batch `number` of a source: its requests' frames decoded, its plans as tensors."""
+
+    def __init__(
+        self,
+        source: FrameSource,
+        requests: Callable[[int], list[ClipRequest]],
+        clip_frames: int,
+        workers: int,
+    ):
+        self.source, self.requests, self.clip_frames = source, requests, clip_frames
+        # What each worker reads at the moment, so that a worker that dies leaves its file's name.
+        self.reading = torch.zeros(max(1, workers), 4096, dtype=torch.uint8).share_memory_()
+
+    def __getitem__(self, number: int) -> ClipBatch:
+        parts, rows, plans, videos, bad = [], [], [], [], []
+        start = 0
+        for request in self.requests(number):
+            wanted = np.unique(np.concatenate([plan.frame_numbers for plan in request.plans]))
+            self._announce(request.video)
+            try:
+                part = self.source.decode(request.video, wanted)
+            except PacecoreError as error:
+                bad.append((str(self.source.path(request.video)), str(error)))
+                continue
+            for plan in request.plans:
+                rows.append(start + np.searchsorted(wanted, plan.frame_numbers))
+                plans.append(plan)
+                videos.append(request.video)
+            parts.append(part)
+            start += len(part)
+        return self._collate(number, parts, rows, plans, videos, bad)
+
+    def _announce(self, video: int) -> None:
+        worker = get_worker_info()
+        text = os.fsencode(self.source.path(video))[:4096]
+        line = self.reading[worker.id if worker else 0]
+        line.zero_()
+        line[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    def read_now(self) -> str:
+        """The files that the workers were reading last."""
+        names = [bytes(line.tolist()).rstrip(b"\0") for line in self.reading]
+        return ", ".join(os.fsdecode(name) for name in names if name) or "none yet"
+
+    def _collate(self, number, parts, rows, plans, videos, bad) -> ClipBatch:
+        def stack(arrays: list[np.ndarray], shape: tuple[int, ...], dtype: type) -> Tensor:
+            if not arrays:
+                return torch.from_numpy(np.empty((0, *shape), dtype))
+            return torch.from_numpy(np.stack(arrays).astype(dtype, copy=False))
+
+        length = self.clip_frames
+        empty = Frames(torch.empty(0, dtype=torch.uint8), torch.empty(0, 8, dtype=torch.int64))
+        return ClipBatch(
+            number=number,
+            frames=concatenate(parts) if parts else empty,
+            plan=stack(rows, (length,), np.int32),
+            crop=stack([plan.crop for plan in plans], (3,), np.int32),
+            jitter=stack([plan.jitter for plan in plans], (length, 4), np.float32),
+            jitter_order=stack([plan.jitter_order for plan in plans], (length,), np.int32),
+            labels=torch.tensor([plan.label for plan in plans], dtype=torch.int64),
+            videos=torch.tensor(videos, dtype=torch.int64),
+            bad=bad,
+        )
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)  # cores are shared out by worker, not by thread
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def load_batches(
+    source: FrameSource,
+    requests: Callable[[int], list[ClipRequest]],
+    numbers: Sequence[int],
+    *,
+    clip_frames: int,
+    workers: int,
+    timeout_seconds: float = 120.0,
+    pin_memory: bool = False,
+) -> Iterator[ClipBatch]:
+    """Batches `numbers` in order, prefetched two a worker; workers=0 decodes in this process.
+
+    Unreadable videos are left out of their batch and named in its `bad`. Raises LoaderError, with
+    the files being read, when a worker dies or gives nothing for `timeout_seconds`.
+    """
+    dataset = _Batches(source, requests, clip_frames, workers)
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        timeout=timeout_seconds if workers else 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        multiprocessing_context="fork" if workers else None,
+    )
+    batches = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # what DataLoader raises for a dead or silent worker
+                reason = str(error).splitlines()[0]
+                raise LoaderError(
+                    f"decoding stopped: {reason}; reading {dataset.read_now()}"
+                ) from None
+            yield batch
+    finally:
+        del batches  # ends the workers

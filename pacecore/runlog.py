@@ -1,0 +1,138 @@
+"""The record of a run: its folder, metrics.jsonl, TensorBoard, and what the terminal shows."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pacecore.errors import PacecoreError
+
+__all__ = ["Progress", "RunFolder", "duration"]
+
+
+class RunFolder:
+    """A run's folder: options.toml, metrics.jsonl, last.pt, summary.json.
+
+    Only one rank writes; the others hold a folder with `writes` off. Raises PacecoreError, naming
+    the path, when something cannot be written.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = False):
+        self.path, self.writes = path, writes
+        self._tensorboard = _tensorboard(path) if tensorboard and writes else None
+        if writes:
+            self._guard(lambda: path.mkdir(parents=True, exist_ok=True), path)
+
+    @staticmethod
+    def _guard(action: Any, path: Path) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise PacecoreError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a small file aside and renames it."""
+        if not self.writes:
+            return
+        target, aside = self.path / name, self.path / (name + ".part")
+
+        def action() -> None:
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, target)
+
+        self._guard(action, target)
+
+    def log(self, **values: Any) -> None:
+        """One line of metrics.jsonl; numbers also go to TensorBoard, by step."""
+        if not self.writes:
+            return
+        path = self.path / "metrics.jsonl"
+
+        def action() -> None:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+        self._guard(action, path)
+        if self._tensorboard:
+            for name, value in values.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._tensorboard.add_scalar(name, value, values.get("step"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        result = []
+        for line in lines:
+            try:
+                result.append(json.loads(line))
+            except ValueError:
+                continue
+        return result
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines after `step`, which a resumed run will write again."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        if self.writes and (self.path / "metrics.jsonl").exists():
+            self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _tensorboard(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise PacecoreError(
+            "tensorboard is not installed; install pacecore[tensorboard] or leave the option out"
+        ) from None
+    return SummaryWriter(str(path / "tensorboard"))
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+class Progress:
+    """A status line that redraws itself on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, what: str, total: int, *, shows: bool = True, seconds_between: float = 15.0):
+        self.what, self.total, self.shows = what, total, shows
+        self.live = shows and sys.stderr.isatty()
+        self.between = 0.2 if self.live else seconds_between
+        self.started = self.shown = time.monotonic()
+        self.first: int | None = None
+
+    def update(self, done: int, text: str = "") -> None:
+        """`done` of `total` are behind us; the first call sets where the rate is counted from."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.started = done, now
+        if not self.shows or (done < self.total and now - self.shown < self.between):
+            return
+        self.shown = now
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        left = f", {duration((self.total - done) / rate)} left" if rate > 0 else ""
+        if self.live:
+            filled = round(20 * done / max(1, self.total))
+            bar = "#" * filled + "." * (20 - filled)
+            line = f"{self.what} [{bar}] {done}/{self.total} {text}{left}"
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            sys.stderr.write("\r" + line[: width - 1].ljust(width - 1))
+        else:
+            sys.stderr.write(f"{self.what} {done}/{self.total} {text}{left}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Ends the status line."""
+        if self.live:
+            sys.stderr.write("\n")
+            sys.stderr.flush()

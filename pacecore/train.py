@@ -1,0 +1,146 @@
+"""Self-supervised pre-training: predict the pace, and contrast clips of one video or one pace.
+
+loss = lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive          (Eq. 4 of the paper)
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pacecore.backbones import build_backbone
+from pacecore.config import TrainOptions
+from pacecore.distributed import is_main, join, rank, world_size
+from pacecore.engine import clip_format, fit, load_resume, pick_device
+from pacecore.errors import PacecoreError
+from pacecore.evaluate import PaceResult, pace_accuracy
+from pacecore.inputs import Inputs, open_inputs
+from pacecore.loader import ClipBatch, FrameSource, TrainingSchedule
+from pacecore.losses import pretraining_loss
+from pacecore.sampling import loop_share
+
+__all__ = ["PaceModel", "pace_model", "pretrain"]
+
+
+class PaceModel(nn.Module):
+    """Backbone, pace classifier, and the optional projection of the contrastive branch.
+
+    Clips (B, 3, T, H, W) -> logits (B, classes) and embeddings z (B, D): the globally averaged
+    last map, or with `proj_dim` its linear + ReLU projection (last row of Table 2).
+    """
+
+    def __init__(self, backbone: nn.Module, classes: int, proj_dim: int = 0):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.feature_dim, classes)
+        self.projection = (
+            nn.Sequential(nn.Linear(backbone.feature_dim, proj_dim), nn.ReLU())
+            if proj_dim
+            else nn.Identity()
+        )
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(clips)
+        return self.head(features), self.projection(features)
+
+
+def pace_model(options: TrainOptions) -> PaceModel:
+    """The network of `options`, its weights drawn from the options' seed."""
+    torch.manual_seed(options.seed)
+    backbone = build_backbone(options.backbone, options.depth or None, options.width)
+    backbone.checkpointing = options.checkpointing
+    return PaceModel(backbone, len(options.sampling().classes), options.proj_dim)
+
+
+@dataclass
+class _PaceTask:
+    """What fit() needs to know of pace prediction."""
+
+    options: TrainOptions
+    model: PaceModel
+    held_out: FrameSource | None
+    device: torch.device
+    kind: str = "pretrain"
+    headline: str = "accuracy"
+    last: PaceResult | None = field(default=None)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
+        logits, z = outputs
+        return pretraining_loss(logits, z, batch.labels, batch.videos, self.options)
+
+    def evaluate(self) -> dict[str, Any]:
+        if self.held_out is None:
+            return {}
+        self.last = pace_accuracy(
+            self.model,
+            self.held_out,
+            self.options.sampling(),
+            clip_format(self.options, self.device),
+            self.device,
+            workers=self.options.workers,
+            amp=self.options.amp == "bf16",
+        )
+        return {
+            "pace_accuracy": self.last.accuracy,
+            "chance": 1 / len(self.last.classes),
+            "confusion": self.last.confusion,
+            "held_out_clips": self.last.clips,
+        }
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"classes": [str(pace) for pace in self.options.sampling().classes]}
+
+
+def pretrain(
+    options: TrainOptions, *, resume: bool = False, fall_back: bool = False
+) -> dict[str, Any]:
+    """Pre-trains as `options` (resolved) say and returns the run's summary.
+
+    Writes into options.out: options.toml, metrics.jsonl, last.pt, clips.png, summary.json. With
+    `resume` it goes on from the last checkpoint there (`fall_back`: from the one before, where the
+    last is damaged). Raises PacecoreError for input that cannot be used.
+    """
+    device = pick_device(options.device)
+    with join(device):
+        data = open_inputs(options)
+        content = load_resume(options.out, fall_back=fall_back) if resume else None
+        if content and content["identity"] != data.identity:
+            raise PacecoreError(
+                f"{options.out}: the run was trained on other videos ({content['identity']}) than"
+                f" {options.data or 'the demo set'} holds now ({data.identity})"
+            )
+        if is_main():
+            print(_data_words(options, data), flush=True)
+        model = pace_model(options)
+        task = _PaceTask(options, model, data.held_out, device)
+        counts = tuple(data.train.num_frames(video) for video in range(len(data.train)))
+        schedule = TrainingSchedule(
+            options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
+        )
+        if is_main() and not resume:
+            _sample_sheet(options, schedule, data.train)
+        summary = fit(
+            task, data.train, schedule, options, device, identity=data.identity, resume=content
+        )
+        summary = {**summary, "videos": len(data.train), "options": asdict(options)}
+        if is_main():
+            text = json.dumps(summary, indent=1, default=str)
+            (Path(options.out) / "summary.json").write_text(text + "\n", encoding="utf-8")
+        return summary
+
+
+def _data_words(options: TrainOptions, data: Inputs) -> str:
+    sampling = options.sampling()
+    counts = [data.train.num_frames(video) for video in range(len(data.train))]
+    if options.start == "fit":
+        looping = "clips loop only in videos shorter than the clip"
+    else:
+        shares = [
+            f"{100 * loop_share(counts, pace, options.clip_frames):.0f} % at {pace}"
+            for pace in sampling.paces
+        ]
+        looping = "clips that loop, which betrays their pace: " + ", ".join(shares)
+    return f"data: {data.words}\n{looping}"

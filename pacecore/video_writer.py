@@ -1,0 +1,72 @@
+"""Writes RGB frames to a video file, or one of them to a PNG."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pacecore.errors import PacecoreError
+
+__all__ = ["video_encoder", "write_png", "write_video"]
+
+_ENCODERS = {  # in order of preference, with the options that make files small and repeatable
+    "libx264": {"preset": "veryfast", "crf": "20", "threads": "1"},
+    "mpeg4": {"qscale": "3", "threads": "1"},
+}
+
+
+def video_encoder() -> str:
+    """The encoder that `write_video` uses: "libx264" (H.264), or "mpeg4" where PyAV lacks it."""
+    for name in _ENCODERS:
+        try:
+            av.Codec(name, "w")
+        except av.error.FFmpegError:
+            continue
+        return name
+    raise PacecoreError(
+        f"video encoding: FFmpeg of PyAV {av.__version__} has none of {', '.join(_ENCODERS)}; "
+        "install PyAV's own wheel (pip install --force-reinstall av)"
+    )
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_second: int = 25) -> int:
+    """Encodes `frames`, each (H, W, 3) uint8 RGB of one even size, to `path`; returns their number.
+
+    The container follows from the suffix. The same frames give the same bytes with the same FFmpeg.
+    Raises PacecoreError for an odd size, which 4:2:0 chroma cannot hold, or where no frame comes.
+    """
+    encoder = video_encoder()
+    count = 0
+    with av.open(str(path), "w") as container:
+        for frame in frames:
+            if count == 0:
+                height, width = frame.shape[:2]
+                if height % 2 or width % 2:
+                    raise PacecoreError(
+                        f"{path}: height and width must be even, got {height} x {width}"
+                    )
+                stream = container.add_stream(encoder, rate=Fraction(frames_per_second))
+                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+                stream.options = _ENCODERS[encoder]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            count += 1
+        if count == 0:
+            raise PacecoreError(f"{path}: a video needs at least one frame, got none")
+        container.mux(stream.encode())
+    return count
+
+
+def write_png(path: str | Path, picture: np.ndarray) -> None:
+    """Writes `picture`, (H, W, 3) uint8 RGB, as a PNG. Raises PacecoreError naming the file."""
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width = picture.shape[:2]
+    encoder.pix_fmt = "rgb24"
+    encoder.time_base = Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    packets = [*encoder.encode(frame), *encoder.encode(None)]
+    try:
+        Path(path).write_bytes(b"".join(map(bytes, packets)))
+    except OSError as error:
+        raise PacecoreError(f"{path}: picture cannot be written: {error.strerror}") from None

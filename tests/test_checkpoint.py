@@ -1,0 +1,80 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
+
+
+def test_round_trip_keeps_the_file_before(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"kind": "pretrain", "model": {"w": torch.arange(5)}})
+    save_checkpoint(path, {"kind": "pretrain", "model": {"w": torch.arange(6)}})
+    assert load_checkpoint(path)["model"]["w"].numel() == 6
+    assert load_checkpoint(previous(path))["model"]["w"].numel() == 5
+    assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"step": 1})
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"last\.pt: checkpoint cannot be written: No space"):
+        save_checkpoint(path, {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(path)["step"] == 1
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a full disk of Linux")
+def test_a_full_disk_is_told(tmp_path):
+    path = tmp_path / "last.pt"
+    path.with_name("last.pt.part").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match="checkpoint cannot be written"):
+        save_checkpoint(path, {"model": torch.zeros(100_000)})
+    assert not path.exists()
+
+
+def test_a_missing_folder_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file or directory"):
+        save_checkpoint(tmp_path / "none" / "last.pt", {})
+
+
+def test_damage_is_told(tmp_path):
+    path = tmp_path / "last.pt"
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"model": torch.arange(1000)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="not a checkpoint, or cut short"):
+        load_checkpoint(path)
+    middle = whole.index(torch.arange(1000).numpy().tobytes()[800:1600])
+    path.write_bytes(whole[:middle] + b"\xff" + whole[middle + 1 :])
+    with pytest.raises(CheckpointError, match="damaged checkpoint"):
+        load_checkpoint(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "other.pt"
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(CheckpointError, match="not a pacecore checkpoint of format 1"):
+        load_checkpoint(path)
+
+    class Runs:
+        def __reduce__(self):
+            return os.system, ("touch " + str(tmp_path / "ran"),)
+
+    torch.save({"pacecore": 1, "model": Runs()}, path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+    path.write_bytes(pickle.dumps({"pacecore": 1}))
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(path)

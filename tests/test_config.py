@@ -1,0 +1,83 @@
+from dataclasses import fields
+
+import pytest
+
+from pacecore.config import (
+    PRESETS,
+    FinetuneOptions,
+    OptionError,
+    TrainOptions,
+    from_mapping,
+    input_scale,
+    read_toml,
+    write_toml,
+)
+
+
+def test_defaults_are_the_papers_setting():
+    options = TrainOptions().resolved()
+    assert (options.clip_frames, options.resize, options.crop) == (16, (128, 171), 112)
+    assert (options.lr, options.momentum, options.weight_decay) == (1e-3, 0.9, 5e-3)
+    assert (options.batch, options.views, options.epochs, options.lr_step) == (30, 2, 18, 6)
+    assert (options.lambda_cls, options.lambda_ctr) == (1.0, 0.1)
+    s3dg = TrainOptions(backbone="s3dg").resolved()
+    assert (s3dg.clip_frames, s3dg.resize, s3dg.crop) == (64, (256, 256), 224)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("kind", [TrainOptions, FinetuneOptions])
+def test_options_survive_toml(preset, kind, tmp_path):
+    options = from_mapping(kind, {"data": 'a "b"\\\n', "seed": 3}, preset=preset)
+    path = tmp_path / "options.toml"
+    path.write_text(write_toml(options), encoding="utf-8")
+    assert from_mapping(kind, read_toml(path)) == options
+
+
+def test_presets_name_real_options_and_given_ones_win():
+    known = {each.name for each in fields(TrainOptions)}
+    assert all(set(values) <= known for values in PRESETS.values())
+    assert from_mapping(TrainOptions, {"lr": 0.5}, preset="small").lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"lamda_ctr": 1}, "unknown option lamda_ctr; did you mean lambda_ctr?"),
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ({"lr": float("inf")}, "lr must be finite, got inf"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+        ({"epochs": True}, "epochs must be a whole number, got True"),
+        ({"flip": 1.5}, "flip must be at most 1.0, got 1.5"),
+        ({"jitter": 1}, "jitter must be true or false, got 1"),
+        ({"crop": 200}, "crop must be at most resize (128, 171), got 200"),
+        ({"resize": [128]}, "resize must be HEIGHT,WIDTH, each 1 to 4096, got (128,)"),
+        ({"paces": "1,fast"}, "got 'fast'"),
+        ({"paces": "3"}, "paces must be two or more"),
+        ({"paces": "1,2", "views": 3}, "views must be at most the number of paces, 2"),
+        ({"contrast": "none", "lambda_cls": 0}, "must not both be off"),
+        ({"backbone": "r50"}, "backbone must be one of c3d, r3d, r21d, s3dg, got 'r50'"),
+        ({"accumulate": 31}, "accumulate must be at most batch, 30, got 31"),
+    ],
+)
+def test_each_rule_has_its_words(values, words):
+    with pytest.raises(OptionError) as caught:
+        from_mapping(TrainOptions, values, source="my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+    assert words in str(caught.value)
+
+
+def test_unreadable_toml(tmp_path):
+    with pytest.raises(OptionError, match=r"none\.toml: options cannot be read"):
+        read_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    with pytest.raises(OptionError, match=r"bad\.toml: not a TOML file"):
+        read_toml(tmp_path / "bad.toml")
+    with pytest.raises(OptionError, match="preset must be one of"):
+        from_mapping(TrainOptions, {}, preset="papr")
+
+
+def test_input_scale():
+    assert input_scale("none") == ((0.0,) * 3, (1.0,) * 3)
+    assert input_scale("unit") == ((0.0,) * 3, (255.0,) * 3)
+    assert input_scale("imagenet")[0][0] == pytest.approx(0.485 * 255)

@@ -1,0 +1,158 @@
+"""The demo set: layout, lists, motion, and that it is made once, whole or not at all."""
+
+import av
+import numpy as np
+import pytest
+
+from pacecore import demo
+from pacecore.demo import DEMO_CLASSES, DemoOptions, make_demo
+from pacecore.errors import PacecoreError
+from pacecore.video_writer import video_encoder, write_video
+
+progress_calls = []
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "set"
+    return make_demo(folder, groups=2, clips=1, progress=lambda *call: progress_calls.append(call))
+
+
+def frames_of(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def bytes_of(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_layout_is_that_of_ucf101(small):
+    lists = small / "ucfTrainTestlist"
+    classes = dict(line.split() for line in (lists / "classInd.txt").read_text().splitlines())
+    assert list(classes.values()) == list(DEMO_CLASSES)
+    assert list(classes) == [str(number) for number in range(1, len(DEMO_CLASSES) + 1)]
+    train = [line.split() for line in (lists / "trainlist01.txt").read_text().splitlines()]
+    test = (lists / "testlist01.txt").read_text().split()
+    assert all(classes[number] == name.split("/")[0] for name, number in train)
+    listed = {name for name, _ in train} | set(test)
+    on_disk = {path.relative_to(small / "UCF-101").as_posix() for path in small.rglob("*.mp4")}
+    assert listed == on_disk
+    assert len(listed) == len(train) + len(test) == 2 * len(DEMO_CLASSES)
+    assert {name.split("_")[-2] for name, _ in train} == {"g02"}
+    assert {name.split("_")[-2] for name in test} == {"g01"}
+    assert not list(small.parent.glob("*.unfinished"))
+
+
+def test_videos_are_h264_long_enough_for_pace_4_and_move(small):
+    for path in sorted(small.rglob("*.mp4")):
+        frames = np.stack(frames_of(path)).astype(np.float32)
+        assert frames.shape[1:] == (120, 160, 3)
+        assert 80 <= len(frames) <= 136
+        with av.open(str(path)) as container:
+            name = container.streams.video[0].codec_context.name
+            assert name == {"libx264": "h264", "mpeg4": "mpeg4"}[video_encoder()]
+        assert frames.std() > 15  # a picture, not a flat field
+        change = [
+            np.abs(frames[step:61:step] - frames[: 61 - step : step]).mean() for step in (1, 4)
+        ]
+        assert change[0] > 1
+        assert change[1] > 1.5 * change[0]  # faster paces show larger changes
+
+
+def test_same_seed_same_frames_other_seed_other_frames():
+    def first(seed, number=3):
+        return next(demo._draw(DemoOptions(seed=seed), number, 1, 1))
+
+    assert np.array_equal(first(5), first(5))
+    assert np.abs(first(5).astype(int) - first(6)).mean() > 10
+    assert np.abs(first(5).astype(int) - first(5, 4)).mean() > 10
+
+
+def test_a_set_that_is_there_is_left_as_it_is(small, monkeypatch):
+    monkeypatch.setattr(demo, "write_video", lambda *_: pytest.fail("made again"))
+    before = bytes_of(small)
+    assert make_demo(small, groups=2, clips=1) == small
+    assert bytes_of(small) == before
+
+
+def test_an_interrupted_set_is_finished(small, tmp_path, monkeypatch):
+    folder, written = tmp_path / "set", []
+
+    def write(path, frames):
+        if len(written) == 3:
+            path.write_bytes(b"half a vid")
+            raise KeyboardInterrupt
+        written.append(path)
+        return write_video(path, frames)
+
+    monkeypatch.setattr(demo, "write_video", write)
+    with pytest.raises(KeyboardInterrupt):
+        make_demo(folder, groups=2, clips=1, threads=1)
+    assert not folder.exists()
+    monkeypatch.undo()
+    make_demo(folder, groups=2, clips=1)
+    assert bytes_of(folder) == bytes_of(small)
+
+
+@pytest.mark.parametrize("content", [{"mine.txt": "mine"}, {"demo.json": "{}"}])
+def test_a_folder_of_something_else_is_not_touched(tmp_path, content):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(PacecoreError, match=r"demo: .* (holds something else|other options)"):
+        make_demo(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == content
+
+
+def test_progress_counts_every_video(small):
+    total = 2 * len(DEMO_CLASSES)
+    assert progress_calls == [(done, total) for done in range(1, total + 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 1}, "groups must be from 2 to 99, got 1"),
+        ({"clips": 0}, "clips must be from 1 to 99, got 0"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
+        ({"height": 121}, "even, got 121 x 160"),
+        ({"min_frames": 100, "max_frames": 99}, "max_frames must be from 100"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(PacecoreError, match=message):
+        DemoOptions(**options)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PacecoreError, match="demo: cannot write"):
+        make_demo(tmp_path / "file" / "set")
+
+
+def test_writing_falls_back_to_mpeg4_and_says_when_nothing_serves(tmp_path, monkeypatch):
+    missing = {"libx264"}
+
+    class Codec:
+        def __init__(self, name, mode):
+            if name in missing:
+                raise av.error.EncoderNotFoundError(1, "not built in")
+
+    monkeypatch.setattr(av, "Codec", Codec)
+    assert video_encoder() == "mpeg4"
+    assert write_video(tmp_path / "a.mp4", [np.zeros((16, 16, 3), np.uint8)] * 3) == 3
+    assert len(frames_of(tmp_path / "a.mp4")) == 3
+    missing.add("mpeg4")
+    with pytest.raises(PacecoreError, match="has none of libx264, mpeg4"):
+        video_encoder()
+
+
+def test_writer_refuses_odd_sizes_and_no_frames(tmp_path):
+    with pytest.raises(PacecoreError, match="must be even, got 15 x 16"):
+        write_video(tmp_path / "a.mp4", [np.zeros((15, 16, 3), np.uint8)])
+    with pytest.raises(PacecoreError, match="at least one frame"):
+        write_video(tmp_path / "b.mp4", [])
