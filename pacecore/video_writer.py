@@ -1,4 +1,4 @@
-"""Writes RGB frames to a video file."""
+"""Writes RGB frames to a video file, or one of them to a PNG."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -9,7 +9,7 @@ import numpy as np
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["video_encoder", "write_video"]
+__all__ = ["video_encoder", "write_png", "write_video"]
 
 _ENCODERS = {  # in order of preference, with the options that make files small and repeatable
     "libx264": {"preset": "veryfast", "crf": "20", "threads": "1"},
@@ -56,3 +56,17 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_secon
             raise PacecoreError(f"{path}: a video needs at least one frame, got none")
         container.mux(stream.encode())
     return count
+
+
+def write_png(path: str | Path, picture: np.ndarray) -> None:
+    """Writes `picture`, (H, W, 3) uint8 RGB, as a PNG. Raises PacecoreError naming the file."""
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width = picture.shape[:2]
+    encoder.pix_fmt = "rgb24"
+    encoder.time_base = Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    packets = [*encoder.encode(frame), *encoder.encode(None)]
+    try:
+        Path(path).write_bytes(b"".join(map(bytes, packets)))
+    except OSError as error:
+        raise PacecoreError(f"{path}: picture cannot be written: {error.strerror}") from None

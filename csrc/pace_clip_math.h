@@ -1,0 +1,286 @@
+// The maths of pace_clip, for one pixel or one vector of pixels, on CPU and CUDA; no torch include.
+// Pixels are float, or GCC vectors of float (csrc/cpu), so every choice is written as a ?: that
+// both understand. Colours are in 0..255 throughout: brightness, contrast, saturation and hue mean
+// the same as on 0..1. SPEC table rows 9 to 14.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define PACECORE_INLINE __host__ __device__ __forceinline__
+#else
+// Never a function of its own: each file is compiled for its own instruction set, and the linker
+// would keep one of them for all.
+#define PACECORE_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace pacecore {
+
+// Columns of the frame table; pacecore/frames.py documents them.
+enum Column : int {
+  kYOffset,
+  kUOffset,
+  kVOffset,
+  kHeight,
+  kWidth,
+  kStride,
+  kChromaStride,
+  kFormat,
+  kColumns
+};
+
+// Bits of kFormat.
+constexpr int64_t kPlanar = 1;
+constexpr int kMatrixShift = 1;  // two bits
+constexpr int64_t kFullRange = 8;
+constexpr int64_t kCentreSited = 16;
+constexpr int64_t kBt2020 = 2;       // last of the matrix codes
+constexpr int64_t kLongest = 65536;  // longest side: keeps every product below exact in an int64
+
+// ---- Frame table ----
+
+PACECORE_INLINE bool plane_fits(int64_t offset, int64_t rows, int64_t row_bytes, int64_t stride,
+                                int64_t num_bytes) {
+  if (offset < 0 || offset > num_bytes || row_bytes > num_bytes - offset) return false;
+  return rows == 1 || (num_bytes - offset - row_bytes) / stride >= rows - 1;
+}
+
+// The rule that a row of the table breaks, or null. `num_bytes` is the length of the data. The last
+// row of a plane needs its pixels only, not its whole stride.
+PACECORE_INLINE const char* broken_rule(const int64_t* row /* (8,) */, int64_t num_bytes) {
+  const int64_t height = row[kHeight], width = row[kWidth], format = row[kFormat];
+  if (height < 1 || height > kLongest) return "height must be from 1 to 65536";
+  if (width < 1 || width > kLongest) return "width must be from 1 to 65536";
+  if (format == 0) {
+    if (row[kStride] < 3 * width) return "stride must be at least 3 * width";
+    if (!plane_fits(row[kYOffset], height, 3 * width, row[kStride], num_bytes))
+      return "pixels must lie inside data";
+    return nullptr;
+  }
+  if (!(format & kPlanar) || format < 0 || format >= 32 || (format >> kMatrixShift & 3) > kBt2020)
+    return "format must be a FrameFormat code";
+  const int64_t rows = (height + 1) / 2, columns = (width + 1) / 2;
+  if (row[kStride] < width) return "stride must be at least width";
+  if (row[kChromaStride] < columns) return "chroma_stride must be at least (width + 1) / 2";
+  if (!plane_fits(row[kYOffset], height, width, row[kStride], num_bytes))
+    return "luma must lie inside data";
+  if (!plane_fits(row[kUOffset], rows, columns, row[kChromaStride], num_bytes) ||
+      !plane_fits(row[kVOffset], rows, columns, row[kChromaStride], num_bytes))
+    return "chroma must lie inside data";
+  return nullptr;
+}
+
+// ---- Where an output pixel lies in the source ----
+
+// Two neighbouring samples, `index` and the one after it (or itself at the end), and the weight of
+// the second.
+struct Tap {
+  int32_t index;
+  float weight;
+};
+
+enum class Plane { luma, chroma_on_even, chroma_between };
+
+// Half-pixel centres: pixel i of `out` lies at (i + 1/2) * in / out - 1/2 of a row of `in` samples,
+// clamped to the first and last sample. Chroma sample k lies at luma position 2k (on even columns)
+// or 2k + 1/2 (between), and is clamped to its own ends. In whole numbers, so the weight is exact
+// to its rounding however far the position is from 0.
+PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
+  int64_t denominator = 2 * out;
+  int64_t position = (2 * i + 1) * in - out;
+  position = position < 0 ? 0 : position;
+  position = position > (in - 1) * denominator ? (in - 1) * denominator : position;
+  if (plane != Plane::luma) {
+    if (plane == Plane::chroma_between) position = position < out ? 0 : position - out;
+    denominator *= 2;
+    const int64_t last = (in - 1) / 2 * denominator;
+    position = position > last ? last : position;
+  }
+  const int64_t index = position / denominator;
+  return {static_cast<int32_t>(index),
+          static_cast<float>(position - index * denominator) / static_cast<float>(denominator)};
+}
+
+template <class F>
+PACECORE_INLINE F lerp(F a, F b, F weight) {
+  return a + weight * (b - a);
+}
+
+// ---- Colour ----
+
+template <class F>
+PACECORE_INLINE F smaller(F a, F b) {
+  return a < b ? a : b;
+}
+
+template <class F>
+PACECORE_INLINE F larger(F a, F b) {
+  return a > b ? a : b;
+}
+
+template <class F>
+PACECORE_INLINE F clamp(F value, float low, float high) {
+  return smaller(larger(value, F{} + low), F{} + high);
+}
+
+template <class F>
+struct Rgb {
+  F r, g, b;
+};
+
+template <class F>
+PACECORE_INLINE Rgb<F> clamped(Rgb<F> c) {
+  return {clamp(c.r, 0.f, 255.f), clamp(c.g, 0.f, 255.f), clamp(c.b, 0.f, 255.f)};
+}
+
+// R = y * Y + rv * V + r0, G = y * Y + gu * U + gv * V + g0, B = y * Y + bu * U + b0.
+struct YuvToRgb {
+  float y, rv, gu, gv, bu, r0, g0, b0;
+};
+
+// From the weights of red and blue in luma. Limited range: Y from 16 to 235, U and V from 16 to
+// 240.
+constexpr YuvToRgb yuv_to_rgb(double kr, double kb, bool full_range) {
+  const double y = full_range ? 1.0 : 255.0 / 219.0;
+  const double c = full_range ? 1.0 : 255.0 / 224.0;
+  const double y0 = full_range ? 0.0 : -16.0 * y;
+  const double rv = 2 * (1 - kr) * c, bu = 2 * (1 - kb) * c;
+  const double gu = -bu * kb / (1 - kr - kb), gv = -rv * kr / (1 - kr - kb);
+  return {float(y),
+          float(rv),
+          float(gu),
+          float(gv),
+          float(bu),
+          float(y0 - 128 * rv),
+          float(y0 - 128 * (gu + gv)),
+          float(y0 - 128 * bu)};
+}
+
+PACECORE_INLINE YuvToRgb yuv_to_rgb(int64_t format) {
+  constexpr YuvToRgb bt601 = yuv_to_rgb(0.299, 0.114, false);
+  constexpr YuvToRgb bt709 = yuv_to_rgb(0.2126, 0.0722, false);
+  constexpr YuvToRgb bt2020 = yuv_to_rgb(0.2627, 0.0593, false);
+  constexpr YuvToRgb bt601_full = yuv_to_rgb(0.299, 0.114, true);
+  constexpr YuvToRgb bt709_full = yuv_to_rgb(0.2126, 0.0722, true);
+  constexpr YuvToRgb bt2020_full = yuv_to_rgb(0.2627, 0.0593, true);
+  const bool full_range = format & kFullRange;
+  switch (format >> kMatrixShift & 3) {
+    case 0:
+      return full_range ? bt601_full : bt601;
+    case 1:
+      return full_range ? bt709_full : bt709;
+    default:
+      return full_range ? bt2020_full : bt2020;
+  }
+}
+
+template <class F>
+PACECORE_INLINE Rgb<F> to_rgb(const YuvToRgb& m, F y, F u, F v) {
+  const F scaled = m.y * y;
+  return clamped(Rgb<F>{scaled + (m.rv * v + m.r0), scaled + (m.gu * u + (m.gv * v + m.g0)),
+                        scaled + (m.bu * u + m.b0)});
+}
+
+template <class F>
+PACECORE_INLINE F grey(Rgb<F> c) {
+  return 0.2989f * c.r + 0.587f * c.g + 0.114f * c.b;
+}
+
+// ---- Jitter: torchvision's float functions, clamped after each ----
+
+enum JitterStep : int { kBrightness, kContrast, kSaturation, kHue };
+
+struct Jitter {
+  float factors[3];  // brightness, contrast, saturation
+  float hue;         // in sixths of a turn, from -3 to 3
+  int32_t steps[4];  // JitterStep in drawn order
+  int num_steps;     // 4, or 0 for none
+  int contrast_at;   // steps before contrast; num_steps if there is none
+};
+
+// `order` -1: no jitter; else two bits a step, the first step lowest.
+PACECORE_INLINE bool is_jitter_order(int32_t order) {
+  if (order == -1) return true;
+  int seen = 0;
+  for (int step = 0; step < 4; ++step) seen |= 1 << (order >> 2 * step & 3);
+  return order >= 0 && order < 256 && seen == 15;
+}
+
+PACECORE_INLINE float rounded(float value) {  // to the nearest whole number, for |value| < 2^22
+  constexpr float shift = 12582912.f;         // 1.5 * 2^23: beyond it a float has no fraction
+  return (value + shift) - shift;
+}
+
+PACECORE_INLINE Jitter make_jitter(const float* factors /* (4,) */, int32_t order) {
+  Jitter jitter{};
+  jitter.num_steps = order < 0 ? 0 : 4;
+  jitter.contrast_at = jitter.num_steps;
+  for (int step = 0; step < jitter.num_steps; ++step) {
+    jitter.steps[step] = order >> 2 * step & 3;
+    if (jitter.steps[step] == kContrast) jitter.contrast_at = step;
+  }
+  for (int i = 0; i < 3; ++i) jitter.factors[i] = factors[i];
+  jitter.hue = 6 * (factors[3] - rounded(factors[3]));
+  return jitter;
+}
+
+// factor * value + (1 - factor) * other
+template <class F>
+PACECORE_INLINE Rgb<F> blended(Rgb<F> c, F other, float factor) {
+  const F rest = (1 - factor) * other;
+  return clamped(Rgb<F>{factor * c.r + rest, factor * c.g + rest, factor * c.b + rest});
+}
+
+// One channel of the hue circle: `distance` is that from the hue where the channel is least, in
+// sixths of a turn, so a channel rises over one sixth, stays up for two and falls over one.
+template <class F>
+PACECORE_INLINE F on_circle(F least, F chroma, F distance) {
+  return least + chroma * clamp(distance, 0.f, 1.f);
+}
+
+template <class F>
+PACECORE_INLINE F magnitude(F value) {
+  return larger(value, -value);
+}
+
+// Turns the HSV hue by `turn` sixths, -3 to 3. Value and saturation stay, so largest and least
+// channel stay too and only their places move: no division by the value is needed.
+template <class F>
+PACECORE_INLINE Rgb<F> hue_turned(Rgb<F> c, float turn) {
+  const F most = larger(larger(c.r, c.g), c.b);
+  const F least = smaller(smaller(c.r, c.g), c.b);
+  const F chroma = most - least;
+  // A grey pixel has no hue: 0 / tiny = 0, and chroma 0 leaves it grey.
+  const F difference = most == c.r ? c.g - c.b : (most == c.g ? c.b - c.r : c.r - c.g);
+  const F sector = most == c.r ? F{} : (most == c.g ? F{} + 2.f : F{} + 4.f);
+  F hue = sector + turn + difference / larger(chroma, F{} + 1e-30f);  // from -4 to 8
+  hue = hue < 0.f ? hue + 6.f : hue;
+  hue = hue >= 6.f ? hue - 6.f : hue;
+  return {on_circle(least, chroma, magnitude(hue - 3.f) - 1.f),
+          on_circle(least, chroma, 2.f - magnitude(hue - 2.f)),
+          on_circle(least, chroma, 2.f - magnitude(hue - 4.f))};
+}
+
+// Steps [first, last) of the jitter; `mean_grey` is used by contrast only.
+template <class F>
+PACECORE_INLINE Rgb<F> jittered(Rgb<F> c, const Jitter& jitter, int first, int last,
+                                float mean_grey) {
+  for (int step = first; step < last; ++step) {
+    switch (jitter.steps[step]) {
+      case kBrightness:
+        c = blended(c, F{}, jitter.factors[kBrightness]);
+        break;
+      case kContrast:
+        c = blended(c, F{} + mean_grey, jitter.factors[kContrast]);
+        break;
+      case kSaturation:
+        c = blended(c, grey(c), jitter.factors[kSaturation]);
+        break;
+      default:
+        c = hue_turned(c, jitter.hue);
+    }
+  }
+  return c;
+}
+
+}  // namespace pacecore

@@ -1,0 +1,24 @@
+import numpy as np
+import torch
+
+from pacecore.pictures import clip_sheet, to_rgb
+
+
+def test_input_back_to_pictures():
+    rgb = torch.randint(0, 256, (2, 3, 4, 5, 6)).float()
+    expected = rgb.permute(0, 2, 3, 4, 1).byte().numpy()
+    mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
+    scaled = (rgb - torch.tensor(mean).view(1, 3, 1, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1, 1)
+    assert np.array_equal(to_rgb(scaled, mean, std, "rgb"), expected)
+    zero, one = (0.0,) * 3, (1.0,) * 3
+    assert np.array_equal(to_rgb(rgb.flip(1), zero, one, "bgr"), expected)
+
+
+def test_sheet_places_every_frame():
+    clips = np.arange(2 * 3, dtype=np.uint8).reshape(2, 3, 1, 1, 1).repeat(4, 2).repeat(5, 3)
+    clips = clips.repeat(3, 4)
+    sheet = clip_sheet(clips, gap=1)
+    assert sheet.shape == (11, 19, 3)
+    assert [sheet[1 + 5 * r, 1 + 6 * c, 0] for r in range(2) for c in range(3)] == list(range(6))
+    assert sheet[0].min() == 255
+    assert clip_sheet(clips, gap=1, columns=2).shape == (11, 13, 3)
