@@ -178,7 +178,8 @@ class _Run:
         with _stop_signals() as stop:
             for batch in self._timed_batches():
                 self._note_bad(batch)
-                self._step(batch)
+                if not all_reduce_any(len(batch) == 0, self.device):
+                    self._step(batch)
                 totals.step += 1
                 totals.clips += len(batch)
                 epoch_ends = totals.step % self.per_epoch == 0 or totals.step == self.total_steps
@@ -283,8 +284,6 @@ class _Run:
                 f"more than max_bad = {self.options.max_bad} videos cannot be read; the last one:"
                 f" {name}: {reason}"
             )
-        if all_reduce_any(len(batch) == 0, self.device):
-            raise TrainingError(f"step {batch.number}: no video of the batch can be read")
 
     def _flush(self) -> None:
         """Reads the losses of the last steps: one line of the log, and the guard against NaN."""
@@ -357,7 +356,7 @@ class _Run:
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,
-                "versions": {"torch": torch.__version__, "python": platform.python_version()},
+                "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
                 **self.task.extra_state(),
             },
         )
@@ -373,7 +372,7 @@ class _Run:
             "waiting_share": totals.waited_seconds / max(totals.seconds, 1e-9),
             "device": str(self.device),
             "ranks": world_size(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "unreadable": self.bad,
             "results": self.results,
             "time": duration(totals.seconds),

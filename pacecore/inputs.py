@@ -1,0 +1,6 @@
+class Inputs:
+    pass
+
+
+def open_inputs(o):
+    pass
