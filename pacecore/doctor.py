@@ -271,7 +271,7 @@ def _pace_clip() -> Rest:
         moved = [tensor.to(device) for tensor in (plan, crop, jitter, order)]
         clips = pace_clip(Frames(data, table).to(device), *moved, **sizes)
         error = (clips.cpu() - expected).abs().max().item()
-        # Values run from 0 to 255; hue may turn a rounding of the sixth digit into a few thousandths.
+        # Values run from 0 to 255; hue makes thousandths of a rounding of the sixth digit.
         yield _judged(device, error, 0.05, "of 255")
 
 
