@@ -20,6 +20,7 @@ from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save
 from pacecore.config import RunOptions, input_scale, write_toml
 from pacecore.distributed import all_reduce_any, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
+from pacecore.inputs import worker_count
 from pacecore.loader import (
     ClipBatch,
     ClipFormat,
@@ -210,7 +211,7 @@ class _Run:
             self.schedule,
             range(self.totals.step, self.total_steps),
             clip_frames=self.options.clip_frames,
-            workers=self.options.workers,
+            workers=worker_count(self.options.workers, self.device),
             timeout_seconds=self.options.decode_timeout,
             pin_memory=self.device.type == "cuda",
         )

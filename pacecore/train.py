@@ -17,7 +17,7 @@ from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import clip_format, fit, load_resume, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
-from pacecore.inputs import Inputs, open_inputs
+from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipBatch, FrameSource, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
@@ -85,7 +85,7 @@ class PaceTask:
             self.options.sampling(),
             clip_format(self.options, self.device),
             self.device,
-            workers=self.options.workers,
+            workers=worker_count(self.options.workers, self.device),
             amp=self.options.amp == "bf16",
         )
         return {
@@ -165,4 +165,5 @@ def _data_words(options: TrainOptions, data: Inputs) -> str:
             for pace in sampling.paces
         ]
         looping = "clips that loop, which betrays their pace: " + ", ".join(shares)
-    return f"data: {data.words}\n{looping}"
+    left_out = "".join(f"\nleft out: {path}: {reason}" for path, reason in data.unreadable)
+    return f"data: {data.words}\n{looping}{left_out}"
