@@ -88,8 +88,11 @@ def _wheel(folder: Path, source: Path, python: Path, arguments: argparse.Namespa
     case = _timed(folder, python, "-m", "pip", "wheel", str(source), "--no-deps", "-w", str(out))
     (wheel,) = out.glob("*.whl")
     case |= {"wheel": wheel.name, "wheel_bytes": wheel.stat().st_size, "built_with": built_with}
-    other = _environment(folder / "other")
-    _run(other, "-m", "pip", "install", "-q", f"torch=={arguments.cuda_torch}", str(wheel))
+    other = folder.parent / "cuda" / "venv" / "bin" / "python"
+    if not other.exists():
+        other = _environment(folder / "other")
+        _run(other, "-m", "pip", "install", "-q", f"torch=={arguments.cuda_torch}", str(wheel))
+    _run(other, "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", str(wheel))
     case["probe"] = _probe(folder, other)
     if case["probe"]["torch"] == built_with:
         raise SystemExit(

@@ -13,6 +13,7 @@ __all__ = ["main"]
 # so that --help does not wait for torch.
 _VERBS = {
     "train": "Learn from videos without labels.",
+    "doctor": "Say what was built, what was found, and what is missing.",
 }
 
 
