@@ -27,6 +27,22 @@ EXACT = 1e-3
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: handing them to threads costs more than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+_CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+# opcheck and torch.compile do not work inside the dispatch mode of the emulation.
+hardware = pytest.mark.parametrize("device", ["cpu", _CUDA], indirect=True)
+# The CPU refuses what these give NaN for.
+cuda_kernels = pytest.mark.parametrize("device", ["emulated", _CUDA], indirect=True)
+
+
 def ints(*values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
@@ -162,8 +178,8 @@ def test_jitter_types_and_layouts(device, dtype, channels_last):
     frames = random_frames(generator, [(24, 31), (40, 33), (17, 64)], FORMATS, gap=1)
     resize, crop_size = (20, 35), (13, 33)
     arguments = [
-        *random_plan(generator, 3, 2, 13, resize, crop_size),
-        *random_jitter(generator, 2, 13),
+        *random_plan(generator, 3, 2, 7, resize, crop_size),
+        *random_jitter(generator, 2, 7),
     ]
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format
     got, expected = both(
@@ -432,6 +448,7 @@ def op_arguments(frames: Frames, tensors: list[Tensor], options: dict) -> tuple:
     return (frames.data, frames.table, *tensors, *sizes, [0.0] * 3, [1.0] * 3)
 
 
+@hardware
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck(device, channels_last):
     frames, tensors, options = case(device)
@@ -441,12 +458,14 @@ def test_opcheck(device, channels_last):
     )
 
 
+@hardware
 def test_opcheck_without_jitter(device):
     frames, tensors, options = case(device)
     arguments = op_arguments(frames, [*tensors[:2], None, None], options)
     torch.library.opcheck(ops().pace_clip.default, (*arguments, True, torch.float32, False))
 
 
+@hardware
 def test_compiles_into_one_graph(device):
     frames, tensors, options = case(device)
 
@@ -559,6 +578,37 @@ def test_wrong_contents_are_refused_on_cpu(name, index, value, message):
         with pytest.raises(PacecoreError) as caught:
             call(function, dict(values))
         assert message in str(caught.value)
+
+
+@cuda_kernels
+@pytest.mark.parametrize(
+    ("name", "index", "value"), [wrong[:3] for wrong in WRONG_CONTENTS if wrong[0] != "table"]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_wrong_contents_give_nan_on_cuda(device, name, index, value, layout):
+    """The frames concerned are NaN, all others as they would be without the wrong entry."""
+    values = named_case(device)
+    expected = call(pace_clip, dict(values, memory_format=layout))
+    values[name] = changed(values[name], index, value)
+    clips = call(pace_clip, dict(values, memory_format=layout))
+    wrong = clips.isnan()
+    assert wrong[index[0]].flatten(2)[:, index[1] if name != "crop" else 0].all()
+    assert wrong.sum() == 3 * 16 * 20 * (6 if name == "crop" else 1)
+    assert torch.equal(clips[~wrong], expected[~wrong])
+
+
+@cuda_kernels
+@pytest.mark.parametrize(
+    ("index", "value"), [wrong[1:3] for wrong in WRONG_CONTENTS if wrong[0] == "table"]
+)
+def test_wrong_rows_of_the_table_give_nan_on_cuda(device, index, value):
+    values = named_case(device)
+    expected = call(pace_clip, dict(values))
+    values["table"] = changed(values["table"], index, value)
+    clips = call(pace_clip, dict(values)).transpose(1, 2)
+    shown = values["plan"] == index[0]
+    assert clips[shown].isnan().all()
+    assert torch.equal(clips[~shown], expected.transpose(1, 2)[~shown])
 
 
 def test_last_row_may_end_with_its_pixels():
