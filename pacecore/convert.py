@@ -111,7 +111,7 @@ def read_weights(
         ours = f"backbone.{name}"
         if ours in weights:
             continue
-        if name.endswith("num_batches_tracked"):  # files from before torch 0.4.1 have no such count
+        if name.endswith("num_batches_tracked"):  # older than torch 0.4.1
             weights[ours] = torch.tensor(0)
         else:
             missing.append(ours)
@@ -167,8 +167,9 @@ def convert(
             _write(out, lambda path: torch.save(content, path))
         text = json.dumps(_description(found, to), indent=1) + "\n"
         _write(out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise PacecoreError(f"{out}: cannot be written: {error}") from error
+    except (OSError, RuntimeError) as error:  # torch's writer wraps the system's error
+        reason = str(error).splitlines()[0]
+        raise PacecoreError(f"{out}: cannot be written: {reason}") from error
     return found
 
 
@@ -190,9 +191,8 @@ def _read_file(path: Path) -> Any:
     except Exception as error:  # torch and safetensors raise many types for a broken file
         if isinstance(error, PacecoreError):
             raise
-        raise PacecoreError(
-            f"{path}: not a file of weights: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise PacecoreError(f"{path}: not a file of weights: {reason}") from error
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -312,6 +312,6 @@ def _safetensors(path: Path) -> Any:
         import safetensors.torch
     except ImportError:
         raise PacecoreError(
-            f'{path}: .safetensors needs the safetensors package: pip install "pacecore[safetensors]"'
+            f"{path}: .safetensors needs the safetensors package, extra pacecore[safetensors]"
         ) from None
     return safetensors.torch

@@ -54,10 +54,11 @@ def _read_folder(path: Path, fold: int | str, missing: str) -> VideoIndex:
 
 
 def _beside_or_inside(path: Path, name: str) -> Path | None:
-    """The folder of lists `name`: in `path`, next to it, or `path` itself."""
+    """The folder of lists `name`: in `path` or a folder of it, next to it, or `path` itself."""
     if path.name == name:
         return path
-    return next((p / name for p in (path, path.resolve().parent) if (p / name).is_dir()), None)
+    places = [path, path.resolve().parent, *sorted(p for p in path.iterdir() if p.is_dir())]
+    return next((place / name for place in places if (place / name).is_dir()), None)
 
 
 # Folders of videos
@@ -115,7 +116,7 @@ def _plain(path: Path) -> VideoIndex:
 
 
 class _Lookup:
-    """Finds listed paths under a root, also where case differs or the ending is left out."""
+    """Finds listed paths under a root, also where case or the ending differs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -132,7 +133,8 @@ class _Lookup:
                 self._folded.setdefault(key, video)
                 self._folded.setdefault(key.rsplit(".", 1)[0], video)
         key = name.removeprefix("./").casefold()
-        return self._folded.get(key) or self._folded.get(key.rsplit(".", 1)[0])
+        stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
+        return self._folded.get(key) or self._folded.get(stem)
 
 
 @dataclass
@@ -179,20 +181,18 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: is not UTF-8 text ({error})") from None
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
+        if line.strip() and not line.startswith("# "):  # HMDB51 has names that begin with #
             yield f"{path} line {number}", line.strip()
 
 
 def _parse_line(text: str, find: _Lookup) -> tuple[Path | None, list[str]]:
     """(video, columns after it). Names may hold spaces: the longest text that is a video wins."""
-    separator = "," if "," in text and find(text) is None else None
-    words = [word.strip() for word in text.rsplit(separator, 2)]
-    text = separator or " "
-    for used in range(len(words), 0, -1):
-        path = find(text.join(words[:used]))
+    cuts = [(gap.start(), gap.end()) for gap in re.finditer(r"[\s,]+", text)]
+    for stop, rest in [(len(text), len(text)), *reversed(cuts[-2:])]:
+        path = find(text[:stop].strip('"'))
         if path is not None:
-            return path, words[used:]
-    return None, words[1:]
+            return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
+    return None, []
 
 
 def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | None]:

@@ -6,13 +6,10 @@ mapped into memory; frames are served from where they lie.
 """
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ import torch
 from pacecore.errors import PacecoreError
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import BadVideo, VideoEntry, VideoIndex
+from pacecore.isolated import JobFailure, run_jobs
 from pacecore.resample import plane_shapes, resample
 from pacecore.video import VideoError, decode_all
 
@@ -76,10 +74,10 @@ def pack(
 ) -> tuple["FrameStore", list[BadVideo]]:
     """Decodes every video once into a store at `size` (height, width), `workers` processes at once.
 
-    index: counted by probe_all. workers: 0 is one a core, 1 is this process. on_progress(done, total) counts videos.
-    A pack that was broken off goes on where it stood. Returns the store of the videos that decoded,
-    in the order of the index, and the others with the reason. Raises StoreError: no room on the
-    disk, or the folder holds something else.
+    index: counted by probe_all. workers: 0 is one a core, 1 is this process. on_progress(done,
+    total) counts videos. A pack that was broken off goes on where it stood. Returns the store of
+    the videos that decoded, in the order of the index, and the others with the reason. Raises
+    StoreError: no room on the disk, or the folder holds something else.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,19 +144,10 @@ def _journal_lines(journal: Path) -> Iterator[dict]:
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict]]:
     """(video, {"format": code} or {"bad": reason}) as they get done."""
-    workers = min(len(jobs), workers or os.cpu_count() or 1)
-    if workers <= 1:
-        yield from ((job.video, _pack_video(job)) for job in jobs)
-        return
-    # Spawned, not forked: the parent may have threads.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
-        futures = {pool.submit(_pack_video, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future].video, future.result()
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)  # cores are shared out by process
+    for number, result in run_jobs(_pack_video, jobs, workers):
+        if isinstance(result, JobFailure):
+            result = {"bad": result.reason}
+        yield jobs[number].video, result
 
 
 def _pack_video(job: _Job) -> dict:
@@ -181,7 +170,6 @@ def _pack_video(job: _Job) -> dict:
                 file.seek((job.first + written) * record)
                 file.write(records)
                 written += len(part)
-            os.fsync(file.fileno())
         if written != job.frames:
             raise VideoError(job.path, f"gave {written} of {job.frames} frames")
     except VideoError as error:
@@ -233,9 +221,14 @@ class FrameStore:
         self._data = data  # (records * record_bytes,) uint8, mapped
         self._checked = np.zeros(len(data) // record_bytes(self.size), dtype=bool)
 
+    @staticmethod
+    def is_at(folder: str | Path) -> bool:
+        """Whether a folder holds a finished store."""
+        return (Path(folder) / _INDEX).is_file() and (Path(folder) / _FRAMES).is_file()
+
     @classmethod
     def open(cls, folder: str | Path) -> "FrameStore":
-        """Raises StoreError where there is no store, or it is unfinished, cut or of another kind."""
+        """Raises StoreError where there is no store, or one unfinished, cut or of another kind."""
         folder = Path(folder)
         try:
             content = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
