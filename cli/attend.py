@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pacecore.cli.options import collect, options_of
 
+from pacecore.cli.options import collect, options_of
 from pacecore.config import AttendOptions
 
 __all__ = ["attend"]

@@ -3,8 +3,8 @@
 from typing import Any
 
 import click
-from pacecore.cli.options import collect, options_of
 
+from pacecore.cli.options import collect, options_of
 from pacecore.config import ExtractOptions
 
 __all__ = ["extract"]

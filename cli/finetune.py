@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from pacecore.cli.options import options_of
 from pacecore.cli.train import next_run_folder, options_of_run, refuse_used_folder
-
 from pacecore.config import PRESETS, FinetuneOptions, OptionError, from_mapping, read_toml
 
 __all__ = ["finetune"]
