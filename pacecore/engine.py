@@ -20,15 +20,15 @@ from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save
 from pacecore.config import RunOptions, input_scale, write_toml
 from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
-from pacecore.inputs import worker_count
+from pacecore.inputs import resident_frames, worker_count
 from pacecore.loader import (
     ClipBatch,
     ClipFormat,
-    FrameSource,
     TrainingSchedule,
     load_batches,
 )
 from pacecore.runlog import Progress, RunFolder, duration
+from pacecore.source import FrameSource
 
 __all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device"]
 
@@ -153,6 +153,7 @@ class _Run:
             fused=True,
         )
         self.form = clip_format(options, device)
+        self.resident = resident_frames(source, options.data_on, device)
         self.totals = _Totals()
         self.window: list[tuple[int, Tensor, dict[str, Tensor], int]] = []
         self.bad: dict[str, str] = {}
@@ -219,6 +220,7 @@ class _Run:
             workers=worker_count(self.options.workers, self.device),
             timeout_seconds=self.options.decode_timeout,
             pin_memory=self.device.type == "cuda",
+            resident=self.resident is not None,
         )
         while True:
             before = time.monotonic()
@@ -235,7 +237,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        clips = batch.clips(self.form)
+        clips = batch.clips(self.form, self.resident)
         if self.options.accumulate == 1:
             loss, metrics = self.task.loss(self._forward(self.network, clips), batch)
             loss.backward()
