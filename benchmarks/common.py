@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine it ran on, timing, peak memory, and the JSON record it leaves."""
+"""What every benchmark shares: machine, timing, peak memory, and the JSON record it leaves."""
 
 import argparse
 import ctypes
@@ -79,10 +79,10 @@ def time_function(
     max_runs: int = 200,
     flush_cache: bool = False,
 ) -> Timing:
-    """Runs `function` once to warm up, then until both minima are met, and gives percentiles of its time.
+    """Percentiles of the time of `function`, run once to warm up, then until both minima are met.
 
-    On CUDA the time is the GPU's own, between two events, with one synchronisation after all runs; short runs are not
-    split from launch gaps, so capture them in a CUDA graph first where GPU time alone is meant. `flush_cache` writes
+    On CUDA the time is the GPU's own, between two events. Short runs are not split from launch
+    gaps, so capture them in a CUDA graph first where GPU time alone is meant. `flush_cache` writes
     256 MB between runs, so that inputs come from memory and not from the last run's cache.
     """
     device = torch.device(device)
@@ -103,9 +103,7 @@ def time_function(
             function()
             after.record()
             events.append((before, after))
-            if (
-                len(events) % 16 == 0
-            ):  # keeps the queue of launches short, so that min_seconds means GPU time
+            if len(events) % 16 == 0:  # a short queue, so that min_seconds means GPU time
                 after.synchronize()
         torch.cuda.synchronize(device)
         seconds = [before.elapsed_time(after) / 1000 for before, after in events]
@@ -123,9 +121,10 @@ def time_function(
 
 
 def peak_extra_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Most memory that one run of `function` holds beyond what is held before it; its results count too.
+    """Most bytes that one run of `function` holds beyond those held before it, results included.
 
-    CUDA: torch's allocator. CPU: resident memory of this process, sampled each millisecond, so a few MB uncertain.
+    CUDA: torch's allocator. CPU: resident memory of this process, sampled each millisecond, so a
+    few MB uncertain.
     """
     device = torch.device(device)
     function()
@@ -169,7 +168,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write_record(path: str | Path | None, name: str, device: str, cases: list[dict]) -> Path:
     """Writes {"benchmark", "command", "machine", "cases"} as JSON and gives its path.
 
-    path: the file; None for benchmarks/results/NAME-DEVICE.json. Timings among the values become plain numbers.
+    path: the file; None for benchmarks/results/NAME-DEVICE.json. Timings among the values become
+    plain numbers.
     """
     path = Path(path) if path else RESULTS / f"{name}-{torch.device(device).type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

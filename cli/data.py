@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from pacecore.cli.demo import demo
 
 from pacecore.check import data_check, data_index
+from pacecore.cli.demo import demo
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.index import BadVideo, VideoIndex

@@ -22,4 +22,22 @@ PACECORE_DEFINE_LIBRARY(m) {
   m.def(
       "check_pace_clip(Tensor data, Tensor table, Tensor plan, Tensor crop, Tensor? jitter, "
       "Tensor? jitter_order, int[] resize, int[] crop_size) -> ()");
+  // The contrastive loss of n embeddings. summary: mean positive and mean negative similarity,
+  // share of anchors whose nearest other clip is a positive. rows: what the backward needs of each.
+  // grad_z: d loss / d z (n, D) where it is to be left, else (0, D).
+  m.def(
+      "info_nce("
+      "Tensor z, "             // (n, D)
+      "Tensor groups, "        // (n,) int64
+      "Tensor? temperature, "  // (), or absent for the number
+      "float temperature_number, bool batch, bool normalize, int anchor_start, int anchor_count, "
+      "bool leave_gradient) -> ("
+      "Tensor loss, "              // ()
+      "Tensor summary, "           // (3,)
+      "Tensor grad_temperature, "  // ()
+      "Tensor rows, "              // (5, n)
+      "Tensor grad_z)");
+  m.def(
+      "info_nce_backward(Tensor grad_loss, Tensor z, Tensor groups, Tensor rows, "
+      "Tensor? temperature, float temperature_number, bool normalize) -> Tensor grad_z");
 }

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from pacecore.errors import PacecoreError
 
 __all__ = [
+    "Gathered",
     "all_reduce_any",
     "all_reduce_sum",
+    "gather_rows",
     "is_main",
     "join",
     "rank",
@@ -71,7 +74,7 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn
             raise PacecoreError("sync_bn needs CUDA devices; torch has none of it for the CPU")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
 def all_reduce_any(flag: bool, device: torch.device) -> bool:
@@ -90,3 +93,60 @@ def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:
     moved = values.to(device)
     dist.all_reduce(moved)
     return moved.cpu()
+
+
+class Gathered(NamedTuple):
+    """The rows of all ranks in rank order, and where this rank's begin among them."""
+
+    rows: Tensor  # (n, D)
+    groups: Tensor  # (n,)
+    start: int
+
+
+def gather_rows(rows: Tensor, groups: Tensor) -> Gathered:
+    """Rows (b, D) and their group numbers (b,) of all ranks; b may differ, and may be 0.
+
+    The gradient flows back: a rank's rows receive the sum of the gradients that all ranks' losses
+    have for them. Every rank must call it, and each the backward. Alone, it gives back its input.
+    """
+    if world_size() == 1:
+        return Gathered(rows, groups, 0)
+    counts = _gather_counts(len(rows), rows.device)
+    gathered = _GatherRows.apply(rows, counts)
+    with torch.no_grad():
+        all_groups = _gather_uneven(groups, counts)
+    return Gathered(gathered, all_groups, sum(counts[: rank()]))
+
+
+def _gather_counts(count: int, device: torch.device) -> list[int]:
+    counts = torch.empty(world_size(), dtype=torch.int64, device=device)
+    own = torch.tensor([count], dtype=torch.int64, device=device)
+    dist.all_gather(list(counts.split(1)), own)
+    return counts.tolist()
+
+
+def _gather_uneven(rows: Tensor, counts: list[int]) -> Tensor:
+    """All ranks' rows; shorter shares travel padded, since collectives want equal sizes."""
+    longest = max(counts)
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        return _gather_uneven(rows, counts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        # Summed in float32: bfloat16 would round once a rank.
+        total = grad.to(torch.promote_types(grad.dtype, torch.float32)).contiguous()
+        if total is grad:
+            total = grad.clone()
+        dist.all_reduce(total)
+        start = sum(ctx.counts[: rank()])
+        return total[start : start + ctx.counts[rank()]].to(grad.dtype), None

@@ -1,8 +1,9 @@
 // What every CUDA op needs around its kernel: device guard, current stream, launch, error check.
 // The only file that names cudart's launch syntax and torch's CUDA symbols, so that csrc/cuda/*.cu
-// also compiles against the test header that runs kernels on the CPU (tests/cuda_on_cpu), which
-// replaces this one.
-#pragma once
+// also compiles against the test header that runs kernels on the CPU (tests/cuda_on_cpu): included
+// first, it defines this file's guard and everything declared here.
+#ifndef PACECORE_CUDA_LAUNCH_H
+#define PACECORE_CUDA_LAUNCH_H
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -31,13 +32,21 @@ inline void check_cuda(cudaError_t status, const char* what) {
   check(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
 }
 
+inline int multiprocessor_count(const Tensor& tensor) {
+  int count = 0;
+  check_cuda(
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, tensor.get_device_index()),
+      "pacecore: number of multiprocessors");
+  return count;
+}
+
 }  // namespace pacecore
 
 // Dynamic shared memory of a kernel, aligned for 16-byte accesses: PACECORE_DYNAMIC_SHARED(float,
 // tile);
-#define PACECORE_DYNAMIC_SHARED(type, name)                     \
-  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
-  type* name = reinterpret_cast<type*>(name##_bytes)
+#define PACECORE_DYNAMIC_SHARED(type, name)                              \
+  extern __shared__ __align__(16) unsigned char name##_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(name##_dynamic_shared)
 
 // PACECORE_LAUNCH(kernel<float>, grid, block, shared_bytes, stream, arguments...): raises the
 // shared memory limit where more than 48 KB is asked for, launches, and raises the launch's own
@@ -54,3 +63,5 @@ inline void check_cuda(cudaError_t status, const char* what) {
     pacecore_kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                  \
     ::pacecore::check_cuda(cudaGetLastError(), #kernel);                                          \
   } while (false)
+
+#endif  // PACECORE_CUDA_LAUNCH_H

@@ -1,0 +1,357 @@
+// info_nce on the CPU. The similarity matrix is walked in square tiles, each made twice: once for
+// the sums of its rows, once, where a gradient is wanted, for the product with z. It is symmetric,
+// so that a tile above the diagonal also serves the one below.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "info_nce_kernels.h"
+#include "info_nce_op.h"
+#include "library.h"
+
+#define PACECORE_ISA isa_baseline
+#define PACECORE_LANES 4
+#include "info_nce_tile.h"
+
+namespace pacecore {
+namespace {
+
+using torch::stable::empty;
+using torch::stable::parallel_for;
+
+template <typename Real>
+constexpr ScalarType kType = sizeof(Real) == 8 ? ScalarType::Double : ScalarType::Float;
+
+template <typename Real>
+const NceTileKernels<Real>& best_tile_kernels() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && avx512_tile_kernels<Real>())
+    return *avx512_tile_kernels<Real>();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && avx2_tile_kernels<Real>())
+    return *avx2_tile_kernels<Real>();
+#endif
+  return isa_baseline::kTileKernels<Real>;
+}
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+template <typename Real>
+Real* data(const Tensor& tensor) {
+  return static_cast<Real*>(tensor.mutable_data_ptr());
+}
+
+// z cut into blocks of rows, and what every tile needs of them.
+template <typename Real>
+struct Blocks {
+  const NceTileKernels<Real>& kernels = best_tile_kernels<Real>();
+  int64_t n, features;
+  int64_t size;   // rows of a block
+  int64_t count;  // blocks
+  Tensor z;       // (n, D) contiguous, Real
+  Tensor panels;  // z packed
+  Tensor scales;  // (2, padded n): of a tile's rows, with 1 / temperature, and of its columns
+  std::vector<NceId<Real>> ids;    // (padded n,) groups numbered from 0, then -1
+  std::vector<int64_t> positives;  // (n,)
+  Tensor scratch;                  // (threads, scores and product buffer)
+
+  Blocks(const Tensor& z, const Tensor& groups, const Real* inverse_norms, double temperature)
+      : n(z.size(0)), features(z.size(1)) {
+    // At least four blocks where they can fill panels, for the threads; the number of threads
+    // itself must not decide, or the order of the sums and so the last bits would follow it.
+    size = std::min(kNceTile, round_up((n + 3) / 4, 48));
+    count = (n + size - 1) / size;
+    this->z = torch::stable::contiguous(torch::stable::to(z, kType<Real>));
+    const int64_t padded = round_up(n, 48);  // whole panels in every instruction set
+    number_groups(torch::stable::contiguous(groups), padded);
+    set_scales(inverse_norms, temperature, padded);
+    pack();
+    scratch =
+        empty({int64_t(torch::stable::get_num_threads()), kNceTile * (kNceTile + kernels.panel)},
+              kType<Real>);
+  }
+
+  int64_t rows(int64_t block) const { return std::min(size, n - block * size); }
+
+  const Real* panel(int64_t block) const { return data<Real>(panels) + block * size * features; }
+
+  NceTile<Real> tile(int64_t row_block, int64_t column_block) const {
+    const Real* scale = data<Real>(scales);
+    const int64_t row = row_block * size, column = column_block * size;
+    return {
+        rows(row_block),     rows(column_block), row_block == column_block,      ids.data() + row,
+        ids.data() + column, scale + row,        scale + scales.size(1) + column};
+  }
+
+  Real* scores(const NceTile<Real>& tile, int64_t row_block, int64_t column_block) const {
+    uint32_t thread = 0;
+    torch_get_thread_idx(&thread);
+    Real* at = data<Real>(scratch) + thread * scratch.size(1);
+    kernels.scores(panel(row_block), tile.rows, panel(column_block), tile.columns, features, at);
+    return at;
+  }
+
+  // Calls body(row block, column block) once for each unordered pair of blocks. In each step every
+  // block is the row block of at most one call and the column block of at most one, so that calls
+  // may write to their own rows and, elsewhere, to their columns; and the order in which a block
+  // sees the others depends on neither the threads nor their timing.
+  template <typename Body>
+  void for_each_pair(const Body& body) const {
+    for (int64_t step = 0; step <= count / 2; ++step) {
+      const int64_t calls = step > 0 && 2 * step == count ? step : count;
+      parallel_for(0, calls, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) body(block, (block + step) % count);
+      });
+    }
+  }
+
+ private:
+  void number_groups(const Tensor& groups, int64_t padded) {
+    const int64_t* labels = data<int64_t>(groups);
+    std::unordered_map<int64_t, NceId<Real>> numbers;
+    std::vector<int64_t> members;
+    ids.assign(padded, NceId<Real>(-1));
+    for (int64_t i = 0; i < n; ++i) {
+      ids[i] = numbers.try_emplace(labels[i], NceId<Real>(numbers.size())).first->second;
+      if (size_t(ids[i]) == members.size()) members.push_back(0);
+      ++members[ids[i]];
+    }
+    positives.resize(n);
+    for (int64_t i = 0; i < n; ++i) positives[i] = members[ids[i]] - 1;
+  }
+
+  void set_scales(const Real* inverse_norms, double temperature, int64_t padded) {
+    scales = torch::stable::new_zeros(z, {2, padded});
+    for (int64_t i = 0; i < n; ++i) {
+      data<Real>(scales)[i] = Real(double(inverse_norms[i]) / temperature);
+      data<Real>(scales)[padded + i] = inverse_norms[i];
+    }
+  }
+
+  void pack() {
+    const int64_t width = kernels.panel;
+    const int64_t panel_count = (n + width - 1) / width;
+    panels = empty({panel_count * width * features}, kType<Real>);
+    parallel_for(0, panel_count, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p)
+        kernels.pack_panel(data<Real>(z) + p * width * features, std::min(width, n - p * width),
+                           features, data<Real>(panels) + p * width * features);
+    });
+  }
+};
+
+template <typename Real>
+void inverse_norms(const Tensor& z, bool normalize, Real* inverse /* (n,) */) {
+  const int64_t n = z.size(0), features = z.size(1);
+  if (!normalize) {
+    std::fill_n(inverse, n, Real(1));
+    return;
+  }
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(z, kType<Real>));
+  for (int64_t i = 0; i < n; ++i) {
+    const Real* row = data<Real>(wide) + i * features;
+    double square = 0;
+    for (int64_t k = 0; k < features; ++k) square += double(row[k]) * double(row[k]);
+    const double norm = std::sqrt(square);
+    inverse[i] = norm < kNceSmallestNorm ? Real(0) : Real(1 / norm);
+  }
+}
+
+template <typename Real>
+std::vector<NceSums<double>> all_sums(const Blocks<Real>& blocks, const NceOptions& options) {
+  const int64_t size = blocks.size;
+  std::vector<NceSums<double>> by_row(blocks.n), by_column(blocks.n);
+  const auto wanted = [&](int64_t block) {
+    return options.batch || (block * size < options.anchor_start + options.anchor_count &&
+                             block * size + blocks.rows(block) > options.anchor_start);
+  };
+  blocks.for_each_pair([&](int64_t row, int64_t column) {
+    if (!wanted(row) && !wanted(column)) return;
+    const NceTile<Real> tile = blocks.tile(row, column);
+    Real* scores = blocks.scores(tile, row, column);
+    blocks.kernels.row_sums(tile, scores, by_row.data() + row * size);
+    if (row != column) blocks.kernels.column_sums(tile, scores, by_column.data() + column * size);
+  });
+  for (int64_t i = 0; i < blocks.n; ++i) merge(by_row[i], by_column[i]);
+  return by_row;
+}
+
+// Means over the anchors, for loss, temperature and log.
+template <typename Real>
+struct Outcome {
+  double loss = 0, slope = 0;
+  double positive_logits = 0, negative_logits = 0;
+  int64_t positive_pairs = 0, negative_pairs = 0;
+  int64_t pulling = 0, nearest_is_positive = 0;  // anchors with a positive; of them
+
+  Outcome(const Blocks<Real>& blocks, const std::vector<NceSums<double>>& sums,
+          const NceOptions& options, Real* rows /* (4, n) */) {
+    const int64_t n = blocks.n, anchors = options.anchor_count;
+    const int64_t end = options.anchor_start + anchors;
+    NceSums<double> batch;
+    if (options.batch)
+      for (const NceSums<double>& row : sums) merge(batch, row);
+    for (int64_t i = options.anchor_start; i < end; ++i) {
+      const int64_t positives = blocks.positives[i];
+      const NceTerms terms =
+          options.batch ? batch_terms(sums[i], batch, positives) : anchor_terms(sums[i], positives);
+      loss += terms.loss / double(anchors);
+      slope += terms.slope / double(anchors);
+      positive_logits += sums[i].positive_logits;
+      negative_logits += sums[i].negative_logits;
+      positive_pairs += positives;
+      negative_pairs += n - 1 - positives;
+      pulling += positives > 0;
+      nearest_is_positive += positives > 0 && sums[i].nearest_positive > sums[i].nearest_negative;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const bool anchor = i >= options.anchor_start && i < end;
+      NceRow<Real> row;
+      if (options.batch)
+        row = batch_row<Real>(batch, anchor, blocks.positives[i], anchors, pulling);
+      else if (anchor)
+        row = anchor_row<Real>(sums[i], blocks.positives[i], anchors);
+      rows[i] = row.reference;
+      rows[n + i] = row.all;
+      rows[2 * n + i] = row.positive;
+      rows[3 * n + i] = row.constant;
+    }
+  }
+};
+
+// d loss / d z times `scale`, of z's type. rows: (5, n) as info_nce returns them.
+template <typename Real>
+Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, bool normalize, double scale) {
+  const int64_t n = blocks.n, features = blocks.features, size = blocks.size;
+  const int64_t stride = round_up(features, 16);  // whole vectors in every instruction set
+  // A step writes a block's rows once as row block and once as column block: to one array each.
+  const Tensor sums = torch::stable::new_zeros(blocks.z, {2, round_up(n, 8), stride});
+  const int64_t half = sums.stride(0);
+  const Tensor padded = torch::stable::new_zeros(blocks.z, {4, round_up(n, 48)});
+  for (int64_t field = 0; field < 4; ++field)
+    std::copy_n(data<Real>(rows) + field * n, n, data<Real>(padded) + field * padded.size(1));
+  const auto part = [&](int64_t block) {
+    const Real* at = data<Real>(padded) + block * size;
+    const int64_t step = padded.size(1);
+    return NceRows<Real>{at, at + step, at + 2 * step, at + 3 * step};
+  };
+  std::vector<char> active(blocks.count, 0);
+  for (int64_t i = 0; i < n; ++i) {
+    const NceRows<Real> row = part(0);
+    active[i / size] |= row.all[i] != 0 || row.positive[i] != 0 || row.constant[i] != 0;
+  }
+  blocks.for_each_pair([&](int64_t row, int64_t column) {
+    if (!active[row] && !active[column]) return;
+    const NceTile<Real> tile = blocks.tile(row, column);
+    Real* weights = blocks.scores(tile, row, column);
+    Real* buffer = weights + kNceTile * kNceTile;
+    blocks.kernels.weights(tile, part(row), part(column), weights);
+    const Real* z = data<Real>(blocks.z);
+    blocks.kernels.product(weights, false, tile.rows, tile.columns, z + column * size * features,
+                           features, data<Real>(sums) + row * size * stride, stride, buffer);
+    if (row != column)
+      blocks.kernels.product(weights, true, tile.columns, tile.rows, z + row * size * features,
+                             features, data<Real>(sums) + half + column * size * stride, stride,
+                             buffer);
+  });
+  const Tensor result = empty({n, features}, kType<Real>);
+  parallel_for(0, n, 64, [&](int64_t begin, int64_t end) {
+    const Real* inverse_norm = data<Real>(rows) + 4 * n;
+    for (int64_t i = begin; i < end; ++i) {
+      const Real* first = data<Real>(sums) + i * stride;
+      const Real* second = first + half;
+      const Real* z = data<Real>(blocks.z) + i * features;
+      Real* out = data<Real>(result) + i * features;
+      double along = 0;  // the part along z, which normalising takes out
+      if (normalize)
+        for (int64_t k = 0; k < features; ++k) along += double(z[k]) * (first[k] + second[k]);
+      along *= double(inverse_norm[i]) * double(inverse_norm[i]);
+      const Real pull = Real(along), unit = Real(scale);
+      for (int64_t k = 0; k < features; ++k) out[k] = unit * (first[k] + second[k] - pull * z[k]);
+    }
+  });
+  return result;
+}
+
+double temperature_of(const std::optional<Tensor>& tensor, double number) {
+  double value = number;
+  if (tensor)
+    value = tensor->scalar_type() == ScalarType::Double ? *data<double>(*tensor)
+                                                        : *data<float>(*tensor);
+  check(value > 0 && std::isfinite(value), "info_nce: temperature must be above 0, got ", value);
+  return value;
+}
+
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <typename Real>
+Results forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
+                bool leave_gradient) {
+  const int64_t n = z.size(0);
+  Tensor loss = empty({}, kType<Real>), slope = empty({}, kType<Real>);
+  Tensor summary = empty({3}, kType<Real>), rows = empty({5, n}, kType<Real>);
+  Tensor grad_z = empty({leave_gradient ? n : 0, z.size(1)}, z.scalar_type());
+  const double temperature = temperature_of(options.temperature, options.temperature_number);
+  if (n == 0) {
+    *data<Real>(loss) = *data<Real>(slope) = 0;
+    std::fill_n(data<Real>(summary), 3, Real(NAN));
+    return {loss, summary, slope, rows, grad_z};
+  }
+  inverse_norms<Real>(z, options.normalize, data<Real>(rows) + 4 * n);
+  const Blocks<Real> blocks(z, groups, data<Real>(rows) + 4 * n, temperature);
+  const auto sums = all_sums(blocks, options);
+  const Outcome<Real> outcome(blocks, sums, options, data<Real>(rows));
+  *data<Real>(loss) = Real(outcome.loss);
+  *data<Real>(slope) = Real(-outcome.slope / temperature);
+  Real* means = data<Real>(summary);
+  means[0] = Real(outcome.positive_logits * temperature / double(outcome.positive_pairs));
+  means[1] = Real(outcome.negative_logits * temperature / double(outcome.negative_pairs));
+  means[2] = Real(double(outcome.nearest_is_positive) / double(outcome.pulling));
+  if (leave_gradient)
+    grad_z = torch::stable::to(gradient(blocks, rows, options.normalize, 1.0), z.scalar_type());
+  return {loss, summary, slope, rows, grad_z};
+}
+
+Results info_nce(const Tensor& z, const Tensor& groups, const std::optional<Tensor>& temperature,
+                 double temperature_number, bool batch, bool normalize, int64_t anchor_start,
+                 int64_t anchor_count, bool leave_gradient) {
+  check_info_nce(z, groups, temperature);
+  check_anchors(z, anchor_start, anchor_count);
+  const NceOptions options = {temperature, temperature_number, batch,
+                              normalize,   anchor_start,       anchor_count};
+  return z.scalar_type() == ScalarType::Double ? forward<double>(z, groups, options, leave_gradient)
+                                               : forward<float>(z, groups, options, leave_gradient);
+}
+
+template <typename Real>
+Tensor backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups, const Tensor& rows,
+                double temperature, bool normalize) {
+  const Tensor flat = torch::stable::contiguous(rows);
+  const Blocks<Real> blocks(z, groups, data<Real>(flat) + 4 * z.size(0), temperature);
+  return torch::stable::to(gradient(blocks, flat, normalize, *data<Real>(grad_loss)),
+                           z.scalar_type());
+}
+
+Tensor info_nce_backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups,
+                         const Tensor& rows, const std::optional<Tensor>& temperature,
+                         double temperature_number, bool normalize) {
+  check_info_nce(z, groups, temperature);
+  check_nce_rows(z, rows, grad_loss);
+  if (z.size(0) == 0) return torch::stable::empty_like(z);
+  const double value = temperature_of(temperature, temperature_number);
+  return z.scalar_type() == ScalarType::Double
+             ? backward<double>(grad_loss, z, groups, rows, value, normalize)
+             : backward<float>(grad_loss, z, groups, rows, value, normalize);
+}
+
+}  // namespace
+}  // namespace pacecore
+
+PACECORE_REGISTER_CPU(m) {
+  m.impl("info_nce", TORCH_BOX(&pacecore::info_nce));
+  m.impl("info_nce_backward", TORCH_BOX(&pacecore::info_nce_backward));
+}

@@ -1,0 +1,287 @@
+// info_nce on CUDA, host side: what is allocated, and which kernels run in which order.
+#include "info_nce.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "info_nce_op.h"
+#include "library.h"
+
+namespace pacecore {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kWeightBytes = 64 << 20;  // of weights at a time: what second-level caches hold
+
+Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                ScalarType type) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+constexpr int kChunk = 16 / sizeof(T);  // elements of one copy
+
+// z as the tile kernels read it: rows of whole 16-byte chunks, normalised where wanted. One warp a
+// row.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    prepare_kernel(const T* z, int n, int features, int pitch, bool normalize, T* prepared,
+                   float* inverse_norms) {
+  const int row = blockIdx.x * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= n) return;
+  const T* from = z + int64_t{row} * features;
+  float inverse = 1;
+  if (normalize) {
+    float square = 0;
+    for (int k = lane; k < features; k += 32) {
+      const float value = static_cast<float>(from[k]);
+      square += value * value;
+    }
+    for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
+    const float norm = sqrtf(square);
+    inverse = norm < static_cast<float>(kNceSmallestNorm) ? 0.0f : 1.0f / norm;
+  }
+  if (lane == 0) inverse_norms[row] = inverse;
+  if (!prepared) return;
+  for (int k = lane; k < pitch; k += 32)
+    prepared[int64_t{row} * pitch + k] =
+        static_cast<T>(k < features ? static_cast<float>(from[k]) * inverse : 0.0f);
+}
+
+// From the parts of the product to d loss / d z, one warp a row.
+template <typename T>
+struct CollectArgs {
+  const float* products;
+  const float* inverse_norms;
+  const float* grad_loss;  // null for 1
+  const T* z;              // (n, z_pitch), normalised where wanted
+  T* grad_z;               // (n, D)
+  NceArgs nce;
+  int first_row, rows, block_rows, product_pitch, splits;
+  bool normalize;
+};
+
+template <typename T>
+__device__ float collected(const CollectArgs<T>& args, int row, int k) {
+  float sum = 0;
+  for (int split = 0; split < args.splits; ++split)
+    sum += args.products[(int64_t{split} * args.block_rows + row) * args.product_pitch + k];
+  return sum;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) collect_kernel(CollectArgs<T> args) {
+  const int local = blockIdx.x * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (local >= args.rows) return;
+  const int row = args.first_row + local;
+  const T* z = args.z + int64_t{row} * args.nce.pitch;
+  float along = 0;
+  if (args.normalize) {
+    for (int k = lane; k < args.nce.features; k += 32)
+      along += static_cast<float>(z[k]) * collected(args, local, k);
+    for (int step = 16; step > 0; step /= 2) along += __shfl_xor_sync(0xffffffffu, along, step);
+  }
+  const float scale = nce_scale(args.nce) * (args.grad_loss ? *args.grad_loss : 1.0f) /
+                      static_cast<float>(args.nce.n) *
+                      (args.normalize ? args.inverse_norms[row] : 1.0f);
+  for (int k = lane; k < args.nce.features; k += 32)
+    args.grad_z[int64_t{row} * args.nce.features + k] = static_cast<T>(
+        scale * (collected(args, local, k) - along * static_cast<float>(z[k])));
+}
+
+NceArgs make_args(const Tensor& z, const Tensor& groups, const NceOptions& options) {
+  NceArgs args;
+  args.groups = data<int64_t>(groups);
+  args.temperature = options.temperature ? data<float>(*options.temperature) : nullptr;
+  args.temperature_number = static_cast<float>(options.temperature_number);
+  args.n = static_cast<int>(z.size(0));
+  args.features = static_cast<int>(z.size(1));
+  args.pitch = args.features;
+  args.anchor_start = static_cast<int>(options.anchor_start);
+  args.anchor_count = static_cast<int>(options.anchor_count);
+  args.batch = options.batch;
+  return args;
+}
+
+// Fills the inverse norms and gives z as the tile kernels read it, `args.pitch` with it.
+template <typename T>
+Tensor prepare(const Tensor& z, bool normalize, float* inverse_norms, NceArgs& args,
+               cudaStream_t stream) {
+  const bool aligned = reinterpret_cast<uintptr_t>(z.const_data_ptr()) % 16 == 0;
+  const bool copies = normalize || !aligned || args.features % kChunk<T> != 0;
+  Tensor prepared = z;
+  if (copies) {
+    args.pitch = static_cast<int>(ceil_div(args.features, kChunk<T>) * kChunk<T>);
+    prepared = allocate(z, {args.n, args.pitch}, z.scalar_type());
+  }
+  PACECORE_LAUNCH(prepare_kernel<T>, static_cast<unsigned>(ceil_div(args.n, kThreads / 32)),
+                  kThreads, 0, stream, data<T>(z), args.n, args.features, args.pitch, normalize,
+                  copies ? data<T>(prepared) : nullptr, inverse_norms);
+  return prepared;
+}
+
+// d loss / d z times grad_loss (null for 1), block of rows by block of rows.
+template <typename T>
+void gradient(const Tensor& z, const NceArgs& args, const float* rows, bool normalize,
+              const float* grad_loss, const Tensor& grad_z, cudaStream_t stream) {
+  const int64_t n = args.n, tile = kNceBlockRows;
+  const int64_t weight_pitch = ceil_div(n, tile) * tile;
+  const int64_t row_bytes = weight_pitch * static_cast<int64_t>(sizeof(T));
+  const int64_t block_rows =
+      std::min(weight_pitch, std::max<int64_t>(1, kWeightBytes / (row_bytes * tile)) * tile);
+  const int64_t product_pitch = ceil_div(args.features, 4) * 4;
+  // Two blocks a multiprocessor, as long as each has a depth of 1,024 or more to go through.
+  const int64_t tiles = block_rows / tile * ceil_div(args.features, tile);
+  const int64_t splits = std::clamp<int64_t>(2 * multiprocessor_count(z) / tiles, 1,
+                                             std::max<int64_t>(1, n / 1024));
+  const Tensor weights = allocate(z, {block_rows, weight_pitch}, z.scalar_type());
+  const Tensor products = allocate(z, {splits, block_rows, product_pitch}, ScalarType::Float);
+  for (int64_t first = 0; first < n; first += block_rows) {
+    const int count = static_cast<int>(std::min(block_rows, n - first));
+    const NceGradientArgs<T> parts = {args,
+                                      data<T>(z),
+                                      rows,
+                                      data<T>(weights),
+                                      data<float>(products),
+                                      static_cast<int>(first),
+                                      static_cast<int>(block_rows),
+                                      static_cast<int>(weight_pitch),
+                                      static_cast<int>(product_pitch),
+                                      static_cast<int>(splits)};
+    launch_nce_gradient(parts, stream);
+    const CollectArgs<T> collect = {data<float>(products),
+                                    rows + 4 * n,
+                                    grad_loss,
+                                    data<T>(z),
+                                    data<T>(grad_z),
+                                    args,
+                                    static_cast<int>(first),
+                                    count,
+                                    static_cast<int>(block_rows),
+                                    static_cast<int>(product_pitch),
+                                    static_cast<int>(splits),
+                                    normalize};
+    PACECORE_LAUNCH(collect_kernel<T>, static_cast<unsigned>(ceil_div(count, kThreads / 32)),
+                    kThreads, 0, stream, collect);
+  }
+}
+
+template <typename T>
+void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
+             const NceOutputs& outputs, const Tensor& grad_z, bool leave_gradient,
+             cudaStream_t stream) {
+  NceArgs args = make_args(z, groups, options);
+  const int64_t n = args.n;
+  const Tensor sums = allocate(z, {n, static_cast<int64_t>(sizeof(NceRowSums))}, ScalarType::Byte);
+  if (n <= kNceFewRows && args.features <= kNceFewFeatures) {
+    const Tensor scores = allocate(z, {n, n}, ScalarType::Float);
+    const Tensor counters = torch::stable::new_zeros(z, {2}, ScalarType::Int);
+    launch_nce_few<T>(args, options.normalize, data<T>(z), data<float>(scores),
+                      data<NceRowSums>(sums), data<unsigned>(counters), outputs,
+                      leave_gradient ? data<T>(grad_z) : nullptr, stream);
+    return;
+  }
+  const Tensor prepared = prepare<T>(z, options.normalize, outputs.rows + 4 * n, args, stream);
+  const int64_t tiles = ceil_div(n, kNceBlockRows);
+  const int splits =
+      static_cast<int>(std::clamp<int64_t>(2 * multiprocessor_count(z) / tiles, 1, tiles));
+  const Tensor partial =
+      allocate(z, {splits, n, static_cast<int64_t>(sizeof(NceRowSums))}, ScalarType::Byte);
+  launch_nce_sums<T>(args, data<T>(prepared), splits, data<NceRowSums>(partial),
+                     data<NceRowSums>(sums), outputs, stream);
+  if (leave_gradient)
+    gradient<T>(prepared, args, outputs.rows, options.normalize, nullptr, grad_z, stream);
+}
+
+void check_type(const Tensor& z) {
+  check(z.scalar_type() != ScalarType::Double,
+        "info_nce: float64 is computed on the CPU only, got z ", describe(z), " on CUDA");
+  check(z.size(0) <= (1 << 24) && z.size(1) <= (1 << 24),
+        "info_nce: z may have 16,777,216 rows and features on CUDA, got ", describe(z));
+}
+
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Results info_nce(const Tensor& z_any, const Tensor& groups_any,
+                 const std::optional<Tensor>& temperature, double temperature_number, bool batch,
+                 bool normalize, int64_t anchor_start, int64_t anchor_count, bool leave_gradient) {
+  check_info_nce(z_any, groups_any, temperature);
+  check_anchors(z_any, anchor_start, anchor_count);
+  check_type(z_any);
+  DeviceGuard guard(z_any.get_device_index());
+  const Tensor z = torch::stable::contiguous(z_any);
+  const Tensor groups = torch::stable::contiguous(groups_any);
+  const int64_t n = z.size(0);
+  const NceOptions options = {temperature, temperature_number, batch,
+                              normalize,   anchor_start,       anchor_count};
+  const Tensor loss = torch::stable::new_zeros(z, {}, ScalarType::Float);
+  const Tensor summary = torch::stable::full({3}, NAN, ScalarType::Float, std::nullopt, z.device());
+  const Tensor slope = torch::stable::new_zeros(z, {}, ScalarType::Float);
+  const Tensor rows = allocate(z, {5, n}, ScalarType::Float);
+  const Tensor grad_z = allocate(z, {leave_gradient ? n : 0, z.size(1)}, z.scalar_type());
+  if (n == 0) return {loss, summary, slope, rows, grad_z};
+  const cudaStream_t stream = current_stream(z);
+  const NceOutputs outputs = {data<float>(loss), data<float>(summary), data<float>(slope),
+                              data<float>(rows)};
+  const auto run = [&]<typename T>(T) {
+    forward<T>(z, groups, options, outputs, grad_z, leave_gradient, stream);
+  };
+  if (z.scalar_type() == ScalarType::Float)
+    run(float{});
+  else if (z.scalar_type() == ScalarType::BFloat16)
+    run(__nv_bfloat16{});
+  else
+    run(__half{});
+  return {loss, summary, slope, rows, grad_z};
+}
+
+template <typename T>
+void backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups, const Tensor& rows,
+              const NceOptions& options, const Tensor& grad_z, cudaStream_t stream) {
+  NceArgs args = make_args(z, groups, options);
+  const Tensor norms = allocate(z, {args.n}, ScalarType::Float);
+  const Tensor prepared = prepare<T>(z, options.normalize, data<float>(norms), args, stream);
+  gradient<T>(prepared, args, data<float>(rows), options.normalize, data<float>(grad_loss), grad_z,
+              stream);
+}
+
+Tensor info_nce_backward(const Tensor& grad_loss, const Tensor& z_any, const Tensor& groups_any,
+                         const Tensor& rows_any, const std::optional<Tensor>& temperature,
+                         double temperature_number, bool normalize) {
+  check_info_nce(z_any, groups_any, temperature);
+  check_nce_rows(z_any, rows_any, grad_loss);
+  check_type(z_any);
+  DeviceGuard guard(z_any.get_device_index());
+  const Tensor z = torch::stable::contiguous(z_any);
+  const Tensor groups = torch::stable::contiguous(groups_any);
+  const Tensor rows = torch::stable::contiguous(rows_any);
+  const NceOptions options = {temperature, temperature_number, false, normalize, 0, 0};
+  const Tensor grad_z = allocate(z, z.sizes(), z.scalar_type());
+  if (z.size(0) == 0) return grad_z;
+  const cudaStream_t stream = current_stream(z);
+  if (z.scalar_type() == ScalarType::Float)
+    backward<float>(grad_loss, z, groups, rows, options, grad_z, stream);
+  else if (z.scalar_type() == ScalarType::BFloat16)
+    backward<__nv_bfloat16>(grad_loss, z, groups, rows, options, grad_z, stream);
+  else
+    backward<__half>(grad_loss, z, groups, rows, options, grad_z, stream);
+  return grad_z;
+}
+
+}  // namespace
+}  // namespace pacecore
+
+PACECORE_REGISTER_CUDA(m) {
+  m.impl("info_nce", TORCH_BOX(&pacecore::info_nce));
+  m.impl("info_nce_backward", TORCH_BOX(&pacecore::info_nce_backward));
+}

@@ -1,0 +1,185 @@
+// What the CUDA kernels of info_nce share: their arguments, and the last step of the forward.
+#pragma once
+
+#include <cstdint>
+
+#include "info_nce_math.h"
+#include "primitives.h"
+
+namespace pacecore {
+
+struct NceArgs {
+  const int64_t* groups;     // (n,)
+  const float* temperature;  // one value, or null for the number
+  float temperature_number;
+  int n, features, pitch;  // z is (n, D) with `pitch` elements from row to row
+  int anchor_start, anchor_count;
+  bool batch;
+};
+
+// One row's sums, and how many positives it has.
+struct NceRowSums {
+  NceSums<float> sums;
+  int positives;
+};
+
+struct NceOutputs {
+  float* loss;     // ()
+  float* summary;  // (3,)
+  float* slope;    // (): d loss / d temperature
+  float* rows;     // (5, n): the fields of NceRow, then the inverse norms
+};
+
+// The forward for few rows, in one launch: sums, loss and, where grad_z is not null, gradient.
+// scores: (n, n); sums: (n,); counters: two zeros.
+template <typename T>
+void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scores,
+                    NceRowSums* sums, unsigned* counters, const NceOutputs& outputs, T* grad_z,
+                    cudaStream_t stream);
+
+constexpr int kNceFewRows = 512;
+constexpr int kNceFewFeatures = 2048;
+
+// The forward for many rows, from rows that are normalised already where that is wanted.
+// partial: (splits, n), sums: (n,).
+template <typename T>
+void launch_nce_sums(const NceArgs& args, const T* z, int splits, NceRowSums* partial,
+                     NceRowSums* sums, const NceOutputs& outputs, cudaStream_t stream);
+
+constexpr int kNceBlockRows = 128;  // rows and columns of a tile
+
+// The gradient of rows [first_row, first_row + block_rows) for many rows: their weights against
+// every row into weights (block_rows, weight_pitch), then weights . z in `splits` parts into
+// products (splits, block_rows, product_pitch). The weights are n times those of the loss, because
+// float16 would lose the small ones.
+template <typename T>
+struct NceGradientArgs {
+  NceArgs nce;
+  const T* z;
+  const float* rows;  // (5, n)
+  T* weights;
+  float* products;
+  int first_row, block_rows, weight_pitch, product_pitch, splits;
+};
+template <typename T>
+void launch_nce_gradient(const NceGradientArgs<T>& args, cudaStream_t stream);
+
+#ifdef __CUDACC__
+#define PACECORE_DEVICE __device__ __forceinline__
+#else
+#define PACECORE_DEVICE inline
+#endif
+
+PACECORE_DEVICE float nce_scale(const NceArgs& args) {
+  return 1.0f / (args.temperature ? *args.temperature : args.temperature_number);
+}
+
+PACECORE_DEVICE NceSums<double> widen(const NceSums<float>& sums) {
+  return {sums.largest,         sums.positive,        sums.negative,         sums.weighted,
+          sums.positive_logits, sums.negative_logits, sums.nearest_positive, sums.nearest_negative};
+}
+
+// What a pair adds to d loss / d logit from the side of one of its rows.
+PACECORE_DEVICE float nce_weight(const NceRow<float>& row, float logit, bool is_positive) {
+  const float e = expf(logit - row.reference);
+  return is_positive ? row.positive * e + row.constant : row.all * e;
+}
+
+PACECORE_DEVICE NceRow<float> load_nce_row(const float* rows, int n, int row) {
+  NceRow<float> result;
+  if (row >= n) return result;
+  result.reference = rows[row];
+  result.all = rows[n + row];
+  result.positive = rows[2 * n + row];
+  result.constant = rows[3 * n + row];
+  return result;
+}
+
+// Sums over the anchors, in double because they are few and end in differences.
+struct NceTotals {
+  double loss = 0, slope = 0, positive_logits = 0, negative_logits = 0;
+  double positive_pairs = 0, negative_pairs = 0, pulling = 0, nearest = 0;
+};
+
+PACECORE_DEVICE void merge(NceTotals& into, const NceTotals& from) {
+  into.loss += from.loss;
+  into.slope += from.slope;
+  into.positive_logits += from.positive_logits;
+  into.negative_logits += from.negative_logits;
+  into.positive_pairs += from.positive_pairs;
+  into.negative_pairs += from.negative_pairs;
+  into.pulling += from.pulling;
+  into.nearest += from.nearest;
+}
+
+// Merges every thread's value in a fixed order; all threads get the result. `shared` has room for
+// one value a thread, and is free for other use after the call.
+template <typename Value, int threads>
+PACECORE_DEVICE Value block_merge(const Value& value, void* shared) {
+  Value* values = static_cast<Value*>(shared);
+  values[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = threads / 2; half > 0; half /= 2) {
+    if (static_cast<int>(threadIdx.x) < half)
+      merge(values[threadIdx.x], values[threadIdx.x + half]);
+    __syncthreads();
+  }
+  const Value result = values[0];
+  __syncthreads();
+  return result;
+}
+
+// From the sums of all rows to the loss and to what the gradient needs of each row, by one block.
+// Writes `rows` (in global or shared memory, as (4, n)), and the outputs where `writes` is set.
+template <int threads>
+PACECORE_DEVICE void finish_nce(const NceArgs& args, const NceRowSums* sums, float* rows,
+                                const NceOutputs& outputs, bool writes, void* shared) {
+  const int thread = threadIdx.x, end = args.anchor_start + args.anchor_count;
+  NceSums<double> batch;
+  if (args.batch) {
+    for (int i = thread; i < args.n; i += threads) merge(batch, widen(sums[i].sums));
+    batch = block_merge<NceSums<double>, threads>(batch, shared);
+  }
+  NceTotals totals;
+  for (int i = args.anchor_start + thread; i < end; i += threads) {
+    const NceSums<double> row = widen(sums[i].sums);
+    const int positives = sums[i].positives;
+    const NceTerms terms =
+        args.batch ? batch_terms(row, batch, positives) : anchor_terms(row, positives);
+    totals.loss += terms.loss;
+    totals.slope += terms.slope;
+    totals.positive_logits += row.positive_logits;
+    totals.negative_logits += row.negative_logits;
+    totals.positive_pairs += positives;
+    totals.negative_pairs += args.n - 1 - positives;
+    totals.pulling += positives > 0;
+    totals.nearest += positives > 0 && row.nearest_positive > row.nearest_negative;
+  }
+  totals = block_merge<NceTotals, threads>(totals, shared);
+  for (int i = thread; i < args.n; i += threads) {
+    const bool anchor = i >= args.anchor_start && i < end;
+    NceRow<float> row;
+    if (args.batch)
+      row = batch_row<float>(batch, anchor, sums[i].positives, args.anchor_count,
+                             static_cast<int64_t>(totals.pulling));
+    else if (anchor)
+      row = anchor_row<float>(widen(sums[i].sums), sums[i].positives, args.anchor_count);
+    rows[i] = row.reference;
+    rows[args.n + i] = row.all;
+    rows[2 * args.n + i] = row.positive;
+    rows[3 * args.n + i] = row.constant;
+  }
+  if (writes && thread == 0) {
+    const double scale = nce_scale(args);
+    const double anchors = args.anchor_count > 0 ? args.anchor_count : 1;
+    *outputs.loss = static_cast<float>(totals.loss / anchors);
+    *outputs.slope = static_cast<float>(-totals.slope * scale / anchors);
+    outputs.summary[0] =
+        static_cast<float>(totals.positive_logits / scale / totals.positive_pairs);
+    outputs.summary[1] =
+        static_cast<float>(totals.negative_logits / scale / totals.negative_pairs);
+    outputs.summary[2] = static_cast<float>(totals.nearest / totals.pulling);
+  }
+}
+
+}  // namespace pacecore

@@ -1,0 +1,229 @@
+// info_nce for few rows in one launch, gradient included.
+//
+// A block takes a ticket: its number in the order in which blocks begin. The first tickets compute
+// the scores and sums of a strip of rows; the rest wait until those are done, then turn all sums
+// into weights and compute the gradient of a strip. A waiting block waits only for blocks that have
+// begun, so that the launch ends however few blocks the device holds at once. Results depend on the
+// ticket alone, hence not on the order.
+#include "info_nce.h"
+
+namespace pacecore {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kStrip = 4;  // rows: as many as share each load of a column
+
+template <typename T>
+struct FewArgs {
+  NceArgs nce;
+  bool normalize;
+  const T* z;
+  float* scores;
+  NceRowSums* sums;
+  unsigned* counters;
+  NceOutputs outputs;
+  T* grad_z;
+};
+
+__device__ float warp_sum(float value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+  return value;
+}
+
+__device__ float warp_largest(float value) {
+  for (int step = 16; step > 0; step /= 2)
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+  return value;
+}
+
+__device__ float inverse_norm(float square) {
+  const float norm = sqrtf(square);
+  return norm < 1e-12f ? 0.0f : 1.0f / norm;
+}
+
+// The scores of a strip against every row, one warp a column at a time.
+template <typename T>
+__device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, float* inverse) {
+  const NceArgs& nce = args.nce;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int i = threadIdx.x; i < kStrip * nce.features; i += kThreads) {
+    const int row = first + i / nce.features;
+    strip[i] = row < nce.n
+                   ? static_cast<float>(args.z[int64_t{row} * nce.pitch + i % nce.features])
+                   : 0.0f;
+  }
+  __syncthreads();
+  if (warp < kStrip) {
+    float square = 0;
+    for (int k = lane; k < nce.features; k += 32) {
+      const float value = strip[warp * nce.features + k];
+      square += value * value;
+    }
+    square = warp_sum(square);
+    if (lane == 0) {
+      inverse[warp] = args.normalize ? inverse_norm(square) : 1.0f;
+      if (first + warp < nce.n) args.outputs.rows[4 * nce.n + first + warp] = inverse[warp];
+    }
+  }
+  __syncthreads();
+  for (int column = warp; column < nce.n; column += kWarps) {
+    const T* z = args.z + int64_t{column} * nce.pitch;
+    float dot[kStrip] = {}, square = 0;
+    for (int k = lane; k < nce.features; k += 32) {
+      const float value = static_cast<float>(z[k]);
+      square += value * value;
+      for (int row = 0; row < kStrip; ++row) dot[row] += strip[row * nce.features + k] * value;
+    }
+    square = warp_sum(square);
+    for (int row = 0; row < kStrip; ++row) dot[row] = warp_sum(dot[row]);
+    const float scale = args.normalize ? inverse_norm(square) : 1.0f;
+    if (lane < kStrip && first + lane < nce.n) {
+      float mine = dot[0];
+      for (int row = 1; row < kStrip; ++row) mine = lane == row ? dot[row] : mine;
+      args.scores[int64_t{first + lane} * nce.n + column] = mine * inverse[lane] * scale;
+    }
+  }
+  __syncthreads();
+}
+
+// The sums of one row by one warp.
+template <typename T>
+__device__ void row_sums(const FewArgs<T>& args, int row) {
+  const NceArgs& nce = args.nce;
+  const int lane = threadIdx.x % 32;
+  const float* scores = args.scores + int64_t{row} * nce.n;
+  const float scale = nce_scale(nce);
+  const int64_t group = nce.groups[row];
+  float positive = -INFINITY, negative = -INFINITY;
+  for (int j = lane; j < nce.n; j += 32) {
+    if (j == row) continue;
+    float& nearest = nce.groups[j] == group ? positive : negative;
+    nearest = fmaxf(nearest, scores[j] * scale);
+  }
+  NceSums<float> sums;
+  sums.nearest_positive = warp_largest(positive);
+  sums.nearest_negative = warp_largest(negative);
+  sums.largest = fmaxf(sums.nearest_positive, sums.nearest_negative);
+  float positives = 0;
+  for (int j = lane; j < nce.n; j += 32) {
+    if (j == row) continue;
+    const float logit = scores[j] * scale, below = logit - sums.largest, e = expf(below);
+    const bool is_positive = nce.groups[j] == group;
+    sums.positive += is_positive ? e : 0.0f;
+    sums.negative += is_positive ? 0.0f : e;
+    sums.weighted += e * below;
+    sums.positive_logits += is_positive ? logit : 0.0f;
+    sums.negative_logits += is_positive ? 0.0f : logit;
+    positives += is_positive ? 1.0f : 0.0f;
+  }
+  sums.positive = warp_sum(sums.positive);
+  sums.negative = warp_sum(sums.negative);
+  sums.weighted = warp_sum(sums.weighted);
+  sums.positive_logits = warp_sum(sums.positive_logits);
+  sums.negative_logits = warp_sum(sums.negative_logits);
+  positives = warp_sum(positives);
+  if (lane == 0) args.sums[row] = {sums, static_cast<int>(positives)};
+}
+
+// d loss / d z of a strip. rows: (4, n), weights: (kStrip, n), products: (kStrip, D), all shared.
+template <typename T>
+__device__ void strip_gradient(const FewArgs<T>& args, int first, const float* rows, float* weights,
+                               float* products) {
+  const NceArgs& nce = args.nce;
+  const int n = nce.n, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float* inverse = args.outputs.rows + 4 * n;
+  const float scale = nce_scale(nce);
+  for (int i = threadIdx.x; i < kStrip * n; i += kThreads) {
+    const int row = first + i / n, column = i % n;
+    float weight = 0;
+    if (row < n && row != column) {
+      const float logit = args.scores[int64_t{row} * n + column] * scale;
+      const bool is_positive = nce.groups[row] == nce.groups[column];
+      weight = nce_weight(load_nce_row(rows, n, row), logit, is_positive) +
+               nce_weight(load_nce_row(rows, n, column), logit, is_positive);
+      weight *= scale * inverse[row] * inverse[column];
+    }
+    weights[i] = weight;
+  }
+  __syncthreads();
+  for (int k = threadIdx.x; k < nce.features; k += kThreads) {
+    float sum[kStrip] = {};
+    for (int column = 0; column < n; ++column) {
+      const float value = static_cast<float>(args.z[int64_t{column} * nce.pitch + k]);
+      for (int row = 0; row < kStrip; ++row) sum[row] += weights[row * n + column] * value;
+    }
+    for (int row = 0; row < kStrip; ++row) products[row * nce.features + k] = sum[row];
+  }
+  __syncthreads();
+  if (warp >= kStrip || first + warp >= n) return;
+  const int row = first + warp;
+  const T* z = args.z + int64_t{row} * nce.pitch;
+  const float* product = products + warp * nce.features;
+  float along = 0;  // the part along z, which normalising takes out
+  if (args.normalize) {
+    for (int k = lane; k < nce.features; k += 32) along += static_cast<float>(z[k]) * product[k];
+    along = warp_sum(along) * inverse[row] * inverse[row];
+  }
+  for (int k = lane; k < nce.features; k += 32)
+    args.grad_z[int64_t{row} * nce.features + k] =
+        static_cast<T>(product[k] - along * static_cast<float>(z[k]));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) few_kernel(FewArgs<T> args) {
+  PACECORE_DYNAMIC_SHARED(float, shared);
+  __shared__ unsigned ticket;
+  __shared__ float inverse[kStrip];
+  __shared__ __align__(16) unsigned char merged[kThreads * sizeof(NceTotals)];
+  static_assert(sizeof(NceSums<double>) <= sizeof(NceTotals));
+  const NceArgs& nce = args.nce;
+  const unsigned strips = (nce.n + kStrip - 1) / kStrip;
+  if (threadIdx.x == 0) ticket = atomicAdd(&args.counters[0], 1u);
+  __syncthreads();
+  if (ticket < strips) {
+    const int first = ticket * kStrip, warp = threadIdx.x / 32;
+    strip_scores(args, first, shared, inverse);
+    if (warp < kStrip && first + warp < nce.n) row_sums(args, first + warp);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(&args.counters[1], 1u);
+    return;
+  }
+  if (threadIdx.x == 0)
+    while (atomicAdd(&args.counters[1], 0u) < strips) {
+    }
+  __syncthreads();
+  __threadfence();
+  const int part = ticket - strips;
+  float* rows = shared;
+  finish_nce<kThreads>(nce, args.sums, rows, args.outputs, part == 0, merged);
+  __syncthreads();
+  if (part == 0)
+    for (int i = threadIdx.x; i < 4 * nce.n; i += kThreads) args.outputs.rows[i] = rows[i];
+  if (args.grad_z)
+    strip_gradient(args, part * kStrip, rows, rows + 4 * nce.n, rows + (4 + kStrip) * nce.n);
+}
+
+}  // namespace
+
+template <typename T>
+void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scores,
+                    NceRowSums* sums, unsigned* counters, const NceOutputs& outputs, T* grad_z,
+                    cudaStream_t stream) {
+  const FewArgs<T> few = {args, normalize, z, scores, sums, counters, outputs, grad_z};
+  const int strips = (args.n + kStrip - 1) / kStrip;
+  const int grid = strips + (grad_z ? strips : 1);
+  const size_t shared = ((4 + kStrip) * args.n + kStrip * args.features) * sizeof(float);
+  PACECORE_LAUNCH(few_kernel<T>, grid, kThreads, shared, stream, few);
+}
+
+template void launch_nce_few<float>(const NceArgs&, bool, const float*, float*, NceRowSums*,
+                                    unsigned*, const NceOutputs&, float*, cudaStream_t);
+template void launch_nce_few<__nv_bfloat16>(const NceArgs&, bool, const __nv_bfloat16*, float*,
+                                            NceRowSums*, unsigned*, const NceOutputs&,
+                                            __nv_bfloat16*, cudaStream_t);
+template void launch_nce_few<__half>(const NceArgs&, bool, const __half*, float*, NceRowSums*,
+                                     unsigned*, const NceOutputs&, __half*, cudaStream_t);
+
+}  // namespace pacecore

@@ -1,0 +1,188 @@
+// Device operations that only exist as PTX: asynchronous copies and matrix instructions of sm_80
+// and later. Each has its host version beside it, used where g++ compiles the kernels for the tests
+// (tests/cuda_on_cpu, which defines PACECORE_EMULATED): kernels call these functions and hold no
+// inline assembly of their own.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "launch.h"
+
+#ifdef PACECORE_EMULATED
+#include <cstring>
+#endif
+
+namespace pacecore {
+
+// Starts a copy of 16 bytes from global to shared memory past the registers: the first
+// `valid_bytes` (0 to 16) from `source`, zeros for the rest. Both addresses are multiples of 16;
+// `source` must be a valid address even where valid_bytes is 0. The bytes are there for the calling
+// thread after async_copy_wait, for its block after a barrier following that.
+__device__ __forceinline__ void async_copy_16(void* destination, const void* source,
+                                              int valid_bytes = 16) {
+#ifdef PACECORE_EMULATED
+  cuda_on_cpu::async_copy(destination, source, valid_bytes);
+#else
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(destination));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(source),
+               "r"(valid_bytes)
+               : "memory");
+#endif
+}
+
+// Closes the group of the copies that this thread started since the last commit.
+__device__ __forceinline__ void async_copy_commit() {
+#ifdef PACECORE_EMULATED
+  cuda_on_cpu::async_commit();
+#else
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+
+// Waits until at most the newest `pending_groups` of this thread's groups are still on their way.
+template <int pending_groups>
+__device__ __forceinline__ void async_copy_wait() {
+#ifdef PACECORE_EMULATED
+  cuda_on_cpu::async_wait(pending_groups);
+#else
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(pending_groups) : "memory");
+#endif
+}
+
+#ifdef PACECORE_EMULATED
+namespace host {
+
+struct LoadMatrix {
+  const void* row;
+  uint32_t result[4];
+  bool transposed;
+};
+
+inline void load_matrices(LoadMatrix* (&lanes)[32]) {
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!lanes[lane]) cuda_on_cpu::fault("ldmatrix needs all 32 lanes");
+    if (reinterpret_cast<uintptr_t>(lanes[lane]->row) % 16)
+      cuda_on_cpu::fault("ldmatrix needs row addresses that are multiples of 16");
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      uint16_t pair[2];
+      for (int i = 0; i < 2; ++i) {
+        const bool transposed = lanes[lane]->transposed;
+        const int row = transposed ? lane % 4 * 2 + i : lane / 4;
+        const int column = transposed ? lane / 4 : lane % 4 * 2 + i;
+        const auto* values = static_cast<const uint16_t*>(lanes[8 * matrix + row]->row);
+        pair[i] = values[column];
+      }
+      std::memcpy(&lanes[lane]->result[matrix], pair, 4);
+    }
+  }
+}
+
+struct Mma {
+  float* accumulator;  // 4
+  const uint32_t* a;   // 4
+  const uint32_t* b;   // 2
+};
+
+template <typename T>
+float element(const uint32_t* registers, int index) {
+  T value;
+  std::memcpy(&value, reinterpret_cast<const char*>(registers) + 2 * index, 2);
+  return static_cast<float>(value);
+}
+
+// The PTX manual's fragment layout; sums in order of k, in float.
+template <typename T>
+void mma(Mma* (&lanes)[32]) {
+  float a[16][16], b[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!lanes[lane]) cuda_on_cpu::fault("mma needs all 32 lanes");
+    const int group = lane / 4, pair = lane % 4 * 2;
+    for (int i = 0; i < 8; ++i)
+      a[group + i / 2 % 2 * 8][pair + i % 2 + i / 4 * 8] = element<T>(lanes[lane]->a, i);
+    for (int i = 0; i < 4; ++i) b[pair + i % 2 + i / 2 * 8][group] = element<T>(lanes[lane]->b, i);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      float sum = lanes[lane]->accumulator[i];
+      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+      lanes[lane]->accumulator[i] = sum;
+    }
+  }
+}
+
+}  // namespace host
+#endif
+
+// Loads four 8 x 8 matrices of 16-bit elements from shared memory: lane 8 * m + r names the 16-byte
+// aligned address of row r of matrix m. Register m of lane l then holds, low half first, elements
+// [l / 4][2 * (l % 4)] and [l / 4][2 * (l % 4) + 1] of matrix m. All 32 lanes take part.
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&result)[4], const void* row) {
+#ifdef PACECORE_EMULATED
+  host::LoadMatrix request{row, {}, false};
+  cuda_on_cpu::warp_collective(0xffffffffu, request,
+                               [](host::LoadMatrix*(&lanes)[32]) { host::load_matrices(lanes); });
+  std::memcpy(result, request.result, sizeof result);
+#else
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+               : "r"(from)
+               : "memory");
+#endif
+}
+
+// As load_matrix_x4, each matrix transposed on the way: register m of lane l holds elements
+// [2 * (l % 4)][l / 4] and [2 * (l % 4) + 1][l / 4].
+__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&result)[4], const void* row) {
+#ifdef PACECORE_EMULATED
+  host::LoadMatrix request{row, {}, true};
+  cuda_on_cpu::warp_collective(0xffffffffu, request,
+                               [](host::LoadMatrix*(&lanes)[32]) { host::load_matrices(lanes); });
+  std::memcpy(result, request.result, sizeof result);
+#else
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+               : "r"(from)
+               : "memory");
+#endif
+}
+
+// accumulator += a * b by one warp: a is 16 x 16 and row-major in the order of load_matrix_x4 over
+// its quarters (rows 0-7, k 0-7), (rows 8-15, k 0-7), (rows 0-7, k 8-15), (rows 8-15, k 8-15); b is
+// 16 x 8, register r holding k 8 * r + 2 * (l % 4) and the next of column l / 4, which is what
+// load_matrix_x4 gives for b stored by columns. Of the 16 x 8 accumulator lane l holds row l / 4,
+// columns 2 * (l % 4) and the next, then the same of row l / 4 + 8. T: __nv_bfloat16 or __half.
+template <typename T>
+__device__ __forceinline__ void mma_m16n8k16(float (&accumulator)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
+#ifdef PACECORE_EMULATED
+  host::Mma request{accumulator, a, b};
+  cuda_on_cpu::warp_collective(0xffffffffu, request,
+                               [](host::Mma*(&lanes)[32]) { host::mma<T>(lanes); });
+#else
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#endif
+}
+
+}  // namespace pacecore

@@ -1,0 +1,188 @@
+"""The contrastive loss of Eq. 2 and Eq. 3, exact, without the matrix of similarities."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pacecore.errors import PacecoreError
+from pacecore.ops.library import ops, registration
+
+__all__ = ["InfoNCE", "info_nce"]
+
+DENOMINATORS = ("anchor", "batch")
+_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Up to this many rows the forward leaves the gradient behind: both fit one launch on a GPU.
+_FEW_ROWS = 512
+
+
+class InfoNCE(NamedTuple):
+    """What `info_nce` returns: the loss, and three figures for the log. Each is a tensor ()."""
+
+    loss: Tensor  # differentiable in z, and in temperature where that is a tensor
+    positive_similarity: Tensor  # mean of s(i, j) over anchors i and positives j; NaN without any
+    negative_similarity: Tensor  # mean of s(i, j) over anchors i and negatives j; NaN without any
+    nearest_is_positive: Tensor  # share of the anchors with a positive that have it nearer than
+    #                              every negative; NaN where none has a positive
+
+
+def info_nce(
+    z: Tensor,
+    groups: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    denominator: str = "anchor",
+    normalize: bool = False,
+    anchor_start: int = 0,
+    anchor_count: int | None = None,
+) -> InfoNCE:
+    """Contrastive loss over group labels: Eq. 2 (groups = videos) and Eq. 3 (groups = paces).
+
+    With s(i, j) = z(i) . z(j), l = s / temperature, and the positives P(i) the other rows with i's
+    label, the loss is the mean over the anchors i of
+
+        denominator="anchor":  logsumexp over j != i of l(i, j)         -  mean over P(i) of l(i, j)
+        denominator="batch":   logsumexp over all pairs i != j of l     -  mean over P(i) of l(i, j)
+
+    where an anchor without positives adds 0 and still counts in the mean. Without anchors it is 0.
+
+        z = encoder(clips)                               # (60, 512): two views of 30 videos
+        info_nce(z, video).loss.backward()               # video: (60,) int64, each number twice
+
+    z: (n, D) float32, bfloat16, float16 or float64; sums are float32, for float64 float64.
+    groups: (n,) integers, any values, on z's device.
+    temperature: above 0, a number or a tensor of one element, then learnable; on CUDA a tensor's
+        value is not looked at.
+    normalize: s is the cosine. A row with a norm below 1e-12 counts as zeros, with no gradient.
+    anchor_start, anchor_count: the anchors are rows [anchor_start, anchor_start + anchor_count) of
+        z, by default all from anchor_start on; every row is a key. So one rank's share of a batch
+        gathered from several. The "batch" denominator runs over all rows whatever the anchors.
+
+    Memory grows as n D. Results are the same bits in every run and with any number of threads.
+    Nothing waits for the GPU. There is no second derivative: create_graph=True is an error.
+    Raises PacecoreError for a wrong shape, type, device or value.
+    """
+    count = len(z) - anchor_start if anchor_count is None and z.dim() else anchor_count
+    _check(z, groups, temperature, denominator, anchor_start, count)
+    compute_type = torch.float64 if z.dtype == torch.float64 else torch.float32
+    learnable = None
+    if isinstance(temperature, Tensor):
+        learnable = temperature.to(dtype=compute_type, device=z.device).reshape(())
+    leave_gradient = torch.is_grad_enabled() and z.requires_grad and z.shape[0] <= _FEW_ROWS
+    loss, summary, *_ = ops().info_nce(
+        z,
+        groups.to(torch.int64),
+        learnable,
+        1.0 if learnable is not None else float(temperature),
+        denominator == "batch",
+        normalize,
+        anchor_start,
+        count,
+        leave_gradient,
+    )
+    return InfoNCE(loss, *summary.unbind())
+
+
+def _check(
+    z: Tensor,
+    groups: Tensor,
+    temperature: float | Tensor,
+    denominator: str,
+    anchor_start: int,
+    anchor_count: int,
+) -> None:
+    def require(holds: bool, rule: str, got: object) -> None:
+        if not holds:
+            raise PacecoreError(f"info_nce: {rule}, got {got}")
+
+    def describe(tensor: Tensor) -> str:
+        return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+
+    if z.dim() != 2 or z.shape[1] < 1 or z.dtype not in _TYPES:
+        kinds = "float32, bfloat16, float16 or float64"
+        require(False, f"z must be (n, D) {kinds} with D >= 1", describe(z))
+    if (
+        groups.shape != z.shape[:1]
+        or groups.device != z.device
+        or groups.is_floating_point()
+        or groups.is_complex()
+    ):
+        rule = f"groups must be ({z.shape[0]},) integers on {z.device}, as z has rows"
+        require(False, rule, describe(groups))
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1 or not temperature.is_floating_point():
+            require(False, "temperature must be one floating-point value", describe(temperature))
+    elif not 0 < temperature < float("inf"):
+        require(False, "temperature must be above 0", temperature)
+    if denominator not in DENOMINATORS:
+        require(False, f"denominator must be one of {', '.join(DENOMINATORS)}", repr(denominator))
+    if min(anchor_start, anchor_count) < 0 or anchor_start + anchor_count > z.shape[0]:
+        rule = f"anchors must lie within the {z.shape[0]} rows of z"
+        require(False, rule, f"anchor_start {anchor_start}, anchor_count {anchor_count}")
+
+
+def _fake(
+    z,
+    groups,
+    temperature,
+    temperature_number,
+    batch,
+    normalize,
+    anchor_start,
+    anchor_count,
+    leave_gradient,
+):
+    kind = torch.float64 if z.dtype == torch.float64 else torch.float32
+    n, features = z.shape
+    return (
+        z.new_empty((), dtype=kind),
+        z.new_empty((3,), dtype=kind),
+        z.new_empty((), dtype=kind),
+        z.new_empty((5, n), dtype=kind),
+        z.new_empty((n if leave_gradient else 0, features)),
+    )
+
+
+def _fake_backward(grad_loss, z, groups, rows, temperature, temperature_number, normalize):
+    return z.new_empty(z.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    z, groups, temperature, number, _, normalize, _, _, leave_gradient = inputs
+    _, _, grad_temperature, rows, grad_z = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.number, ctx.normalize, ctx.leave_gradient = number, normalize, leave_gradient
+    if leave_gradient:
+        ctx.save_for_backward(grad_temperature, grad_z)
+    else:
+        ctx.save_for_backward(grad_temperature, z, groups, temperature, rows)
+
+
+def _register(namespace: str) -> None:
+    def backward(ctx, grad_loss, *_):
+        if torch.is_grad_enabled():
+            raise PacecoreError("info_nce: has no second derivative, got create_graph=True")
+        result = [None] * 9
+        if grad_loss is None:
+            return tuple(result)
+        grad_temperature, *saved = ctx.saved_tensors
+        if ctx.needs_input_grad[0]:
+            if ctx.leave_gradient:
+                result[0] = saved[0] * grad_loss
+            else:
+                z, groups, temperature, rows = saved
+                op = getattr(torch.ops, namespace).info_nce_backward
+                result[0] = op(grad_loss, z, groups, rows, temperature, ctx.number, ctx.normalize)
+        if ctx.needs_input_grad[2]:
+            result[2] = grad_temperature * grad_loss
+        return tuple(result)
+
+    torch.library.register_fake(f"{namespace}::info_nce", _fake)
+    torch.library.register_fake(f"{namespace}::info_nce_backward", _fake_backward)
+    torch.library.register_autograd(
+        f"{namespace}::info_nce", backward, setup_context=_setup_context
+    )
+
+
+registration(_register)

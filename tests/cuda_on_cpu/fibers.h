@@ -1,0 +1,87 @@
+// Runs a CUDA block on one CPU thread: every thread of the block is a fiber, which runs until it
+// waits at a barrier or at a warp-wide operation, or ends. Test only; cuda_on_cpu.h gives kernels
+// the CUDA names for what stands here.
+#pragma once
+
+#include <vector_types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string>
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace cuda_on_cpu {
+
+using Site = std::source_location;
+
+// The limits of the GPU that is played.
+struct Device {
+  int architecture;         // 90: sm_90
+  size_t shared_bytes;      // dynamic shared memory that a block may have
+  unsigned cluster_blocks;  // that every GPU of the architecture runs; 1: it has no clusters
+};
+const Device& device();
+
+// Runs body() once as every thread of every block, `cluster` consecutive blocks at a time. Throws
+// std::runtime_error that names kernel, block and thread where the launch is out of the hardware's
+// limits or a thread commits a fault.
+void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes,
+              unsigned cluster, const std::function<void()>& body);
+
+// The rest is for code that runs as a thread of a block.
+
+// Ends the launch with an error about the calling thread.
+[[noreturn]] void fault(const std::string& what);
+
+void* dynamic_shared();
+
+// How many threads of the block passed a true predicate; returns once every thread has called.
+int block_barrier(bool predicate, Site site);
+
+// Returns once every thread of the cluster has called.
+void cluster_barrier(Site site = Site::current());
+
+// Where the block of `rank` in the cluster has what the caller's block has at `address`, in shared
+// memory. Not to be kept over a barrier.
+void* shared_of_rank(void* address, unsigned rank);
+
+// What the lanes of a warp passed to one warp-wide operation. A lane outside `mask` is null: it
+// does not take part, has ended, or does not exist.
+struct Lanes {
+  unsigned mask;
+  void* requests[32];
+};
+
+// Returns once every living lane in `mask` has called from the same site with the same mask and
+// operation. The last to come runs combine(lanes), once, with what each lane passed as `request`.
+void warp_collective(unsigned mask, void* request, void (*combine)(Lanes&), Site site);
+
+// As above with typed requests: combine is a capture-free callable taking Request* (&)[32], null
+// for a lane that does not take part.
+template <typename Request, typename Combine>
+void warp_collective(unsigned mask, Request& request, Combine, Site site = Site::current()) {
+  warp_collective(
+      mask, &request,
+      +[](Lanes& lanes) {
+        Request* typed[32];
+        for (int lane = 0; lane < 32; ++lane)
+          typed[lane] = static_cast<Request*>(lanes.requests[lane]);
+        Combine{}(typed);
+      },
+      site);
+}
+
+// Asynchronous copies of the calling thread. The hardware may carry one out at any time between its
+// issue and the wait, so the forward schedule does so at the wait, the backward one at once, the
+// shuffled one at random.
+void async_copy(void* destination, const void* source, int valid_bytes);  // 16 bytes, zeros past
+void async_commit();
+void async_wait(int pending_groups);
+
+unsigned lane();
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,34 @@
+"""Runs a function in several processes that form one group over gloo, and gathers its results."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+__all__ = ["run_ranks"]
+
+
+def run_ranks(function: Callable, ranks: int, *arguments: object) -> list:
+    """function(rank, *arguments) in each of `ranks` processes; their results in rank order.
+
+    `function` stands at the top level of its module, and returns tensors and plain values.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_main, (ranks, folder, function, arguments), nprocs=ranks)
+        return [torch.load(Path(folder) / str(rank)) for rank in range(ranks)]
+
+
+def _main(rank: int, ranks: int, folder: str, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks
+    )
+    try:
+        torch.save(function(rank, *arguments), Path(folder) / str(rank))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,125 @@
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from pacecore.distributed import gather_rows, rank, world_size, wrap
+from pacecore.losses import pretraining_loss
+from tests.ranks import run_ranks
+from tests.test_losses import Options, batch
+
+
+def shares(counts):
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    return [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
+
+
+def loss_of_share(rank_number, counts, options):
+    """This rank's loss, and the gradients of its own rows, as the mean over ranks makes them."""
+    share = shares(counts)[rank_number]
+    logits, z, labels, videos = (tensor[share] for tensor in batch(sum(counts)))
+    logits, z = logits.clone().requires_grad_(), z.clone().requires_grad_()
+    loss, metrics = pretraining_loss(logits, z, labels, videos, options)
+    loss.backward()
+    grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in (logits, z)]
+    return loss.detach(), metrics["accuracy"], *(grad / len(counts) for grad in grads)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.head, self.projection = nn.Linear(16, 4), nn.Linear(16, 8)
+
+    def forward(self, features):
+        return self.head(features), self.projection(features)
+
+
+def weight_gradients(model, counts, rank_number):
+    share = shares(counts)[rank_number]
+    _, features, labels, videos = (tensor[share] for tensor in batch(sum(counts)))
+    loss, _ = pretraining_loss(*model(features), labels, videos, Options(lambda_ctr=1.0))
+    loss.backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def gathered(rank_number, dtype):
+    rows = torch.full((rank_number + 1, 2), float(rank_number), dtype=dtype, requires_grad=True)
+    result = gather_rows(rows, torch.arange(rank_number + 1) + 10 * rank_number)
+    (result.rows.sum() * (rank_number + 1)).backward()
+    return result.rows.detach(), result.groups, result.start, rows.grad
+
+
+# Clips of each rank, and options of the loss.
+CASES = [
+    ((6, 6), Options()),
+    ((3, 8), Options(contrast="pace", denominator="batch", temperature=0.5)),
+    ((2, 5), Options(contrast="none")),
+    ((0, 4), Options(contrast="pace")),
+    ((5, 1, 6), Options(contrast="pace", z_norm=True, temperature=0.1)),
+    ((4, 0, 7), Options(contrast="context")),
+    ((1, 6, 3), Options(denominator="batch")),
+]
+WEIGHT_COUNTS = {2: (3, 9), 3: (5, 8, 3)}
+
+
+def everything(rank_number, ranks):
+    """Every case of a number of ranks in one start of the processes, which takes seconds."""
+    assert (rank(), world_size()) == (rank_number, ranks)
+    model = wrap(TwoHeads(), torch.device("cpu"))
+    return {
+        "losses": [
+            loss_of_share(rank_number, *case) if len(case[0]) == ranks else None for case in CASES
+        ],
+        "weights": weight_gradients(model, WEIGHT_COUNTS[ranks], rank_number),
+        "gathered": [gathered(rank_number, kind) for kind in (torch.float32, torch.bfloat16)],
+    }
+
+
+@functools.cache
+def results(ranks):
+    return run_ranks(everything, ranks, ranks)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_ranks_together_equal_one_process(case):
+    counts, options = CASES[case]
+    logits, z, labels, videos = batch(sum(counts))
+    logits.requires_grad_(), z.requires_grad_()
+    whole, metrics = pretraining_loss(logits, z, labels, videos, options)
+    whole.backward()
+    parts = list(zip(*(result["losses"][case] for result in results(len(counts))), strict=True))
+    loss, accuracy = (torch.stack(part).mean() for part in parts[:2])
+    torch.testing.assert_close(loss, whole.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(accuracy, metrics["accuracy"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.cat(parts[2]), logits.grad, rtol=1e-5, atol=1e-8)
+    if options.contrast == "none":
+        assert not torch.cat(parts[3]).any()
+    else:
+        torch.testing.assert_close(torch.cat(parts[3]), z.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_averaged_weight_gradients_equal_one_process(ranks):
+    expected = weight_gradients(TwoHeads(), (sum(WEIGHT_COUNTS[ranks]),), 0)
+    for result in results(ranks):
+        torch.testing.assert_close(result["weights"], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_gather_of_uneven_shares(kind):
+    for number, result in enumerate(results(3)):
+        rows, groups, start, grad = result["gathered"][kind]
+        assert rows[:, 0].tolist() == [0, 1, 1, 2, 2, 2]
+        assert groups.tolist() == [0, 10, 11, 20, 21, 22]
+        assert start == (0, 1, 3)[number]
+        assert grad.dtype == rows.dtype
+        assert grad.tolist() == [[6.0, 6.0]] * (number + 1)
+
+
+def test_alone_nothing_is_gathered():
+    rows, groups = torch.zeros(3, 2), torch.arange(3)
+    result = gather_rows(rows, groups)
+    assert result.rows is rows
+    assert result.start == 0

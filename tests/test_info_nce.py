@@ -1,0 +1,303 @@
+import math
+
+import pytest
+import torch
+
+from pacecore import ops
+from pacecore.errors import PacecoreError
+from pacecore.ops import info_nce
+from pacecore.reference.info_nce import info_nce as reference
+
+DENOMINATORS = ("anchor", "batch")
+
+
+def embeddings(n, features, dtype=torch.float32, scale=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, features, generator=generator) * scale).to(dtype)
+
+
+def labels(n, kind, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "pairs":
+        return torch.arange(n)[torch.randperm(n, generator=generator)] // 2 * -7
+    if kind == "few":
+        return torch.randint(4, (n,), generator=generator)
+    return {"alone": torch.arange(n) + 2**40, "equal": torch.zeros(n, dtype=torch.int64)}[kind]
+
+
+def outcome(function, z, groups, dtype=None, **options):
+    """(loss, grad of z, grad of temperature) in float64, with everything computed in `dtype`."""
+    z = z.detach().to(dtype or z.dtype).clone().requires_grad_()
+    value = options.pop("temperature", 1.0)
+    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+    temperature = torch.tensor(value, dtype=wide, device=z.device, requires_grad=True)
+    loss = function(z, groups, temperature=temperature, **options)[0]
+    loss.backward()
+    return loss.detach().double(), z.grad.double(), temperature.grad.double()
+
+
+def error(value, exact):
+    return ((value - exact).abs().max() / exact.abs().max().clamp_min(1e-300)).item()
+
+
+def assert_close(z, groups, loss_bound=1e-6, grad_bound=1e-5, **options):
+    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry."""
+    got = outcome(info_nce, z, groups, **options)
+    exact = outcome(reference, z, groups, torch.float64, **options)
+    if len(z) <= 1 or exact[1].abs().max() < 1e-12:
+        assert got[1].abs().max() < 1e-6
+        return
+    assert error(got[0], exact[0]) <= loss_bound
+    assert error(got[1], exact[1]) <= grad_bound
+    assert (got[2] - exact[2]).abs() <= grad_bound * exact[2].abs() + loss_bound
+
+
+def test_by_hand():
+    # Three clips on a line, 0 and 1 of one group: s(0,1) = 2, s(0,2) = 3, s(1,2) = 6.
+    z = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
+    result = info_nce(z, torch.tensor([5, 5, 9]))
+    first = math.log(math.exp(2) + math.exp(3)) - 2
+    second = math.log(math.exp(2) + math.exp(6)) - 2
+    assert result.loss.item() == pytest.approx((first + second) / 3, rel=1e-6)
+    assert result.positive_similarity.item() == 2
+    assert result.negative_similarity.item() == pytest.approx((3 + 6 + 3 + 6) / 4)
+    assert result.nearest_is_positive.item() == 0
+    result.loss.backward()
+    p, q = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-4))  # shares of clip 2 in the denominators
+    expected = [3 * p - 2 * p - 2 * q, 3 * q - p - q, p + 2 * q]
+    assert z.grad.flatten().tolist() == pytest.approx([x / 3 for x in expected], rel=1e-5)
+
+
+def test_by_hand_whole_batch_denominator():
+    z = torch.tensor([[1.0], [2.0], [3.0]])
+    loss = info_nce(z, torch.tensor([5, 5, 9]), denominator="batch").loss
+    total = 2 * (math.exp(2) + math.exp(3) + math.exp(6))
+    assert loss.item() == pytest.approx(2 * (math.log(total) - 2) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kind", ["pairs", "few", "alone", "equal"])
+@pytest.mark.parametrize(
+    ("n", "features"), [(1, 3), (2, 1), (7, 16), (60, 512), (201, 37), (530, 20)]
+)
+def test_float32_against_float64(n, features, kind, normalize, denominator):
+    z = embeddings(n, features)
+    options = {
+        "normalize": normalize,
+        "denominator": denominator,
+        "temperature": 0.1 if normalize else 1.0,
+    }
+    assert_close(z, labels(n, kind), **options)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, 10.0])
+def test_temperatures(temperature, denominator):
+    z = embeddings(90, 64, scale=0.3)
+    assert_close(z, labels(90, "few"), temperature=temperature, denominator=denominator)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 10.0])
+def test_dot_products_of_ten_thousand(temperature):
+    """exp overflows float32 at 88; here logits reach 1e6. Plain torch's error bounds ours."""
+    z = embeddings(120, 512, scale=4.4)
+    groups = labels(120, "pairs")
+    exact = outcome(reference, z, groups, torch.float64, temperature=temperature)
+    plain = outcome(reference, z, groups, temperature=temperature)
+    got = outcome(info_nce, z, groups, temperature=temperature)
+    assert error(got[0], exact[0]) <= 1e-6
+    assert error(got[1], exact[1]) <= max(1e-5, 2 * error(plain[1], exact[1]))
+
+
+def test_well_separated_pairs_keep_relative_precision():
+    """1 - p(positive) is near 1e-5: made by subtraction, float32 would lose 1 % of the gradient."""
+    base = torch.nn.functional.normalize(embeddings(40, 64), dim=1)
+    z = torch.cat([base, base + 0.02 * embeddings(40, 64, seed=1)])
+    groups = torch.arange(40).repeat(2)
+    exact = outcome(reference, z, groups, torch.float64, temperature=0.06)
+    assert exact[0] < 1e-3
+    got = outcome(info_nce, z, groups, temperature=0.06)
+    assert error(got[0], exact[0]) <= 1e-5
+    assert error(got[1], exact[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_zero_vectors_and_duplicates(normalize, denominator):
+    z = embeddings(24, 8)
+    z[3:6] = 0
+    z[10:14] = z[9]
+    z[20] = 1e-20
+    assert_close(z, labels(24, "few"), normalize=normalize, denominator=denominator)
+    result = info_nce(torch.zeros(6, 8), labels(6, "pairs"), normalize=normalize)
+    assert result.loss.item() == pytest.approx(math.log(5), rel=1e-6)
+    assert result.nearest_is_positive.item() == 0  # ties are not nearer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize(("normalize", "temperature"), [(False, 1.0), (True, 0.1)])
+@pytest.mark.parametrize("n", [60, 521])
+def test_half_precision_against_plain_torch(n, normalize, temperature, denominator, dtype):
+    z = embeddings(n, 48, dtype)
+    groups = labels(n, "pairs")
+    options = {"normalize": normalize, "temperature": temperature, "denominator": denominator}
+    exact = outcome(reference, z, groups, torch.float64, **options)
+    plain = outcome(reference, z, groups, **options)
+    got = outcome(info_nce, z, groups, **options)
+    assert error(got[0], exact[0]) <= 2e-6
+    assert error(got[1], exact[1]) <= 2 * error(plain[1], exact[1])
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize(("start", "count"), [(0, 0), (0, 1), (5, 20), (300, 260), (559, 1)])
+def test_share_of_anchors(start, count, denominator):
+    z = embeddings(560, 24)
+    options = {"anchor_start": start, "anchor_count": count, "denominator": denominator}
+    if count == 0:
+        loss, grad, _ = outcome(info_nce, z, labels(560, "few"), **options)
+        assert loss == 0
+        assert not grad.any()
+    else:
+        assert_close(z, labels(560, "few"), **options)
+
+
+@pytest.mark.parametrize("start", [0, 40])
+def test_log_figures(start):
+    z, groups = embeddings(210, 16), labels(210, "few")
+    got = info_nce(z, groups, anchor_start=start)
+    exact = reference(z.double(), groups, anchor_start=start)
+    for value, expected in zip(got, exact, strict=True):
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    lonely = info_nce(z, labels(210, "alone"))
+    assert lonely.loss.item() == 0
+    assert math.isnan(lonely.positive_similarity)
+    assert math.isnan(lonely.nearest_is_positive)
+
+
+def test_strides_types_of_labels_and_empty():
+    z, groups = embeddings(50, 40), labels(50, "few")
+    expected = info_nce(z, groups)
+    for other in (z.T.contiguous().T, torch.stack([z, z], 2)[:, :, 0], z.repeat(2, 1)[:50]):
+        assert info_nce(other, groups.to(torch.uint8))[:3] == expected[:3]
+    assert info_nce(z, torch.stack([groups, groups], 1)[:, 0]).loss == expected.loss
+    empty = torch.zeros(0, 8, requires_grad=True)
+    result = info_nce(empty, torch.zeros(0, dtype=torch.int64))
+    assert result.loss == 0
+    result.loss.backward()
+    assert empty.grad.shape == (0, 8)
+
+
+def test_not_a_number_shows():
+    z = embeddings(20, 8)
+    z[7, 3] = math.nan
+    assert math.isnan(info_nce(z, labels(20, "pairs")).loss)
+
+
+@pytest.mark.parametrize("n", [60, 700])
+def test_same_bits_whatever_the_threads(n):
+    z, groups = embeddings(n, 70), labels(n, "few")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5, 1):
+            torch.set_num_threads(count)
+            results.append(outcome(info_nce, z, groups, temperature=0.3))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_loss_without_gradient_and_weighted_loss():
+    z, groups = embeddings(60, 32), labels(60, "pairs")
+    _, grad, slope = outcome(info_nce, z, groups)
+    with torch.no_grad():
+        assert info_nce(z.requires_grad_(), groups).loss.grad_fn is None
+    temperature = torch.ones(1, requires_grad=True)
+    (0.1 * info_nce(z, groups, temperature=temperature).loss).backward()
+    torch.testing.assert_close(z.grad.double(), 0.1 * grad, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(temperature.grad.double()[0], 0.1 * slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("n", [9, 515])
+def test_gradcheck(n, normalize, denominator):
+    z = embeddings(n, 3, torch.float64).requires_grad_()
+    temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    options = {"normalize": normalize, "denominator": denominator, "anchor_start": 2}
+
+    def loss(z, temperature):
+        return info_nce(z, labels(n, "few"), temperature=temperature, **options).loss
+
+    assert torch.autograd.gradcheck(loss, (z, temperature), fast_mode=n > 9)
+
+
+@pytest.mark.parametrize("leave_gradient", [True, False])
+def test_opcheck(leave_gradient):
+    z = embeddings(30, 12).requires_grad_()
+    temperature = torch.tensor(0.5, requires_grad=True)
+    arguments = (labels(30, "few"), temperature, 1.0, False, True, 0, 30, leave_gradient)
+    torch.library.opcheck(torch.ops.pacecore.info_nce.default, (z, *arguments))
+    rows = torch.ops.pacecore.info_nce(z.detach(), *arguments)[3].detach()
+    torch.library.opcheck(
+        torch.ops.pacecore.info_nce_backward.default,
+        (torch.tensor(0.3), z.detach(), arguments[0], rows, temperature.detach(), 1.0, True),
+    )
+
+
+@pytest.mark.parametrize("n", [60, 530])
+def test_compiles_without_a_break(n):
+    z, groups = embeddings(n, 16), labels(n, "pairs")
+
+    def loss(z, groups, temperature, **options):
+        return (info_nce(2 * z, groups, temperature=temperature, **options).loss,)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = outcome(compiled, z, groups, normalize=True)
+    for value, expected in zip(got, outcome(loss, z, groups, normalize=True), strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("n", [20, 520])
+def test_second_derivative_is_refused(n):
+    z = embeddings(n, 4).requires_grad_()
+    loss = info_nce(z, labels(n, "pairs")).loss
+    with pytest.raises(PacecoreError, match="info_nce: has no second derivative"):
+        torch.autograd.grad(loss, z, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": torch.zeros(4)}, r"z must be \(n, D\).*got torch.float32 \(4,\)"),
+        ({"z": torch.zeros(4, 0)}, r"D >= 1, got torch.float32 \(4, 0\)"),
+        ({"z": torch.zeros(4, 2, dtype=torch.int32)}, "got torch.int32"),
+        ({"groups": torch.zeros(5, dtype=torch.int64)}, r"groups must be \(4,\).*got .*\(5,\)"),
+        ({"groups": torch.zeros(4)}, "groups must be .*integers.*got torch.float32"),
+        ({"groups": torch.zeros(4, dtype=torch.int64, device="meta")}, "on meta"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be above 0, got nan"),
+        ({"temperature": torch.ones(2)}, "temperature must be one .*got .*(2,)"),
+        ({"denominator": "row"}, "denominator must be one of anchor, batch, got 'row'"),
+        ({"anchor_start": -1}, "anchors must lie within the 4 rows of z, got anchor_start -1"),
+        ({"anchor_start": 2, "anchor_count": 3}, "anchor_start 2, anchor_count 3"),
+    ],
+)
+def test_errors(change, message):
+    arguments = {"z": torch.zeros(4, 2), "groups": torch.zeros(4, dtype=torch.int64)} | change
+    with pytest.raises(PacecoreError, match=f"info_nce: .*{message}"):
+        info_nce(arguments.pop("z"), arguments.pop("groups"), **arguments)
+
+
+def test_the_kernel_checks_for_itself():
+    z, groups = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
+    op = ops.library.ops().info_nce
+    with pytest.raises(RuntimeError, match=r"groups must be .*got int64 \(3,\)"):
+        op(z, groups[:3], None, 1.0, False, False, 0, 4, False)
+    with pytest.raises(RuntimeError, match="anchors 2 to 6 must lie within the 4 rows"):
+        op(z, groups, None, 1.0, False, False, 2, 4, False)
+    with pytest.raises(RuntimeError, match="temperature must be above 0, got -1"):
+        op(z, groups, torch.tensor(-1.0), 1.0, False, False, 0, 4, False)

@@ -1,0 +1,78 @@
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pacecore.errors import PacecoreError
+from pacecore.losses import pretraining_loss
+from pacecore.reference.info_nce import info_nce as reference
+
+
+@dataclass
+class Options:
+    lambda_cls: float = 1.0
+    lambda_ctr: float = 0.1
+    contrast: str = "context"
+    denominator: str = "anchor"
+    z_norm: bool = False
+    temperature: float = 1.0
+
+
+def batch(clips=12, seed=0):
+    """Logits, embeddings, pace labels and video numbers of two views of each video."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(clips, 4, generator=generator)
+    z = 0.4 * torch.randn(clips, 16, generator=generator)
+    labels = torch.randint(4, (clips,), generator=generator)
+    return logits, z, labels, torch.arange(clips) // 2 + 100
+
+
+@pytest.mark.parametrize("contrast", ["none", "context", "pace"])
+@pytest.mark.parametrize(("z_norm", "temperature"), [(False, 1.0), (True, 0.1)])
+def test_sum_of_both_terms(contrast, z_norm, temperature):
+    logits, z, labels, videos = batch()
+    options = Options(2.0, 0.3, contrast, "anchor", z_norm, temperature)
+    loss, metrics = pretraining_loss(logits, z, labels, videos, options)
+    expected = 2.0 * functional.cross_entropy(logits, labels)
+    if contrast != "none":
+        groups = videos if contrast == "context" else labels
+        figures = reference(z, groups, normalize=z_norm, temperature=temperature)
+        expected = expected + 0.3 * figures[0]
+        assert metrics["loss_ctr"].item() == pytest.approx(figures[0].item(), rel=1e-5)
+        assert metrics["positive_similarity"].item() == pytest.approx(figures[1].item(), rel=1e-4)
+    else:
+        assert set(metrics) == {"loss_cls", "accuracy"}
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["accuracy"].item() == pytest.approx((logits.argmax(1) == labels).float().mean())
+
+
+def test_untrained_network_by_hand():
+    """Equal logits give log(classes), equal embeddings log(clips - 1)."""
+    _, _, labels, videos = batch()
+    loss, _ = pretraining_loss(torch.zeros(12, 4), torch.ones(12, 8), labels, videos, Options())
+    assert loss.item() == pytest.approx(math.log(4) + 0.1 * math.log(11), rel=1e-6)
+
+
+def test_gradient_reaches_both_heads_and_metrics_none():
+    logits, z, labels, videos = batch()
+    loss, metrics = pretraining_loss(
+        logits.requires_grad_(), z.requires_grad_(), labels, videos, Options()
+    )
+    loss.backward()
+    assert logits.grad.abs().sum() > 0
+    assert z.grad.abs().sum() > 0
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_contrast_off_leaves_embeddings_alone():
+    logits, z, labels, videos = batch()
+    z[0, 0] = math.nan
+    loss, _ = pretraining_loss(logits, z, labels, videos, Options(contrast="none"))
+    assert math.isfinite(loss)
+
+
+def test_unknown_contrast():
+    with pytest.raises(PacecoreError, match=r"contrast must be one of none, .*got 'video'"):
+        pretraining_loss(*batch(), replace(Options(), contrast="video"))
