@@ -13,6 +13,8 @@ __all__ = ["main"]
 # so that --help does not wait for torch.
 _VERBS = {
     "train": "Learn from videos without labels.",
+    "data": "Index, check and pack videos, or make the demo set.",
+    "doctor": "Say what was built, what was found, and what is missing.",
 }
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pacecore.cli.options import collect, options_of
 
 from pacecore.checkpoint import load_checkpoint
+from pacecore.cli.options import collect, options_of
 from pacecore.config import PRESETS, OptionError, TrainOptions
 
 __all__ = ["train"]

@@ -60,7 +60,7 @@ class RunOptions:
     held_out: str = _option(
         "auto", "Videos to measure on: auto (the data's test split, else a tenth), none, or a path."
     )
-    fold: int = _option(1, "Which of the data set's official splits.", choices=(1, 2, 3))
+    fold: str = _option("1", "Which of the data set's splits: a number, or a list's name.")
     out: str = _option("", "Run folder; empty: runs/<verb>-<n>.")
     seed: int = _option(0, "Seed of every draw.", low=0, high=2**63 - 1)
     device: str = _option("auto", "auto, cpu, cuda or cuda:<n>.")

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
 from pacecore.config import RunOptions, input_scale, write_toml
-from pacecore.distributed import all_reduce_any, is_main, rank, world_size, wrap
+from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
+from pacecore.inputs import worker_count
 from pacecore.loader import (
     ClipBatch,
     ClipFormat,
@@ -178,9 +179,9 @@ class _Run:
         with _stop_signals() as stop:
             for batch in self._timed_batches():
                 self._note_bad(batch)
-                self._step(batch)
+                if not all_reduce_any(len(batch) == 0, self.device):
+                    self._step(batch)
                 totals.step += 1
-                totals.clips += len(batch)
                 epoch_ends = totals.step % self.per_epoch == 0 or totals.step == self.total_steps
                 if totals.step % options.log_every == 0 or epoch_ends:
                     self._flush()
@@ -209,7 +210,7 @@ class _Run:
             self.schedule,
             range(self.totals.step, self.total_steps),
             clip_frames=self.options.clip_frames,
-            workers=self.options.workers,
+            workers=worker_count(self.options.workers, self.device),
             timeout_seconds=self.options.decode_timeout,
             pin_memory=self.device.type == "cuda",
         )
@@ -283,22 +284,25 @@ class _Run:
                 f"more than max_bad = {self.options.max_bad} videos cannot be read; the last one:"
                 f" {name}: {reason}"
             )
-        if all_reduce_any(len(batch) == 0, self.device):
-            raise TrainingError(f"step {batch.number}: no video of the batch can be read")
 
     def _flush(self) -> None:
         """Reads the losses of the last steps: one line of the log, and the guard against NaN."""
         if not self.window:
             return
-        losses = torch.stack([entry[1] for entry in self.window]).cpu()
+        names = list(self.window[0][2])
+        rows = [
+            torch.stack([loss, *(metrics[name].float() for name in names)])
+            for _, loss, metrics, _ in self.window
+        ]
+        # Each rank's figures are scaled so that their mean over the ranks is the whole batch's.
+        table = all_reduce_sum(torch.stack(rows).cpu(), self.device) / world_size()
+        losses = table[:, 0]
         if not torch.isfinite(losses).all():
             place = int((~torch.isfinite(losses)).nonzero()[0])
             self._report_not_finite(self.window[place][0], float(losses[place]))
-        names = self.window[0][2]
-        values = {
-            name: float(torch.stack([entry[2][name].float() for entry in self.window]).mean())
-            for name in names
-        }
+        values = dict(zip(names, table.mean(dim=0)[1:].tolist(), strict=True))
+        clips = torch.tensor(sum(count for _, _, _, count in self.window))
+        self.totals.clips += int(all_reduce_sum(clips, self.device))
         totals = self.totals
         line = {
             "step": totals.step,
@@ -318,7 +322,7 @@ class _Run:
         )
 
     def _rate(self) -> float:
-        return self.totals.clips * world_size() / max(self.totals.seconds, 1e-9)
+        return self.totals.clips / max(self.totals.seconds, 1e-9)
 
     def _report_not_finite(self, step: int, loss: float) -> None:
         requests = self.schedule(step)
@@ -357,7 +361,7 @@ class _Run:
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,
-                "versions": {"torch": torch.__version__, "python": platform.python_version()},
+                "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
                 **self.task.extra_state(),
             },
         )
@@ -367,13 +371,13 @@ class _Run:
         return {
             "steps": totals.step,
             "epochs": totals.step / self.per_epoch,
-            "clips": totals.clips * world_size(),
+            "clips": totals.clips,
             "seconds": totals.seconds,
             "clips_per_second": self._rate(),
             "waiting_share": totals.waited_seconds / max(totals.seconds, 1e-9),
             "device": str(self.device),
             "ranks": world_size(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "unreadable": self.bad,
             "results": self.results,
             "time": duration(totals.seconds),

@@ -35,7 +35,7 @@ class PaceResult:
 
 
 def evenly_spaced(count: int, clips: int) -> np.ndarray:
-    """`clips` start frames floor(linspace(0, count - 1, clips)), int64; one in the middle if one."""
+    """Start frames floor(linspace(0, count - 1, clips)), (clips,) int64; of one clip the middle."""
     if clips == 1:
         return np.array([(count - 1) // 2], dtype=np.int64)
     return np.linspace(0, count - 1, clips).astype(np.int64)

@@ -130,8 +130,8 @@ class ClipBatch:
 class TrainingSchedule:
     """Which clips each step of training sees: every video `repeat` times an epoch, none dropped.
 
-    The last batch of an epoch may be smaller. Ranks take contiguous shares of a batch of `batch`
-    videos, which differ by one video at most.
+    The batches of an epoch hold `batch` videos at most and differ by one at most, so there is no
+    small last one; neither do the contiguous shares that the ranks take of a batch.
     """
 
     sampling: Sampling
@@ -141,6 +141,14 @@ class TrainingSchedule:
     rank: int = 0
     world: int = 1
 
+    def __post_init__(self) -> None:
+        smallest = len(self.frame_counts) * self.repeat // self.steps_per_epoch
+        if smallest < self.world:
+            raise PacecoreError(
+                f"batch must give each of {self.world} ranks a video, but the smallest of an epoch"
+                f" has {smallest}"
+            )
+
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.frame_counts) * self.repeat // self.batch)
@@ -149,8 +157,8 @@ class TrainingSchedule:
         """(pass over the data, video) of each video of the whole batch of step `step`."""
         count = len(self.frame_counts)
         epoch, place = divmod(step, self.steps_per_epoch)
-        first = place * self.batch
-        stop = min(first + self.batch, count * self.repeat)
+        shown, steps = count * self.repeat, self.steps_per_epoch
+        first, stop = shown * place // steps, shown * (place + 1) // steps
         result = []
         for local_pass in range(first // count, -(-stop // count)):
             data_pass = epoch * self.repeat + local_pass

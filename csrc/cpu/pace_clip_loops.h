@@ -232,30 +232,43 @@ void resize(const Resize& r) {
 
 // ---- Jitter ----
 
+// Vectors of pixels at a time: two share the choice of the step and hide each other's latency,
+// where rows are whole multiples of that.
 template <int W>
-PACECORE_INLINE Rgb<Float<W>> load_rgb(const float* at, int64_t plane) {
-  return {load<Float<W>>(at), load<Float<W>>(at + plane), load<Float<W>>(at + 2 * plane)};
+constexpr int kAtOnce = 2 * W <= kRowFloats ? 2 : 1;
+
+template <int W>
+using Pixels = Rgb<Float<W>>[kAtOnce<W>];
+
+template <int W>
+PACECORE_INLINE void load_pixels(Pixels<W>& c, const float* at, int64_t plane) {
+  for (int k = 0; k < kAtOnce<W>; ++k)
+    c[k] = {load<Float<W>>(at + k * W), load<Float<W>>(at + plane + k * W),
+            load<Float<W>>(at + 2 * plane + k * W)};
 }
 
 // Applies the steps before contrast, leaves the result in f.work, and returns its mean grey.
 template <int W>
-PACECORE_INLINE float before_contrast(const Finish& f) {
+PACECORE_INLINE float before_contrast(const Finish f) {
   const int64_t plane = f.crop_height * f.row_floats;
   const bool keep = f.jitter.contrast_at > 0 || f.work != f.rgb;
   double sum = 0;
   for (int64_t row = 0; row < f.crop_height; ++row) {
     Float<W> row_sum{};
-    for (int64_t x = 0; x < f.crop_width; x += W) {
+    for (int64_t x = 0; x < f.crop_width; x += W * kAtOnce<W>) {
       const int64_t at = row * f.row_floats + x;
-      Rgb<Float<W>> pixels[1] = {load_rgb<W>(f.rgb + at, plane)};
-      apply_jitter(pixels, f.jitter, 0, f.jitter.contrast_at, 0.f);
-      const auto& c = pixels[0];
-      if (keep) {
-        store_rgb<W>(f.work + at, plane, c);
+      Pixels<W> c;
+      load_pixels<W>(c, f.rgb + at, plane);
+      apply_jitter(c, f.jitter, 0, f.jitter.contrast_at, 0.f);
+      for (int k = 0; k < kAtOnce<W>; ++k) {
+        if (keep) store_rgb<W>(f.work + at + k * W, plane, c[k]);
+        Float<W> value = grey(c[k]);
+        if (f.crop_width - x - k * W < W) {
+          const int64_t left = f.crop_width - x - k * W;
+          for (int64_t lane = left < 0 ? 0 : left; lane < W; ++lane) value[lane] = 0;
+        }
+        row_sum += value;
       }
-      Float<W> value = grey(c);
-      for (int64_t lane = f.crop_width - x; lane < W; ++lane) value[lane] = 0;
-      row_sum += value;
     }
     for (int lane = 0; lane < W; ++lane) sum += row_sum[lane];
   }
@@ -327,27 +340,24 @@ PACECORE_INLINE Float<W> interleaved(Rgb<Float<W>> c, Sequence<L...>) {
   return shuffled<((K * W + L) % 3 == 2 ? W + (K * W + L) / 3 : L)...>(rg, c.b);
 }
 
+// The first `count` of W pixels, with channels in the order of their names, to pixel 0 of `out`.
 template <int W, class Out>
-PACECORE_INLINE void store_pixels(const Finish& f, int64_t pixel, int64_t count, Rgb<Float<W>> c) {
-  Out* out = static_cast<Out*>(f.clips);
-  if (!f.channels_last) {
-    store<W>(out + pixel, c.r, count);
-    store<W>(out + pixel + f.channel_stride, c.g, count);
-    store<W>(out + pixel + 2 * f.channel_stride, c.b, count);
-  } else if constexpr (W == 1) {
-    store<1>(out + 3 * pixel, c.r, 1);
-    store<1>(out + 3 * pixel + 1, c.g, 1);
-    store<1>(out + 3 * pixel + 2, c.b, 1);
+PACECORE_INLINE void store_interleaved(Out* out, int64_t count, Rgb<Float<W>> c) {
+  if constexpr (W == 1) {
+    store<1>(out, c.r, 1);
+    store<1>(out + 1, c.g, 1);
+    store<1>(out + 2, c.b, 1);
   } else {
     count *= 3;
-    store<W>(out + 3 * pixel, interleaved<0, W>(c, Lanes<W>()), count);
-    store<W>(out + 3 * pixel + W, interleaved<1, W>(c, Lanes<W>()), count - W);
-    store<W>(out + 3 * pixel + 2 * W, interleaved<2, W>(c, Lanes<W>()), count - 2 * W);
+    store<W>(out, interleaved<0, W>(c, Lanes<W>()), count);
+    store<W>(out + W, interleaved<1, W>(c, Lanes<W>()), count - W);
+    store<W>(out + 2 * W, interleaved<2, W>(c, Lanes<W>()), count - 2 * W);
   }
 }
 
+// By value, so that stores are known not to change it.
 template <int W, class Out>
-PACECORE_INLINE void finish_as(const Finish& f) {
+PACECORE_INLINE void finish_as(const Finish f) {
   const int64_t plane = f.crop_height * f.row_floats;
   const float* from = f.rgb;
   int first_step = 0;
@@ -357,15 +367,30 @@ PACECORE_INLINE void finish_as(const Finish& f) {
     from = f.work;
     first_step = f.jitter.contrast_at;
   }
+  Out* const out = static_cast<Out*>(f.clips);
+  Out* const red = out + (f.bgr ? 2 * f.channel_stride : 0);
+  Out* const green = out + f.channel_stride;
+  Out* const blue = out + (f.bgr ? 0 : 2 * f.channel_stride);
   for (int64_t row = 0; row < f.crop_height; ++row) {
-    for (int64_t x = 0; x < f.crop_width; x += W) {
-      Rgb<Float<W>> pixels[1] = {load_rgb<W>(from + row * f.row_floats + x, plane)};
-      apply_jitter(pixels, f.jitter, first_step, f.jitter.num_steps, mean_grey);
-      auto c = pixels[0];
-      c = {c.r * f.scale[0] + f.shift[0], c.g * f.scale[1] + f.shift[1],
-           c.b * f.scale[2] + f.shift[2]};
-      if (f.bgr) c = {c.b, c.g, c.r};
-      store_pixels<W, Out>(f, row * f.crop_width + x, f.crop_width - x, c);
+    for (int64_t x = 0; x < f.crop_width; x += W * kAtOnce<W>) {
+      Pixels<W> c;
+      load_pixels<W>(c, from + row * f.row_floats + x, plane);
+      apply_jitter(c, f.jitter, first_step, f.jitter.num_steps, mean_grey);
+      for (int k = 0; k < kAtOnce<W>; ++k) {
+        c[k] = {c[k].r * f.scale[0] + f.shift[0], c[k].g * f.scale[1] + f.shift[1],
+                c[k].b * f.scale[2] + f.shift[2]};
+        const int64_t pixel = row * f.crop_width + x + k * W;
+        const int64_t count = f.crop_width - x - k * W;
+        if (!f.channels_last) {
+          store<W>(red + pixel, c[k].r, count);
+          store<W>(green + pixel, c[k].g, count);
+          store<W>(blue + pixel, c[k].b, count);
+        } else if (f.bgr) {
+          store_interleaved<W>(out + 3 * pixel, count, {c[k].b, c[k].g, c[k].r});
+        } else {
+          store_interleaved<W>(out + 3 * pixel, count, c[k]);
+        }
+      }
     }
   }
 }
