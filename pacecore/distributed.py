@@ -74,7 +74,7 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn
             raise PacecoreError("sync_bn needs CUDA devices; torch has none of it for the CPU")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
 def all_reduce_any(flag: bool, device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
 from pacecore.config import RunOptions, input_scale, write_toml
-from pacecore.distributed import all_reduce_any, is_main, rank, world_size, wrap
+from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
 from pacecore.inputs import worker_count
 from pacecore.loader import (
@@ -182,7 +182,6 @@ class _Run:
                 if not all_reduce_any(len(batch) == 0, self.device):
                     self._step(batch)
                 totals.step += 1
-                totals.clips += len(batch)
                 epoch_ends = totals.step % self.per_epoch == 0 or totals.step == self.total_steps
                 if totals.step % options.log_every == 0 or epoch_ends:
                     self._flush()
@@ -290,15 +289,20 @@ class _Run:
         """Reads the losses of the last steps: one line of the log, and the guard against NaN."""
         if not self.window:
             return
-        losses = torch.stack([entry[1] for entry in self.window]).cpu()
+        names = list(self.window[0][2])
+        rows = [
+            torch.stack([loss, *(metrics[name].float() for name in names)])
+            for _, loss, metrics, _ in self.window
+        ]
+        # Each rank's figures are scaled so that their mean over the ranks is the whole batch's.
+        table = all_reduce_sum(torch.stack(rows).cpu(), self.device) / world_size()
+        losses = table[:, 0]
         if not torch.isfinite(losses).all():
             place = int((~torch.isfinite(losses)).nonzero()[0])
             self._report_not_finite(self.window[place][0], float(losses[place]))
-        names = self.window[0][2]
-        values = {
-            name: float(torch.stack([entry[2][name].float() for entry in self.window]).mean())
-            for name in names
-        }
+        values = dict(zip(names, table.mean(dim=0)[1:].tolist(), strict=True))
+        clips = torch.tensor(sum(count for _, _, _, count in self.window))
+        self.totals.clips += int(all_reduce_sum(clips, self.device))
         totals = self.totals
         line = {
             "step": totals.step,
@@ -318,7 +322,7 @@ class _Run:
         )
 
     def _rate(self) -> float:
-        return self.totals.clips * world_size() / max(self.totals.seconds, 1e-9)
+        return self.totals.clips / max(self.totals.seconds, 1e-9)
 
     def _report_not_finite(self, step: int, loss: float) -> None:
         requests = self.schedule(step)
@@ -367,7 +371,7 @@ class _Run:
         return {
             "steps": totals.step,
             "epochs": totals.step / self.per_epoch,
-            "clips": totals.clips * world_size(),
+            "clips": totals.clips,
             "seconds": totals.seconds,
             "clips_per_second": self._rate(),
             "waiting_share": totals.waited_seconds / max(totals.seconds, 1e-9),

@@ -5,16 +5,19 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.config import TrainOptions, from_mapping
+from pacecore.distributed import rank, world_size
 from pacecore.engine import TrainingError, fit, learning_rate, load_resume, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
 from pacecore.train import PaceTask, pace_model
+from tests.ranks import run_ranks
 from tests.sources import PacketSource
 
 TINY = {
@@ -34,13 +37,20 @@ TINY = {
 COUNTS = (30, 40, 50, 60, 70, 80, 90)
 
 
-def run(out, *, resume=False, source=None, task=PaceTask, **changes):
+def run(out, *, resume=False, source=None, task=PaceTask, steady=False, **changes):
+    """A tiny run; `steady` keeps batch norm at its running averages, so that parts of a batch do
+    not see each other.
+    """
     options = from_mapping(TrainOptions, {**TINY, "out": str(out), **changes})
     source = source or PacketSource(COUNTS)
-    schedule = TrainingSchedule(options.sampling(), COUNTS, options.batch, options.repeat)
+    schedule = TrainingSchedule(
+        options.sampling(), COUNTS, options.batch, options.repeat, rank(), world_size()
+    )
     model = pace_model(options)
+    if steady:
+        model.eval().train = lambda mode=True: model
     content = load_resume(options.out) if resume else None
-    held_out = PacketSource(COUNTS[:2])
+    held_out = None if options.held_out == "none" else PacketSource(COUNTS[:2])
     device = torch.device("cpu")
     return fit(
         task(options, model, held_out, device),
@@ -101,33 +111,47 @@ def test_the_seed_decides_the_weights(tmp_path):
 
 
 def test_parts_of_a_batch_give_the_whole_batchs_gradient(tmp_path):
-    """Without batch norm's statistics in between, two passes in parts equal one pass."""
+    run(tmp_path / "whole", steady=True, max_steps=3)
+    run(tmp_path / "parts", steady=True, max_steps=3, accumulate=3)
+    assert_close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
-    class Frozen(PaceTask):
-        def loss(self, outputs, batch):
-            return super().loss(outputs, batch)
 
-    def steady(out, accumulate):
-        options = from_mapping(
-            TrainOptions, {**TINY, "out": str(out), "accumulate": accumulate, "max_steps": 3}
-        )
-        model = pace_model(options).eval()
-        model.train = lambda mode=True: model  # batch norm keeps its running averages
-        schedule = TrainingSchedule(options.sampling(), COUNTS, options.batch, options.repeat)
-        cpu = torch.device("cpu")
-        fit(
-            Frozen(options, model, None, cpu),
-            PacketSource(COUNTS),
-            schedule,
-            options,
-            cpu,
-            identity="",
-        )
-        return weights(out)
+def assert_close(one, other):
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], rtol=1e-4, atol=1e-6), name
 
-    whole, parts = steady(tmp_path / "whole", 1), steady(tmp_path / "parts", 3)
-    for name, value in whole.items():
-        assert torch.allclose(value, parts[name], rtol=1e-4, atol=1e-6), name
+
+def _rank_run(_, out, resume=False, **changes):
+    return run(out, steady=True, resume=resume, **changes)
+
+
+def _first_rank_run(number, out):
+    return _rank_run(number, out, held_out="none", max_steps=3)
+
+
+@pytest.mark.parametrize("contrast", ["context", "pace"])
+def test_two_ranks_train_as_one_process(tmp_path, contrast):
+    alone = run(tmp_path / "alone", steady=True, contrast=contrast)
+    results = run_ranks(partial(_rank_run, contrast=contrast), 2, tmp_path / "two")
+    assert_close(weights(tmp_path / "alone"), weights(tmp_path / "two"))
+    assert results[0]["clips"] == alone["clips"]
+    assert results[0]["results"]["confusion"] == alone["results"]["confusion"]
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").open()
+            if "loss" in line
+        ]
+        for name in ("alone", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+    run(tmp_path / "alone", steady=True, held_out="none")
+    run_ranks(_first_rank_run, 2, tmp_path / "changing")
+    run(tmp_path / "changing", steady=True, held_out="none", resume=True)
+    assert_close(weights(tmp_path / "alone"), weights(tmp_path / "changing"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -1,5 +1,6 @@
 // Thread block clusters (sm_90 and later): blocks that run together and read each other's shared
-// memory. Everywhere else, the CPU emulation included, a cluster is one block.
+// memory. Everywhere else a cluster is one block. The host versions are for the tests, which run
+// kernels on the CPU (tests/cuda_on_cpu).
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ struct ClusterLimits {
 inline ClusterLimits cluster_limits(const Tensor& tensor) {
 #ifdef PACECORE_EMULATED
   (void)tensor;
-  return {1, 99 * 1024};
+  return {static_cast<int>(cuda_on_cpu::device().cluster_blocks),
+          static_cast<int64_t>(cuda_on_cpu::device().shared_bytes)};
 #else
   int major = 0, shared_bytes = 0;
   const int device = tensor.get_device_index();
@@ -38,7 +40,16 @@ inline ClusterLimits cluster_limits(const Tensor& tensor) {
 // block hold alike; every thread gets it. `slot` is in shared memory. All threads of all blocks
 // call.
 __device__ __forceinline__ double cluster_sum(double value, double* slot, int blocks) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(PACECORE_EMULATED)
+  if (blocks > 1) {
+    if (threadIdx.x == 0) *slot = value;
+    cuda_on_cpu::cluster_barrier();
+    value = 0;
+    for (int rank = 0; rank < blocks; ++rank)
+      value += *static_cast<const double*>(cuda_on_cpu::shared_of_rank(slot, rank));
+    cuda_on_cpu::cluster_barrier();
+  }
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if (blocks > 1) {
     const auto cluster = cooperative_groups::this_cluster();
     if (threadIdx.x == 0) *slot = value;
@@ -55,15 +66,14 @@ __device__ __forceinline__ double cluster_sum(double value, double* slot, int bl
 }
 
 // Launches a grid of one dimension whose consecutive `blocks_per_cluster` blocks are a cluster.
-template <typename... Parameters, typename... Arguments>
-void launch_clusters(void (*kernel)(Parameters...), const char* name, unsigned grid, unsigned block,
-                     int64_t shared_bytes, cudaStream_t stream, int blocks_per_cluster,
-                     Arguments... arguments) {
+template <auto kernel, typename... Arguments>
+void launch_clusters(const char* name, unsigned grid, unsigned block, int64_t shared_bytes,
+                     cudaStream_t stream, int blocks_per_cluster, Arguments... arguments) {
 #ifdef PACECORE_EMULATED
+  (void)name;
   (void)stream;
-  (void)blocks_per_cluster;
-  cuda_on_cpu::launch(name, kernel, dim3(grid), dim3(block), static_cast<size_t>(shared_bytes),
-                      arguments...);
+  cuda_on_cpu::launch(cuda_on_cpu::name_of<kernel>(), kernel, dim3(grid), dim3(block),
+                      static_cast<size_t>(shared_bytes), blocks_per_cluster, arguments...);
 #else
   check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                   cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -517,8 +517,9 @@ void launch(const PaceClip& args, const Bands& bands, cudaStream_t stream) {
   const int64_t grid = args.batch * args.clip_frames * bands.blocks;
   check(grid < (int64_t{1} << 31), "pace_clip: plan must have fewer than ",
         (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ", args.batch * args.clip_frames);
-  launch_clusters(pace_clip_kernel<Out, ChannelsLast>, "pace_clip", static_cast<unsigned>(grid),
-                  kThreads, shared_bytes(args, bands), stream, bands.cluster, args, bands);
+  launch_clusters<&pace_clip_kernel<Out, ChannelsLast>>("pace_clip", static_cast<unsigned>(grid),
+                                                        kThreads, shared_bytes(args, bands), stream,
+                                                        bands.cluster, args, bands);
 }
 
 template <class Out>
