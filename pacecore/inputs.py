@@ -15,7 +15,8 @@ from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.runlog import Progress
-from pacecore.source import FrameSource, VideoFiles
+from pacecore.source import FrameSource, Subset, VideoFiles
+from pacecore.store import FrameStore
 
 __all__ = ["DEMO_FOLDER", "Inputs", "open_index", "open_inputs", "worker_count"]
 
