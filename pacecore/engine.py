@@ -30,6 +30,8 @@ from pacecore.loader import (
 from pacecore.runlog import Progress, RunFolder, duration
 from pacecore.source import FrameSource
 
+_COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
+
 __all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device"]
 
 
@@ -323,6 +325,12 @@ class _Run:
         }
         self.window.clear()
         self.folder.log(**line)
+        if values.get("z_spread", 1.0) < _COLLAPSED and is_main():
+            print(
+                f"warning: step {totals.step}: the embeddings have collapsed, z_spread"
+                f" {values['z_spread']:.1e}: every clip gets the same one",
+                flush=True,
+            )
         self.last_text = (
             f"loss {line['loss']:.3f}  {self.task.headline}"
             f" {values.get(self.task.headline, math.nan):.3f}  {line['clips_per_second']:.1f}"
@@ -352,6 +360,8 @@ class _Run:
             if is_main():
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
                 print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
+                if "warning" in results:
+                    print(f"warning: {results['warning']}", flush=True)
 
     def _is_best(self) -> bool:
         name = self.task.chosen_by
