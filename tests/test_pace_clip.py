@@ -36,11 +36,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+DEVICES = ("cpu", "emulated", "emulated_sm86", "cuda")
 _CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
-# opcheck and torch.compile do not work inside the dispatch mode of the emulation.
-hardware = pytest.mark.parametrize("device", ["cpu", _CUDA], indirect=True)
 # The CPU refuses what these give NaN for.
-cuda_kernels = pytest.mark.parametrize("device", ["emulated", _CUDA], indirect=True)
+cuda_kernels = pytest.mark.parametrize("device", ["emulated", "emulated_sm86", _CUDA], indirect=True)
 
 
 def ints(*values: object) -> Tensor:
@@ -448,7 +447,6 @@ def op_arguments(frames: Frames, tensors: list[Tensor], options: dict) -> tuple:
     return (frames.data, frames.table, *tensors, *sizes, [0.0] * 3, [1.0] * 3)
 
 
-@hardware
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck(device, channels_last):
     frames, tensors, options = case(device)
@@ -458,14 +456,12 @@ def test_opcheck(device, channels_last):
     )
 
 
-@hardware
 def test_opcheck_without_jitter(device):
     frames, tensors, options = case(device)
     arguments = op_arguments(frames, [*tensors[:2], None, None], options)
     torch.library.opcheck(ops().pace_clip.default, (*arguments, True, torch.float32, False))
 
 
-@hardware
 def test_compiles_into_one_graph(device):
     frames, tensors, options = case(device)
 
