@@ -195,6 +195,18 @@ def test_jitter_types_and_layouts(device, dtype, channels_last):
     assert_rounded_once(got, expected)
 
 
+def test_mean_grey_of_a_frame_that_many_blocks_share(device):
+    # 4,480 pixels: more than a block keeps, so on sm_90 a cluster adds up their grey.
+    generator = torch.Generator().manual_seed(9)
+    frames = random_frames(generator, [(40, 48)], FORMATS[:2], gap=0)
+    arguments = [
+        *random_plan(generator, 2, 1, 2, (64, 70), (64, 70)),
+        *random_jitter(generator, 1, 2),
+    ]
+    got, expected = both(frames, arguments, device, resize=(64, 70), crop_size=(64, 70))
+    assert (got - expected).abs().max() < EXACT
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_normalised_values_are_rounded_once(device, dtype):
     generator = torch.Generator().manual_seed(8)
