@@ -449,8 +449,15 @@ __device__ void store_nan(const PaceClip& args, int64_t frame, int first, int ro
 
 // ---- Kernel and op ----
 
+// Blocks on a multiprocessor, which bound the registers. From sm_120 on shared memory holds one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocks = 1;
+#else
+constexpr int kBlocks = 3;
+#endif
+
 template <class Out, bool ChannelsLast>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     pace_clip_kernel(const PaceClip args, const Bands bands) {
   PACECORE_DYNAMIC_SHARED(float, dynamic);
   __shared__ Source source;
