@@ -346,9 +346,9 @@ PACECORE_INLINE Float<W> interleaved(Rgb<Float<W>> c, Sequence<L...>) {
 template <int W, class Out>
 PACECORE_INLINE void store_interleaved(Out* out, int64_t count, Rgb<Float<W>> c) {
   if constexpr (W == 1) {
-    store<1>(out, c.r, 1);
-    store<1>(out + 1, c.g, 1);
-    store<1>(out + 2, c.b, 1);
+    store<1>(out, c.r, count);
+    store<1>(out + 1, c.g, count);
+    store<1>(out + 2, c.b, count);
   } else {
     count *= 3;
     store<W>(out, interleaved<0, W>(c, Lanes<W>()), count);
