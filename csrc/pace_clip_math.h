@@ -256,9 +256,9 @@ PACECORE_INLINE Jitter make_jitter(const float* factors /* (4,) */, int32_t orde
   Jitter jitter{};
   jitter.num_steps = order < 0 ? 0 : 4;
   jitter.contrast_at = jitter.num_steps;
-  for (int step = 0; step < jitter.num_steps; ++step) {
+  for (int step = 0; step < 4; ++step) {
     jitter.steps[step] = order >> 2 * step & 3;
-    if (jitter.steps[step] == kContrast) jitter.contrast_at = step;
+    if (order >= 0 && jitter.steps[step] == kContrast) jitter.contrast_at = step;
   }
   for (int i = 0; i < 3; ++i) jitter.factors[i] = factors[i];
   jitter.hue = 6 * (factors[3] - rounded(factors[3]));

@@ -241,7 +241,9 @@ __device__ __forceinline__ void make_row(const PaceClip& args, const Source& s,
   const int channels = s.planar ? 1 : 3;
   int at[3];  // where in the line column 0 of each plane would lie
   int used = 0;
-  for (int plane = 0; plane < (s.planar ? 3 : 1); ++plane) {
+#pragma unroll  // so that rows and at are registers
+  for (int plane = 0; plane < 3; ++plane) {
+    if (plane > 0 && !s.planar) break;
     const int values = channels * s.count[plane];
     const int before = blend_line(rows[plane].upper, rows[plane].lower, rows[plane].weight,
                                   channels * s.start[plane], values, channels, s.aligned[plane],
