@@ -301,11 +301,13 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def processor_seconds(function: Callable[[], object]) -> float:
-    """Time that this process's threads computed in one run: other programs hardly change it."""
-    start = time.process_time()
-    for _ in range(3):
+    """Median time that this process computes in one run, which other programs hardly change."""
+    spent: list[float] = []
+    while len(spent) < 3 or sum(spent) < 0.3:
+        start = time.process_time()
         function()
-    return (time.process_time() - start) / 3
+        spent.append(time.process_time() - start)
+    return sorted(spent)[len(spent) // 2]
 
 
 def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespace) -> list[dict]:
