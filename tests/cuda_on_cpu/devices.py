@@ -20,8 +20,8 @@ __all__ = [
     "ScheduleError",
     "emulation",
     "emulation_missing",
-    "hardware",
     "library_path",
+    "shared_bytes",
 ]
 
 NAMESPACE = "pacecore_every_schedule"
@@ -66,6 +66,14 @@ def set_schedule(name: str, seed: int = 0) -> None:
     ctypes.CDLL(str(library_path())).cuda_on_cpu_set_schedule(
         SCHEDULES[name], ctypes.c_uint64(seed)
     )
+
+
+def shared_bytes(kernel: str) -> int | None:
+    """Dynamic shared memory that "pace_clip_kernel<float, false>" was last launched with."""
+    function = ctypes.CDLL(str(library_path())).cuda_on_cpu_shared_bytes
+    function.restype = ctypes.c_int64
+    found = function(kernel.encode())
+    return None if found < 0 else found
 
 
 def tensors(result: object) -> list[torch.Tensor]:
@@ -113,9 +121,3 @@ def emulation(architecture: int) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic)
-
-
-@contextmanager
-def hardware() -> Iterator[None]:
-    """Within the block ops run on the GPU."""
-    yield
