@@ -183,7 +183,7 @@ def blocks_per_sm(arch: int, threads: int, registers: int, shared_bytes: int) ->
 
 
 def loop_accesses(cubin: Path) -> dict[str, list[str]]:
-    """{mangled name: kinds of memory access, "LDG.E.128", in the kernel's innermost loops}."""
+    """{mangled name: kinds of memory access, "LDG.E.128", in the kernel's loops}."""
     command = [disassembler(), "-c", cubin]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result = {}
@@ -198,13 +198,10 @@ def loop_accesses(cubin: Path) -> dict[str, list[str]]:
             if start < end - 1:
                 loops.append((start, end))
         kinds = set()
-        for start, end in loops:
-            if any(start <= a and b <= end and (a, b) != (start, end) for a, b in loops):
-                continue
-            for line in lines[start:end]:
-                access = re.search(r"\s((?:LD|ST|RED|ATOM)[A-Z]*(?:\.[A-Z0-9_]+)*) [^;]*\[", line)
-                if access and "@!PT" not in line:
-                    kinds.add(access[1])
+        for line in {line for start, end in loops for line in lines[start:end]}:
+            access = re.search(r"\s((?:LD|ST|RED|ATOM)[A-Z]*(?:\.[A-Z0-9_]+)*) [^;]*\[", line)
+            if access and "@!PT" not in line:
+                kinds.add(access[1])
         result[lines[0].split(",")[0]] = sorted(kinds)
     return result
 

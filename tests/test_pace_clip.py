@@ -39,7 +39,9 @@ def one_thread():
 DEVICES = ("cpu", "emulated", "emulated_sm86", "cuda")
 _CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 # The CPU refuses what these give NaN for.
-cuda_kernels = pytest.mark.parametrize("device", ["emulated", "emulated_sm86", _CUDA], indirect=True)
+cuda_kernels = pytest.mark.parametrize(
+    "device", ["emulated", "emulated_sm86", _CUDA], indirect=True
+)
 
 
 def ints(*values: object) -> Tensor:
