@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from pacecore.cli.data import data
 
 from pacecore.check import data_check, data_index
+from pacecore.cli.data import data
 from pacecore.datasets import find_videos, read_index
 from pacecore.store import FrameStore
 from tests.video_files import write_video
