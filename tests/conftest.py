@@ -40,8 +40,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "cuda":
         if not torch.cuda.is_available():
             require("PACECORE_REQUIRE_CUDA", "no CUDA device is visible to torch")
-        with devices.hardware():
-            yield torch.device("cuda")
+        yield torch.device("cuda")
     elif request.param in ARCHITECTURES:
         reason = devices.emulation_missing()
         if reason:
