@@ -10,6 +10,7 @@ are spared the conversion from YUV that the first three do. Each frame has its o
 
 import argparse
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -299,6 +300,16 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() / timing.p50
 
 
+def processor_seconds(function: Callable[[], object]) -> float:
+    """Median time that this process computes in one run, which other programs hardly change."""
+    spent: list[float] = []
+    while len(spent) < 3 or sum(spent) < 0.3:
+        start = time.process_time()
+        function()
+        spent.append(time.process_time() - start)
+    return sorted(spent)[len(spent) // 2]
+
+
 def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespace) -> list[dict]:
     device = torch.device(args.device)
     data = inputs_of(case, device)
@@ -316,6 +327,8 @@ def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespac
             continue
         timing = time_function(function, device, min_seconds=args.seconds, min_runs=3)
         a_clip = timing.p50 / case.clips
+        if device.type == "cpu":
+            row["processor_ms_a_clip"] = 1000 * processor_seconds(function) / case.clips
         rate = case.bytes_a_clip() / a_clip
         row |= {
             "clips": case.clips,

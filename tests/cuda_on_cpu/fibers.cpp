@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -99,6 +100,7 @@ struct {
   size_t main_stack_bytes = 0;
 } now;
 std::mutex one_launch;
+std::map<std::string, size_t> last_shared_bytes;  // dynamic, of each kernel's last launch
 
 #if !defined(__x86_64__)
 #error \
@@ -439,6 +441,7 @@ void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_by
   (void)once;
 #endif
   check_limits(grid, block, shared_bytes, cluster);
+  last_shared_bytes[kernel] = shared_bytes;
   now.body = &body;
   now.random.seed(now.seed);
   now.shared_bytes = shared_bytes;
@@ -562,4 +565,12 @@ extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_device(in
   const std::lock_guard lock(cuda_on_cpu::one_launch);
   for (const cuda_on_cpu::Device& device : cuda_on_cpu::kDevices)
     if (device.architecture == architecture) cuda_on_cpu::now.device = device;
+}
+
+// Bytes of dynamic shared memory of a kernel's last launch, -1 if there was none.
+extern "C" __attribute__((visibility("default"))) int64_t
+cuda_on_cpu_shared_bytes(const char* kernel) {
+  const std::lock_guard lock(cuda_on_cpu::one_launch);
+  const auto found = cuda_on_cpu::last_shared_bytes.find(kernel);
+  return found == cuda_on_cpu::last_shared_bytes.end() ? -1 : static_cast<int64_t>(found->second);
 }
