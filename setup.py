@@ -1,40 +1,57 @@
 """Build of pacecore: pure Python plus one extension, pacecore._C.
 
-The extension is written against torch's stable ABI, so the torch it is compiled with only lends its headers and its
-`libtorch.so` to link against; importing torch is not needed and its CUDA helpers, which refuse a CPU torch, are not
-used. CUDA kernels are compiled wherever nvcc is found, whatever torch is installed.
+The extension is written against torch's stable ABI, so the torch it is compiled with only lends its
+headers and its `libtorch.so` to link against; importing torch is not needed and its CUDA helpers,
+which refuse a CPU torch, are not used. CUDA kernels are compiled wherever nvcc is found, whatever
+torch is installed.
 
     PACECORE_CUDA=0 / 1      never / always compile the CUDA kernels (1 without nvcc is an error)
     CUDA_HOME                the toolkit to use; otherwise nvcc on PATH, then /usr/local/cuda
     TORCH_CUDA_ARCH_LIST     e.g. "8.0;9.0+PTX"; that is also the default
+    CXX                      the C++20 compiler; otherwise g++, c++ or clang++
     MAX_JOBS                 parallel compilations; ninja's own default otherwise
 """
 
+import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 OLDEST_TORCH = (2, 11)  # the stable ABI that csrc is written against
+OLDEST_NVCC = (12, 0)  # the first that compiles C++20
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
 
 def torch_folder():
-    """Folder of a torch that serves for building, or None: in this environment, else in the one pip installs into.
+    """Folder of a torch that serves for building, or None: in this environment, else in the target.
 
-    In pip's isolated build this interpreter's sys.path is hidden, but sysconfig still names the target environment.
+    pip builds in isolation: by PYTHONPATH and PYTHONNOUSERSITE it hides the environment that it
+    installs into. A child without those two sees that environment as its programs will.
     """
-    places = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    for place in places:
-        folder = Path(place or ".") / "torch"
+    spec = importlib.util.find_spec("torch")
+    origins = [spec.origin if spec else None]
+    hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
+    look = "import importlib.util as i; s = i.find_spec('torch'); print((s and s.origin) or '')"
+    done = subprocess.run(
+        [sys.executable, "-c", look],
+        env={name: value for name, value in os.environ.items() if name not in hidden},
+        cwd=ROOT / "csrc",  # -c puts the working folder on the path
+        capture_output=True,
+        text=True,
+    )
+    origins += done.stdout.split("\n")[:1]
+    for origin in filter(None, origins):
+        folder = Path(origin).parent
         version_file = folder / "version.py"
         if not version_file.is_file() or not (folder / "include").is_dir():
             continue
@@ -45,7 +62,7 @@ def torch_folder():
 
 
 def cuda_home():
-    """The CUDA toolkit to compile with, or None for a CPU-only build."""
+    """The CUDA toolkit to compile with and its release, ("/usr/local/cuda", (13, 0)), or None."""
     wish = os.environ.get("PACECORE_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"pacecore: PACECORE_CUDA must be 0 or 1, got {wish!r}")
@@ -53,27 +70,24 @@ def cuda_home():
         return None
     on_path = shutil.which("nvcc")
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    places += [str(Path(on_path).resolve().parent.parent)] if on_path else []
+    places += [Path(on_path).resolve().parent.parent] if on_path else []
     places += ["/usr/local/cuda"]
-    for place in filter(None, places):
-        home = Path(place)
-        if (home / "bin" / "nvcc").is_file() and (
-            home / "include" / "cuda_runtime_api.h"
-        ).is_file():
-            return home
+    reasons = []
+    for home in map(Path, filter(None, places)):
+        nvcc, header = home / "bin" / "nvcc", home / "include" / "cuda_runtime_api.h"
+        if not nvcc.is_file() or not header.is_file():
+            reasons.append(f"{home} lacks bin/nvcc or include/cuda_runtime_api.h")
+            continue
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        found = re.search(r"release (\d+)\.(\d+)", said)
+        release = (int(found[1]), int(found[2])) if found else (0, 0)
+        if release >= OLDEST_NVCC:
+            return home, release
+        oldest = ".".join(map(str, OLDEST_NVCC))
+        reasons.append(f"nvcc of {home} is release {release[0]}.{release[1]}, {oldest} is needed")
     if wish == "1":
-        sys.exit(
-            "pacecore: PACECORE_CUDA=1, but neither CUDA_HOME, nor the folder of the nvcc on PATH, nor "
-            "/usr/local/cuda holds both bin/nvcc and include/cuda_runtime_api.h"
-        )
+        sys.exit(f"pacecore: PACECORE_CUDA=1, but {'; '.join(reasons)}")
     return None
-
-
-def cuda_release(home):
-    text = subprocess.run(
-        [home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True
-    ).stdout
-    return re.search(r"release (\d+)\.(\d+)", text).groups()
 
 
 def architectures():
@@ -88,101 +102,43 @@ def architectures():
     return result
 
 
-CUDA_HOME = cuda_home()
+CUDA = cuda_home()
 TORCH = torch_folder()
 
 
 def local_version():
     """What was built, said by the last line that pip prints: 0.1.0+cpu or 0.1.0+cu130.sm80.sm90."""
-    if CUDA_HOME is None:
+    if CUDA is None:
         return VERSION + "+cpu"
     names = [f"sm{number}" for number, _ in architectures()]
-    return f"{VERSION}+cu{''.join(cuda_release(CUDA_HOME))}.{'.'.join(names)}"
+    return ".".join([f"{VERSION}+cu{CUDA[1][0]}{CUDA[1][1]}", *names])
 
 
-class NinjaBuild(build_ext):
-    """Compiles every source of the one extension with ninja, in parallel, and links them."""
+def compiler():
+    """The C++ compiler's words, ["g++"] or ["ccache", "g++"]."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    found = [name for name in ("g++", "c++", "clang++") if shutil.which(name)]
+    if not named and not found:
+        sys.exit("pacecore: building needs a C++20 compiler: install g++ or clang++, or set CXX")
+    return named or found[:1]
 
-    def build_extension(self, ext):
+
+def ninja():
+    """The words that start ninja."""
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    if shutil.which("ninja"):
+        return ["ninja"]
+    sys.exit("pacecore: building needs ninja: pip install ninja")
+
+
+def pybind11_include():
+    """pybind11's headers: its own package's, else the copy that torch brings along."""
+    try:
         import pybind11
-
-        if TORCH is None:
-            sys.exit(
-                "pacecore: building needs torch >= 2.11; let pip build in isolation or install torch first"
-            )
-        work = Path(self.build_temp).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        includes = [
-            TORCH / "include",
-            pybind11.get_include(),
-            sysconfig.get_path("include"),
-            ROOT / "csrc",
-        ]
-        defines = [
-            "-DTORCH_TARGET_VERSION=0x020b000000000000",
-            f'-DPACECORE_VERSION=\\"{local_version()}\\"',
-        ]
-        if CUDA_HOME:
-            includes.append(CUDA_HOME / "include")
-            arch_names = " ".join(f"sm_{number}" for number, _ in architectures())
-            defines.append(f'-DPACECORE_CUDA_ARCHITECTURES="\\"{arch_names}\\""')
-        common = " ".join(
-            [
-                *defines,
-                "-std=c++20",
-                "-O3",
-                *(f"-isystem {path}" for path in includes[:3]),
-                f"-I{includes[3]}",
-                *(f"-isystem {path}" for path in includes[4:]),
-            ]
-        )
-        lines = [
-            "ninja_required_version = 1.3",
-            f"builddir = {work}",
-            "rule cxx",
-            f"  command = {os.environ.get('CXX', 'g++')} -MMD -MF $out.d -fPIC -fvisibility=hidden -Wall -Wextra "
-            f"{common} $flags -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule nvcc",
-            f"  command = {(CUDA_HOME or Path('.')) / 'bin' / 'nvcc'} -MD -MF $out.d {common} {gencode()} "
-            "-Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed-constexpr -lineinfo -Xptxas -v -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",
-            f"  command = {os.environ.get('CXX', 'g++')} -shared $in -o $out -Wl,--no-as-needed "
-            f"-L{TORCH / 'lib'} -ltorch -ltorch_cpu $libraries",
-        ]
-        objects = []
-        for source in map(Path, ext.sources):
-            rule = "nvcc" if source.suffix == ".cu" else "cxx"
-            objects.append(work / (source.stem + "_" + source.parent.name + ".o"))
-            lines += [
-                f"build {objects[-1]}: {rule} {ROOT / source}",
-                f"  flags = {isa_flags(source)}",
-            ]
-        libraries = (
-            f"-L{CUDA_HOME}/lib64 -lcudart_static -lrt -lpthread -ldl" if CUDA_HOME else "-ldl"
-        )
-        lines += [
-            f"build {target}: link {' '.join(map(str, objects))}",
-            f"  libraries = {libraries}",
-            "",
-        ]
-        (work / "build.ninja").write_text("\n".join(lines))
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([sys.executable, "-m", "ninja", *jobs, "-C", str(work)]).returncode:
-            sys.exit("pacecore: the extension did not compile; the compiler's words are above")
-        print(
-            f"pacecore {local_version()}: built with the headers of the torch in {TORCH}, "
-            + (
-                f"CUDA kernels by the nvcc in {CUDA_HOME}"
-                if CUDA_HOME
-                else "CPU kernels only, no nvcc was used"
-            )
-        )
+    except ImportError:
+        return TORCH / "include"
+    return pybind11.get_include()
 
 
 def gencode():
@@ -191,36 +147,109 @@ def gencode():
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if ptx:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return " ".join(flags)
+    return flags
 
 
-def isa_flags(source):
-    """A file named *_avx2.cpp or *_avx512.cpp is compiled for that instruction set and chosen at run time."""
+def source_flags(source):
+    """Flags of one file. What *_avx2.cpp and *_avx512.cpp hold is chosen at run time."""
+    if source.name == "module.cpp":
+        words = [f'-DPACECORE_VERSION="{local_version()}"']
+        if CUDA:
+            names = " ".join(f"sm_{number}" for number, _ in architectures())
+            words.append(f'-DPACECORE_CUDA_ARCHITECTURES="{names}"')
+        return words
     if sysconfig.get_platform().endswith("x86_64"):
         if source.stem.endswith("_avx2"):
-            return "-mavx2 -mfma -mf16c"
+            return ["-mavx2", "-mfma", "-mf16c"]
         if source.stem.endswith("_avx512"):
-            return (
-                "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512"
+            extensions = ("f", "bw", "dq", "vl")
+            return [
+                *(f"-mavx512{name}" for name in extensions),
+                *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
+            ]
+    return []
+
+
+def command(words):
+    """Words of a command as ninja's command line; $in, $out and $flags stay ninja's."""
+    variables = ("$in", "$out", "$out.d", "$flags")
+    quoted = (str(w) if w in variables else shlex.quote(str(w)).replace("$", "$$") for w in words)
+    return " ".join(quoted)
+
+
+def escaped(path):
+    """A path as ninja's build lines want it."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def ninja_file(sources, work, target):
+    """Text of the build.ninja that compiles `sources` into the folder `work` and links `target`."""
+    toolkit = [CUDA[0] / "include"] if CUDA else []
+    common = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-std=c++20", "-O3", f"-I{ROOT}/csrc"]
+    # Foreign headers are not ours to warn about.
+    for folder in (TORCH / "include", pybind11_include(), sysconfig.get_path("include"), *toolkit):
+        common += ["-isystem", folder]
+    hidden = ["-fPIC", "-fvisibility=hidden"]
+    cxx = [*compiler(), "-MMD", "-MF", "$out.d", *hidden, "-Wall", "-Wextra", *common, "$flags"]
+    link = [*compiler(), "-shared", "$in", "-o", "$out", "-Wl,--no-as-needed"]
+    link += [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    lines = [
+        "ninja_required_version = 1.3",
+        f"builddir = {escaped(work)}",
+        "rule cxx",
+        f"  command = {command([*cxx, '-c', '$in', '-o', '$out'])}",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    if CUDA:
+        nvcc = [CUDA[0] / "bin" / "nvcc", "-MD", "-MF", "$out.d", *common, *gencode()]
+        nvcc += ["-ccbin", compiler()[-1]] if os.environ.get("CXX") else []
+        nvcc += ["-Xcompiler", ",".join(hidden), "--expt-relaxed-constexpr", "-lineinfo"]
+        nvcc += ["-Xptxas", "-v", "-c", "$in", "-o", "$out"]
+        lines += ["rule nvcc", f"  command = {command(nvcc)}", *lines[4:6]]
+        link += [f"-L{CUDA[0]}/lib64", "-lcudart_static", "-lrt", "-lpthread"]
+    lines += ["rule link", f"  command = {command([*link, '-ldl'])}"]
+    objects = []
+    for source in map(Path, sources):
+        rule = "nvcc" if source.suffix == ".cu" else "cxx"
+        objects.append(escaped(work / f"{source.stem}_{source.parent.name}.o"))
+        lines.append(f"build {objects[-1]}: {rule} {escaped(ROOT / source)}")
+        lines.append(f"  flags = {command(source_flags(source))}")
+    return "\n".join([*lines, f"build {escaped(target)}: link {' '.join(objects)}", ""])
+
+
+class NinjaBuild(build_ext):
+    """Compiles every source of the one extension with ninja, in parallel, and links them."""
+
+    def build_extension(self, ext):
+        if TORCH is None:
+            oldest = ".".join(map(str, OLDEST_TORCH))
+            hint = "let pip build in isolation, or install torch first"
+            sys.exit(f"pacecore: building needs torch >= {oldest}; {hint}")
+        work = Path(self.build_temp).resolve()
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        for folder in (work, target.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        (work / "build.ninja").write_text(ninja_file(ext.sources, work, target))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([*ninja(), *jobs, "-C", str(work)]).returncode:
+            hint = "; PACECORE_CUDA=0 leaves the CUDA kernels out" if CUDA else ""
+            sys.exit(
+                f"pacecore: the extension did not compile; the compiler's words are above{hint}"
             )
-    return ""
+        how = f"CUDA kernels by the nvcc of {CUDA[0]}" if CUDA else "CPU kernels only, without nvcc"
+        print(f"pacecore {local_version()}: built with the headers of {TORCH}, {how}")
 
 
 def sources():
     names = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
-    names += sorted(ROOT.glob("csrc/cuda/*.cu")) if CUDA_HOME else []
+    names += sorted(ROOT.glob("csrc/cuda/*.cu")) if CUDA else []
     return [str(name.relative_to(ROOT)) for name in names]
 
 
 setup(
     version=local_version(),
-    packages=[
-        "pacecore",
-        "pacecore.backbones",
-        "pacecore.ops",
-        "pacecore.reference",
-        "pacecore.cli",
-    ],
+    packages=[*find_packages(include=["pacecore", "pacecore.*"]), "pacecore.cli"],
     package_dir={"pacecore.cli": "cli"},
     ext_modules=[Extension("pacecore._C", sources())],
     cmdclass={"build_ext": NinjaBuild},

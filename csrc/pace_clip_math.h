@@ -8,10 +8,12 @@
 
 #ifdef __CUDACC__
 #define PACECORE_INLINE __host__ __device__ __forceinline__
+#define PACECORE_UNROLL _Pragma("unroll")
 #else
 // Never a function of its own: each file is compiled for its own instruction set, and the linker
 // would keep one of them for all.
 #define PACECORE_INLINE inline __attribute__((always_inline))
+#define PACECORE_UNROLL
 #endif
 
 namespace pacecore {
@@ -42,7 +44,9 @@ constexpr int64_t kLongest = 65536;  // longest side: keeps every product below 
 PACECORE_INLINE bool plane_fits(int64_t offset, int64_t rows, int64_t row_bytes, int64_t stride,
                                 int64_t num_bytes) {
   if (offset < 0 || offset > num_bytes || row_bytes > num_bytes - offset) return false;
-  return rows == 1 || (num_bytes - offset - row_bytes) / stride >= rows - 1;
+  // The first test keeps the product of the second below 2^63: data is shorter than 2^47 bytes.
+  return rows == 1 ||
+         (stride <= num_bytes && (rows - 1) * stride <= num_bytes - offset - row_bytes);
 }
 
 // The rule that a row of the table breaks, or null. `num_bytes` is the length of the data. The last
@@ -84,21 +88,32 @@ enum class Plane { luma, chroma_on_even, chroma_between };
 // Half-pixel centres: pixel i of `out` lies at (i + 1/2) * in / out - 1/2 of a row of `in` samples,
 // clamped to the first and last sample. Chroma sample k lies at luma position 2k (on even columns)
 // or 2k + 1/2 (between), and is clamped to its own ends. In whole numbers, so the weight is exact
-// to its rounding however far the position is from 0.
-PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
-  int64_t denominator = 2 * out;
-  int64_t position = (2 * i + 1) * in - out;
+// to its rounding however far the position is from 0. Integer must hold 4 * in * out.
+template <class Integer>
+PACECORE_INLINE Tap tap_in(Integer i, Integer in, Integer out, Plane plane) {
+  Integer denominator = 2 * out;
+  Integer position = (2 * i + 1) * in - out;
   position = position < 0 ? 0 : position;
   position = position > (in - 1) * denominator ? (in - 1) * denominator : position;
   if (plane != Plane::luma) {
     if (plane == Plane::chroma_between) position = position < out ? 0 : position - out;
     denominator *= 2;
-    const int64_t last = (in - 1) / 2 * denominator;
+    const Integer last = (in - 1) / 2 * denominator;
     position = position > last ? last : position;
   }
-  const int64_t index = position / denominator;
+  const Integer index = position / denominator;
   return {static_cast<int32_t>(index),
           static_cast<float>(position - index * denominator) / static_cast<float>(denominator)};
+}
+
+PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
+  constexpr int64_t narrow =
+      16384;  // 4 * 16384^2 is 2^30: 32-bit divisions are several times faster
+  if (in <= narrow && out <= narrow) {
+    return tap_in(static_cast<int32_t>(i), static_cast<int32_t>(in), static_cast<int32_t>(out),
+                  plane);
+  }
+  return tap_in(i, in, out, plane);
 }
 
 template <class F>
@@ -108,19 +123,61 @@ PACECORE_INLINE F lerp(F a, F b, F weight) {
 
 // ---- Colour ----
 
+// Written out for x86: there GCC makes a comparison and a blend of the ?: of two vectors.
 template <class F>
 PACECORE_INLINE F smaller(F a, F b) {
+#ifdef __AVX__
+  if constexpr (sizeof(F) == 32) return __builtin_ia32_minps256(a, b);
+#endif
+#ifdef __SSE__
+  if constexpr (sizeof(F) == 16) return __builtin_ia32_minps(a, b);
+#endif
   return a < b ? a : b;
 }
 
 template <class F>
 PACECORE_INLINE F larger(F a, F b) {
+#ifdef __AVX__
+  if constexpr (sizeof(F) == 32) return __builtin_ia32_maxps256(a, b);
+#endif
+#ifdef __SSE__
+  if constexpr (sizeof(F) == 16) return __builtin_ia32_maxps(a, b);
+#endif
   return a > b ? a : b;
+}
+
+template <class F>
+PACECORE_INLINE F magnitude(F value) {
+#ifndef __CUDA_ARCH__
+  if constexpr (sizeof(F) > sizeof(float)) {
+    typedef int32_t Bits __attribute__((vector_size(sizeof(F))));
+    return (F)((Bits)value & 0x7fffffff);
+  }
+#endif
+  return value < 0 ? -value : value;
+}
+
+// To the nearest whole number, for |value| < 2^22.
+template <class F>
+PACECORE_INLINE F rounded(F value) {
+  constexpr float shift = 12582912.f;  // 1.5 * 2^23: beyond it a float has no fraction
+  return (value + shift) - shift;
 }
 
 template <class F>
 PACECORE_INLINE F clamp(F value, float low, float high) {
   return smaller(larger(value, F{} + low), F{} + high);
+}
+
+// To 2 units in the last place on the GPU, where the exact quotient takes a branch; that is 1e-4 of
+// a level in the result of the hue's turn.
+template <class F>
+PACECORE_INLINE F quotient(F a, F b) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
 }
 
 template <class F>
@@ -206,11 +263,6 @@ PACECORE_INLINE bool is_jitter_order(int32_t order) {
   return order >= 0 && order < 256 && seen == 15;
 }
 
-PACECORE_INLINE float rounded(float value) {  // to the nearest whole number, for |value| < 2^22
-  constexpr float shift = 12582912.f;         // 1.5 * 2^23: beyond it a float has no fraction
-  return (value + shift) - shift;
-}
-
 PACECORE_INLINE Jitter make_jitter(const float* factors /* (4,) */, int32_t order) {
   Jitter jitter{};
   jitter.num_steps = order < 0 ? 0 : 4;
@@ -238,11 +290,6 @@ PACECORE_INLINE F on_circle(F least, F chroma, F distance) {
   return least + chroma * clamp(distance, 0.f, 1.f);
 }
 
-template <class F>
-PACECORE_INLINE F magnitude(F value) {
-  return larger(value, -value);
-}
-
 // Turns the HSV hue by `turn` sixths, -3 to 3. Value and saturation stay, so largest and least
 // channel stay too and only their places move: no division by the value is needed.
 template <class F>
@@ -253,34 +300,30 @@ PACECORE_INLINE Rgb<F> hue_turned(Rgb<F> c, float turn) {
   // A grey pixel has no hue: 0 / tiny = 0, and chroma 0 leaves it grey.
   const F difference = most == c.r ? c.g - c.b : (most == c.g ? c.b - c.r : c.r - c.g);
   const F sector = most == c.r ? F{} : (most == c.g ? F{} + 2.f : F{} + 4.f);
-  F hue = sector + turn + difference / larger(chroma, F{} + 1e-30f);  // from -4 to 8
-  hue = hue < 0.f ? hue + 6.f : hue;
-  hue = hue >= 6.f ? hue - 6.f : hue;
+  F hue = sector + turn + quotient(difference, larger(chroma, F{} + 1e-30f));  // from -4 to 8
+  hue = hue - 6.f * rounded(hue * (1 / 6.f) - 0.5f);  // from 0 to 6; which end makes no difference
   return {on_circle(least, chroma, magnitude(hue - 3.f) - 1.f),
           on_circle(least, chroma, 2.f - magnitude(hue - 2.f)),
           on_circle(least, chroma, 2.f - magnitude(hue - 4.f))};
 }
 
-// Steps [first, last) of the jitter; `mean_grey` is used by contrast only.
-template <class F>
-PACECORE_INLINE Rgb<F> jittered(Rgb<F> c, const Jitter& jitter, int first, int last,
-                                float mean_grey) {
+// Steps [first, last) of the jitter of N pixels; `mean_grey` is used by contrast only.
+template <class F, int N>
+PACECORE_INLINE void apply_jitter(Rgb<F> (&c)[N], const Jitter& jitter, int first, int last,
+                                  float mean_grey) {
   for (int step = first; step < last; ++step) {
-    switch (jitter.steps[step]) {
-      case kBrightness:
-        c = blended(c, F{}, jitter.factors[kBrightness]);
-        break;
-      case kContrast:
-        c = blended(c, F{} + mean_grey, jitter.factors[kContrast]);
-        break;
-      case kSaturation:
-        c = blended(c, grey(c), jitter.factors[kSaturation]);
-        break;
-      default:
-        c = hue_turned(c, jitter.hue);
+    const int kind = jitter.steps[step];
+    if (kind == kHue) {
+      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = hue_turned(c[k], jitter.hue);
+    } else if (kind == kSaturation) {
+      const float factor = jitter.factors[kSaturation];
+      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], grey(c[k]), factor);
+    } else {
+      const float factor = jitter.factors[kind];
+      const F other = F{} + (kind == kContrast ? mean_grey : 0.f);
+      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], other, factor);
     }
   }
-  return c;
 }
 
 }  // namespace pacecore

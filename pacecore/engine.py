@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
 from pacecore.config import RunOptions, input_scale, write_toml
-from pacecore.distributed import all_reduce_any, is_main, rank, world_size, wrap
+from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
+from pacecore.inputs import resident_frames, worker_count
 from pacecore.loader import (
     ClipBatch,
     ClipFormat,
-    FrameSource,
     TrainingSchedule,
     load_batches,
 )
 from pacecore.runlog import Progress, RunFolder, duration
+from pacecore.source import FrameSource
 
 __all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device"]
 
@@ -42,6 +43,7 @@ class Task(Protocol):
     kind: str  # "pretrain" or "finetune"
     model: nn.Module  # clips (B, 3, T, H, W) -> tuple of outputs, each (B, ...)
     headline: str  # the metric that the progress line shows beside the loss
+    chosen_by: str  # the held-out result whose highest value marks best.pt; "": none is kept
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         """Scalar loss and, for the log, scalars without gradient."""
@@ -151,10 +153,12 @@ class _Run:
             fused=True,
         )
         self.form = clip_format(options, device)
+        self.resident = resident_frames(source, options.data_on, device)
         self.totals = _Totals()
         self.window: list[tuple[int, Tensor, dict[str, Tensor], int]] = []
         self.bad: dict[str, str] = {}
         self.results: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}  # results of the step that best.pt was written at
         self.last_text = ""
         if resume:
             self._restore(resume)
@@ -167,6 +171,7 @@ class _Run:
         self.totals = _Totals(**content["totals"])
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])
+        self.best = dict(content["best"])
         self.folder.rewind(self.totals.step)
 
     def train(self) -> dict[str, Any]:
@@ -178,9 +183,9 @@ class _Run:
         with _stop_signals() as stop:
             for batch in self._timed_batches():
                 self._note_bad(batch)
-                self._step(batch)
+                if not all_reduce_any(len(batch) == 0, self.device):
+                    self._step(batch)
                 totals.step += 1
-                totals.clips += len(batch)
                 epoch_ends = totals.step % self.per_epoch == 0 or totals.step == self.total_steps
                 if totals.step % options.log_every == 0 or epoch_ends:
                     self._flush()
@@ -190,6 +195,9 @@ class _Run:
                     progress.close()
                     self._measure()
                 due = time.monotonic() - saved >= 60 * options.save_minutes
+                if epoch_ends and self._is_best():
+                    self.best = {"step": totals.step, **self.results}
+                    self.save("best.pt")
                 if epoch_ends or stopping or all_reduce_any(due, self.device):
                     self.save()
                     saved = time.monotonic()
@@ -209,9 +217,10 @@ class _Run:
             self.schedule,
             range(self.totals.step, self.total_steps),
             clip_frames=self.options.clip_frames,
-            workers=self.options.workers,
+            workers=worker_count(self.options.workers, self.device),
             timeout_seconds=self.options.decode_timeout,
             pin_memory=self.device.type == "cuda",
+            resident=self.resident is not None,
         )
         while True:
             before = time.monotonic()
@@ -228,7 +237,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        clips = batch.clips(self.form)
+        clips = batch.clips(self.form, self.resident)
         if self.options.accumulate == 1:
             loss, metrics = self.task.loss(self._forward(self.network, clips), batch)
             loss.backward()
@@ -283,22 +292,25 @@ class _Run:
                 f"more than max_bad = {self.options.max_bad} videos cannot be read; the last one:"
                 f" {name}: {reason}"
             )
-        if all_reduce_any(len(batch) == 0, self.device):
-            raise TrainingError(f"step {batch.number}: no video of the batch can be read")
 
     def _flush(self) -> None:
         """Reads the losses of the last steps: one line of the log, and the guard against NaN."""
         if not self.window:
             return
-        losses = torch.stack([entry[1] for entry in self.window]).cpu()
+        names = list(self.window[0][2])
+        rows = [
+            torch.stack([loss, *(metrics[name].float() for name in names)])
+            for _, loss, metrics, _ in self.window
+        ]
+        # Each rank's figures are scaled so that their mean over the ranks is the whole batch's.
+        table = all_reduce_sum(torch.stack(rows).cpu(), self.device) / world_size()
+        losses = table[:, 0]
         if not torch.isfinite(losses).all():
             place = int((~torch.isfinite(losses)).nonzero()[0])
             self._report_not_finite(self.window[place][0], float(losses[place]))
-        names = self.window[0][2]
-        values = {
-            name: float(torch.stack([entry[2][name].float() for entry in self.window]).mean())
-            for name in names
-        }
+        values = dict(zip(names, table.mean(dim=0)[1:].tolist(), strict=True))
+        clips = torch.tensor(sum(count for _, _, _, count in self.window))
+        self.totals.clips += int(all_reduce_sum(clips, self.device))
         totals = self.totals
         line = {
             "step": totals.step,
@@ -318,7 +330,7 @@ class _Run:
         )
 
     def _rate(self) -> float:
-        return self.totals.clips * world_size() / max(self.totals.seconds, 1e-9)
+        return self.totals.clips / max(self.totals.seconds, 1e-9)
 
     def _report_not_finite(self, step: int, loss: float) -> None:
         requests = self.schedule(step)
@@ -341,23 +353,28 @@ class _Run:
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
                 print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
 
-    def save(self) -> None:
-        """Writes last.pt; only after the losses so far are known to be finite."""
+    def _is_best(self) -> bool:
+        name = self.task.chosen_by
+        return name in self.results and self.results[name] > self.best.get(name, -math.inf)
+
+    def save(self, name: str = "last.pt") -> None:
+        """Writes a checkpoint; only after the losses so far are known to be finite."""
         self._flush()
         if not is_main():
             return
         save_checkpoint(
-            Path(self.options.out) / "last.pt",
+            Path(self.options.out) / name,
             {
                 "kind": self.task.kind,
                 "model": self.task.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "totals": asdict(self.totals),
                 "results": self.results,
+                "best": self.best,
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,
-                "versions": {"torch": torch.__version__, "python": platform.python_version()},
+                "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
                 **self.task.extra_state(),
             },
         )
@@ -367,15 +384,16 @@ class _Run:
         return {
             "steps": totals.step,
             "epochs": totals.step / self.per_epoch,
-            "clips": totals.clips * world_size(),
+            "clips": totals.clips,
             "seconds": totals.seconds,
             "clips_per_second": self._rate(),
             "waiting_share": totals.waited_seconds / max(totals.seconds, 1e-9),
             "device": str(self.device),
             "ranks": world_size(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "unreadable": self.bad,
             "results": self.results,
+            "best": self.best,
             "time": duration(totals.seconds),
         }
 

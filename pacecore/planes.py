@@ -37,14 +37,14 @@ class FrameSink:
     """Collects pictures into one Frames: each plane is copied once, with the decoder's own row
     stride.
 
-    capacity: how many pictures will come. codec: its name. size: (height, width) that libswscale
-    resizes to, bilinear, in 4:2:0.
+    capacity: how many pictures will come. codec: its name. planar: RGB becomes YUV 4:2:0 too,
+    BT.601, full range.
     """
 
-    def __init__(self, capacity: int, codec: str, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, capacity: int, codec: str, *, planar: bool = False) -> None:
         self._table = np.zeros((capacity, len(FRAME_COLUMNS)), dtype=np.int64)
         self._buffer = np.empty(0, dtype=np.uint8)
-        self._size = size
+        self._planar = planar
         self._codec = codec
         self._used = 0
         self._count = 0
@@ -58,7 +58,7 @@ class FrameSink:
 
     def add(self, picture: Picture) -> None:
         """Appends one picture. Raises UnsupportedFrameError."""
-        planes, strides, form = _planes(picture, self._size, self._codec)
+        planes, strides, form = _planes(picture, self._codec, self._planar)
         need = sum(map(len, planes))
         if self._used + need > len(self._buffer):
             self._grow(need)
@@ -67,14 +67,13 @@ class FrameSink:
             self._buffer[self._used : self._used + len(plane)] = plane
             offsets.append(self._used)
             self._used += len(plane)
-        height, width = self._size or (picture.height, picture.width)
         planar = len(planes) == 3
         self._table[self._count] = (
             offsets[0],
             offsets[1] if planar else 0,
             offsets[2] if planar else 0,
-            height,
-            width,
+            picture.height,
+            picture.width,
             strides[0],
             strides[1] if planar else 0,
             form.code,
@@ -96,17 +95,15 @@ class FrameSink:
 
 
 def _planes(
-    picture: Picture, size: tuple[int, int] | None, codec: str
+    picture: Picture, codec: str, planar: bool
 ) -> tuple[list[np.ndarray], list[int], FrameFormat]:
     """The bytes of each plane, its row stride, and how they are meant."""
     name, layout = picture.format.name, picture.format
-    if size == (picture.height, picture.width):
-        size = None
     if name not in _DIRECT:
         if _is_rgb(layout):
-            return _rgb(picture, size)
+            return _rgb(picture, planar)
         if _is_grey(layout):
-            return _grey(picture, size, codec)
+            return _grey(picture, codec)
     if picture.colorspace in _FOREIGN:
         raise UnsupportedFrameError(
             f"colour matrix {_FOREIGN[picture.colorspace]} is not supported"
@@ -114,15 +111,13 @@ def _planes(
     matrix = _MATRICES.get(picture.colorspace, Matrix.BT601)
     full = name.startswith("yuvj") or picture.color_range == _JPEG
     centred = codec in _CENTRED
-    if size is not None:
-        picture = _convert(picture, "yuv420p", size, full)
-    elif name not in _DIRECT:
+    if name not in _DIRECT:
         across, down = _sampling(picture)
         centred = centred and across == 2
         if (across, down) in _SAMPLINGS:
             planes, strides = _subsample(picture, across, down, full)
             return planes, strides, FrameFormat(True, matrix, full, centred)
-        picture = _convert(picture, "yuv420p", None, full)
+        picture = _convert(picture, "yuv420p", full)
     return *_three(picture), FrameFormat(True, matrix, full, centred)
 
 
@@ -140,7 +135,7 @@ def _subsample(
     """
     kept = _SAMPLINGS[across, down]
     if picture.format.name not in (kept, kept.replace("yuv", "yuvj")):
-        picture = _convert(picture, kept, None, full)
+        picture = _convert(picture, kept, full)
     planes = [_bytes(picture.planes[0], picture.height)]
     columns, rows = (picture.width + 1) // 2, (picture.height + 1) // 2
     for plane in picture.planes[1:3]:
@@ -169,16 +164,14 @@ def _across(chroma: np.ndarray, across: int, columns: int) -> np.ndarray:
     return between[:, :columns]
 
 
-def _rgb(
-    picture: Picture, size: tuple[int, int] | None
-) -> tuple[list[np.ndarray], list[int], FrameFormat]:
-    """Packed RGB as it is; resized it becomes 4:2:0, BT.601, chroma centred as libswscale does."""
-    if size is None:
-        picture = _convert(picture, "rgb24", None, None)
-        plane = picture.planes[0]
-        return [_bytes(plane, picture.height)], [plane.line_size], FrameFormat(planar=False)
-    picture = _convert(picture, "yuv420p", size, False)
-    return *_three(picture), FrameFormat(centre_sited=True)
+def _rgb(picture: Picture, planar: bool) -> tuple[list[np.ndarray], list[int], FrameFormat]:
+    """Packed RGB as it is, or as YUV."""
+    if planar:
+        planes, strides = _subsample(_convert(picture, "yuv444p", True), 1, 1, True)
+        return planes, strides, FrameFormat(full_range=True)
+    picture = _convert(picture, "rgb24", None)
+    plane = picture.planes[0]
+    return [_bytes(plane, picture.height)], [plane.line_size], FrameFormat(planar=False)
 
 
 def _three(picture: Picture) -> tuple[list[np.ndarray], list[int]]:
@@ -195,16 +188,14 @@ def _bytes(plane: Any, rows: int) -> np.ndarray:
     return np.frombuffer(plane, dtype=np.uint8)[: plane.line_size * rows]
 
 
-def _grey(
-    picture: Picture, size: tuple[int, int] | None, codec: str
-) -> tuple[list[np.ndarray], list[int], FrameFormat]:
+def _grey(picture: Picture, codec: str) -> tuple[list[np.ndarray], list[int], FrameFormat]:
     """Luma as it is, chroma at its middle."""
     # Where nothing is said, video codecs mean limited range (their standards' default), still and
     # lossless ones full.
     unsaid = picture.color_range not in (_MPEG, _JPEG)
     full = picture.color_range == _JPEG or (unsaid and codec in _FULL_GREY)
-    if picture.format.name != "gray" or size is not None:
-        picture = _convert(picture, "gray", size, None)  # libswscale keeps the range of grey
+    if picture.format.name != "gray":
+        picture = _convert(picture, "gray", None)  # libswscale keeps the range of grey
     luma = picture.planes[0]
     columns = (picture.width + 1) // 2
     chroma = np.full(columns * ((picture.height + 1) // 2), 128, dtype=np.uint8)
@@ -220,18 +211,11 @@ def _is_grey(layout: Any) -> bool:
     return layout.name.startswith(("gray", "ya8", "ya16", "yaf", "mono"))
 
 
-def _convert(
-    picture: Picture, name: str, size: tuple[int, int] | None, full: bool | None
-) -> Picture:
-    """libswscale to another pixel format or size; matrix and range stay (full None: as the format
-    has it).
-    """
-    height, width = size or (picture.height, picture.width)
+def _convert(picture: Picture, name: str, full: bool | None) -> Picture:
+    """libswscale to another pixel format; matrix and range stay (full None: as formats have it)."""
     span = 0 if full is None else _JPEG if full else _MPEG
     space = picture.colorspace if picture.colorspace in _MATRICES else 5  # 5: BT.601
     return picture.reformat(
-        width=width,
-        height=height,
         format=name,
         src_colorspace=space,
         dst_colorspace=space,

@@ -17,12 +17,18 @@ from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import clip_format, fit, load_resume, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
-from pacecore.inputs import Inputs, open_inputs
-from pacecore.loader import ClipBatch, FrameSource, TrainingSchedule
+from pacecore.inputs import Inputs, open_inputs, worker_count
+from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
+from pacecore.pictures import clip_sheet, to_rgb
+from pacecore.runlog import RunFolder
 from pacecore.sampling import loop_share
+from pacecore.source import FrameSource
+from pacecore.video_writer import write_png
 
-__all__ = ["PaceModel", "pace_model", "pretrain"]
+_SHEET_CLIPS = 8
+
+__all__ = ["PaceModel", "PaceTask", "pace_model", "pretrain"]
 
 
 class PaceModel(nn.Module):
@@ -56,7 +62,7 @@ def pace_model(options: TrainOptions) -> PaceModel:
 
 
 @dataclass
-class _PaceTask:
+class PaceTask:
     """What fit() needs to know of pace prediction."""
 
     options: TrainOptions
@@ -65,6 +71,7 @@ class _PaceTask:
     device: torch.device
     kind: str = "pretrain"
     headline: str = "accuracy"
+    chosen_by: str = ""
     last: PaceResult | None = field(default=None)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
@@ -80,7 +87,7 @@ class _PaceTask:
             self.options.sampling(),
             clip_format(self.options, self.device),
             self.device,
-            workers=self.options.workers,
+            workers=worker_count(self.options.workers, self.device),
             amp=self.options.amp == "bf16",
         )
         return {
@@ -115,12 +122,13 @@ def pretrain(
         if is_main():
             print(_data_words(options, data), flush=True)
         model = pace_model(options)
-        task = _PaceTask(options, model, data.held_out, device)
+        task = PaceTask(options, model, data.held_out, device)
         counts = tuple(data.train.num_frames(video) for video in range(len(data.train)))
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
         if is_main() and not resume:
+            RunFolder(Path(options.out))
             _sample_sheet(options, schedule, data.train)
         summary = fit(
             task, data.train, schedule, options, device, identity=data.identity, resume=content
@@ -130,6 +138,22 @@ def pretrain(
             text = json.dumps(summary, indent=1, default=str)
             (Path(options.out) / "summary.json").write_text(text + "\n", encoding="utf-8")
         return summary
+
+
+def _sample_sheet(options: TrainOptions, schedule: TrainingSchedule, source: FrameSource) -> None:
+    """Writes clips.png: the first clips of the run as the network sees them, one a row.
+
+    A wrong channel order, range or crop is seen at a glance.
+    """
+    chosen = schedule(0)[: max(1, _SHEET_CLIPS // options.views)]
+    batch = next(
+        load_batches(source, lambda _: chosen, [0], clip_frames=options.clip_frames, workers=0)
+    )
+    if len(batch) == 0:
+        return
+    form = clip_format(options, torch.device("cpu"))
+    pictures = to_rgb(batch.clips(form), form.mean, form.std, form.channel_order)
+    write_png(Path(options.out) / "clips.png", clip_sheet(pictures[:_SHEET_CLIPS]))
 
 
 def _data_words(options: TrainOptions, data: Inputs) -> str:
@@ -143,4 +167,5 @@ def _data_words(options: TrainOptions, data: Inputs) -> str:
             for pace in sampling.paces
         ]
         looping = "clips that loop, which betrays their pace: " + ", ".join(shares)
-    return f"data: {data.words}\n{looping}"
+    left_out = "".join(f"\nleft out: {path}: {reason}" for path, reason in data.unreadable)
+    return f"data: {data.words}\n{looping}{left_out}"

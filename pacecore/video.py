@@ -16,6 +16,7 @@ import numpy as np
 
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
+from pacecore.media import picture_files
 from pacecore.planes import FrameSink, UnsupportedFrameError
 from pacecore.timeline import (
     PacketRecord,
@@ -26,30 +27,29 @@ from pacecore.timeline import (
     from_vops,
 )
 
-__all__ = ["MAX_PIXELS", "VideoError", "VideoInfo", "decode", "decode_all", "probe"]
+__all__ = [
+    "MAX_PIXELS",
+    "VideoError",
+    "VideoInfo",
+    "decode",
+    "decode_all",
+    "probe",
+]
 
 MAX_PIXELS = 2**26  # of one frame: twice 8K; a damaged header may claim gigabytes
 # Containers whose packets carry the presentation stamp that the encoder wrote.
 _STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
+# fmt: off
 _IN_ORDER = {
-    "mjpeg",
-    "ffv1",
-    "rawvideo",
-    "huffyv",
-    "ffvhuff",
-    "utvideo",
-    "png",
-    "dvvideo",
-    "qtrle",
-    "vp8",
+    "mjpeg", "ffv1", "rawvideo", "huffyv", "ffvhuff", "utvideo", "png", "dvvideo", "qtrle", "vp8",
     "prores",
 }
-_SEEK_GAP = 2  # frames between two wanted ones that cost as much to decode as a seek and its flush
+# fmt: on
+# Frames between two wanted ones that cost about as much to decode as a seek and its flush.
+_SEEK_GAP = 2
 
-av.logging.set_level(
-    None
-)  # FFmpeg's own messages on damaged files; the reason is in the VideoError
+av.logging.set_level(None)  # FFmpeg's own messages on damaged files; the reason is in VideoError
 
 
 class VideoError(PacecoreError):
@@ -93,6 +93,8 @@ def probe(path: str | Path) -> VideoInfo:
     MPEG-4 part 2 is counted by its picture types. Anything else is decoded once. Raises VideoError:
     no such file, no video, truncated, damaged.
     """
+    if Path(path).is_dir():
+        return _probe_pictures(path)
     with _opened(path) as (container, stream):
         packets = list(_records(container, stream))
         if not packets:
@@ -126,27 +128,31 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
     info = info or probe(path)
     if wanted[-1] >= info.num_frames:
         raise VideoError(path, f"has {info.num_frames} frames, frame {wanted[-1]} was asked for")
+    if Path(path).is_dir():
+        return _decode_pictures(path, wanted)
     try:
         return _decode_seeking(path, wanted, info.timeline)
     except _OutOfStep:
         return _decode_from_start(path, wanted, info.timeline)
 
 
-def decode_all(
-    path: str | Path, size: tuple[int, int] | None = None, chunk: int = 32
-) -> Iterator[Frames]:
-    """Every frame of a video in order, at most `chunk` at a time; `size` (height, width) resizes
-    bilinearly, to 4:2:0.
+def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> Iterator[Frames]:
+    """Every frame of a video in order, at most `chunk` at a time; planar: RGB becomes YUV too.
 
     Raises VideoError where decoding fails.
     """
+    if Path(path).is_dir():
+        for first in range(0, len(files := picture_files(path)), chunk):
+            wanted = np.arange(first, min(first + chunk, len(files)))
+            yield _decode_pictures(path, wanted, planar=planar)
+        return
     with _opened(path) as (container, stream):
-        sink = FrameSink(chunk, stream.codec_context.name, size)
+        sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
         for frame in _decoded(path, stream, container):
             _add(path, sink, frame)
             if sink.full:
                 yield sink.frames()
-                sink = FrameSink(chunk, stream.codec_context.name, size)
+                sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
         if len(sink):
             yield sink.frames()
 
@@ -158,8 +164,10 @@ def _opened(path: str | Path) -> Iterator[tuple]:
     """
     try:
         container = av.open(str(path), metadata_errors="replace")
-    except (OSError, ValueError) as error:  # av's errors are both
+    except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
+    except MemoryError:
+        raise VideoError(path, "needs more memory than there is") from None
     try:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         # An attached picture (cover art) is a stream of one still image, marked so.
@@ -175,6 +183,8 @@ def _opened(path: str | Path) -> Iterator[tuple]:
         yield container, stream
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise VideoError(path, _reason(error)) from None
+    except MemoryError:
+        raise VideoError(path, "needs more memory than there is") from None
     finally:
         container.close()
 
@@ -205,7 +215,7 @@ def _records(
 ) -> Iterator[PacketRecord]:
     codec = stream.codec_context.name
     for packet in _packets(container, stream):
-        if packet.is_corrupt:
+        if packet.is_corrupt and container.format.name in _STAMPED | {"avi"}:
             raise VideoError(container.name, "truncated: it ends within a frame")
         vops: tuple[int, ...] = ()
         if codec == "mpeg4":
@@ -293,7 +303,7 @@ def _decode_packets(
         yield from context.decode(None)
     except av.error.EOFError:
         return
-    except (av.error.FFmpegError, MemoryError) as error:
+    except av.error.FFmpegError as error:
         raise VideoError(path, f"does not decode after {shown} frames: {_reason(error)}") from None
 
 
@@ -330,7 +340,7 @@ def _decode_seeking(path: str | Path, wanted: np.ndarray, timeline: Timeline) ->
 
 
 def _run_length(wanted: np.ndarray, first: int, timeline: Timeline) -> int:
-    """End of the frames that are decoded in one go: a later key frame beyond a gap is worth a seek."""
+    """End of the frames decoded in one go: a later key frame beyond a gap is worth a seek."""
     entries = timeline.key_frames[
         np.searchsorted(timeline.key_frames, wanted[first + 1 :], side="right") - 1
     ]
@@ -350,9 +360,12 @@ def _decode_run(
     frames do not match.
     """
     entry = timeline.entry(int(wanted[0]))
-    packets = _packets_from(container, stream, int(timeline.key_stamps[entry]))
+    if entry == 0:  # only the first run begins here, where the opened file stands already
+        packets, count = _packets(container, stream), -1
+    else:
+        packets, count = _packets_from(container, stream, int(timeline.key_stamps[entry])), None
     keys = set(timeline.key_frames.tolist())
-    taken, count = 0, None
+    taken = 0
     for frame in _decode_packets(path, stream, packets):
         if timeline.stamps is not None:
             number = _number(timeline, frame)
@@ -399,3 +412,42 @@ def _add(path: str | Path, sink: FrameSink, frame: av.VideoFrame) -> None:
         sink.add(frame)
     except UnsupportedFrameError as error:
         raise VideoError(path, str(error)) from None
+
+
+# Folders of still pictures, one a frame
+
+
+def _probe_pictures(path: str | Path) -> VideoInfo:
+    files = picture_files(path)
+    if not files:
+        raise VideoError(path, "a folder without pictures")
+    with _opened(files[0]) as (_, stream):
+        height, width = stream.codec_context.height, stream.codec_context.width
+        codec, pixel_format = stream.codec_context.name, stream.codec_context.pix_fmt
+    start = np.zeros(1, dtype=np.int64)
+    return VideoInfo(
+        num_frames=len(files),
+        height=height,
+        width=width,
+        rate=None,
+        duration_seconds=None,
+        codec=codec,
+        container="pictures",
+        pixel_format=pixel_format,
+        claimed_frames=0,
+        variable_rate=False,
+        timeline=Timeline(len(files), None, start, start),
+    )
+
+
+def _decode_pictures(path: str | Path, wanted: np.ndarray, *, planar: bool = False) -> Frames:
+    files = picture_files(path)
+    sink = None
+    for number in wanted:
+        with _opened(files[number]) as (container, stream):
+            sink = sink or FrameSink(len(wanted), stream.codec_context.name, planar=planar)
+            picture = next(_decoded(files[number], stream, container), None)
+            if picture is None:
+                raise VideoError(files[number], "holds no picture")
+            _add(files[number], sink, picture)
+    return sink.frames()

@@ -1,8 +1,8 @@
 """What every test file shares: the list of devices that the op tests run on.
 
-`device` is a fixture with three values. "emulated" runs the CUDA kernels on the CPU
-(tests/cuda_on_cpu), under three orders of their threads, whose results must agree bit for bit;
-there the tensors are on the CPU.
+`device` is a fixture with four values. The two "emulated" ones run the CUDA kernels on the CPU
+(tests/cuda_on_cpu) as a GPU of that architecture would, under three orders of their threads, whose
+results must agree bit for bit; there the tensors are on the CPU.
 """
 
 import os
@@ -13,7 +13,7 @@ import torch
 
 from tests.cuda_on_cpu import devices
 
-DEVICES = ("cpu", "emulated", "cuda")
+DEVICES = ("cpu", "emulated_sm86", "emulated_sm90", "cuda")
 
 
 def require(variable: str, reason: str) -> None:
@@ -33,11 +33,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             require("PACECORE_REQUIRE_CUDA", "no CUDA device is visible to torch")
         with devices.hardware():
             yield torch.device("cuda")
-    elif request.param == "emulated":
+    elif request.param.startswith("emulated"):
         reason = devices.emulation_missing()
         if reason:
             require("PACECORE_REQUIRE_EMULATION", reason)
-        with devices.emulation():
+        with devices.emulation(int(request.param[-2:])):
             yield torch.device("cpu")
     else:
         yield torch.device("cpu")

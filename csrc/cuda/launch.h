@@ -44,9 +44,9 @@ inline int multiprocessor_count(const Tensor& tensor) {
 
 // Dynamic shared memory of a kernel, aligned for 16-byte accesses: PACECORE_DYNAMIC_SHARED(float,
 // tile);
-#define PACECORE_DYNAMIC_SHARED(type, name)                     \
-  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
-  type* name = reinterpret_cast<type*>(name##_bytes)
+#define PACECORE_DYNAMIC_SHARED(type, name)                              \
+  extern __shared__ __align__(16) unsigned char name##_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(name##_dynamic_shared)
 
 // PACECORE_LAUNCH(kernel<float>, grid, block, shared_bytes, stream, arguments...): raises the
 // shared memory limit where more than 48 KB is asked for, launches, and raises the launch's own

@@ -1,6 +1,7 @@
 """The meaning of `pace_clip` in plain torch, in any float type.
 
-The oracle of the tests and the baseline of the benchmark.
+The oracle of the tests and the baseline of the benchmark: all frames at once, no branch on values,
+so that it compiles into one graph.
 """
 
 import torch
@@ -15,26 +16,26 @@ _GREY = (0.2989, 0.587, 0.114)
 
 
 def axis_taps(
-    positions: Tensor, size_in: int, size_out: int, chroma: str | None = None
+    positions: Tensor, size_in: Tensor, size_out: int, between: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where output positions lie along one axis.
+    """Where output positions lie along one axis of the source.
 
-    Gives the index of the sample before, of the one after, and the weight of the second.
-
-    positions: (n,) int64 pixels of the resized image; half-pixel centres, clamped to the first and
-    last sample. chroma: None for luma or RGB; "even" for chroma samples that lie on even luma
-    samples, "between" for half a sample further.
+    positions: int64 pixels of the resized image, and size_in: int64 samples of luma, of shapes that
+    broadcast. Half-pixel centres, clamped to the first and last sample. between: None for luma or
+    RGB; for chroma whether its samples lie half a sample past even luma samples, or on them.
+    Gives the index of the sample before, of the one after, and the float64 weight of the second.
     """
     denominator = 2 * size_out
-    place = ((2 * positions + 1) * size_in - size_out).clamp(0, (size_in - 1) * denominator)
-    if chroma is not None:
-        place = place - (size_out if chroma == "between" else 0)
+    place = ((2 * positions + 1) * size_in - size_out).clamp(min=0)
+    place = torch.minimum(place, (size_in - 1) * denominator)
+    if between is not None:
         denominator *= 2
         size_in = (size_in + 1) // 2
-        place = place.clamp(0, (size_in - 1) * denominator)
+        place = (place - size_out * between).clamp(min=0)
+        place = torch.minimum(place, (size_in - 1) * denominator)
     first = place // denominator
     weight = (place - first * denominator).double() / denominator
-    return first, (first + 1).clamp(max=size_in - 1), weight
+    return first, torch.minimum(first + 1, size_in - 1), weight
 
 
 def yuv_to_rgb_matrix(format_code: int) -> tuple[Tensor, Tensor]:
@@ -52,60 +53,83 @@ def yuv_to_rgb_matrix(format_code: int) -> tuple[Tensor, Tensor]:
     return matrix, -matrix @ black
 
 
-def _sampled(plane: Tensor, rows: tuple, columns: tuple, dtype: torch.dtype) -> Tensor:
-    """Bilinear at every row and column of the taps: (h, w) or (h, w, c) uint8 to (H, W) or (H, W, c)."""
+def _sampled(
+    data: Tensor,
+    start: Tensor,
+    rows: tuple[Tensor, ...],
+    row_bytes: Tensor,
+    columns: tuple[Tensor, ...],
+    column_bytes: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Bilinear samples (B, T, H, W) of planes that start at byte `start` (B, T, 1, 1) of data.
+
+    rows and columns are taps, (B, T, H, 1) and (B, T, 1, W).
+    """
     (top, bottom, down), (left, right, across) = rows, columns
-    down = down.to(dtype).view(-1, *[1] * (plane.dim() - 1))
-    across = across.to(dtype).view(1, -1, *[1] * (plane.dim() - 2))
-    upper, lower = plane[top].to(dtype), plane[bottom].to(dtype)
-    blended = upper + down * (lower - upper)
-    first, second = blended[:, left], blended[:, right]
+    down, across = down.to(dtype), across.to(dtype)
+
+    def at(row: Tensor, column: Tensor) -> Tensor:
+        place = start + row * row_bytes + column * column_bytes
+        return data[place.clamp(0, data.shape[0] - 1)].to(dtype)
+
+    first = at(top, left) + down * (at(bottom, left) - at(top, left))
+    second = at(top, right) + down * (at(bottom, right) - at(top, right))
     return first + across * (second - first)
 
 
 def resized_rgb(
     frames: Frames,
-    row: int,
-    crop: tuple[int, int, int],
+    plan: Tensor,
+    crop: Tensor,
     resize: tuple[int, int],
     crop_size: tuple[int, int],
     dtype: torch.dtype,
+    planar: bool | None = None,
 ) -> Tensor:
-    """The crop of one resized frame, flipped if asked, RGB in 0..255: (3, H, W)."""
-    y_offset, u_offset, v_offset, height, width, stride, chroma_stride, code = frames.table[
-        row
-    ].tolist()
-    top, left, flip = crop
+    """The crops of resized frames, flipped if asked, RGB in 0..255: (B, T, 3, H, W).
+
+    planar: all frames are planar YUV, or none is; None where they are mixed.
+    """
     device = frames.data.device
-    down = torch.arange(top, top + crop_size[0], device=device)
-    across = torch.arange(left, left + crop_size[1], device=device)
-    across = across.flip(0) if flip else across
-
-    def plane(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
-        return torch.as_strided(frames.data, shape, strides, frames.data.storage_offset() + offset)
-
-    rows = axis_taps(down, height, resize[0])
-    columns = axis_taps(across, width, resize[1])
-    if not code & 1:
-        pixels = plane(y_offset, (height, width, 3), (stride, 3, 1))
-        return _sampled(pixels, rows, columns, dtype).permute(2, 0, 1)
-    chroma_rows = axis_taps(down, height, resize[0], "between")
-    chroma_columns = axis_taps(across, width, resize[1], "between" if code & 16 else "even")
-    half = ((height + 1) // 2, (width + 1) // 2)
-    yuv = torch.stack(
-        [
-            _sampled(plane(y_offset, (height, width), (stride, 1)), rows, columns, dtype),
-            *(
-                _sampled(
-                    plane(offset, half, (chroma_stride, 1)), chroma_rows, chroma_columns, dtype
-                )
-                for offset in (u_offset, v_offset)
-            ),
-        ]
-    )
-    matrix, offset = yuv_to_rgb_matrix(code)
-    rgb = torch.einsum("cd,dhw->chw", matrix.to(yuv), yuv) + offset.to(yuv).view(3, 1, 1)
-    return rgb.clamp(0, 255)
+    table = frames.table[plan.long()][..., None, None].unbind(2)  # 8 of (B, T, 1, 1)
+    y_start, u_start, v_start, height, width, stride, chroma_stride, code = table
+    top, left, flip = crop.long()[:, None, :, None, None].unbind(2)  # (B, 1, 1, 1)
+    down = top + torch.arange(crop_size[0], device=device).view(1, 1, -1, 1)
+    across = torch.arange(crop_size[1], device=device).view(1, 1, 1, -1)
+    across = left + torch.where(flip == 1, crop_size[1] - 1 - across, across)
+    rows, columns = axis_taps(down, height, resize[0]), axis_taps(across, width, resize[1])
+    results = []
+    if planar is not False:
+        between = (code >> 4 & 1).bool()
+        chroma_rows = axis_taps(down, height, resize[0], torch.ones_like(between))
+        chroma_columns = axis_taps(across, width, resize[1], between)
+        luma = _sampled(frames.data, y_start, rows, stride, columns, 1, dtype)
+        u, v = (
+            _sampled(frames.data, start, chroma_rows, chroma_stride, chroma_columns, 1, dtype)
+            for start in (u_start, v_start)
+        )
+        matrices, offsets = zip(
+            *(yuv_to_rgb_matrix(2 * i) for i in (0, 1, 2, 0, 4, 5, 6)), strict=True
+        )
+        kind = (code >> 1 & 7)[..., 0, 0]
+        matrix = torch.stack(matrices).to(device, dtype)[kind][
+            ..., None, None
+        ]  # (B, T, 3, 3, 1, 1)
+        offset = torch.stack(offsets).to(device, dtype)[kind][..., None, None]
+        yuv = torch.stack([luma, u, v], dim=2)
+        results.append(((matrix * yuv[:, :, None]).sum(3) + offset).clamp(0, 255))
+    if not planar:
+        results.append(
+            torch.stack(
+                [
+                    _sampled(frames.data, y_start + c, rows, stride, columns, 3, dtype)
+                    for c in range(3)
+                ],
+                dim=2,
+            )
+        )
+    return results[0] if len(results) == 1 else torch.where(code[..., None] % 2 == 1, *results)
 
 
 def _grey(rgb: Tensor) -> Tensor:
@@ -120,9 +144,8 @@ def _hue_turned(rgb: Tensor, turns: Tensor) -> Tensor:
     chroma = value - least
     flat = chroma == 0
     saturation = chroma / torch.where(value == 0, 1, value)
-    red, green, blue = (
-        (value.unsqueeze(-3) - rgb) / torch.where(flat, 1, chroma).unsqueeze(-3)
-    ).unbind(-3)
+    to_most = (value.unsqueeze(-3) - rgb) / torch.where(flat, 1, chroma).unsqueeze(-3)
+    red, green, blue = to_most.unbind(-3)
     sector = torch.where(
         value == rgb.select(-3, 0),
         blue - green,
@@ -137,9 +160,13 @@ def _hue_turned(rgb: Tensor, turns: Tensor) -> Tensor:
     t = value * (1 - saturation * (1 - rest))
     index = index.long() % 6
     table = ((value, q, p, p, t, value), (t, value, value, q, p, p), (p, p, t, value, value, q))
-    stacked = torch.stack([torch.stack(channel, -3) for channel in table], -4)  # (..., 3, 6, H, W)
-    picked = index.unsqueeze(-3).unsqueeze(-3).expand(*stacked.shape[:-3], 1, *stacked.shape[-2:])
-    return stacked.gather(-3, picked).squeeze(-3)
+    channels = []
+    for choices in table:
+        channel = choices[5]
+        for i in range(5):
+            channel = torch.where(index == i, choices[i], channel)
+        channels.append(channel)
+    return torch.stack(channels, -3)
 
 
 def adjusted(rgb: Tensor, step: int, factor: Tensor) -> Tensor:
@@ -156,8 +183,7 @@ def adjusted(rgb: Tensor, step: int, factor: Tensor) -> Tensor:
 def _jittered(rgb: Tensor, jitter: Tensor, order: Tensor) -> Tensor:
     """rgb (..., 3, H, W) in 0..1, jitter (..., 4), order (...): every frame its own.
 
-    No branch on values, so that it compiles into one graph: each of the four places computes all
-    steps and picks one.
+    Each of the four places computes all steps and picks one.
     """
     factors = jitter.to(rgb).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)  # (..., 4, 1, 1, 1)
     for place in range(4):
@@ -183,24 +209,18 @@ def pace_clip(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     compute_dtype: torch.dtype = torch.float64,
+    planar: bool | None = None,
 ) -> Tensor:
-    """As the op of this name, computed in `compute_dtype` and rounded once to `dtype`."""
-    crops = crop.tolist()
-    clips = torch.stack(
-        [
-            torch.stack(
-                [
-                    resized_rgb(frames, row, tuple(crops[b]), resize, crop_size, compute_dtype)
-                    for row in rows
-                ]
-            )
-            for b, rows in enumerate(plan.tolist())
-        ]
-    )  # (B, T, 3, H, W)
+    """As the op of this name, computed in `compute_dtype` and rounded once to `dtype`.
+
+    planar: as in `resized_rgb`, to leave out what the frames do not need.
+    """
+    clips = resized_rgb(frames, plan, crop, resize, crop_size, compute_dtype, planar)
     if jitter is not None:
         clips = _jittered(clips / 255, jitter, jitter_order) * 255
     centre, spread = (
-        torch.tensor(v, dtype=compute_dtype).to(clips).view(3, 1, 1) for v in (mean, std)
+        torch.tensor(values, dtype=compute_dtype, device=clips.device).view(3, 1, 1)
+        for values in (mean, std)
     )
     clips = (clips - centre) / spread
     clips = clips.flip(2) if channel_order == "bgr" else clips

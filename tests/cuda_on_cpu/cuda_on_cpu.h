@@ -21,7 +21,6 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -275,11 +274,21 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 // ---- launch.h's part
 namespace cuda_on_cpu {
 
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared_bytes, Arguments&&... arguments) {
-  const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
-  run_grid(name, grid, block, shared_bytes, [&] { std::apply(kernel, parameters); });
+// "pace_clip_kernel<float, 4>", by the compiler's own name of this instance.
+template <auto kernel>
+std::string name_of() {
+  std::string name = __PRETTY_FUNCTION__;
+  name = name.substr(name.find("kernel = ") + 9);
+  name = name.substr(0, name.find_first_of(";]"));
+  for (const std::string part : {"{anonymous}::", "pacecore::"})
+    for (size_t at; (at = name.find(part)) != std::string::npos;) name.erase(at, part.size());
+  return name;
+}
+
+template <typename... Parameters>
+void launch(const std::string& name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, unsigned cluster, std::type_identity_t<Parameters>... arguments) {
+  run_grid(name, grid, block, shared_bytes, cluster, [&] { kernel(arguments...); });
 }
 
 }  // namespace cuda_on_cpu
@@ -287,10 +296,11 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 #define PACECORE_DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(cuda_on_cpu::dynamic_shared())
 
-#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                      \
-  do {                                                                                       \
-    (void)(stream);                                                                          \
-    ::cuda_on_cpu::launch(#kernel, &kernel, (grid), (block), (shared_bytes), ##__VA_ARGS__); \
+#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                \
+  do {                                                                                 \
+    (void)(stream);                                                                    \
+    ::cuda_on_cpu::launch(::cuda_on_cpu::name_of<&kernel>(), &kernel, (grid), (block), \
+                          (shared_bytes), 1, ##__VA_ARGS__);                           \
   } while (false)
 
 #ifndef CUDA_ON_CPU_WITHOUT_TORCH

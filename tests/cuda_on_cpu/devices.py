@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pacecore.ops  # noqa: F401  every op registered, before a namespace is added
 from pacecore.ops import library
@@ -16,6 +15,7 @@ from pacecore.ops import library
 from . import build
 
 __all__ = [
+    "NAMESPACE",
     "SCHEDULES",
     "ScheduleError",
     "emulation",
@@ -24,8 +24,10 @@ __all__ = [
     "library_path",
 ]
 
+NAMESPACE = "pacecore_every_schedule"
 SCHEDULES = {"forwards": 0, "backwards": 1, "shuffled": 2}
 LIBRARY_VARIABLE = "PACECORE_EMULATION_LIBRARY"  # a library built before, say with sanitizers
+_kept: list[torch.library.Library] = []  # definitions live as long as these
 
 
 class ScheduleError(AssertionError):
@@ -39,9 +41,24 @@ def emulation_missing() -> str | None:
 
 @functools.cache
 def library_path() -> Path:
-    """The emulated ops' library, built if need be, and loaded under its namespace."""
+    """The library of the emulated kernels, built if need be, its ops under torch.ops.NAMESPACE.
+
+    The library's own namespace has the kernels as they are. NAMESPACE has ops of the same schemas
+    that run these under every schedule, and the fakes and backwards of the real ones.
+    """
     path = Path(os.environ.get(LIBRARY_VARIABLE) or build.build())
-    library.add_namespace(str(path), build.NAMESPACE)
+    torch.ops.load_library(path)
+    definitions = torch.library.Library(NAMESPACE, "DEF")
+    _kept.append(definitions)
+    for name in torch._C._dispatch_get_all_op_names():
+        namespace, _, op = name.partition("::")
+        if namespace == build.NAMESPACE:
+            kernel = getattr(getattr(torch.ops, namespace), op).default
+            if kernel._schema.is_mutable:
+                raise NotImplementedError(f"{kernel} writes its arguments: it cannot be run thrice")
+            definitions.define(str(kernel._schema).partition("::")[2])
+            definitions.impl(op, functools.partial(run_every_schedule, kernel), "CPU")
+    library.add_namespace(str(path), NAMESPACE)
     return path
 
 
@@ -62,41 +79,37 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-class EverySchedule(TorchDispatchMode):
-    """Runs each emulated op under all three schedules; they must agree."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func.namespace != build.NAMESPACE:
-            return func(*args, **kwargs)
-        if func._schema.is_mutable:
-            raise NotImplementedError(f"{func} writes its arguments, so it cannot be run thrice")
-        results = {}
-        try:
-            for seed, name in enumerate(SCHEDULES):
-                set_schedule(name, seed)
-                results[name] = func(*args, **kwargs)
-        finally:
-            set_schedule("forwards")
-        first = tensors(results["forwards"])
-        for name, result in results.items():
-            for place, (a, b) in enumerate(zip(first, tensors(result), strict=True)):
-                if not same_bits(a, b):
-                    raise ScheduleError(
-                        f"{func}: result {place} differs between threads run forwards and {name}: "
-                        "a barrier is missing, or memory is read that was never written"
-                    )
-        return results["forwards"]
+def run_every_schedule(kernel: torch._ops.OpOverload, *args, **kwargs) -> object:
+    """What the kernel returns, under three orders of its threads that must agree in every bit."""
+    results = {}
+    try:
+        for seed, name in enumerate(SCHEDULES):
+            set_schedule(name, seed)
+            results[name] = kernel(*args, **kwargs)
+    finally:
+        set_schedule("forwards")
+    first = tensors(results["forwards"])
+    for name, result in results.items():
+        for place, (a, b) in enumerate(zip(first, tensors(result), strict=True)):
+            if not same_bits(a, b):
+                raise ScheduleError(
+                    f"{kernel}: result {place} differs between threads run forwards and {name}: "
+                    "a barrier is missing, or memory is read that was never written"
+                )
+    return results["forwards"]
 
 
 @contextmanager
-def emulation() -> Iterator[None]:
-    """Within the block the ops run the CUDA kernels on CPU tensors, and torch.empty gives NaN."""
-    library_path()
+def emulation(architecture: int) -> Iterator[None]:
+    """Within the block the ops run the CUDA kernels on CPU tensors, and torch.empty gives NaN.
+
+    architecture: of the GPU that is played, 86 (no clusters, little shared memory) or 90.
+    """
+    ctypes.CDLL(str(library_path())).cuda_on_cpu_set_device(architecture)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with library.use_namespace(build.NAMESPACE), EverySchedule():
+        with library.use_namespace(NAMESPACE):
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic)

@@ -32,10 +32,10 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 4096;
-constexpr size_t kSharedLimit = 163 * 1024;  // dynamic shared memory of a block on sm_80
+constexpr Device kDevices[] = {{86, 99 * 1024, 1}, {90, 227 * 1024, 8}};
 
 enum class Schedule : int { forwards = 0, backwards = 1, shuffled = 2 };
-enum class State { ready, at_barrier, at_collective, ended };
+enum class State { ready, at_barrier, at_cluster_barrier, at_collective, ended };
 
 struct Copy {
   void* destination;
@@ -56,19 +56,41 @@ struct Fiber {
   std::deque<std::vector<Copy>> copies;  // committed groups, oldest first, and the open one
 };
 
+struct Barrier {
+  size_t arrived = 0;
+  int votes = 0;
+  int result = 0;
+  Site site;
+};
+
+struct Warp {
+  unsigned living = 0;   // lanes that have not ended
+  unsigned waiting = 0;  // of them, lanes at a warp-wide operation
+};
+
+struct Block {
+  uint3 index{};
+  Barrier barrier;
+  // Of its exact size and from the heap, so that AddressSanitizer guards its ends.
+  std::unique_ptr<unsigned char[]> dynamic_shared;
+  std::vector<unsigned char> static_shared;  // while another block of its cluster runs
+};
+
+// What runs now: one cluster, which is one block unless the launch says otherwise.
 struct {
+  Device device = kDevices[1];
   Schedule schedule = Schedule::forwards;
   std::mt19937_64 random;
   uint64_t seed = 0;
-  const char* kernel = "";
+  std::string kernel;
   const std::function<void()>* body = nullptr;
-  void* dynamic_shared = nullptr;
-  std::vector<Fiber> fibers;  // grows to the largest block seen; stacks are kept
-  size_t count = 0;           // threads of the block that runs
-  size_t arrived = 0;         // at the barrier
-  int votes = 0;
-  int vote_result = 0;
-  Site barrier_site;
+  size_t shared_bytes = 0;
+  std::vector<Block> blocks;
+  size_t loaded = 0;  // the block whose static shared memory is in place
+  Barrier cluster_barrier;
+  std::vector<Warp> warps;    // of block after block
+  std::vector<Fiber> fibers;  // of block after block; grows to the most seen, stacks are kept
+  size_t count = 0;           // threads of a block
   Fiber* running = nullptr;
   std::string fault;
   void* main_stack_pointer = nullptr;
@@ -123,7 +145,38 @@ void to_main(bool for_good) {
 #endif
 }
 
+size_t number_of(const Fiber& fiber) { return &fiber - now.fibers.data(); }
+
+Block& block_of(const Fiber& fiber) { return now.blocks[number_of(fiber) / now.count]; }
+
+size_t warps_of_block() { return (now.count + 31) / 32; }
+
+Warp& warp_of(const Fiber& fiber) {
+  const size_t number = number_of(fiber);
+  return now.warps[number / now.count * warps_of_block() + number % now.count / 32];
+}
+
+// Static shared memory of all kernels together. Not instrumented, here and in poison(): the
+// redzones between the variables are copied too.
+__attribute__((no_sanitize("address"), noinline)) void copy_bytes(volatile unsigned char* to,
+                                                                  const unsigned char* from,
+                                                                  size_t count) {
+  for (size_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+size_t static_bytes() { return __stop_cuda_shared - __start_cuda_shared; }
+
+void load_block(size_t number) {
+  if (number != now.loaded) {
+    copy_bytes(now.blocks[now.loaded].static_shared.data(), __start_cuda_shared, static_bytes());
+    copy_bytes(__start_cuda_shared, now.blocks[number].static_shared.data(), static_bytes());
+    now.loaded = number;
+  }
+  blockIdx = now.blocks[number].index;
+}
+
 void resume(Fiber& fiber) {
+  load_block(number_of(fiber) / now.count);
   now.running = &fiber;
   threadIdx = fiber.index;
 #if defined(__SANITIZE_ADDRESS__)
@@ -135,9 +188,7 @@ void resume(Fiber& fiber) {
 #endif
 }
 
-size_t number_of(const Fiber& fiber) { return &fiber - now.fibers.data(); }
-
-void complete_collectives(size_t warp);
+void leave_warp();
 
 // First function on a fiber's stack.
 void fiber_main() {
@@ -146,7 +197,7 @@ void fiber_main() {
 #endif
   (*now.body)();
   now.running->state = State::ended;
-  complete_collectives(number_of(*now.running) / 32);
+  leave_warp();
   to_main(true);
   __builtin_unreachable();
 }
@@ -170,6 +221,7 @@ void prepare(Fiber& fiber, size_t number) {
   fiber.fake_stack = nullptr;
   fiber.state = State::ready;
   fiber.copies.assign(1, {});
+  number %= now.count;
   const size_t row = number / blockDim.x;
   fiber.index = {static_cast<unsigned>(number % blockDim.x),
                  static_cast<unsigned>(row % blockDim.y), static_cast<unsigned>(row / blockDim.y)};
@@ -188,9 +240,12 @@ std::string text(const Site& site) {
 
 std::string doing(const Fiber& fiber) {
   std::string result = "thread " + text(fiber.index);
+  if (now.blocks.size() > 1) result += " of block " + text(block_of(fiber).index);
   if (fiber.state == State::ended) return result + " has ended";
   if (fiber.state == State::at_barrier)
     return result + " waits at __syncthreads, " + text(fiber.site);
+  if (fiber.state == State::at_cluster_barrier)
+    return result + " waits at the barrier of the cluster, " + text(fiber.site);
   std::ostringstream out;
   out << result << " waits at a warp-wide operation, " << text(fiber.site) << ", for the lanes 0x"
       << std::hex << fiber.mask;
@@ -199,17 +254,18 @@ std::string doing(const Fiber& fiber) {
 
 [[noreturn]] void throw_fault(const std::string& what) {
   now.running = nullptr;
-  throw std::runtime_error(std::string(now.kernel) + ": block " + text(blockIdx) + ": " + what);
+  throw std::runtime_error(now.kernel + ": block " + text(blockIdx) + ": " + what);
 }
 
 [[noreturn]] void throw_deadlock() {
   std::string what = "deadlock: ";
   const Fiber* first = nullptr;
-  for (size_t i = 0; i < now.count && !first; ++i)
+  const size_t count = now.count * now.blocks.size();
+  for (size_t i = 0; i < count && !first; ++i)
     if (now.fibers[i].state != State::ended) first = &now.fibers[i];
   what += doing(*first);
   // The first thread found elsewhere tells where the ways parted.
-  for (size_t i = 0; i < now.count; ++i) {
+  for (size_t i = 0; i < count; ++i) {
     const Fiber& other = now.fibers[i];
     if (other.state != first->state || other.mask != first->mask ||
         other.site.line() != first->site.line()) {
@@ -222,7 +278,7 @@ std::string doing(const Fiber& fiber) {
 
 // Shared memory starts as bytes that no schedule shares with another, so that a result which hangs
 // on memory never written differs between them: NaN in every float type, a large finite value,
-// noise. Not instrumented: the redzones between the variables are written too.
+// noise.
 __attribute__((no_sanitize("address"), noinline)) void poison(unsigned char* bytes, size_t count) {
   volatile unsigned char* out = bytes;
   for (size_t i = 0; i < count; ++i) {
@@ -238,12 +294,24 @@ void order(std::vector<size_t>& items) {
   if (now.schedule == Schedule::shuffled) std::shuffle(items.begin(), items.end(), now.random);
 }
 
-void run_block() {
-  std::vector<size_t> turns(now.count);
-  for (size_t i = 0; i < now.count; ++i) prepare(now.fibers[i], i);
-  now.arrived = 0;
-  now.votes = 0;
-  order(turns);
+// The threads of one block after those of another: changing the block costs copies.
+std::vector<size_t> take_turns() {
+  std::vector<size_t> blocks(now.blocks.size()), threads(now.count), turns;
+  order(blocks);
+  for (size_t block : blocks) {
+    order(threads);
+    for (size_t thread : threads) turns.push_back(block * now.count + thread);
+  }
+  return turns;
+}
+
+void run_cluster() {
+  std::vector<size_t> turns = take_turns();
+  now.warps.assign(now.blocks.size() * warps_of_block(), {});
+  for (size_t i : turns) {
+    prepare(now.fibers[i], i);
+    warp_of(now.fibers[i]).living |= 1u << i % now.count % 32;
+  }
   for (;;) {
     bool progress = false;
     size_t ended = 0;
@@ -256,9 +324,9 @@ void run_block() {
       }
       ended += fiber.state == State::ended;
     }
-    if (ended == now.count) return;
+    if (ended == turns.size()) return;
     if (!progress) throw_deadlock();
-    if (now.schedule == Schedule::shuffled) order(turns);
+    if (now.schedule == Schedule::shuffled) turns = take_turns();
   }
 }
 
@@ -273,46 +341,60 @@ void wait(State state, const Site& site) {
   to_main(false);
 }
 
-unsigned living_lanes(size_t warp) {
-  unsigned result = 0;
-  for (size_t lane = 0; lane < 32 && warp * 32 + lane < now.count; ++lane)
-    if (now.fibers[warp * 32 + lane].state != State::ended) result |= 1u << lane;
-  return result;
-}
-
 // Completes the operation that `first` waits at, if every living lane of its mask waits at it too.
-void complete_collective(const Fiber& first, size_t warp, unsigned living) {
-  Lanes lanes{first.mask & living, {}};
+void complete_collective(const Fiber& first) {
+  Warp& warp = warp_of(first);
+  Lanes lanes{first.mask & warp.living, {}};
+  if (lanes.mask & ~warp.waiting) return;
   const unsigned mask = first.mask;
-  Fiber* fibers = &now.fibers[warp * 32];
+  Fiber* fibers = &now.fibers[number_of(first) - number_of(first) % now.count % 32];
   for (int lane = 0; lane < 32; ++lane) {
     if (!(lanes.mask >> lane & 1)) continue;
     const Fiber& fiber = fibers[lane];
-    if (fiber.state != State::at_collective || fiber.mask != mask ||
-        fiber.combine != first.combine || fiber.site.line() != first.site.line())
+    if (fiber.mask != mask || fiber.combine != first.combine ||
+        fiber.site.line() != first.site.line())
       return;
     lanes.requests[lane] = fiber.request;
   }
   for (int lane = 0; lane < 32; ++lane)
     if (lanes.mask >> lane & 1) fibers[lane].state = State::ready;
+  warp.waiting &= ~lanes.mask;
   first.combine(lanes);
 }
 
-void complete_collectives(size_t warp) {
-  const unsigned living = living_lanes(warp);
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(living >> lane & 1)) continue;
-    const Fiber& fiber = now.fibers[warp * 32 + lane];
-    if (fiber.state == State::at_collective) complete_collective(fiber, warp, living);
+// Ends the running thread's part in its warp, for which other lanes may have waited.
+void leave_warp() {
+  const Fiber& self = *now.running;
+  Warp& warp = warp_of(self);
+  warp.living &= ~(1u << lane());
+  const Fiber* fibers = &self - lane();
+  for (int other = 0; other < 32; ++other)
+    if (warp.waiting >> other & 1) complete_collective(fibers[other]);
+}
+
+// Waits for all `count` threads from `first` on; gives how many of them voted.
+int pass_barrier(Barrier& barrier, State state, Fiber* first, size_t count, bool vote,
+                 const Site& site) {
+  if (barrier.arrived && barrier.site.line() != site.line())
+    fault("is at a barrier, " + text(site) + ", while others wait at one at " + text(barrier.site));
+  barrier.site = site;
+  barrier.votes += vote;
+  if (++barrier.arrived < count) {
+    wait(state, site);
+  } else {
+    barrier.result = barrier.votes;
+    barrier.arrived = barrier.votes = 0;
+    for (size_t i = 0; i < count; ++i) first[i].state = State::ready;
   }
+  return barrier.result;
 }
 
 #if defined(__SANITIZE_ADDRESS__)
 // Adds to a sanitizer's report which thread it is about.
 void say_where() {
   if (now.running)
-    std::fprintf(stderr, "%s: block %s: thread %s: reported by the sanitizer above\n", now.kernel,
-                 text(blockIdx).c_str(), text(now.running->index).c_str());
+    std::fprintf(stderr, "%s: block %s: thread %s: reported by the sanitizer above\n",
+                 now.kernel.c_str(), text(blockIdx).c_str(), text(now.running->index).c_str());
 }
 
 // g++ links two runtimes, each with a callback of its own; the second's is hidden by the first's.
@@ -324,9 +406,9 @@ void say_where_on_death() {
 }
 #endif
 
-void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
+void check_limits(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster) {
   const auto refuse = [](const std::string& what) {
-    throw std::runtime_error(std::string(now.kernel) + ": " + what);
+    throw std::runtime_error(now.kernel + ": " + what);
   };
   const size_t threads = size_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64)
@@ -335,44 +417,63 @@ void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
   if (!grid.x || !grid.y || !grid.z || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535)
     refuse("a grid has 1 to 2147483647 x 65535 x 65535 blocks, got " +
            text(uint3{grid.x, grid.y, grid.z}));
-  if (shared_bytes > kSharedLimit)
-    refuse("a block has at most " + std::to_string(kSharedLimit) +
-           " bytes of dynamic shared memory on sm_80, got " + std::to_string(shared_bytes));
+  const std::string architecture = " on sm_" + std::to_string(now.device.architecture);
+  if (shared_bytes > now.device.shared_bytes)
+    refuse("a block has at most " + std::to_string(now.device.shared_bytes) +
+           " bytes of dynamic shared memory" + architecture + ", got " +
+           std::to_string(shared_bytes));
+  if (!cluster || cluster > now.device.cluster_blocks || grid.x % cluster)
+    refuse("a cluster has 1 to " + std::to_string(now.device.cluster_blocks) + " blocks" +
+           architecture + " and divides the grid, got " + std::to_string(cluster) + " of " +
+           std::to_string(grid.x));
 }
 
 }  // namespace
 
-void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-              const std::function<void()>& body) {
+void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes,
+              unsigned cluster, const std::function<void()>& body) {
   const std::lock_guard lock(one_launch);
   now.kernel = kernel;
 #if defined(__SANITIZE_ADDRESS__)
   static const bool once = (say_where_on_death(), true);
   (void)once;
 #endif
-  check_limits(grid, block, shared_bytes);
+  check_limits(grid, block, shared_bytes, cluster);
   now.body = &body;
   now.random.seed(now.seed);
+  now.shared_bytes = shared_bytes;
   now.count = size_t{block.x} * block.y * block.z;
   now.fault.clear();
   gridDim = grid;
   blockDim = block;
-  if (now.fibers.size() < now.count) now.fibers.resize(now.count);
-  // Of its exact size and from the heap, so that AddressSanitizer guards its ends.
-  const std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes]);
-  now.dynamic_shared = shared.get();
-  std::vector<size_t> blocks(size_t{grid.x} * grid.y * grid.z);
-  order(blocks);
-  for (size_t number : blocks) {
-    const size_t row = number / grid.x;
-    blockIdx = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(row % grid.y),
-                static_cast<unsigned>(row / grid.y)};
-    poison(shared.get(), shared_bytes);
-    poison(__start_cuda_shared, __stop_cuda_shared - __start_cuda_shared);
-    run_block();
+  if (now.fibers.size() < now.count * cluster) now.fibers.resize(now.count * cluster);
+  std::vector<size_t> clusters(size_t{grid.x} * grid.y * grid.z / cluster);
+  order(clusters);
+  for (size_t number : clusters) {
+    now.blocks.clear();
+    now.blocks.resize(cluster);
+    now.cluster_barrier = {};
+    now.loaded = 0;
+    for (unsigned rank = 0; rank < cluster; ++rank) {
+      Block& one = now.blocks[rank];
+      const size_t column = number * cluster + rank, row = column / grid.x;
+      one.index = {static_cast<unsigned>(column % grid.x), static_cast<unsigned>(row % grid.y),
+                   static_cast<unsigned>(row / grid.y)};
+      one.dynamic_shared.reset(new unsigned char[shared_bytes]);
+      poison(one.dynamic_shared.get(), shared_bytes);
+      if (rank) {
+        one.static_shared.resize(static_bytes());
+        poison(one.static_shared.data(), static_bytes());
+      }
+    }
+    if (cluster > 1) now.blocks[0].static_shared.resize(static_bytes());
+    poison(__start_cuda_shared, static_bytes());
+    run_cluster();
   }
   now.running = nullptr;
 }
+
+const Device& device() { return now.device; }
 
 void fault(const std::string& what) {
   now.fault = what;
@@ -380,35 +481,43 @@ void fault(const std::string& what) {
   __builtin_unreachable();
 }
 
-void* dynamic_shared() { return now.dynamic_shared; }
+void* dynamic_shared() { return block_of(*now.running).dynamic_shared.get(); }
 
 int block_barrier(bool predicate, Site site) {
-  if (now.arrived && now.barrier_site.line() != site.line())
-    fault("is at __syncthreads, " + text(site) + ", while others of its block wait at " +
-          text(now.barrier_site));
-  now.barrier_site = site;
-  now.votes += predicate;
-  if (++now.arrived < now.count) {
-    wait(State::at_barrier, site);
-  } else {
-    now.arrived = 0;
-    now.vote_result = now.votes;
-    now.votes = 0;
-    for (size_t i = 0; i < now.count; ++i) now.fibers[i].state = State::ready;
-  }
-  return now.vote_result;
+  Fiber* first = &now.fibers[number_of(*now.running) / now.count * now.count];
+  return pass_barrier(block_of(*now.running).barrier, State::at_barrier, first, now.count,
+                      predicate, site);
+}
+
+void cluster_barrier(Site site) {
+  pass_barrier(now.cluster_barrier, State::at_cluster_barrier, now.fibers.data(),
+               now.count * now.blocks.size(), false, site);
+}
+
+void* shared_of_rank(void* address, unsigned rank) {
+  auto* byte = static_cast<unsigned char*>(address);
+  unsigned char* dynamic = block_of(*now.running).dynamic_shared.get();
+  if (rank >= now.blocks.size())
+    fault("asks for rank " + std::to_string(rank) + " of a cluster of " +
+          std::to_string(now.blocks.size()));
+  if (byte >= dynamic && byte < dynamic + now.shared_bytes)
+    return now.blocks[rank].dynamic_shared.get() + (byte - dynamic);
+  if (byte < __start_cuda_shared || byte >= __stop_cuda_shared)
+    fault("asks for the shared memory of another block, but not by an address in its own");
+  if (rank == now.loaded) return byte;
+  return now.blocks[rank].static_shared.data() + (byte - __start_cuda_shared);
 }
 
 void warp_collective(unsigned mask, void* request, void (*combine)(Lanes&), Site site) {
   Fiber& self = *now.running;
-  const size_t number = number_of(self);
-  if (!(mask >> number % 32 & 1)) fault("is not in the mask that it names, " + text(site));
+  if (!(mask >> lane() & 1)) fault("is not in the mask that it names, " + text(site));
   self.mask = mask;
   self.request = request;
   self.combine = combine;
   self.site = site;
   self.state = State::at_collective;
-  complete_collective(self, number / 32, living_lanes(number / 32));
+  warp_of(self).waiting |= 1u << lane();
+  complete_collective(self);
   if (self.state != State::ready) to_main(false);
 }
 
@@ -437,7 +546,7 @@ void async_wait(int pending_groups) {
   }
 }
 
-unsigned lane() { return number_of(*now.running) % 32; }
+unsigned lane() { return number_of(*now.running) % now.count % 32; }
 
 }  // namespace cuda_on_cpu
 
@@ -446,4 +555,11 @@ extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_schedule(
   const std::lock_guard lock(cuda_on_cpu::one_launch);
   cuda_on_cpu::now.schedule = static_cast<cuda_on_cpu::Schedule>(schedule);
   cuda_on_cpu::now.seed = seed;
+}
+
+// 86 or 90.
+extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_device(int architecture) {
+  const std::lock_guard lock(cuda_on_cpu::one_launch);
+  for (const cuda_on_cpu::Device& device : cuda_on_cpu::kDevices)
+    if (device.architecture == architecture) cuda_on_cpu::now.device = device;
 }

@@ -18,10 +18,19 @@ namespace cuda_on_cpu {
 
 using Site = std::source_location;
 
-// Runs body() once as every thread of every block. Throws std::runtime_error that names kernel,
-// block and thread where the launch is out of the hardware's limits or a thread commits a fault.
-void run_grid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-              const std::function<void()>& body);
+// The limits of the GPU that is played.
+struct Device {
+  int architecture;         // 90: sm_90
+  size_t shared_bytes;      // dynamic shared memory that a block may have
+  unsigned cluster_blocks;  // that every GPU of the architecture runs; 1: it has no clusters
+};
+const Device& device();
+
+// Runs body() once as every thread of every block, `cluster` consecutive blocks at a time. Throws
+// std::runtime_error that names kernel, block and thread where the launch is out of the hardware's
+// limits or a thread commits a fault.
+void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes,
+              unsigned cluster, const std::function<void()>& body);
 
 // The rest is for code that runs as a thread of a block.
 
@@ -32,6 +41,13 @@ void* dynamic_shared();
 
 // How many threads of the block passed a true predicate; returns once every thread has called.
 int block_barrier(bool predicate, Site site);
+
+// Returns once every thread of the cluster has called.
+void cluster_barrier(Site site = Site::current());
+
+// Where the block of `rank` in the cluster has what the caller's block has at `address`, in shared
+// memory. Not to be kept over a barrier.
+void* shared_of_rank(void* address, unsigned rank);
 
 // What the lanes of a warp passed to one warp-wide operation. A lane outside `mask` is null: it
 // does not take part, has ended, or does not exist.

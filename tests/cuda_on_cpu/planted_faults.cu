@@ -122,6 +122,27 @@ __global__ void order_of_blocks(float* out) {
   mine[threadIdx.x] = faulty && blockIdx.x == 1 ? out[threadIdx.x] + 1 : 1.0f;
 }
 
+// Each of four blocks reads the next one's static and dynamic shared memory.
+template <bool faulty>
+__global__ void missing_cluster_barrier(float* out) {
+  __shared__ float mine[16];
+  PACECORE_DYNAMIC_SHARED(float, more);
+  const unsigned next = (blockIdx.x + 1) % 4;
+  mine[threadIdx.x] = 100.0f * blockIdx.x + threadIdx.x;
+  more[threadIdx.x] = 0.5f;
+  if (!faulty) cuda_on_cpu::cluster_barrier();
+  float* theirs = static_cast<float*>(cuda_on_cpu::shared_of_rank(&mine[threadIdx.x], next));
+  float* rest = static_cast<float*>(cuda_on_cpu::shared_of_rank(&more[threadIdx.x], next));
+  out[16 * blockIdx.x + threadIdx.x] = *theirs + *rest;
+  cuda_on_cpu::cluster_barrier();
+}
+
+template <bool faulty>
+__global__ void cluster_barrier_not_reached(float* out) {
+  if (!faulty || blockIdx.x != 2) cuda_on_cpu::cluster_barrier();
+  out[16 * blockIdx.x + threadIdx.x] = 1;
+}
+
 template <bool faulty>
 __global__ void global_out_of_bounds(float* out) {
   out[threadIdx.x + faulty] = 1;
@@ -215,6 +236,27 @@ __global__ void trap(float* out) {
   out[threadIdx.x] = 1;
 }
 
+// 16 x 16 times 16 x 8 through the matrix instructions; a lane that leaves early is the fault. Rows
+// 0 to 7 of the product, and a thousand times rows 8 to 15.
+template <bool faulty>
+__global__ void matrix_product(float* out) {
+  __shared__ __align__(16) __nv_bfloat16 a[16][16];
+  __shared__ __align__(16) __nv_bfloat16 b[16][8];
+  const int lane = threadIdx.x;
+  if (faulty && lane == 31) return;
+  for (int i = lane; i < 256; i += 32)
+    a[i / 16][i % 16] = __float2bfloat16(float((i / 16 * 3 + i % 16 * 5) % 7 - 3));
+  for (int i = lane; i < 128; i += 32)
+    b[i / 8][i % 8] = __float2bfloat16(float((i % 8 * 2 + i / 8 * (i / 8)) % 5 - 2));
+  __syncwarp();
+  uint32_t left[4], right[4];
+  pacecore::load_matrix_x4(left, &a[lane % 16][lane / 16 * 8]);
+  pacecore::load_matrix_x4_transposed(right, &b[lane % 16][0]);
+  float sums[4] = {0, 0, 0, 0};
+  pacecore::mma_m16n8k16<__nv_bfloat16>(sums, left, {right[0], right[1]});
+  for (int i = 0; i < 2; ++i) out[lane / 4 * 8 + lane % 4 * 2 + i] = sums[i] + 1000 * sums[i + 2];
+}
+
 template <bool faulty>
 void run(const char* name, float* out) {
   const size_t bytes = kThreads * sizeof(float);
@@ -222,6 +264,13 @@ void run(const char* name, float* out) {
 #define KERNEL(kernel, grid, block, shared)                                              \
   {                                                                                      \
     #kernel, [=] { PACECORE_LAUNCH(kernel<faulty>, grid, block, shared, nullptr, out); } \
+  }
+#define CLUSTERS(kernel, grid, block, shared)                                                    \
+  {                                                                                              \
+    #kernel, [=] {                                                                               \
+      cuda_on_cpu::launch(cuda_on_cpu::name_of<&kernel<faulty>>(), &kernel<faulty>, grid, block, \
+                          shared, grid, out);                                                    \
+    }                                                                                            \
   }
       KERNEL(missing_barrier, 1, kThreads, 0),
       KERNEL(missing_barrier_before_reuse, 1, kThreads, 0),
@@ -235,6 +284,8 @@ void run(const char* name, float* out) {
       KERNEL(unwritten_dynamic_shared, 1, kThreads, bytes),
       KERNEL(order_of_atomics, 1, kThreads, 0),
       KERNEL(order_of_blocks, dim3(2, 1), kThreads, 0),
+      CLUSTERS(missing_cluster_barrier, 4, 16, 64),
+      CLUSTERS(cluster_barrier_not_reached, 4, 16, 0),
       KERNEL(global_out_of_bounds, 1, kThreads, 0),
       KERNEL(shared_out_of_bounds, 1, kThreads, 0),
       KERNEL(dynamic_shared_out_of_bounds, 1, kThreads, bytes),
@@ -244,7 +295,8 @@ void run(const char* name, float* out) {
       KERNEL(early_copy, 1, kThreads, 0),
       KERNEL(misaligned_copy, 1, kThreads, 0),
       KERNEL(too_many_threads, 1, faulty ? 1056 : 1024, 0),
-      KERNEL(too_much_shared, 1, kThreads, faulty ? 200 * 1024 : 100 * 1024),
+      KERNEL(too_much_shared, 1, kThreads, (faulty ? 228 : 227) * 1024),
+      KERNEL(matrix_product, 1, 32, 0),
       KERNEL(trap, 1, dim3(8, 4, 2), 0),
   };
   kernels.at(name)();
@@ -253,22 +305,25 @@ void run(const char* name, float* out) {
 }  // namespace
 
 int main(int count, char** words) {
-  if (count != 5) return 64;
-  cuda_on_cpu_set_schedule(std::atoi(words[3]), std::strtoull(words[4], nullptr, 10));
-  // 16-byte aligned and no byte longer than the result.
-  float* out = static_cast<float*>(std::malloc(kThreads * sizeof(float)));
-  std::fill_n(out, kThreads, 0.0f);
+  if (count < 4) return 64;
   int status = 0;
-  try {
-    if (std::strcmp(words[2], "faulty") == 0)
-      run<true>(words[1], out);
-    else
-      run<false>(words[1], out);
-  } catch (const std::runtime_error& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    status = 1;
+  for (int word = 3; word < count && status == 0; ++word) {
+    cuda_on_cpu_set_schedule(std::atoi(words[word]), 1);
+    // 16-byte aligned and no byte longer than the result.
+    float* out = static_cast<float*>(std::malloc(kThreads * sizeof(float)));
+    std::fill_n(out, kThreads, 0.0f);
+    try {
+      if (std::strcmp(words[2], "faulty") == 0)
+        run<true>(words[1], out);
+      else
+        run<false>(words[1], out);
+      for (int i = 0; i < kThreads; ++i) std::printf("%08x", __float_as_uint(out[i]));
+      std::printf("\n");
+    } catch (const std::runtime_error& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+      status = 1;
+    }
+    std::free(out);
   }
-  for (int i = 0; status == 0 && i < kThreads; ++i) std::printf("%08x", __float_as_uint(out[i]));
-  std::free(out);
   return status;
 }

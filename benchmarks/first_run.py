@@ -1,0 +1,56 @@
+"""The first thing a new user does: `pacecore train` with nothing named, in an empty folder.
+
+    python -m benchmarks.first_run [--seeds 0,1,2] [--out FILE]
+
+Each seed makes the demo set anew, trains, and is judged on held-out videos.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common import write_record
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    cases = []
+    for seed in map(int, options.seeds.split(",")):
+        cases.append(_run(seed, options.device))
+        print(json.dumps(cases[-1]), flush=True)
+    path = write_record(options.out, "first_run", options.device, cases)
+    print(f"written: {path}")
+
+
+def _run(seed: int, device: str) -> dict:
+    program = "from pacecore.cli import main; main()"
+    command = [sys.executable, "-c", program, "train", "--seed", str(seed)]
+    command += ["--device", device]
+    with tempfile.TemporaryDirectory() as folder:
+        start_time = time.perf_counter()
+        subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
+        seconds = time.perf_counter() - start_time
+        (path,) = Path(folder).glob("runs/train-*/summary.json")
+        summary = json.loads(path.read_text())
+    kept = ("steps", "clips", "clips_per_second", "waiting_share")
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        "training_seconds": summary["seconds"],
+        **{name: summary[name] for name in kept},
+        **summary["results"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Writes the README's figures from the records, and the verbs from the command line.
+
+    python -m benchmarks.readme [--check]
+
+A block of the README between `<!-- figures: NAME -->` and `<!-- end -->` is what the function of
+that name here returns. --check changes nothing and exits with 1 where the page differs.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.common import RESULTS, ROOT
+
+__all__ = ["BLOCKS", "rendered"]
+
+_BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def _record(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _machine(record: dict) -> str:
+    machine = record["machine"]
+    words = f"{machine['processors']} cores of a {machine['processor']}, torch {machine['torch']}"
+    load = machine["load_average"][1]
+    if load > machine["processors"] + 1:
+        words += f" (shared with other programs: load average {load:.0f})"
+    return words
+
+
+def install() -> str:
+    """What `pip install .` did in each state of the environment."""
+    record = _record("install")
+    lines = [
+        f"Installing in fresh environments on {_machine(record)}:",
+        "",
+        "| environment | `pip install .` took | of it CPU time | torch fetched | what was built |",
+        "|---|---|---|---|---|",
+    ]
+    for case in record["cases"]:
+        if "wheel" in case:
+            continue
+        built = case["probe"]["version"]
+        fetched = "yes" if case["torch_fetched"] else "no"
+        seconds = f"{case['seconds']:.0f} s | {case['cpu_seconds']:.0f} s"
+        lines.append(f"| {case['state']} | {seconds} | {fetched} | `{built}` |")
+    for case in record["cases"]:
+        if "wheel" in case:
+            versions = f"torch {case['built_with']} loads and runs under {case['probe']['torch']}"
+            lines += ["", f"A wheel built with {versions}."]
+    return "\n".join(lines)
+
+
+def first_run() -> str:
+    """What `pacecore train` on the demo set reached, for each seed."""
+    record = _record("first_run")
+    lines = [
+        f"The first run, `pacecore train`, on {_machine(record)}:",
+        "",
+        "| seed | in all | of it training | held-out pace accuracy | chance |",
+        "|---|---|---|---|---|",
+    ]
+    for case in record["cases"]:
+        accuracy, chance = 100 * case["pace_accuracy"], 100 * case["chance"]
+        seconds = f"{case['seconds']:.0f} s | {case['training_seconds']:.0f} s"
+        lines.append(f"| {case['seed']} | {seconds} | {accuracy:.1f} % | {chance:.1f} % |")
+    return "\n".join(lines)
+
+
+def verbs() -> str:
+    """The commands, as the command line lists them."""
+    from pacecore.cli import _VERBS
+
+    rows = [f"| `pacecore {name}` | {text.rstrip('.')} |" for name, text in _VERBS.items()]
+    return "\n".join(["| command | does |", "|---|---|", *rows])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"install": install, "first_run": first_run, "verbs": verbs}
+
+
+def rendered(page: str) -> str:
+    """The page with every block as its function gives it."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[4]}", page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, compare only")
+    check = parser.parse_args().check
+    path: Path = ROOT / "README.md"
+    page = path.read_text()
+    new = rendered(page)
+    if check:
+        sys.exit(new != page)
+    path.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""`pacecore data`: from folders of videos to something that trains."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from pacecore.check import data_check, data_index
+from pacecore.cli.demo import demo
+from pacecore.datasets import find_videos, probe_all
+from pacecore.errors import PacecoreError
+from pacecore.index import BadVideo, VideoIndex
+from pacecore.sampling import parse_paces
+from pacecore.store import FrameStore, pack, store_bytes
+
+__all__ = ["data"]
+
+_SHOWN = 20  # findings of one kind that are printed; the JSON report has all
+
+
+@click.group()
+def data() -> None:
+    """Index, check and pack videos, or make the demo set."""
+
+
+data.add_command(demo)
+
+
+def _source_options(command: Callable) -> Callable:
+    for option in (
+        click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this one."),
+        click.option("--fold", default="1", show_default=True, help="Which of several splits."),
+        click.option("--root", type=click.Path(path_type=Path), help="Where listed paths begin."),
+        click.option(
+            "--missing",
+            type=click.Choice(["error", "skip"]),
+            default="error",
+            show_default=True,
+            help="What to do with a listed video that is not there.",
+        ),
+        click.option("--workers", default=0, help="Processes; 0: one a core.  [default: 0]"),
+    ):
+        command = option(command)
+    return click.argument("source", type=click.Path(path_type=Path))(command)
+
+
+@contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
+        yield lambda done, _: bar.update(done - bar.pos)
+
+
+def _say_bad(bad: list[BadVideo]) -> None:
+    for one in bad[:_SHOWN]:
+        click.echo(f"left out: {one.path}: {one.reason}")
+    if len(bad) > _SHOWN:
+        click.echo(f"left out: {len(bad) - _SHOWN} more")
+
+
+@data.command()
+@_source_options
+@click.argument("output", type=click.Path(path_type=Path))
+def index(source: Path, output: Path, workers: int, **how: str) -> None:
+    """Count the frames of every video of SOURCE and write the index OUTPUT, one JSON object a line.
+
+    OUTPUT can be trained on in place of SOURCE, and spares it the counting.
+    """
+    found = find_videos(source, **how)
+    with _progress("counting frames", len(found)) as progress:
+        counted, bad = data_index(found, output, workers=workers, on_progress=progress)
+    _say_bad(bad)
+    frames = sum(entry.num_frames or 0 for entry in counted.entries)
+    click.echo(f"{output}: {len(counted)} videos, {frames:,} frames ({counted.layout})")
+
+
+@data.command()
+@_source_options
+@click.option("--json", "report_file", type=click.Path(path_type=Path), help="Report to a file.")
+@click.option("--paces", default="1,2,3,4", show_default=True, help="Whose loops are counted.")
+@click.option("--clip-frames", default=16, show_default=True, help="Frames of a clip.")
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds for one video.")
+@click.pass_context
+def check(
+    context: click.Context,
+    source: Path,
+    workers: int,
+    report_file: Path | None,
+    paces: str,
+    clip_frames: int,
+    timeout: float,
+    **how: str,
+) -> None:
+    """Decode every video of SOURCE once and say what is wrong. Exit code 1: look at something.
+
+    Of a frame store, every frame is compared with its checksum.
+    """
+    if FrameStore.is_at(source):
+        _verify(FrameStore.open(source))
+        return
+    found = find_videos(source, **how)
+    with _progress("decoding", len(found)) as progress:
+        report = data_check(
+            found,
+            paces=parse_paces(paces),
+            clip_frames=clip_frames,
+            fold=how["fold"],
+            workers=workers,
+            timeout_seconds=timeout,
+            on_progress=progress,
+        )
+    if report_file:
+        report_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    _print_report(report)
+    if report["serious"]:
+        context.exit(1)
+
+
+def _print_report(report: dict) -> None:
+    click.echo(f"{report['root']}: {report['layout']}")
+    readable = f"{report['readable']} of {report['videos']} videos"
+    click.echo(f"decoded whole: {readable}, {report['frames']:,} frames")
+    codecs = ", ".join(f"{name} {count}" for name, count in sorted(report["codecs"].items()))
+    click.echo(f"codecs: {codecs or 'none'}")
+    splits = list(report["splits"])
+    width = max([5, *map(len, report["classes"])])
+    click.echo("\n" + "class".ljust(width) + "".join(f"{split:>10}" for split in splits))
+    for name, counts in report["classes"].items():
+        click.echo(name.ljust(width) + "".join(f"{counts.get(s, 0):>10}" for s in splits))
+    total = "".join(f"{report['splits'][split]:>10}" for split in splits)
+    click.echo("all".ljust(width) + total)
+    if report["lengths"]:
+        lengths = report["lengths"]
+        click.echo(
+            f"\nframes of a video: {lengths['least']:g} to {lengths['most']:g}, "
+            f"median {lengths['median']:g}"
+        )
+        most = max(lengths["bins"].values())
+        for name, count in lengths["bins"].items():
+            click.echo(f"{name:>14} {count:>7} {'#' * -(-40 * count // most)}")
+        shares = ", ".join(f"{share:.0%} at pace {pace}" for pace, share in report["loops"].items())
+        click.echo(f"clips of {report['clip_frames']} frames that loop, and so betray their pace:")
+        click.echo(f"  {shares}")
+    _print_findings(report)
+
+
+def _print_findings(report: dict) -> None:
+    for kind, count in sorted(report["kinds"].items()):
+        click.echo(f"\n{kind}: {count}")
+        for finding in [f for f in report["findings"] if f["kind"] == kind][:_SHOWN]:
+            click.echo(f"  {os.path.relpath(finding['path'], report['root'])}: {finding['detail']}")
+        if count > _SHOWN:
+            click.echo(f"  and {count - _SHOWN} more")
+    if not report["kinds"]:
+        click.echo("\nnothing wrong found")
+
+
+def _parse_size(context: click.Context, option: click.Parameter, text: str) -> tuple[int, int]:
+    words = text.replace(",", "x").split("x")
+    if len(words) != 2 or not all(word.isdigit() and 0 < int(word) <= 8192 for word in words):
+        raise click.BadParameter(f"must be HEIGHTxWIDTH, such as 128x171, got {text!r}")
+    return int(words[0]), int(words[1])
+
+
+@data.command("pack")
+@_source_options
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--size",
+    default="128x171",
+    show_default=True,
+    callback=_parse_size,
+    help="HEIGHTxWIDTH that training resizes to.",
+)
+def pack_command(
+    source: Path, folder: Path, size: tuple[int, int], workers: int, **how: str
+) -> None:
+    """Decode SOURCE once into the frame store FOLDER, at the size that training resizes to.
+
+    A pack that was broken off goes on where it stood.
+    """
+    counted, bad = _counted(find_videos(source, **how), workers)
+    _say_bad(bad)
+    frames = sum(entry.num_frames or 0 for entry in counted.entries)
+    gigabytes = store_bytes(counted, size) / 1e9
+    click.echo(f"{len(counted)} videos, {frames:,} frames: the store takes {gigabytes:.2f} GB")
+    with _progress("packing", len(counted)) as progress:
+        store, bad = pack(counted, folder, size, workers=workers, on_progress=progress)
+    _say_bad(bad)
+    click.echo(f"{folder}: {len(store)} videos of {size[0]} x {size[1]}")
+
+
+def _counted(index: VideoIndex, workers: int) -> tuple[VideoIndex, list[BadVideo]]:
+    with _progress("counting frames", len(index)) as progress:
+        return probe_all(index, workers, progress)
+
+
+def _verify(store: FrameStore) -> None:
+    with _progress("checking", len(store)) as progress:
+        bad = store.verify(progress)
+    if bad:
+        raise PacecoreError("; ".join(one.reason for one in bad[:_SHOWN]))
+    click.echo(f"{store.folder}: {len(store)} videos, every frame as it was packed")

@@ -1,0 +1,97 @@
+// Thread block clusters (sm_90 and later): blocks that run together and read each other's shared
+// memory. Everywhere else a cluster is one block. The host versions are for the tests, which run
+// kernels on the CPU (tests/cuda_on_cpu).
+#pragma once
+
+#include <cstdint>
+
+#include "launch.h"
+
+#ifndef PACECORE_EMULATED
+#include <cooperative_groups.h>
+#endif
+
+namespace pacecore {
+
+// Blocks of a cluster that every GPU of compute capability 9 runs; 1 before. And the most dynamic
+// shared memory that a block may have.
+struct ClusterLimits {
+  int blocks;
+  int64_t shared_bytes;
+};
+
+inline ClusterLimits cluster_limits(const Tensor& tensor) {
+#ifdef PACECORE_EMULATED
+  (void)tensor;
+  return {static_cast<int>(cuda_on_cpu::device().cluster_blocks),
+          static_cast<int64_t>(cuda_on_cpu::device().shared_bytes)};
+#else
+  int major = 0, shared_bytes = 0;
+  const int device = tensor.get_device_index();
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "pacecore: compute capability");
+  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "pacecore: shared memory of a block");
+  return {major >= 9 ? 8 : 1, shared_bytes};
+#endif
+}
+
+// Sum over the blocks of a cluster, in the order of their ranks, of a value that all threads of a
+// block hold alike; every thread gets it. `slot` is in shared memory. All threads of all blocks
+// call.
+__device__ __forceinline__ double cluster_sum(double value, double* slot, int blocks) {
+#if defined(PACECORE_EMULATED)
+  if (blocks > 1) {
+    if (threadIdx.x == 0) *slot = value;
+    cuda_on_cpu::cluster_barrier();
+    value = 0;
+    for (int rank = 0; rank < blocks; ++rank)
+      value += *static_cast<const double*>(cuda_on_cpu::shared_of_rank(slot, rank));
+    cuda_on_cpu::cluster_barrier();
+  }
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (blocks > 1) {
+    const auto cluster = cooperative_groups::this_cluster();
+    if (threadIdx.x == 0) *slot = value;
+    cluster.sync();
+    value = 0;
+    for (int rank = 0; rank < blocks; ++rank) value += *cluster.map_shared_rank(slot, rank);
+    cluster.sync();  // no block may end, or write its slot again, while another reads it
+  }
+#else
+  (void)slot;
+  (void)blocks;
+#endif
+  return value;
+}
+
+// Launches a grid of one dimension whose consecutive `blocks_per_cluster` blocks are a cluster.
+template <auto kernel, typename... Arguments>
+void launch_clusters(const char* name, unsigned grid, unsigned block, int64_t shared_bytes,
+                     cudaStream_t stream, int blocks_per_cluster, Arguments... arguments) {
+#ifdef PACECORE_EMULATED
+  (void)name;
+  (void)stream;
+  cuda_on_cpu::launch(cuda_on_cpu::name_of<kernel>(), kernel, dim3(grid), dim3(block),
+                      static_cast<size_t>(shared_bytes), blocks_per_cluster, arguments...);
+#else
+  check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared_bytes)),
+             name);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(blocks_per_cluster);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = blocks_per_cluster > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+#endif
+}
+
+}  // namespace pacecore

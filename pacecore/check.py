@@ -1,0 +1,264 @@
+"""`pacecore data check` and `index`: what is wrong with a data set, before training finds it."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pacecore.frames import Frames
+from pacecore.index import BadVideo, VideoIndex, write_index
+from pacecore.isolated import JobFailure, run_jobs
+from pacecore.sampling import loop_share
+from pacecore.video import VideoError, VideoInfo, decode, decode_all, probe
+
+__all__ = ["data_check", "data_index"]
+
+# Videos of the whole sets, as published: (classes, fold): train, test.
+_KNOWN_TOTALS = {
+    (101, 1): (9537, 3783),
+    (101, 2): (9586, 3734),
+    (101, 3): (9624, 3696),
+    (51, 1): (3570, 1530),
+    (51, 2): (3570, 1530),
+    (51, 3): (3570, 1530),
+}
+# What a person has to look at; the rest are notes.
+_SERIOUS = {"unreadable", "empty", "seeking", "count", "twice in two splits", "totals", "missing"}
+_NOTES = {"claim", "variable rate", "short", "twice", "changes size"}
+_RUNS = 3  # pieces of each video that are decoded once more by seeking
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing said of one video."""
+
+    path: str
+    kind: str  # one of _SERIOUS or _NOTES
+    detail: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: str
+    clip_frames: int
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What decoding one video whole has shown."""
+
+    num_frames: int
+    info: VideoInfo | None
+    content: str  # digest of every luma sample
+    findings: tuple[Finding, ...]
+
+
+def data_check(
+    index: VideoIndex,
+    *,
+    paces: tuple[Fraction, ...] = tuple(map(Fraction, (1, 2, 3, 4))),
+    clip_frames: int = 16,
+    fold: int | str = 1,
+    workers: int = 0,
+    timeout_seconds: float = 600.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Decodes every video once, and pieces of it again by seeking; what a person should know of it.
+
+    workers: 0 is one process a core, 1 this process. timeout_seconds: for one video. Returns the
+    report, as JSON has it: "videos", "frames", "splits", "classes", "lengths", "loops" (share of
+    clips that leave the video, which betrays their pace), "findings", "serious" (how many).
+    """
+    jobs = [_Job(entry.path, clip_frames) for entry in index.entries]
+    checked: dict[int, _Checked] = {}
+    for done, (number, result) in enumerate(
+        run_jobs(_check_video, jobs, workers, timeout_seconds), 1
+    ):
+        if isinstance(result, JobFailure):
+            found = Finding(jobs[number].path, "unreadable", result.reason)
+            result = _Checked(0, None, "", (found,))
+        checked[number] = result
+        if on_progress:
+            on_progress(done, len(jobs))
+    results = [checked[number] for number in range(len(jobs))]
+    findings = [finding for result in results for finding in result.findings]
+    findings += _duplicates(index, results)
+    findings += [Finding(name, "missing", "is listed and not there") for name in index.missing]
+    findings += _totals(index, fold)
+    return _report(index, results, findings, paces, clip_frames)
+
+
+def _check_video(job: _Job) -> _Checked:
+    """Runs in a worker process."""
+    findings: list[Finding] = []
+
+    def find(kind: str, detail: str) -> None:
+        findings.append(Finding(job.path, kind, detail))
+
+    if Path(job.path).is_file() and os.path.getsize(job.path) == 0:
+        find("empty", "has no bytes")
+        return _Checked(0, None, "", tuple(findings))
+    digests: list[bytes] = []
+    sizes: set[tuple[int, int]] = set()
+    info = None
+    try:
+        info = probe(job.path)
+        for part in decode_all(job.path):
+            digests += _digests(part)
+            sizes |= {tuple(size) for size in part.table[:, 3:5].tolist()}
+    except VideoError as error:
+        after = f" (after {len(digests)} frames)" if digests else ""
+        find("unreadable", error.reason + after)
+        return _Checked(0, info, "", tuple(findings))
+    if info.num_frames != len(digests):
+        find("count", f"its packets tell {info.num_frames} frames, {len(digests)} decode")
+    else:
+        _check_seeking(job.path, info, digests, find)
+    if info.claimed_frames not in (0, len(digests)):
+        find("claim", f"its header claims {info.claimed_frames} frames, {len(digests)} decode")
+    if info.variable_rate:
+        find("variable rate", "frames are not equally far apart in time")
+    if len(digests) < job.clip_frames:
+        find("short", f"has {len(digests)} frames, a clip {job.clip_frames}")
+    if len(sizes) > 1:
+        find("changes size", " then ".join(f"{h} x {w}" for h, w in sorted(sizes)))
+    content = hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+    return _Checked(len(digests), info, content, tuple(findings))
+
+
+def _check_seeking(
+    path: str, info: VideoInfo, digests: list[bytes], find: Callable[[str, str], None]
+) -> None:
+    """Short pieces at even places, the last up to the end, against the decode from the start."""
+    length = min(4, len(digests))
+    for start in np.linspace(0, len(digests) - length, _RUNS).astype(np.int64):
+        wanted = np.arange(start, start + length)
+        if _digests(decode(path, wanted, info)) != [digests[frame] for frame in wanted]:
+            find("seeking", f"frames {start} to {wanted[-1]} differ from a decode from the start")
+            return
+
+
+def _digests(frames: Frames) -> list[bytes]:
+    """A digest of each frame's luma (or packed RGB), without the padding of its rows."""
+    digests = []
+    for row in frames.table.tolist():
+        width = row[4] if row[7] else 3 * row[4]
+        plane = frames.data.as_strided((row[3], width), (row[5], 1), row[0]).contiguous()
+        digests.append(hashlib.blake2b(plane.numpy(), digest_size=16).digest())
+    return digests
+
+
+def _duplicates(index: VideoIndex, results: list[_Checked]) -> list[Finding]:
+    """Videos whose every frame equals another's; across splits they let the test leak."""
+    groups = defaultdict(list)
+    for entry, result in zip(index.entries, results, strict=True):
+        if result.content:
+            groups[result.content].append(entry)
+    findings = []
+    for first, *others in groups.values():
+        for other in others:
+            kind = "twice" if other.split == first.split else "twice in two splits"
+            findings.append(Finding(other.path, kind, f"shows the same as {first.name}"))
+    return findings
+
+
+def _totals(index: VideoIndex, fold: int | str) -> list[Finding]:
+    """UCF101 and HMDB51 are compared with the totals that were published."""
+    known = _KNOWN_TOTALS.get((len(index.classes), int(fold) if str(fold).isdigit() else 0))
+    name = index.layout.split(",")[0]
+    if known is None or name not in ("UCF101", "HMDB51"):
+        return []
+    found = Counter(entry.split for entry in index.entries)
+    return [
+        Finding(index.root, "totals", f"{name} has {count} {split} videos, here are {found[split]}")
+        for split, count in zip(("train", "test"), known, strict=True)
+        if found[split] and found[split] != count
+    ]
+
+
+def _report(
+    index: VideoIndex,
+    results: list[_Checked],
+    findings: list[Finding],
+    paces: tuple[Fraction, ...],
+    clip_frames: int,
+) -> dict:
+    lengths = np.array([result.num_frames for result in results if result.num_frames], np.int64)
+    per_class: dict[str, Counter] = defaultdict(Counter)
+    for entry in index.entries:
+        per_class[entry.class_name or "no class"][entry.split or "no split"] += 1
+    kinds = Counter(finding.kind for finding in findings)
+    return {
+        "root": index.root,
+        "layout": index.layout,
+        "videos": len(index),
+        "readable": len(lengths),
+        "frames": int(lengths.sum()),
+        "splits": dict(Counter(entry.split or "no split" for entry in index.entries)),
+        "classes": {name: dict(counts) for name, counts in sorted(per_class.items())},
+        "codecs": dict(Counter(result.info.codec for result in results if result.info)),
+        "lengths": _histogram(lengths),
+        "loops": {str(p): loop_share(lengths, p, clip_frames) for p in paces if len(lengths)},
+        "clip_frames": clip_frames,
+        "kinds": dict(kinds),
+        "serious": sum(count for kind, count in kinds.items() if kind in _SERIOUS),
+        "findings": [vars(finding) for finding in findings],
+    }
+
+
+def _histogram(lengths: np.ndarray) -> dict:
+    """Least, quartiles and most, and counts in bins that double."""
+    if not len(lengths):
+        return {}
+    edges = [0, *(16 * 2**k for k in range(12))]
+    counts = np.histogram(lengths, bins=[*edges, 2**62])[0]
+    names = [f"{low} to {high - 1}" for low, high in pairwise(edges)]
+    names.append(f"{edges[-1]} or more")
+    words = ("least", "quarter", "median", "three quarters", "most")
+    places = np.percentile(lengths, [0, 25, 50, 75, 100]).tolist()
+    quartiles = dict(zip(words, places, strict=True))
+    bins = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    return quartiles | {"bins": bins}
+
+
+def data_index(
+    index: VideoIndex,
+    path: str | Path,
+    *,
+    workers: int = 0,
+    timeout_seconds: float = 60.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[VideoIndex, list[BadVideo]]:
+    """Counts every video in processes of their own, and writes the index as JSON lines.
+
+    Returns the index of the readable ones and the others with the reason; both are in the file.
+    """
+    found: dict[int, VideoInfo | str] = {}
+    paths = [entry.path for entry in index.entries]
+    for done, (number, result) in enumerate(run_jobs(_probe, paths, workers, timeout_seconds), 1):
+        found[number] = result.reason if isinstance(result, JobFailure) else result
+        if on_progress:
+            on_progress(done, len(paths))
+    kept, bad = [], []
+    for number, entry in enumerate(index.entries):
+        result = found[number]
+        if isinstance(result, VideoInfo):
+            kept.append(replace(entry, num_frames=result.num_frames, info=result))
+        else:
+            bad.append(BadVideo(entry.path, result))
+    counted = replace(index, entries=tuple(kept))
+    write_index(counted, path, bad)
+    return counted, bad
+
+
+def _probe(path: str) -> VideoInfo | str:
+    try:
+        return probe(path)
+    except VideoError as error:
+        return error.reason

@@ -1,0 +1,317 @@
+"""Weights of other projects in, plain weights out.
+
+Files are read with torch's weights_only unpickler, which runs no code. Our own names are
+`backbone.*` (the state dict of `build_backbone`), `head.weight` and `head.bias`.
+"""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import PacecoreError
+from .weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
+
+__all__ = ["Weights", "convert", "load_weights", "read_weights"]
+
+TARGETS = ("plain", "official")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file held, in our names, and what became of each of its own."""
+
+    path: Path
+    source: str
+    network: str
+    depth: int | None
+    weights: dict[str, Tensor]
+    renamed: dict[str, str] = field(repr=False)  # loaded under another name: theirs -> ours
+    left_over: tuple[str, ...]  # in the file, with no place in the network
+    missing: tuple[str, ...]  # in the network, not in the file
+    input: dict[str, str]  # how clips must be given, where the format settles it
+    note: str = ""
+
+    def report(self, verbose: bool = False) -> str:
+        """Lines that say what was loaded; every renamed weight too, if verbose."""
+        depth = f", depth {self.depth}" if self.depth else ""
+        lines = [
+            f"{self.path}: {self.network}{depth}, written by {self.source}",
+            f"loaded {len(self.weights)}, {len(self.renamed)} of them renamed; "
+            f"left over {len(self.left_over)}, missing {len(self.missing)}",
+        ]
+        if verbose:
+            lines += [f"renamed {theirs} -> {ours}" for theirs, ours in self.renamed.items()]
+        lines += [f"left over {name}" for name in self.left_over]
+        lines += [f"missing {name}" for name in self.missing]
+        if self.note:
+            lines.append(self.note)
+        return "\n".join(lines)
+
+
+def load_weights(path: str | os.PathLike[str], partial: bool = False) -> dict[str, Tensor]:
+    """The weights of a file in our names, from any format that `convert` reads.
+
+    Returns a state dict of `backbone.*` and, where the file has a classifier, `head.*`. Raises
+    PacecoreError as `read_weights` does.
+    """
+    return read_weights(path, partial=partial).weights
+
+
+def read_weights(
+    path: str | os.PathLike[str], network: str | None = None, partial: bool = False
+) -> Weights:
+    """Reads a file of weights, ours or another project's, and says what it held.
+
+    network: c3d, r3d, r21d or s3dg, where the file must hold that one; None finds it by the names.
+    partial: also take a file that lacks some of the network's weights.
+
+    Raises PacecoreError for a file that is missing or broken, that would run code when read, that
+    holds no network known here or another than `network`, whose weights have other shapes, or,
+    unless `partial`, that lacks some.
+    """
+    path = Path(path)
+    content = _read_file(path)
+    tensors = _tensors_of(content, path)
+    source, found, depth = _recognise(tensors, network, path)
+    prefix, head = source.prefix, _head_of(source, found)
+    names = {prefix + theirs: ours for theirs, ours in _names(source, found, depth).items()}
+
+    weights: dict[str, Tensor] = {}
+    renamed: dict[str, str] = {}
+    left_over = []
+    for theirs, tensor in tensors.items():
+        if theirs in names:
+            ours = "backbone." + names[theirs]
+        elif head and theirs in (f"{head}weight", f"{head}bias"):
+            ours = "head." + theirs.removeprefix(head)
+        elif source.title == "pacecore":
+            ours = theirs  # a projection, or whatever else training kept beside the backbone
+        elif source.repeats and re.search(source.repeats, theirs.removeprefix(prefix)):
+            continue
+        else:
+            left_over.append(theirs)
+            continue
+        weights[ours] = tensor
+        if ours != theirs:
+            renamed[theirs] = ours
+
+    shapes = shapes_of(found, depth)
+    if source.spelling != "pacecore":  # ours may be thinned, and then has other shapes
+        _check_shapes(weights, shapes, path, found)
+    missing = []
+    for name in shapes:
+        ours = f"backbone.{name}"
+        if ours in weights:
+            continue
+        if name.endswith("num_batches_tracked"):  # older than torch 0.4.1
+            weights[ours] = torch.tensor(0)
+        else:
+            missing.append(ours)
+    result = Weights(
+        path=path,
+        source=source.title,
+        network=found,
+        depth=depth,
+        weights=weights,
+        renamed=renamed,
+        left_over=tuple(left_over),
+        missing=tuple(missing),
+        input=_input_of(content, source),
+        note=source.note,
+    )
+    if missing and not partial:
+        raise PacecoreError(
+            f"{path}: {found} lacks {len(missing)} of {len(shapes)} weights, the first "
+            f"{missing[0]}; ask for a partial load to take the rest"
+            + (f" ({source.note})" if source.note else "")
+        )
+    return result
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    to: str = "plain",
+    network: str | None = None,
+    partial: bool = False,
+) -> Weights:
+    """Reads `source` and writes `out`, and beside it `out` with .json in place of its suffix.
+
+    to: "plain" writes a state dict in our names; "official" writes video-pace's
+        {epoch, state_dict, opt_dict} in its names, which VCOP's and RSPNet's code reads too.
+    out: *.safetensors for that format (plain only), any other suffix for torch's.
+
+    Raises PacecoreError as `read_weights` does, and for an `out` that cannot be written.
+    """
+    if to not in TARGETS:
+        raise PacecoreError(f"target must be one of {', '.join(TARGETS)}, got {to!r}")
+    out = Path(out)
+    if to == "official" and out.suffix == ".safetensors":
+        raise PacecoreError(f"{out}: official files are torch's; give another suffix")
+    if out.suffix == ".json":
+        raise PacecoreError(f"{out}: the .json beside the weights needs that name; give another")
+    found = read_weights(source, network, partial)
+    try:
+        if out.suffix == ".safetensors":
+            _write(out, lambda path: _save_safetensors(found.weights, path))
+        else:
+            content = found.weights if to == "plain" else _official(found)
+            _write(out, lambda path: torch.save(content, path))
+        text = json.dumps(_description(found, to), indent=1) + "\n"
+        _write(out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+    except (OSError, RuntimeError) as error:  # torch's writer wraps the system's error
+        reason = str(error).splitlines()[0]
+        raise PacecoreError(f"{out}: cannot be written: {reason}") from error
+    return found
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return _safetensors(path).load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise PacecoreError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named:
+            raise PacecoreError(
+                f"{path}: refused: reading it would run code ({named[1]}); "
+                "only files of plain tensors are read"
+            ) from None
+        raise PacecoreError(f"{path}: not a file of weights: its pickle is broken") from error
+    except Exception as error:  # torch and safetensors raise many types for a broken file
+        if isinstance(error, PacecoreError):
+            raise
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise PacecoreError(f"{path}: not a file of weights: {reason}") from error
+
+
+def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what was read, without DataParallel's "module." """
+    if isinstance(content, Mapping):
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+    if not isinstance(content, Mapping):
+        raise PacecoreError(f"{path}: no state dict in it, but {type(content).__name__}")
+    tensors = {
+        str(name).removeprefix("module."): tensor
+        for name, tensor in content.items()
+        if isinstance(tensor, Tensor)
+    }
+    if not tensors:
+        raise PacecoreError(f"{path}: no tensor in it; its entries are {list(content)[:5]}")
+    return tensors
+
+
+def _recognise(
+    tensors: Mapping[str, Tensor], network: str | None, path: Path
+) -> tuple[Source, str, int | None]:
+    """The way of writing, network and depth that explain most of the names, and lack fewest."""
+    best: tuple[tuple[int, int], tuple[Source, str, int | None] | None] = ((0, 0), None)
+    for source in SOURCES:
+        for found, depth in candidate_networks():
+            names = _names(source, found, depth)
+            matched = sum(source.prefix + name in tensors for name in names)
+            score = (matched, -len(names))
+            if matched and score > best[0]:
+                best = (score, (source, found, depth))
+    if best[1] is None:
+        raise PacecoreError(
+            f"{path}: no network known here; its names begin {', '.join(list(tensors)[:3])}"
+        )
+    found = best[1][1]
+    if network is not None and found != network:
+        raise PacecoreError(f"{path}: holds {found}, not {network}")
+    return best[1]
+
+
+def _names(source: Source, network: str, depth: int | None) -> dict[str, str]:
+    return names_of(source.spelling, network, depth)
+
+
+def _head_of(source: Source, network: str) -> str:
+    return HEADS[network] if source.head is None else source.head
+
+
+def _check_shapes(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], path: Path, network: str
+) -> None:
+    for name, shape in shapes.items():
+        tensor = weights.get(f"backbone.{name}")
+        if tensor is not None and tensor.shape != shape:
+            raise PacecoreError(
+                f"{path}: {name} of {network} must be {tuple(shape)}, got {tuple(tensor.shape)}"
+            )
+
+
+def _input_of(content: Any, source: Source) -> dict[str, str]:
+    """video-pace feeds BGR in 0..255; its checkpoints are known by their opt_dict."""
+    if source.spelling == "vcop" and isinstance(content, Mapping) and "opt_dict" in content:
+        return {"channel_order": "bgr", "normalize": "none"}
+    if isinstance(content, Mapping) and isinstance(content.get("options"), Mapping):
+        kept = ("channel_order", "normalize")
+        return {key: content["options"][key] for key in kept if key in content["options"]}
+    return {}
+
+
+def _official(found: Weights) -> dict[str, Any]:
+    """video-pace's file: its names, its three entries. What it has no place for stays out."""
+    theirs = {ours: name for name, ours in names_of("vcop", found.network, found.depth).items()}
+    state = {}
+    for name, tensor in found.weights.items():
+        if name.startswith("backbone."):
+            state[theirs[name.removeprefix("backbone.")]] = tensor
+        elif name in ("head.weight", "head.bias"):
+            state[HEADS[found.network] + name.removeprefix("head.")] = tensor
+    return {"epoch": 0, "state_dict": state, "opt_dict": {}}
+
+
+def _description(found: Weights, to: str) -> dict[str, Any]:
+    head = found.weights.get("head.weight")
+    return {
+        "format": to,
+        "network": found.network,
+        "depth": found.depth,
+        "classes": None if head is None else head.shape[0],
+        "parameters": sum(t.numel() for t in found.weights.values() if t.is_floating_point()),
+        "input": found.input,
+        "from": {"file": found.path.name, "written_by": found.source},
+        "left_over": list(found.left_over),
+        "missing": list(found.missing),
+        "note": found.note,
+    }
+
+
+def _write(path: Path, save: Any) -> None:
+    """Writes aside and renames, so that a file is whole or not there."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _save_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    _safetensors(path).save_file({n: t.contiguous() for n, t in weights.items()}, path)
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise PacecoreError(
+            f"{path}: .safetensors needs the safetensors package, extra pacecore[safetensors]"
+        ) from None
+    return safetensors.torch

@@ -1,0 +1,350 @@
+"""What was built, what was found, what is missing and how to mend it.
+
+Each check stands alone and imports what it looks at itself, so that a broken part is a line of the
+report and not the end of it.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["STATES", "Finding", "doctor", "is_broken"]
+
+STATES = ("ok", "warn", "missing")  # missing: something that pacecore needs is absent or wrong
+_REBUILD = "reinstall from the source folder: pip install --force-reinstall --no-deps ."
+_EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard", "safetensors": "safetensors"}
+_SMALL_SHARED_BYTES = 2**30  # a few batches of decoded frames of each worker
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, one of STATES, what was found, how to mend it."""
+
+    name: str
+    state: str
+    found: str
+    mend: str = ""
+
+
+def doctor() -> list[Finding]:
+    """Runs every check, on every device that torch sees, and returns what each of them found."""
+    findings = []
+    for name, check in _CHECKS.items():
+        try:
+            findings += [Finding(name, *rest) for rest in check()]
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            findings.append(
+                Finding(
+                    name, "missing", f"{type(error).__name__}: {reason}", _MEND.get(name, _REBUILD)
+                )
+            )
+    return findings
+
+
+def is_broken(findings: list[Finding]) -> bool:
+    """Whether something that pacecore needs is absent or wrong."""
+    return any(finding.state == "missing" for finding in findings)
+
+
+Rest = Iterator[tuple[str, ...]]  # a Finding without its name
+
+
+def _python() -> Rest:
+    import numpy
+
+    version = platform.python_version()
+    yield "ok", f"{version} ({sys.executable}), numpy {numpy.__version__}, {platform.platform()}"
+
+
+def _torch() -> Rest:
+    import torch
+
+    built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU"
+    found = f"{torch.__version__}, built {built}, {torch.backends.cpu.get_cpu_capability()}"
+    numbers = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if numbers and (int(numbers[1]), int(numbers[2])) < (2, 11):
+        yield "missing", found, _MEND["torch"]
+    else:
+        yield "ok", found
+
+
+def _extension() -> Rest:
+    from pacecore._extension import extension
+
+    info = extension().build_info()
+    cuda = (
+        f"CUDA {info['cuda']} kernels for {info['cuda_architectures']}"
+        if info["cuda"]
+        else "CPU kernels only"
+    )
+    yield (
+        "ok",
+        f"{info['version']}: {cuda}; headers of torch {info['torch_headers']}, "
+        f"compiler {info['compiler']}",
+    )
+
+
+def _gpu() -> Rest:
+    import torch
+
+    from pacecore._extension import extension
+
+    if not torch.cuda.is_available():
+        seen = _nvidia_smi()
+        if not seen:
+            yield "ok", "none found; everything runs on the CPU"
+        elif torch.version.cuda is None:
+            mend = "install a CUDA build of torch; pacecore need not be rebuilt"
+            yield "warn", f"{seen}, but this torch is built for the CPU", mend
+        else:
+            mend = "see what torch.cuda.init() says; often the driver is older than torch's CUDA"
+            yield "warn", f"{seen}, but torch {torch.__version__} cannot use it", mend
+        return
+    info = extension().build_info()
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        capability = (properties.major, properties.minor)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        found = f"cuda:{number} {properties.name}, {memory}, sm_{capability[0]}{capability[1]}"
+        if not info["cuda"]:
+            mend = f"put nvcc 12.0 or later on PATH, then {_REBUILD}"
+            yield "missing", f"{found}; this pacecore has no CUDA kernels", mend
+        elif not _covered(info["cuda_architectures"], capability):
+            wish = f"TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
+            built = f"kernels were built for {info['cuda_architectures']}"
+            yield (
+                "missing",
+                f"{found}; {built}",
+                f"{wish} pip install --force-reinstall --no-deps .",
+            )
+        else:
+            yield "ok", f"{found}; {_nvidia_smi()}"
+
+
+def _covered(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels for "sm_80 sm_90" run on a GPU of this capability.
+
+    Machine code serves its own generation from its own minor number on; later generations are
+    served by the intermediate code of the newest one, which a build carries by default.
+    """
+    built = [(int(n[:-1]), int(n[-1])) for n in re.findall(r"sm_(\d+)", architectures)]
+    same = any(major == capability[0] and minor <= capability[1] for major, minor in built)
+    return same or (bool(built) and capability[0] > max(built)[0])
+
+
+def _nvidia_smi() -> str:
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    line = done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""
+    return "driver sees " + line.replace(", ", ", driver ") if line else ""
+
+
+def _video() -> Rest:
+    import av
+
+    from pacecore.video_writer import video_encoder
+
+    libraries = av.library_versions["libavcodec"]
+    decoders = [n for n in ("h264", "hevc", "mpeg4", "vp9", "av1") if _has_codec(n, "r")]
+    encoder = video_encoder()
+    found = (
+        f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, libraries))}; "
+        f"reads {' '.join(decoders)}; writes {encoder}"
+    )
+    lacking = [name for name in ("h264", "mpeg4") if name not in decoders]
+    mend = "install PyAV's own wheel: pip install --force-reinstall av"
+    if lacking:
+        yield "missing", f"{found}; lacks {' '.join(lacking)}", mend
+    elif encoder != "libx264":
+        yield "warn", f"{found}; without libx264 the demo set is MPEG-4 instead of H.264", mend
+    else:
+        yield "ok", found
+
+
+def _has_codec(name: str, mode: str) -> bool:
+    import av
+
+    try:
+        av.Codec(name, mode)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
+def _threads() -> Rest:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = f"{torch.get_num_threads()} threads of torch on {usable} usable processors"
+    if torch.get_num_threads() > usable:
+        yield "warn", found, f"set OMP_NUM_THREADS={usable}"
+    else:
+        yield "ok", found
+
+
+def _shared_memory() -> Rest:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        yield "ok", "no /dev/shm on this system"
+        return
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**30:.1f} GiB free in /dev/shm, through which workers hand over frames"
+    if free < _SMALL_SHARED_BYTES:
+        yield "warn", found, "in Docker add --ipc=host or --shm-size=8g, or train with --workers 0"
+    else:
+        yield "ok", found
+
+
+def _tools() -> Rest:
+    from pacecore._extension import extension
+
+    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    compilers = [name for name in names if name and shutil.which(name)]
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")
+    found = f"C++: {compilers[0] if compilers else 'none'}; nvcc: {nvcc or 'none'}; " + (
+        "ninja found" if ninja else "ninja: fetched by pip at need"
+    )
+    if not compilers:
+        yield "warn", found, "only needed to build again: install g++"
+    elif nvcc and not extension().build_info()["cuda"]:
+        yield "warn", f"{found}; this pacecore was built without CUDA kernels", _REBUILD
+    else:
+        yield "ok", found
+
+
+def _extras() -> Rest:
+    there = [name for name in _EXTRAS if importlib.util.find_spec(name)]
+    lacking = [extra for name, extra in _EXTRAS.items() if name not in there]
+    found = f"found {', '.join(there) or 'none'}"
+    if lacking:
+        found += f"; optional: pip install 'pacecore[{','.join(lacking)}]'"
+    yield "ok", found
+
+
+def _devices() -> list[str]:
+    import torch
+
+    return ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+
+
+def _pace_clip() -> Rest:
+    """One clip with every step of the op, in each device's kernels, against float64."""
+    import torch
+
+    from pacecore.frames import FrameFormat, Frames
+    from pacecore.ops.pace_clip import pace_clip
+    from pacecore.reference.pace_clip import pace_clip as reference
+
+    height, width, count = 37, 51, 3
+    chroma = ((height + 1) // 2) * ((width + 1) // 2)
+    size = height * width + 2 * chroma
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 256, (count * size,), dtype=torch.uint8, generator=generator)
+    starts = torch.arange(count) * size
+    columns = (height, width, width, (width + 1) // 2, FrameFormat().code)
+    table = torch.stack(
+        [starts, starts + height * width, starts + height * width + chroma]
+        + [torch.full((count,), value) for value in columns],
+        dim=1,
+    )
+    plan = torch.tensor([[0, 1, 1, 2]], dtype=torch.int32)
+    crop = torch.tensor([[3, 5, 1]], dtype=torch.int32)
+    jitter = torch.tensor([[[1.2, 0.7, 1.4, 0.1]]], dtype=torch.float32).repeat(1, 4, 1)
+    order = torch.full((1, 4), 0 | 2 << 2 | 3 << 4 | 1 << 6, dtype=torch.int32)
+    sizes = {"resize": (32, 44), "crop_size": (24, 24)}
+    expected = reference(
+        Frames(data, table), plan, crop, jitter, order, **sizes, dtype=torch.float64
+    )
+    for device in _devices():
+        moved = [tensor.to(device) for tensor in (plan, crop, jitter, order)]
+        clips = pace_clip(Frames(data, table).to(device), *moved, **sizes)
+        error = (clips.cpu() - expected).abs().max().item()
+        # Values run from 0 to 255; hue makes thousandths of a rounding of the sixth digit.
+        yield _judged(device, error, 0.05, "of 255")
+
+
+def _info_nce() -> Rest:
+    """Loss and gradient of one batch, in each device's kernels, against float64."""
+    import torch
+
+    from pacecore.ops.info_nce import info_nce
+    from pacecore.reference.info_nce import info_nce as reference
+
+    z = torch.randn((24, 40), generator=torch.Generator().manual_seed(0))
+    groups = torch.arange(24) // 2
+    exact = z.double().requires_grad_()
+    expected = reference(exact, groups)[0]
+    expected.backward()
+    for device in _devices():
+        leaf = z.to(device).requires_grad_()
+        loss = info_nce(leaf, groups.to(device)).loss
+        loss.backward()
+        error = max(
+            (loss.detach().cpu() - expected.detach()).abs().item() / expected.item(),
+            ((leaf.grad.cpu() - exact.grad).norm() / exact.grad.norm()).item(),
+        )
+        yield _judged(device, error, 1e-4, "relative")
+
+
+def _bf16_convolution() -> Rest:
+    """conv3d in bf16 against fp32: some torch and cuDNN versions get it wrong."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randn((2, 16, 8, 14, 14), generator=generator)
+    weights = {
+        "1x3x3": torch.randn((24, 16, 1, 3, 3), generator=generator) / 12,
+        "3x1x1": torch.randn((24, 16, 3, 1, 1), generator=generator) / 7,
+    }
+    for device in _devices():
+        error = 0.0
+        for weight in weights.values():
+            padding = [side // 2 for side in weight.shape[2:]]
+            exact = torch.nn.functional.conv3d(clips, weight, padding=padding)
+            half = torch.nn.functional.conv3d(
+                clips.to(device, torch.bfloat16), weight.to(device, torch.bfloat16), padding=padding
+            )
+            error = max(error, ((half.float().cpu() - exact).norm() / exact.norm()).item())
+        # Inputs rounded to 8 bits of mantissa give about 0.3 %; a wrong kernel is off by far more.
+        state, found, *mend = _judged(device, error, 0.02, "relative")
+        yield (state, found) if not mend else ("warn", found, "train without --amp bf16")
+
+
+def _judged(device: str, error: float, bound: float, unit: str) -> tuple[str, ...]:
+    found = f"{device}: largest error against the reference {error:.1e} {unit}"
+    if error <= bound:  # False for NaN too
+        return "ok", found
+    return "missing", f"{found}, more than {bound:.0e}", f"the kernels are wrong here; {_REBUILD}"
+
+
+_CHECKS: dict[str, Callable[[], Rest]] = {
+    "python": _python,
+    "torch": _torch,
+    "extension": _extension,
+    "gpu": _gpu,
+    "video": _video,
+    "threads": _threads,
+    "shared memory": _shared_memory,
+    "build tools": _tools,
+    "extras": _extras,
+    "pace_clip": _pace_clip,
+    "info_nce": _info_nce,
+    "bf16 conv3d": _bf16_convolution,
+}
+_MEND = {
+    "python": "pip install --force-reinstall numpy",
+    "torch": "pip install --upgrade 'torch>=2.11'",
+    "video": "pip install --force-reinstall av",
+}

@@ -1,0 +1,150 @@
+"""The index of a data set: its videos in a fixed order, in memory and as JSON lines."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pacecore.errors import PacecoreError
+from pacecore.video import VideoInfo
+
+__all__ = [
+    "SPLITS",
+    "BadVideo",
+    "DatasetError",
+    "VideoEntry",
+    "VideoIndex",
+    "read_index",
+    "write_index",
+]
+
+SPLITS = ("train", "val", "test")
+
+
+class DatasetError(PacecoreError):
+    """A data set cannot be read as one; the message names the file, the line and the rule."""
+
+
+@dataclass(frozen=True)
+class VideoEntry:
+    """One video. path: a file, or a folder of still pictures; name: it relative to the root."""
+
+    path: str
+    name: str
+    label: int | None = None  # 0-based, into VideoIndex.classes
+    class_name: str | None = None
+    split: str | None = None  # "train", "val", "test"; None where the source does not say
+    num_frames: int | None = None  # None: not counted yet
+    info: VideoInfo | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """The videos of a source, in the order that randomness is keyed by."""
+
+    root: str
+    layout: str  # how the source was read, in words
+    entries: tuple[VideoEntry, ...]
+    classes: tuple[str, ...] = ()  # names by label; empty where nothing is labelled
+    missing: tuple[str, ...] = ()  # listed videos that are not there
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that occur, in the order train, val, test."""
+        present = {entry.split for entry in self.entries}
+        return tuple(split for split in SPLITS if split in present)
+
+    def select(self, split: str | None) -> "VideoIndex":
+        """The videos of one split. A source that knows no splits is all "train"; None is
+        everything.
+
+        Raises DatasetError for a split that the source does not have.
+        """
+        if split is None or (split == "train" and not self.splits):
+            return self
+        chosen = tuple(entry for entry in self.entries if entry.split == split)
+        if not chosen:
+            known = ", ".join(self.splits) or "none"
+            raise DatasetError(f"{self.root}: has no split {split!r}; its splits: {known}")
+        return replace(self, entries=chosen)
+
+
+@dataclass(frozen=True)
+class BadVideo:
+    """A video that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = ()) -> None:
+    """One JSON object a line: first the index itself, then each video, usable or not.
+
+    Paths are written relative to the root, and the root relative to the index where it lies at or
+    below the index's folder, so that a data set moves together with its index.
+    """
+    path = Path(path)
+    root, home = Path(index.root).resolve(), path.resolve().parent
+    head = {
+        "pacecore_index": 1,
+        "root": str(root.relative_to(home)) if root.is_relative_to(home) else str(root),
+        "layout": index.layout,
+        "classes": index.classes,
+    }
+    lines = [head] + [_entry_line(entry) for entry in index.entries]
+    lines += [{"path": _relative(one.path, root), "state": one.reason} for one in bad]
+    aside = path.with_name(path.name + ".part")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    aside.replace(path)
+
+
+def _entry_line(entry: VideoEntry) -> dict:
+    line: dict = {"path": entry.name, "label": entry.label, "class": entry.class_name}
+    line |= {"split": entry.split, "frames": entry.num_frames, "state": "ok"}
+    if entry.info is not None:
+        info = entry.info
+        line |= {"height": info.height, "width": info.width, "codec": info.codec}
+        line |= {"rate": str(info.rate) if info.rate else None}
+        line |= {"seconds": info.duration_seconds, "variable_rate": info.variable_rate}
+    return line
+
+
+def _relative(path: str, root: Path) -> str:
+    resolved = Path(path).resolve()
+    return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else str(resolved)
+
+
+def read_index(path: str | Path) -> VideoIndex:
+    """What write_index wrote, without the videos that it marks unusable."""
+    path = Path(path)
+    entries: list[VideoEntry] = []
+    head: dict = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, text in enumerate(lines, 1):
+            try:
+                line = json.loads(text)
+                if number == 1:
+                    head = {"root": line["root"], "layout": line["layout"]}
+                    head["classes"] = tuple(line["classes"])
+                    root = (path.resolve().parent / line["root"]).resolve()
+                elif line["state"] == "ok":
+                    entries.append(
+                        VideoEntry(
+                            path=str(root / line["path"]),
+                            name=line["path"],
+                            label=line["label"],
+                            class_name=line["class"],
+                            split=line["split"],
+                            num_frames=line["frames"],
+                        )
+                    )
+            except (ValueError, KeyError, TypeError) as error:
+                raise DatasetError(
+                    f"{path} line {number}: not a line of a pacecore index ({error!r})"
+                ) from None
+    if not entries:
+        raise DatasetError(f"{path}: an index without a usable video")
+    return VideoIndex(str(root), head["layout"], tuple(entries), head["classes"])

@@ -1,0 +1,178 @@
+"""From the options `data` and `held_out` to the videos that a run learns from and measures on."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pacecore.config import RunOptions
+from pacecore.datasets import VideoIndex, find_videos, probe_all
+from pacecore.demo import make_demo
+from pacecore.distributed import is_main
+from pacecore.errors import PacecoreError
+from pacecore.frames import Frames
+from pacecore.runlog import Progress
+from pacecore.source import FrameSource, Subset, VideoFiles
+from pacecore.store import FrameStore
+
+__all__ = ["DEMO_FOLDER", "Inputs", "open_index", "open_inputs", "worker_count"]
+
+DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
+_EVERY = 10  # one video in so many is held out where the data say nothing of a test split
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The videos of a run."""
+
+    train: FrameSource
+    held_out: FrameSource | None
+    words: str  # what they are, for the user
+    identity: str  # of the training videos: names and frame counts, hashed
+    unreadable: tuple[tuple[str, str], ...]  # left out, and why
+
+
+def worker_count(wish: int, device: torch.device) -> int:
+    """Decoding processes: `wish`, or for -1 one a core but what the training device needs itself.
+
+    On a CPU the network takes the cores and decoding is a small share: one in eight, at least one.
+    """
+    if wish >= 0:
+        return wish
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, cores // 8) if device.type == "cpu" else max(1, min(cores - 1, 16))
+
+
+def open_inputs(options: RunOptions) -> Inputs:
+    """The training and held-out videos of `options`, their frames counted.
+
+    Raises PacecoreError: data that are not there, without videos, or with more unreadable videos
+    than max_bad.
+    """
+    data = options.data or str(_demo())
+    store = FrameStore.open(data) if FrameStore.is_at(data) else None
+    index = store.index if store else find_videos(data, fold=options.fold)
+    held: VideoIndex | None = None
+    if options.held_out == "auto":
+        index, held = _split(index)
+    else:
+        index = index.select("train")
+        if options.held_out != "none":
+            held = find_videos(options.held_out, fold=options.fold)
+            held = held.select("test" if "test" in held.splits else None)
+    bad: list[tuple[str, str]] = []
+    if not store:
+        index, bad = open_index(index, options.max_bad)
+    if held is not None and not (store and options.held_out == "auto"):
+        held, more = open_index(held, options.max_bad)
+        bad += more
+    frames = sum(entry.num_frames or 0 for entry in index.entries)
+    words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
+    words += f"; {len(held):,} held out" if held else "; none held out"
+    if bad:
+        words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
+    if store:
+        words += f"; from the frame store of {store.size[0]} x {store.size[1]} pixels"
+    from_store = store if options.held_out == "auto" else None
+    return Inputs(
+        _source(index, store),
+        _source(held, from_store) if held else None,
+        words,
+        _identity(index),
+        tuple(bad),
+    )
+
+
+def _source(index: VideoIndex, store: FrameStore | None) -> FrameSource:
+    """The videos of `index`, from the store that they are a part of, or from their files."""
+    if store is None:
+        return VideoFiles(index)
+    numbers = {entry.name: number for number, entry in enumerate(store.index.entries)}
+    return Subset(store, [numbers[entry.name] for entry in index.entries])
+
+
+def resident_frames(source: FrameSource, data_on: str, device: torch.device) -> Frames | None:
+    """All frames of a store on `device`, where an option `data_on` wants them there; else None.
+
+    "auto" holds them on a GPU when they take at most half of its free memory. Raises PacecoreError
+    for "device" with videos that are in no store.
+    """
+    store = source.source if isinstance(source, Subset) else source
+    if not isinstance(store, FrameStore):
+        if data_on == "device":
+            raise PacecoreError(
+                "data_on device needs a frame store: make one with pacecore data pack"
+            )
+        return None
+    if data_on == "host" or (data_on == "auto" and device.type == "cpu"):
+        return None
+    size = store.whole().data.numel()
+    if data_on == "auto" and size > torch.cuda.mem_get_info(device)[0] // 2:
+        return None
+    progress = Progress(f"frames to {device}", len(store), shows=is_main())
+    frames = store.to_device(device, lambda done, _: progress.update(done, "videos"))
+    progress.close()
+    if is_main():
+        print(f"all frames are held on {device}: {size / 1e9:.2f} GB", flush=True)
+    return frames
+
+
+def _demo() -> Path:
+    folder = Path(DEMO_FOLDER)
+    if not is_main():
+        return folder  # rank 0 makes it; the others find it at the barrier of open_index
+    fresh = not folder.exists()
+    if fresh:
+        print(f"no data named: making the demo set in {folder.resolve()}", flush=True)
+    return make_demo(folder)
+
+
+def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
+    """Training and held-out videos: the data's own test or val split, else every tenth video."""
+    for name in ("test", "val"):
+        if name in index.splits and "train" in index.splits:
+            return index.select("train"), index.select(name)
+    index = index.select("train")
+    if len(index) < _EVERY:
+        return index, None
+    held = index.entries[_EVERY - 1 :: _EVERY]
+    names = {entry.name for entry in held}
+    kept = tuple(entry for entry in index.entries if entry.name not in names)
+    return replace(index, entries=kept), replace(index, entries=held)
+
+
+def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[str, str]]]:
+    """`index` with counted frames and without the unreadable videos, which come beside it."""
+    progress = Progress("reading", len(index), shows=is_main())
+    counted, bad = probe_all(index, on_progress=_after_first_seconds(progress))
+    if len(bad) > max_bad:
+        raise PacecoreError(
+            f"more than max_bad = {max_bad} videos cannot be read ({len(bad)} of {len(index)});"
+            f" the first one: {bad[0].path}: {bad[0].reason}"
+        )
+    if not len(counted):
+        raise PacecoreError(f"{index.root}: none of its {len(index)} videos can be read")
+    return counted, [(each.path, each.reason) for each in bad]
+
+
+def _after_first_seconds(progress: Progress) -> Callable[[int, int], None]:
+    """Short reads show nothing."""
+
+    def update(done: int, total: int) -> None:
+        progress.update(done, "videos")
+        if done == total and progress.live:
+            progress.close()
+
+    return update
+
+
+def _identity(index: VideoIndex) -> str:
+    digest = hashlib.sha256()
+    for entry in index.entries:
+        digest.update(f"{entry.name}\t{entry.num_frames}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]

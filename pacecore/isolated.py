@@ -1,0 +1,142 @@
+"""Jobs on files that may be hostile: each in a process that can die or hang alone."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+__all__ = ["JobFailure", "run_jobs"]
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """A job's process died or was ended; the reason, to be said of the job's file."""
+
+    reason: str
+
+
+def run_jobs(
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    workers: int = 0,
+    timeout_seconds: float = 600.0,
+) -> Iterator[tuple[int, Any]]:
+    """(number of the job, function(job)) as they get done, in `workers` processes (0: one a core).
+
+    A job whose process dies, or that takes longer than timeout_seconds, gives a JobFailure, and
+    another process takes the place. An exception of the function is raised here. function and jobs
+    must be picklable. workers=1 runs in this process, without that protection.
+    """
+    workers = min(len(jobs), workers or os.cpu_count() or 1)
+    if workers <= 1:
+        yield from _run_here(function, jobs)
+        return
+    waiting = iter(enumerate(jobs))
+    running = [_Worker(function) for _ in range(workers)]
+    try:
+        busy = [worker for worker in running if worker.take(waiting)]
+        while busy:
+            _wait(busy, timeout_seconds)
+            for worker in list(busy):
+                result = worker.poll(timeout_seconds)
+                if result is None:
+                    continue
+                yield result
+                if not worker.take(waiting):
+                    busy.remove(worker)
+    finally:
+        for worker in running:
+            worker.end()
+
+
+def _run_here(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    threads = torch.get_num_threads()
+    for number, job in enumerate(jobs):
+        torch.set_num_threads(1)
+        try:
+            result = function(job)
+        finally:
+            torch.set_num_threads(threads)
+        yield number, result
+
+
+def _wait(busy: list["_Worker"], timeout_seconds: float) -> None:
+    """Until one is done, dead, or out of time."""
+    first = min(worker.since for worker in busy) + timeout_seconds
+    wait([worker.link for worker in busy], max(0.0, first - time.monotonic()) + 0.01)
+
+
+class _Worker:
+    """One process and the job it is at; a new process after one that died."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self._start()
+
+    def _start(self) -> None:
+        # Spawned, not forked: this process may have threads.
+        context = get_context("spawn")
+        self.link, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._function, other), daemon=True)
+        self._process.start()
+        other.close()
+        self._started = False
+
+    def take(self, waiting: Iterator[tuple[int, Any]]) -> bool:
+        """Begins the next job, if there is one."""
+        job = next(waiting, None)
+        if job is None:
+            return False
+        self._number = job[0]
+        self.since = time.monotonic() + (0 if self._started else 60)  # imports take a while
+        self._started = True
+        with suppress(OSError):  # it died between two jobs: poll finds it dead at this one
+            self.link.send(job[1])
+        return True
+
+    def poll(self, timeout_seconds: float) -> tuple[int, Any] | None:
+        """The job's number and result, once there is one."""
+        try:
+            if self.link.poll():
+                raised, result = self.link.recv()
+                if raised:
+                    raise result
+                return self._number, result
+        except (EOFError, ConnectionError):
+            self._process.join()
+            code = self._process.exitcode or 0
+            reason = f"by signal {-code}" if code < 0 else f"with code {code}"
+            return self._replaced(f"the process reading it ended {reason}")
+        if time.monotonic() - self.since > timeout_seconds:
+            return self._replaced(f"took longer than {timeout_seconds:g} s")
+        return None
+
+    def _replaced(self, reason: str) -> tuple[int, JobFailure]:
+        self.end()
+        self._start()
+        return self._number, JobFailure(reason)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.link.close()
+
+
+def _serve(function: Callable[[Any], Any], link: Connection) -> None:
+    torch.set_num_threads(1)  # cores are shared out by process
+    while True:
+        try:
+            job = link.recv()
+        except EOFError:
+            return
+        try:
+            result = False, function(job)
+        except Exception as error:
+            result = True, error
+        link.send(result)

@@ -1,0 +1,450 @@
+"""The layouts that data sets of videos come in, and their quirks. Used through find_videos."""
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pacecore.index import DatasetError, VideoEntry, VideoIndex, read_index
+from pacecore.media import is_video_name, picture_files
+
+__all__ = ["read_source"]
+
+_UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
+_HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
+_SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
+    "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+_LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.txt$", re.I)
+_KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
+
+
+def read_source(
+    path: Path, split: str | None, fold: int | str, root: Path | None, missing: str
+) -> VideoIndex:
+    """The index of `path`; entries in any order."""
+    if path.is_dir():
+        return _read_folder(path, fold, missing)
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return read_index(path)
+    if is_video_name(path.name):
+        return VideoIndex(str(path.parent), "one video", (VideoEntry(str(path), path.name),))
+    if path.suffix.lower() == ".csv" and (rows := _kinetics_rows(path)) is not None:
+        return _kinetics(root or path.parent, [(path, rows)])
+    return _read_list(path, split, root, missing)
+
+
+def _read_folder(path: Path, fold: int | str, missing: str) -> VideoIndex:
+    hmdb = _beside_or_inside(path, _HMDB_LISTS)
+    if hmdb is not None:
+        return _hmdb51(path, hmdb, fold, missing)
+    ucf = _beside_or_inside(path, _UCF_LISTS)
+    lists = ucf or (path / "splits" if (path / "splits").is_dir() else path)
+    pairs = _list_pairs(lists)
+    if pairs:
+        return _listed(path, lists, pairs, fold, missing)
+    tables = [(table, _kinetics_rows(table)) for table in sorted(path.glob("*.csv"))]
+    tables = [(table, rows) for table, rows in tables if rows is not None]
+    if tables:
+        return _kinetics(path, tables)
+    return _plain(path)
+
+
+def _beside_or_inside(path: Path, name: str) -> Path | None:
+    """The folder of lists `name`: in `path` or a folder of it, next to it, or `path` itself."""
+    if path.name == name:
+        return path
+    places = [path, path.resolve().parent, *sorted(p for p in path.iterdir() if p.is_dir())]
+    return next((place / name for place in places if (place / name).is_dir()), None)
+
+
+# Folders of videos
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
+    out.
+    """
+    for folder, folders, files in os.walk(path, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        videos = [f for f in files if is_video_name(f) and not f.startswith(".")]
+        yield from (Path(folder) / name for name in videos)
+        if not videos and not folders and picture_files(folder):
+            yield Path(folder)
+
+
+def _plain(path: Path) -> VideoIndex:
+    """Folders train, val, test of class folders; class folders; or a flat folder."""
+    videos = list(_walk(path))
+    if not videos:
+        raise DatasetError(f"{path}: no video in it, nor a folder of jpg or png frames")
+    parts = [video.relative_to(path).parts for video in videos]
+    split_of = {}
+    if all(len(p) > 1 and p[0].lower() in _SPLIT_WORDS for p in parts):
+        split_of = {p[0]: _SPLIT_WORDS[p[0].lower()] for p in parts}
+    level = 1 if split_of else 0
+    # One folder around everything (UCF-101 within its data set) is no class.
+    while len({p[level] for p in parts if len(p) > level}) == 1 and all(
+        len(p) > level + 2 for p in parts
+    ):
+        level += 1
+    labelled = all(len(p) > level + 1 for p in parts) and len({p[level] for p in parts}) > 1
+    classes = tuple(sorted({p[level] for p in parts})) if labelled else ()
+    rank = {name: label for label, name in enumerate(classes)}
+    entries = tuple(
+        VideoEntry(
+            path=str(video),
+            name="/".join(p),
+            label=rank[p[level]] if labelled else None,
+            class_name=p[level] if labelled else None,
+            split=split_of.get(p[0]),
+        )
+        for video, p in zip(videos, parts, strict=True)
+    )
+    kind = "class folders" if labelled else "videos without labels"
+    if split_of:
+        kind = f"split folders of {kind}"
+    if any(video.is_dir() for video in videos):
+        kind += ", as still pictures"
+    return VideoIndex(str(path), kind, entries, classes)
+
+
+# Listed paths
+
+
+class _Lookup:
+    """Finds listed paths under a root, also where case or the ending differs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folded: dict[str, str] | None = None
+
+    def direct(self, name: str) -> str | None:
+        """The path, if it is a video as it stands."""
+        path = os.path.join(self.root, name)
+        if os.path.isfile(path) or (os.path.isdir(path) and picture_files(path)):
+            return path
+        return None
+
+    def alike(self, name: str) -> str | None:
+        """The video whose path differs in case or in its ending only."""
+        if self._folded is None:
+            self._folded = {}
+            for video in _walk(self.root):
+                key = video.relative_to(self.root).as_posix().casefold()
+                self._folded.setdefault(key, str(video))
+                self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
+        key = name.removeprefix("./").casefold()
+        stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
+        return self._folded.get(key) or self._folded.get(stem)
+
+
+@dataclass
+class _Listing:
+    """Videos of several lists, and what is said of each."""
+
+    root: Path
+    missing_rule: str
+    rows: list[tuple] = field(default_factory=list)  # path, split, label or class, where, frames
+    missing: list[str] = field(default_factory=list)
+
+    def lose(self, name: str, where: str) -> None:
+        """A listed video is not there."""
+        if self.missing_rule == "error":
+            raise DatasetError(
+                f"{where}: no video {name} under {self.root} (missing=skip leaves such out)"
+            )
+        self.missing.append(name)
+
+    def index(self, layout: str, classes: tuple[str, ...]) -> VideoIndex:
+        """With labels: an int is one already, a str is a class name."""
+        if not self.rows:
+            raise DatasetError(
+                f"{self.root}: none of the {len(self.missing)} listed videos is there"
+            )
+        rank = {name: label for label, name in enumerate(classes)}
+        entries = []
+        for path, split, said, where, frames in self.rows:
+            label = rank.get(said) if isinstance(said, str) else said
+            if said is not None and (label is None or not 0 <= label < len(classes)):
+                raise DatasetError(f"{where}: class {said} is none of the {len(classes)} classes")
+            name = classes[label] if label is not None else None
+            relative = os.path.relpath(path, self.root).replace(os.sep, "/")
+            entries.append(VideoEntry(str(path), relative, label, name, split, frames))
+        return VideoIndex(str(self.root), layout, tuple(entries), classes, tuple(self.missing))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("FILE line N", text) of every line that says something; any line ending, with or without
+    BOM.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: is not UTF-8 text ({error})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith("# "):  # HMDB51 has names that begin with #
+            yield f"{path} line {number}", line.strip()
+
+
+def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
+    """(video, columns after it). Names may hold spaces: the longest text that is a video wins."""
+    cuts = [(gap.start(), gap.end()) for gap in re.finditer(r"[\s,]+", text)]
+    cuts = [(len(text), len(text)), *reversed(cuts[-2:])]
+    for look in (find.direct, find.alike):
+        for stop, rest in cuts:
+            path = look(text[:stop].strip('"'))
+            if path is not None:
+                return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
+    return None, []
+
+
+def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | None]:
+    """(label or class name, frames) from the columns after the path."""
+    label: int | str | None = None
+    if columns:
+        label = int(columns[0]) if re.fullmatch(r"-?\d+", columns[0]) else columns[0]
+        if isinstance(label, int) and label < 0:
+            raise DatasetError(f"{where}: label must not be negative, got {label}")
+    if len(columns) < 2:
+        return label, None
+    if not columns[1].isdigit() or int(columns[1]) == 0:
+        raise DatasetError(f"{where}: frames must be a number from 1, got {columns[1]}")
+    return label, int(columns[1])
+
+
+def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
+    """Lists by name and split: {"01": {"train": trainlist01.txt, "test": testlist01.txt}}."""
+    pairs: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.glob("*.txt")):
+        match = _LIST_NAME.match(path.name)
+        if match:
+            pairs.setdefault(match[2].lower(), {})[match[1].lower()] = path
+    return {name: pair for name, pair in pairs.items() if len(pair) > 1}
+
+
+def _listed(
+    path: Path, lists: Path, pairs: dict[str, dict[str, Path]], fold: int | str, missing: str
+) -> VideoIndex:
+    """UCF101, and any folder with train and test lists in it."""
+    name = _fold_name(lists, list(pairs), fold)
+    first = next(iter(_lines(pairs[name]["train"])), None)
+    if first is None:
+        raise DatasetError(f"{pairs[name]['train']}: is empty")
+    listing = _Listing(_find_root(first, _roots(path, lists)), missing)
+    for split, one in pairs[name].items():
+        _add_list(listing, one, split)
+    class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
+    if class_file:
+        return _with_folder_classes(listing, class_file, f"UCF101, split {name}")
+    return _with_classes(listing, f"lists {name}" if name else "lists of train and test")
+
+
+def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
+    wanted = str(fold).lower()
+    for name in names:
+        if name == wanted or (name.isdigit() and wanted.isdigit() and int(name) == int(wanted)):
+            return name
+    if wanted.isdigit() and 1 <= int(wanted) <= len(names) and not any(n.isdigit() for n in names):
+        return names[int(wanted) - 1]
+    raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(names)}")
+
+
+def _roots(path: Path, lists: Path) -> list[Path]:
+    """Where listed paths may begin, likeliest first."""
+    near = [path, lists, lists.parent, lists.parent.parent]
+    inside = [f for p in (path, lists.parent) for f in sorted(p.iterdir()) if f.is_dir()]
+    return list(dict.fromkeys(near + inside))
+
+
+def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
+    """The folder under which the first listed video, or at least its folder, is."""
+    where, text = first
+    for root in roots:
+        if _parse_exact(text, root):
+            return root
+    head = text.split("/")[0].casefold()
+    for root in roots:
+        if "/" in text and any(f.name.casefold() == head for f in root.iterdir() if f.is_dir()):
+            return root
+    tried = ", ".join(map(str, roots[:4]))
+    raise DatasetError(f"{where}: {text!r} begins with no video under {tried}; name the root")
+
+
+def _parse_exact(text: str, root: Path) -> bool:
+    words = re.split(r"[\s,]+", text)
+    return any((root / text[: text.find(word) + len(word)]).exists() for word in words[:4] if word)
+
+
+def _add_list(listing: _Listing, path: Path, split: str | None) -> None:
+    find = _Lookup(listing.root)
+    for where, text in _lines(path):
+        video, columns = _parse_line(text, find)
+        if video is None:
+            listing.lose(text, where)
+            continue
+        label, frames = _columns(columns, where)
+        listing.rows.append((video, split, label, where, frames))
+
+
+def _class_file(path: Path) -> tuple[str, ...]:
+    """classInd.txt: "1 ApplyEyeMakeup", ids from 1 without a gap."""
+    names = []
+    for where, text in _lines(path):
+        number, _, name = text.partition(" ")
+        if not number.isdigit() or int(number) != len(names) + 1 or not name.strip():
+            raise DatasetError(f'{where}: must be "{len(names) + 1} ClassName", got {text!r}')
+        names.append(name.strip())
+    return tuple(names)
+
+
+def _with_folder_class(
+    row: tuple, classes: tuple[str, ...], root: Path, ranks: dict[str, int]
+) -> tuple:
+    """The class is the folder's name; a label beside it must agree (1-based, as classInd.txt)."""
+    path, split, said, where, frames = row
+    folder = os.path.relpath(path, root).split(os.sep)[0]
+    rank = ranks.get(folder.casefold())
+    if rank is None:
+        raise DatasetError(f"{where}: folder {folder} is no class of classInd.txt")
+    if isinstance(said, int) and rank + 1 != said:
+        raise DatasetError(f"{where}: label {said} is not that of class {classes[rank]}")
+    return path, split, rank, where, frames
+
+
+def _with_folder_classes(listing: _Listing, class_file: Path, layout: str) -> VideoIndex:
+    """Lists of tests leave the class out, others count from 1: the folder says it."""
+    classes = _class_file(class_file)
+    ranks = {name.casefold(): rank for rank, name in enumerate(classes)}
+    listing.rows = [_with_folder_class(row, classes, listing.root, ranks) for row in listing.rows]
+    return listing.index(layout, classes)
+
+
+def _with_classes(listing: _Listing, layout: str) -> VideoIndex:
+    """Labels as listed, from 0 or 1; else the names listed; else the videos' folders."""
+    said = [row[2] for row in listing.rows]
+    numbers = [label for label in said if isinstance(label, int)]
+    if said and len(numbers) == len(said):
+        base = 1 if min(numbers) >= 1 else 0
+        listing.rows = [(p, s, label - base, w, f) for p, s, label, w, f in listing.rows]
+        return listing.index(layout, _names(listing, max(numbers) - base + 1))
+    if numbers:
+        where = next(row[3] for row in listing.rows if not isinstance(row[2], int))
+        raise DatasetError(f"{where}: has no number for a label, as other lines have")
+    if any(label is None for label in said):
+        folders = [Path(os.path.relpath(row[0], listing.root)).parts for row in listing.rows]
+        if not all(len(parts) > 1 for parts in folders):
+            return listing.index(layout, ())
+        listing.rows = [
+            (row[0], row[1], parts[-2], row[3], row[4])
+            for row, parts in zip(listing.rows, folders, strict=True)
+        ]
+    classes = tuple(sorted({row[2] for row in listing.rows}))
+    if len(classes) == 1:  # one folder around all is no class
+        listing.rows = [(p, s, None, w, f) for p, s, _, w, f in listing.rows]
+        classes = ()
+    return listing.index(layout, classes)
+
+
+def _names(listing: _Listing, count: int) -> tuple[str, ...]:
+    """Class names of numeric labels: their folders' where these pair up one to one, else the
+    numbers.
+    """
+    folders: dict[int, set[str]] = {}
+    for path, _, label, *_ in listing.rows:
+        folders.setdefault(label, set()).add(Path(path).parent.name)
+    names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
+    if len(names) == len(folders) == len(set(names.values())):
+        return tuple(names.get(label, str(label)) for label in range(count))
+    return tuple(map(str, range(count)))
+
+
+def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -> VideoIndex:
+    """A text list. Of a pair train_X, test_X, each stands for both: the split chooses."""
+    match = _LIST_NAME.match(path.name)
+    pair = _list_pairs(path.parent).get(match[2].lower(), {}) if match and split else {}
+    lists = {name: one for name, one in pair.items()} or {match[1].lower() if match else None: path}
+    first = next(iter(_lines(path)), None)
+    if first is None:
+        raise DatasetError(f"{path}: is empty")
+    roots = [root] if root else _roots(path.parent, path.parent)
+    listing = _Listing(_find_root(first, roots), missing)
+    for name, one in lists.items():
+        _add_list(listing, one, name)
+    class_file = next((p for p in path.parent.glob("*") if p.name.lower() == "classind.txt"), None)
+    if class_file:
+        return _with_folder_classes(listing, class_file, "a list of UCF101")
+    return _with_classes(listing, "a list")
+
+
+# HMDB51
+
+
+def _hmdb51(path: Path, lists: Path, fold: int | str, missing: str) -> VideoIndex:
+    """CLASS_test_splitN.txt: "name.avi 0", 1 train, 2 test, 0 neither; videos in a folder CLASS."""
+    files = sorted(lists.glob("*_test_split*.txt"))
+    folds = sorted({f.stem.rsplit("_test_split", 1)[1] for f in files})
+    if str(fold) not in folds:
+        raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(folds)}")
+    files = [f for f in files if f.stem.endswith(f"_test_split{fold}")]
+    classes = tuple(f.stem.rsplit("_test_split", 1)[0] for f in files)
+    root = path.parent if path == lists else path
+    by_name = {(v.parent.name, v.name): v for v in _walk(root)}
+    listing = _Listing(root, missing)
+    for name, file in zip(classes, files, strict=True):
+        for where, text in _lines(file):
+            video, _, number = text.rpartition(" ")
+            if number not in ("0", "1", "2"):
+                raise DatasetError(f'{where}: must be "video 0", 1 or 2, got {text!r}')
+            split = _HMDB_SPLITS[int(number)]
+            if split is None:
+                continue
+            found = by_name.get((name, video.strip()))
+            if found is None:
+                listing.lose(f"{name}/{video.strip()}", where)
+            else:
+                listing.rows.append((found, split, name, where, None))
+    return listing.index(f"HMDB51, split {fold}", classes)
+
+
+# Kinetics
+
+
+def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
+    """Rows of an official Kinetics table, or None if this is none."""
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        rows = csv.DictReader(text)
+        if not _KINETICS_COLUMNS.issubset(rows.fieldnames or ()):
+            return None
+        return list(rows)
+
+
+def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:
+    """Videos YOUTUBE-ID_START_END.mp4, or YOUTUBE-ID.mp4, anywhere below the table's folder."""
+    by_stem = {video.stem: video for video in _walk(root)}
+    listing = _Listing(root, "skip")
+    for table, rows in tables:
+        for number, row in enumerate(rows, 2):
+            where = f"{table} line {number}"
+            try:
+                span = f"_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
+            except (TypeError, ValueError):
+                raise DatasetError(f"{where}: time_start and time_end must be seconds") from None
+            found = by_stem.get(row["youtube_id"] + span) or by_stem.get(row["youtube_id"])
+            if found is None:
+                listing.lose(row["youtube_id"] + span, where)
+                continue
+            split = (row.get("split") or _split_word(table)).lower()
+            if split not in _SPLIT_WORDS:
+                raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
+            listing.rows.append((found, _SPLIT_WORDS[split], row["label"] or None, where, None))
+    labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
+    return listing.index("Kinetics", tuple(sorted(labels)))
+
+
+def _split_word(table: Path) -> str:
+    words = re.split(r"[^a-z]+", table.stem.lower())
+    return next((word for word in words if word in _SPLIT_WORDS), "train")

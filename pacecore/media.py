@@ -1,0 +1,25 @@
+"""What counts as a video, and as a frame of one, by its name."""
+
+import re
+from pathlib import Path
+
+__all__ = ["is_video_name", "picture_files"]
+
+# fmt: off
+_VIDEO_ENDINGS = {
+    "avi", "mp4", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "ts", "m2ts", "mts", "flv", "wmv",
+    "asf", "ogv", "3gp", "3g2", "vob", "gif", "mxf", "y4m",
+}
+# fmt: on
+_PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file's ending is that of a video."""
+    return name.rpartition(".")[2].lower() in _VIDEO_ENDINGS
+
+
+def picture_files(folder: str | Path) -> list[Path]:
+    """The pictures in a folder, by the numbers in their names: img_2 before img_10."""
+    pictures = [p for p in Path(folder).iterdir() if p.suffix.lower() in _PICTURE_ENDINGS]
+    return sorted(pictures, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))

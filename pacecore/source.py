@@ -1,0 +1,104 @@
+"""Where a loader's frames come from: video files, and a part of any source. See also store.py."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+
+from pacecore.frames import Frames
+from pacecore.index import VideoIndex
+from pacecore.video import VideoInfo, decode, probe
+
+__all__ = ["FrameSource", "Subset", "VideoFiles"]
+
+
+class FrameSource(Protocol):
+    """Videos by number, however their frames are kept."""
+
+    def __len__(self) -> int: ...
+
+    def num_frames(self, video: int) -> int: ...
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        """Frames `wanted`, int64, ascending, each once; row i of the result is wanted[i]."""
+        ...
+
+    def path(self, video: int) -> Path: ...
+
+    def label(self, video: int) -> int | None: ...
+
+
+class VideoFiles:
+    """The loader's FrameSource over files. Each is scanned once, the first time it is used, unless
+    probe_all has done so; methods may be called from several threads.
+    """
+
+    def __init__(self, index: VideoIndex) -> None:
+        self._entries = list(index.entries)
+        self.classes = index.classes  # names by label; empty where nothing is labelled
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def path(self, video: int) -> Path:
+        return Path(self._entries[video].path)
+
+    def label(self, video: int) -> int | None:
+        return self._entries[video].label
+
+    def num_frames(self, video: int) -> int:
+        """Frames of a video. Raises VideoError where it cannot be read."""
+        known = self._entries[video].num_frames
+        return self._info(video).num_frames if known is None else known
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        """Frames `wanted`, (N,) int64, ascending, each once: row i is frame wanted[i].
+
+        Raises VideoError where the video cannot be read.
+        """
+        return decode(self.path(video), wanted, self._info(video))
+
+    def _info(self, video: int) -> VideoInfo:
+        info = self._entries[video].info
+        if info is None:
+            info = probe(self.path(video))
+            with self._lock:
+                entry = self._entries[video]
+                self._entries[video] = replace(entry, info=info, num_frames=info.num_frames)
+        return info
+
+    def __getstate__(self) -> dict:
+        return {"entries": self._entries, "classes": self.classes}
+
+    def __setstate__(self, state: dict) -> None:
+        self._entries, self.classes, self._lock = state["entries"], state["classes"], Lock()
+
+
+class Subset:
+    """Some videos of another source, numbered anew; its frames are the other one's."""
+
+    def __init__(self, source: FrameSource, videos: Sequence[int]) -> None:
+        self.source, self.videos = source, tuple(videos)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def path(self, video: int) -> Path:
+        return self.source.path(self.videos[video])
+
+    def label(self, video: int) -> int | None:
+        return self.source.label(self.videos[video])
+
+    def num_frames(self, video: int) -> int:
+        return self.source.num_frames(self.videos[video])
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        return self.source.decode(self.videos[video], wanted)
+
+    def first_row(self, video: int) -> int:
+        """As the other source's: where its table of all frames has the video's frame 0."""
+        return self.source.first_row(self.videos[video])

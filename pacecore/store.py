@@ -1,0 +1,357 @@
+"""The frame store: videos decoded once, at the size that training uses, in one file and one index.
+
+A folder holds `frames.bin` and `index.json`. Every frame is a record of the same length: its Y, U
+and V planes packed tight, then a CRC-32 of them, filled up to a multiple of 64 bytes. The file is
+mapped into memory; frames are served from where they lie.
+"""
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pacecore.errors import PacecoreError
+from pacecore.frames import FRAME_COLUMNS, Frames
+from pacecore.index import BadVideo, VideoEntry, VideoIndex
+from pacecore.isolated import JobFailure, run_jobs
+from pacecore.resample import plane_shapes, resample
+from pacecore.video import VideoError, decode_all
+
+__all__ = ["FrameStore", "StoreError", "pack", "record_bytes", "store_bytes"]
+
+_FRAMES, _INDEX, _JOURNAL = "frames.bin", "index.json", "journal.jsonl"
+_LINE = 64  # records begin at cache lines
+
+
+class StoreError(PacecoreError):
+    """A frame store cannot be written, or cannot be trusted; names the folder and the reason."""
+
+
+def pixel_bytes(size: tuple[int, int]) -> int:
+    """Bytes of one frame's planes, size (height, width)."""
+    return sum(rows * columns for rows, columns in plane_shapes(size))
+
+
+def record_bytes(size: tuple[int, int]) -> int:
+    """Bytes that one frame of `size` (height, width) takes in the store."""
+    return -(-(pixel_bytes(size) + 4) // _LINE) * _LINE
+
+
+def store_bytes(index: VideoIndex, size: tuple[int, int]) -> int:
+    """Bytes of frames.bin for an index whose videos have been counted (probe_all)."""
+    return sum(_counted(entry) for entry in index.entries) * record_bytes(size)
+
+
+def _counted(entry: VideoEntry) -> int:
+    if entry.num_frames is None:
+        raise StoreError(f"{entry.path}: its frames have not been counted")
+    return entry.num_frames
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One video to pack: from its file to its records."""
+
+    video: int
+    path: str
+    frames: int
+    first: int  # record of its first frame
+    file: str
+    size: tuple[int, int]
+
+
+def pack(
+    index: VideoIndex,
+    folder: str | Path,
+    size: tuple[int, int],
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple["FrameStore", list[BadVideo]]:
+    """Decodes every video once into a store at `size` (height, width), `workers` processes at once.
+
+    index: counted by probe_all. workers: 0 is one a core, 1 is this process. on_progress(done,
+    total) counts videos. A pack that was broken off goes on where it stood. Returns the store of
+    the videos that decoded, in the order of the index, and the others with the reason. Raises
+    StoreError: no room on the disk, or the folder holds something else.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / _INDEX).exists():
+        raise StoreError(f"{folder}: holds a finished store already; delete it to pack anew")
+    jobs = _jobs(index, folder, size)
+    done = _resumed(folder, index, size, sum(job.frames for job in jobs) * record_bytes(size))
+    with (folder / _JOURNAL).open("a", encoding="utf-8") as journal:
+        todo = [job for job in jobs if job.video not in done]
+        for count, (video, result) in enumerate(_run(todo, workers), len(done) + 1):
+            done[video] = result
+            journal.write(json.dumps({"video": video} | result) + "\n")
+            journal.flush()
+            if on_progress:
+                on_progress(count, len(jobs))
+    _finish(folder, index, size, jobs, done)
+    bad = [BadVideo(j.path, done[j.video]["bad"]) for j in jobs if "bad" in done[j.video]]
+    return FrameStore.open(folder), bad
+
+
+def _jobs(index: VideoIndex, folder: Path, size: tuple[int, int]) -> list[_Job]:
+    jobs, first = [], 0
+    for video, entry in enumerate(index.entries):
+        frames = _counted(entry)
+        jobs.append(_Job(video, entry.path, frames, first, str(folder / _FRAMES), size))
+        first += frames
+    return jobs
+
+
+def _resumed(folder: Path, index: VideoIndex, size: tuple[int, int], total: int) -> dict[int, dict]:
+    """What an earlier run finished; a new journal and an empty frames.bin where there was none."""
+    head = {
+        "size": list(size),
+        "videos": [[entry.name, entry.num_frames] for entry in index.entries],
+    }
+    journal, frames = folder / _JOURNAL, folder / _FRAMES
+    if journal.exists():
+        lines = list(_journal_lines(journal))
+        if not lines or lines[0] != head:
+            raise StoreError(f"{folder}: holds an unfinished store of other videos or another size")
+        if not frames.exists() or frames.stat().st_size != total:
+            raise StoreError(f"{folder}: {_FRAMES} of its unfinished store is gone or cut")
+        # Written anew, so that a line cut short by the interruption does not stay.
+        done = {line.pop("video"): line for line in lines[1:]}
+        text = [head] + [{"video": video} | result for video, result in done.items()]
+        journal.write_text("".join(json.dumps(line) + "\n" for line in text), encoding="utf-8")
+        return done
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise StoreError(f"{folder}: needs {total:,} bytes, {free:,} are free")
+    with frames.open("wb") as file:
+        file.truncate(total)
+    journal.write_text(json.dumps(head) + "\n", encoding="utf-8")
+    return {}
+
+
+def _journal_lines(journal: Path) -> Iterator[dict]:
+    for text in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(text)
+        except ValueError:
+            return  # cut short
+
+
+def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict]]:
+    """(video, {"format": code} or {"bad": reason}) as they get done."""
+    for number, result in run_jobs(_pack_video, jobs, workers):
+        if isinstance(result, JobFailure):
+            result = {"bad": result.reason}
+        yield jobs[number].video, result
+
+
+def _pack_video(job: _Job) -> dict:
+    """Decodes one video into its records; what is wrong with it, if anything is."""
+    record, pixels = record_bytes(job.size), pixel_bytes(job.size)
+    written, code = 0, None
+    try:
+        with open(job.file, "r+b", buffering=0) as file:
+            for part in decode_all(job.path, planar=True):
+                codes = part.table[:, 7].unique().tolist()
+                if code not in (None, codes[0]) or len(codes) > 1:
+                    raise VideoError(job.path, "changes its colour matrix or range within")
+                code = codes[0]
+                if written + len(part) > job.frames:
+                    raise VideoError(job.path, f"has more than the {job.frames} frames counted")
+                records = np.zeros((len(part), record), dtype=np.uint8)
+                records[:, :pixels] = resample(part, job.size).numpy()
+                for row in records:
+                    row[pixels : pixels + 4].view("<u4")[0] = zlib.crc32(row[:pixels])
+                file.seek((job.first + written) * record)
+                file.write(records)
+                written += len(part)
+        if written != job.frames:
+            raise VideoError(job.path, f"gave {written} of {job.frames} frames")
+    except VideoError as error:
+        return {"bad": error.reason}
+    return {"format": code}
+
+
+def _finish(
+    folder: Path, index: VideoIndex, size: tuple[int, int], jobs: list[_Job], done: dict[int, dict]
+) -> None:
+    """Writes index.json aside and renames it: only a whole store has one."""
+    videos, bad = [], []
+    for job, entry in zip(jobs, index.entries, strict=True):
+        result = done[job.video]
+        if "bad" in result:
+            bad.append({"name": entry.name, "reason": result["bad"]})
+            continue
+        said = {"label": entry.label, "class": entry.class_name, "split": entry.split}
+        place = {"first": job.first, "frames": job.frames, "format": result["format"]}
+        videos.append({"name": entry.name, "path": entry.path} | said | place)
+    if not videos:
+        raise StoreError(f"{folder}: none of the {len(jobs)} videos decodes")
+    content = {
+        "pacecore_store": 1,
+        "size": size,
+        "root": index.root,
+        "layout": index.layout,
+        "classes": index.classes,
+        "videos": videos,
+        "bad": bad,
+    }
+    aside = folder / (_INDEX + ".part")
+    aside.write_text(json.dumps(content), encoding="utf-8")
+    aside.replace(folder / _INDEX)
+    (folder / _JOURNAL).unlink()
+
+
+class FrameStore:
+    """The loader's FrameSource over a packed store.
+
+    Frames are checked against their checksum the first time a process serves them.
+    """
+
+    def __init__(self, folder: Path, content: dict, data: torch.Tensor) -> None:
+        self.folder = folder
+        self.size: tuple[int, int] = tuple(content["size"])
+        self._content = content
+        self._videos = content["videos"]
+        self._data = data  # (records * record_bytes,) uint8, mapped
+        self._checked = np.zeros(len(data) // record_bytes(self.size), dtype=bool)
+
+    @staticmethod
+    def is_at(folder: str | Path) -> bool:
+        """Whether a folder holds a finished store."""
+        return (Path(folder) / _INDEX).is_file() and (Path(folder) / _FRAMES).is_file()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "FrameStore":
+        """Raises StoreError where there is no store, or one unfinished, cut or of another kind."""
+        folder = Path(folder)
+        try:
+            content = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            size = tuple(content["size"])
+            if content["pacecore_store"] != 1 or len(size) != 2:
+                raise ValueError("of another version")
+            total = max(v["first"] + v["frames"] for v in content["videos"]) * record_bytes(size)
+            have = (folder / _FRAMES).stat().st_size
+        except FileNotFoundError:
+            begun = (folder / _JOURNAL).exists()
+            state = "an unfinished store; pack again to go on" if begun else "no frame store in it"
+            raise StoreError(f"{folder}: {state}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder}: {_INDEX} is damaged ({error})") from None
+        if have < total:
+            raise StoreError(f"{folder}: {_FRAMES} has {have:,} bytes of {total:,}")
+        data = torch.from_file(str(folder / _FRAMES), shared=False, size=total, dtype=torch.uint8)
+        return cls(folder, content, data)
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    @property
+    def index(self) -> VideoIndex:
+        """The videos in the store, in its order."""
+        entries = tuple(
+            VideoEntry(v["path"], v["name"], v["label"], v["class"], v["split"], v["frames"])
+            for v in self._videos
+        )
+        content = self._content
+        return VideoIndex(content["root"], content["layout"], entries, tuple(content["classes"]))
+
+    def path(self, video: int) -> Path:
+        return Path(self._videos[video]["path"])
+
+    def label(self, video: int) -> int | None:
+        return self._videos[video]["label"]
+
+    def num_frames(self, video: int) -> int:
+        return self._videos[video]["frames"]
+
+    def first_row(self, video: int) -> int:
+        """Row of the video's frame 0 in `whole()` and in what `to_device` gives."""
+        return self._videos[video]["first"]
+
+    def whole(self) -> Frames:
+        """Every frame of the store, one row each, mapped and not yet checked."""
+        table = np.zeros((len(self._checked), len(FRAME_COLUMNS)), dtype=np.int64)
+        for video in self._videos:
+            rows = np.arange(video["first"], video["first"] + video["frames"])
+            table[rows] = self._table(rows * record_bytes(self.size), video["format"])
+        return Frames(self._data, torch.from_numpy(table))
+
+    def frames(self, video: int, wanted: np.ndarray) -> Frames:
+        """Frames `wanted` of a video where they lie in the mapped file, without a copy.
+
+        wanted: (N,) int64; row i is frame wanted[i]. Raises StoreError for a damaged frame.
+        """
+        rows = self._rows(video, wanted)
+        self._check(rows, video)
+        table = self._table(rows * record_bytes(self.size), self._videos[video]["format"])
+        return Frames(self._data, torch.from_numpy(table))
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        """The same frames in a buffer of their own, which batches are joined from."""
+        rows = self._rows(video, wanted)
+        self._check(rows, video)
+        record = record_bytes(self.size)
+        records = self._data.view(-1, record)
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        data = torch.cat([records[run[0] : run[-1] + 1] for run in runs]).view(-1)
+        table = self._table(np.arange(len(rows)) * record, self._videos[video]["format"])
+        return Frames(data, torch.from_numpy(table))
+
+    def to_device(
+        self, device: torch.device | str, on_progress: Callable[[int, int], None] | None = None
+    ) -> Frames:
+        """The whole store, checked, in one tensor on `device`; rows as in `whole()`."""
+        whole, record = self.whole(), record_bytes(self.size)
+        data = torch.empty(len(self._data), dtype=torch.uint8, device=device)
+        for done, video in enumerate(self._videos, 1):
+            first, stop = video["first"], video["first"] + video["frames"]
+            self._check(np.arange(first, stop), done - 1)
+            data[first * record : stop * record] = self._data[first * record : stop * record]
+            if on_progress:
+                on_progress(done, len(self))
+        return Frames(data, whole.table.to(device))
+
+    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[BadVideo]:
+        """Checks every frame; the videos with damaged ones."""
+        bad = []
+        for video in range(len(self)):
+            try:
+                self._check(self._rows(video, np.arange(self.num_frames(video))), video)
+            except StoreError as error:
+                bad.append(BadVideo(str(self.path(video)), str(error)))
+            if on_progress:
+                on_progress(video + 1, len(self))
+        return bad
+
+    def _rows(self, video: int, wanted: np.ndarray) -> np.ndarray:
+        wanted, count = np.asarray(wanted, dtype=np.int64), self.num_frames(video)
+        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= count:
+            raise StoreError(
+                f"{self.path(video)}: has {count} frames in the store, {wanted} were asked for"
+            )
+        return wanted + self._videos[video]["first"]
+
+    def _check(self, rows: np.ndarray, video: int) -> None:
+        record, pixels = record_bytes(self.size), pixel_bytes(self.size)
+        for row in rows[~self._checked[rows]]:
+            bytes_ = self._data[row * record : (row + 1) * record].numpy()
+            if zlib.crc32(bytes_[:pixels]) != bytes_[pixels : pixels + 4].view("<u4")[0]:
+                frame = row - self._videos[video]["first"]
+                raise StoreError(f"{self.folder}: frame {frame} of {self.path(video)} is damaged")
+            self._checked[row] = True
+
+    def _table(self, offsets: np.ndarray, code: int) -> np.ndarray:
+        """Rows of Frames.table for frames whose records begin at `offsets`."""
+        (height, width), (rows, columns), _ = plane_shapes(self.size)
+        table = np.empty((len(offsets), len(FRAME_COLUMNS)), dtype=np.int64)
+        table[:, 0] = offsets
+        table[:, 1] = offsets + height * width
+        table[:, 2] = table[:, 1] + rows * columns
+        table[:, 3:] = (height, width, width, columns, code)
+        return table

@@ -1,0 +1,296 @@
+"""What nvcc makes of each kernel: registers, spills, stack, shared memory, occupancy, accesses.
+
+tests/cuda_resources.json holds the accepted numbers of every kernel for sm_80, sm_90 and the newest
+architecture of the nvcc named there. `threads` is the kernel's __launch_bounds__; `dynamic_shared`,
+in bytes, is written by hand, the largest that its launch asks for; `blocks_per_sm` is the stated
+occupancy. After a change that is meant:
+
+    python -m tests.cuda_resources            shows what differs
+    python -m tests.cuda_resources --update   accepts it; --lower too where occupancy falls
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cuda_on_cpu.build import CSRC, ROOT, TORCH, build_folder
+
+__all__ = ["TABLE", "blocks_per_sm", "compile_kernels", "differences", "disassembler", "nvcc"]
+
+TABLE = ROOT / "tests" / "cuda_resources.json"
+# Bytes of shared memory of a multiprocessor and of its resident threads and blocks, by compute
+# capability: CUDA C++ Programming Guide, technical specifications.
+LIMITS = {
+    80: (164 * 1024, 2048, 32),
+    90: (228 * 1024, 2048, 32),
+    100: (228 * 1024, 2048, 32),
+    103: (228 * 1024, 2048, 32),
+    110: (228 * 1024, 1536, 24),
+    120: (100 * 1024, 1536, 24),
+    121: (100 * 1024, 1536, 24),
+}
+REGISTERS = 65536  # of a multiprocessor, on every architecture of LIMITS
+
+
+@dataclass(frozen=True)
+class Report:
+    """nvcc's words on one kernel, and its launch bounds."""
+
+    name: str  # pace_clip_kernel<float, 4>
+    mangled: str
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    shared_bytes: int  # static
+    threads: int | None  # of __launch_bounds__; None without
+
+
+def nvcc() -> Path | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = [Path(home) / "bin" / "nvcc"] if home else []
+    on_path = shutil.which("nvcc")
+    places += [Path(on_path)] if on_path else []
+    places += [Path("/usr/local/cuda/bin/nvcc")]
+    return next((path for path in places if path.is_file()), None)
+
+
+def disassembler() -> Path | None:
+    """nvdisasm: PACECORE_NVDISASM, PATH, beside nvcc, or of the package nvidia-cuda-nvdisasm."""
+    named = os.environ.get("PACECORE_NVDISASM")
+    on_path = shutil.which("nvdisasm")
+    places = [Path(place) for place in (named, on_path) if place]
+    places += [nvcc().parent / "nvdisasm"] if nvcc() else []
+    places += Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvdisasm")
+    return next((path for path in places if path.is_file()), None)
+
+
+def release() -> str:
+    text = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\d+\.\d+)", text)[1]
+
+
+def architectures() -> list[int]:
+    """80, 90 and the newest that this nvcc compiles for."""
+    command = [nvcc(), "--list-gpu-arch"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sorted({80, 90, max(map(int, re.findall(r"compute_(\d+)\b", text)))})
+
+
+def compile_kernels() -> dict[int, list[Path]]:
+    """{architecture: cubins of every csrc/cuda/*.cu}, each beside its .txt report and its .ptx.
+
+    Only what changed since the last call is compiled, as many at a time as MAX_JOBS or ninja says.
+    """
+    work = build_folder(f"{nvcc()} {release()} cubin")
+    work.mkdir(parents=True, exist_ok=True)
+    flags = (
+        f"-std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -Xptxas -v -I{CSRC} "
+        f"-DTORCH_TARGET_VERSION=0x020b000000000000 -isystem {TORCH / 'include'}"
+    )
+    lines = [
+        "ninja_required_version = 1.3",
+        "rule cubin",
+        f"  command = mkdir -p $out.keep && {nvcc()} -cubin -arch=sm_$arch {flags} -MD -MF $out.d "
+        "--keep --keep-dir $out.keep $in -o $out > $out.txt 2>&1 || (cat $out.txt && false)",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    cubins = {
+        arch: [work / f"{path.stem}_{arch}.cubin" for path in sorted(CSRC.glob("cuda/*.cu"))]
+        for arch in architectures()
+    }
+    for arch, targets in cubins.items():
+        for source, target in zip(sorted(CSRC.glob("cuda/*.cu")), targets, strict=True):
+            lines += [f"build {target}: cubin {source}", f"  arch = {arch}"]
+    (work / "build.ninja").write_text("\n".join([*lines, ""]))
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    command = [sys.executable, "-m", "ninja", *jobs, "-C", str(work)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"nvcc does not compile csrc/cuda:\n{ran.stdout}{ran.stderr}")
+    return cubins
+
+
+def demangle(names: list[str]) -> list[str]:
+    """`pace_clip_kernel<float, 4>` of each mangled name: no namespaces, result or parameters."""
+    ran = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    short = []
+    for line in ran.stdout.splitlines():
+        name = re.sub(r"\(anonymous namespace\)::|\bpacecore::", "", line)
+        name = re.sub(r"\((?:int|bool|unsigned int)\)(\d+)", r"\1", name)
+        depth = 0
+        for end, letter in enumerate(name):
+            depth += (letter == "<") - (letter == ">")
+            if letter == "(" and depth == 0:
+                name = name[:end]
+                break
+        short.append(name.removeprefix("void "))
+    return short
+
+
+def reports(cubin: Path) -> list[Report]:
+    """Every kernel of a cubin, by the report that compile_kernels wrote beside it."""
+    text = Path(f"{cubin}.txt").read_text()
+    ptx = "\n".join(path.read_text() for path in Path(f"{cubin}.keep").glob("*.ptx"))
+    bounds = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", ptx))
+    pattern = (
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
+    )
+    found = re.findall(pattern, text, re.DOTALL)
+    result = []
+    for name, (mangled, stack, stores, loads, registers, rest) in zip(
+        demangle([row[0] for row in found]), found, strict=True
+    ):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        result.append(
+            Report(
+                name=name,
+                mangled=mangled,
+                registers=int(registers),
+                spill_bytes=int(stores) + int(loads),
+                stack_bytes=int(stack),
+                shared_bytes=int(shared[1]) if shared else 0,
+                threads=int(bounds[mangled]) if mangled in bounds else None,
+            )
+        )
+    return result
+
+
+def blocks_per_sm(arch: int, threads: int, registers: int, shared_bytes: int) -> int:
+    """Blocks that one multiprocessor holds at once, as the CUDA occupancy calculator counts."""
+    shared_limit, thread_limit, block_limit = LIMITS[arch]
+    warps = -(-threads // 32)
+    registers_of_warp = -(-registers * 32 // 256) * 256
+    by_registers = REGISTERS // registers_of_warp // 4 * 4 // warps
+    # The system keeps 1 KB of each block's shared memory; both are dealt out in units of 128 bytes.
+    by_shared = shared_limit // (-(-(shared_bytes + 1024) // 128) * 128)
+    return min(by_registers, by_shared, thread_limit // (32 * warps), block_limit)
+
+
+def loop_accesses(cubin: Path) -> dict[str, list[str]]:
+    """{mangled name: kinds of memory access, "LDG.E.128", in the kernel's innermost loops}."""
+    command = [disassembler(), "-c", cubin]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result = {}
+    for section in re.split(r"\n\t\.section\t\.text\.", text)[1:]:
+        lines = section.splitlines()
+        labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line)}
+        loops = []
+        for end, line in enumerate(lines):
+            target = re.search(r"BRA[^`]*`\((\.L_x_\d+)\)", line)
+            start = labels.get(target[1], end) if target else end
+            # A branch to itself pads the kernel's end.
+            if start < end - 1:
+                loops.append((start, end))
+        kinds = set()
+        for start, end in loops:
+            if any(start <= a and b <= end and (a, b) != (start, end) for a, b in loops):
+                continue
+            for line in lines[start:end]:
+                access = re.search(r"\s((?:LD|ST|RED|ATOM)[A-Z]*(?:\.[A-Z0-9_]+)*) [^;]*\[", line)
+                if access and "@!PT" not in line:
+                    kinds.add(access[1])
+        result[lines[0].split(",")[0]] = sorted(kinds)
+    return result
+
+
+def measure(table: dict) -> dict:
+    """The table as this nvcc would have it; what is written by hand is taken from `table`."""
+    kernels: dict[str, dict] = {}
+    for arch, cubins in compile_kernels().items():
+        for cubin in cubins:
+            accesses = loop_accesses(cubin) if disassembler() else {}
+            for report in reports(cubin):
+                known = table["kernels"].get(report.name, {})
+                entry = kernels.setdefault(
+                    report.name,
+                    {
+                        "threads": report.threads,
+                        "dynamic_shared": known.get("dynamic_shared", 0),
+                    },
+                )
+                shared = report.shared_bytes + entry["dynamic_shared"]
+                threads = report.threads or 1024
+                entry[f"sm_{arch}"] = {
+                    "registers": report.registers,
+                    "spill": report.spill_bytes,
+                    "stack": report.stack_bytes,
+                    "shared": report.shared_bytes,
+                    "blocks_per_sm": blocks_per_sm(arch, threads, report.registers, shared),
+                    "loop_accesses": accesses.get(
+                        report.mangled, known.get(f"sm_{arch}", {}).get("loop_accesses")
+                    ),
+                }
+    return {"nvcc": release(), "kernels": dict(sorted(kernels.items()))}
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """What keeps `new` from being accepted beside the table `old`, one line a finding.
+
+    Of another nvcc than the table's only the rules count: launch bounds, no spill, no less
+    occupancy.
+    """
+    findings = []
+    same_nvcc = old["nvcc"] == new["nvcc"]
+    for name in sorted(set(old["kernels"]) - set(new["kernels"])):
+        findings.append(f"{name}: in the table, but no longer compiled")
+    for name, entry in new["kernels"].items():
+        known = old["kernels"].get(name)
+        if known is None:
+            findings.append(f"{name}: not in the table")
+            known = {}
+        if entry["threads"] is None:
+            findings.append(f"{name}: has no __launch_bounds__")
+        for arch, numbers in entry.items():
+            if not arch.startswith("sm_"):
+                continue
+            before = known.get(arch, {})
+            if numbers["spill"]:
+                findings.append(f"{name}, {arch}: spills {numbers['spill']} bytes")
+            if numbers["blocks_per_sm"] < before.get("blocks_per_sm", 1):
+                findings.append(
+                    f"{name}, {arch}: {numbers['blocks_per_sm']} blocks on a multiprocessor, below "
+                    f"the stated {before.get('blocks_per_sm', 1)}"
+                )
+            if same_nvcc and before:
+                findings += [
+                    f"{name}, {arch}: {key} was {before.get(key)}, is {value}"
+                    for key, value in numbers.items()
+                    if value != before.get(key)
+                ]
+        if same_nvcc and known and known["threads"] != entry["threads"]:
+            findings.append(f"{name}: threads were {known['threads']}, are {entry['threads']}")
+    return findings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--update", action="store_true")
+    parser.add_argument("--lower", action="store_true")
+    options = parser.parse_args()
+    old = json.loads(TABLE.read_text())
+    new = measure(old)
+    findings = differences(old, new)
+    print("\n".join(findings) or "as the table says")
+    lower = [line for line in findings if "below the stated" in line or "spills" in line]
+    if not options.update:
+        sys.exit(bool(findings))
+    if lower and not options.lower:
+        sys.exit("not updated: occupancy falls or registers spill; --lower accepts that")
+    TABLE.write_text(json.dumps(new, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""`data check` finds what is planted, and nothing in good videos; the verbs' commands and codes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pacecore.check import data_check, data_index
+from pacecore.cli.data import data
+from pacecore.datasets import find_videos, read_index
+from pacecore.store import FrameStore
+from tests.video_files import write_video
+
+DATA = os.environ.get("PACECORE_DATA")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """train and test of two classes, with one of each fault."""
+    root = tmp_path_factory.mktemp("planted")
+    for split in ("train", "test"):
+        for name in ("run", "walk"):
+            (root / split / name).mkdir(parents=True)
+    run, walk = root / "train" / "run", root / "train" / "walk"
+    write_video(run / "good.avi", frames=40)
+    write_video(run / "rate.mp4", "libx264", stamps=[n * n // 7 + 2 * n for n in range(30)])
+    write_video(walk / "short.avi", frames=9)
+    shutil.copy(run / "good.avi", walk / "twice.avi")
+    shutil.copy(run / "good.avi", root / "test" / "run" / "leak.avi")
+    write_video(root / "test" / "walk" / "other.avi", frames=25, size=(64, 64))
+    (walk / "empty.avi").write_bytes(b"")
+    (walk / "text.avi").write_text("no video " * 100)
+    (walk / "cut.avi").write_bytes((run / "good.avi").read_bytes()[:9000])
+    return root
+
+
+def test_finds_what_is_planted(folder):
+    seen = []
+    report = data_check(find_videos(folder), workers=1, on_progress=lambda *a: seen.append(a))
+    found = {(Path(f["path"]).name, f["kind"]) for f in report["findings"]}
+    assert found == {
+        ("rate.mp4", "variable rate"),
+        ("short.avi", "short"),
+        ("good.avi", "twice in two splits"),  # leak.avi comes first in the index
+        ("twice.avi", "twice in two splits"),
+        ("empty.avi", "empty"),
+        ("text.avi", "unreadable"),
+        ("cut.avi", "unreadable"),
+    }
+    assert report["serious"] == 5
+    assert (report["videos"], report["readable"]) == (9, 6)
+    assert report["frames"] == 40 * 3 + 30 + 9 + 25
+    assert report["splits"] == {"train": 7, "test": 2}
+    assert report["classes"]["walk"] == {"train": 5, "test": 1}
+    assert report["lengths"]["bins"] == {"0 to 15": 1, "16 to 31": 2, "32 to 63": 3}
+    shares = [report["loops"][pace] for pace in ("1", "2", "3", "4")]
+    assert shares[0] == pytest.approx((3 * 15 / 40 + 15 / 30 + 1 + 15 / 25) / 6)
+    assert shares == sorted(shares)
+    assert seen == [(n, 9) for n in range(1, 10)]
+    json.dumps(report)
+
+
+def test_a_frame_that_seeking_gets_wrong_is_found(folder, monkeypatch):
+    from pacecore import video
+
+    right = video._decode_seeking
+
+    def one_late(path, wanted, timeline):
+        return right(path, wanted - (wanted > 10), timeline)
+
+    monkeypatch.setattr(video, "_decode_seeking", one_late)
+    report = data_check(find_videos(folder / "train" / "run"), workers=1)
+    kinds = [f["kind"] for f in report["findings"]]
+    assert kinds.count("seeking") == 2
+    assert report["serious"] == 2
+
+
+def test_totals_of_a_known_set(tmp_path):
+    from pacecore.check import _totals
+    from pacecore.index import VideoEntry, VideoIndex
+
+    classes = tuple(f"c{n}" for n in range(101))
+    entries = tuple(VideoEntry(f"{n}", f"{n}", 0, "c0", "train") for n in range(9536))
+    index = VideoIndex("root", "UCF101, split 01", entries, classes)
+    assert [f.detail for f in _totals(index, 1)] == ["UCF101 has 9537 train videos, here are 9536"]
+    more = VideoIndex("root", "UCF101, split 01", (*entries, entries[0]), classes)
+    assert _totals(more, 1) == []
+
+
+def test_index_keeps_the_good_and_names_the_bad(folder, tmp_path):
+    counted, bad = data_index(find_videos(folder), tmp_path / "index.jsonl", workers=1)
+    assert {Path(b.path).name for b in bad} == {"empty.avi", "text.avi", "cut.avi"}
+    assert read_index(tmp_path / "index.jsonl") == counted
+    lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
+    states = {line["path"]: line["state"] for line in lines[1:]}
+    assert states["train/run/good.avi"] == "ok"
+    assert "cannot be read" in states["train/walk/text.avi"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(data, [str(argument) for argument in arguments])
+
+
+def test_commands(folder, tmp_path):
+    result = run("check", folder, "--workers", 1, "--json", tmp_path / "report.json")
+    assert result.exit_code == 1, result.output
+    for word in ("cut.avi", "twice in two splits", "short.avi", "loop"):
+        assert word in result.output
+    assert json.loads((tmp_path / "report.json").read_text())["serious"] == 5
+    good = folder / "test" / "walk"
+    assert run("check", good, "--workers", 1).exit_code == 0
+    result = run("index", folder, tmp_path / "index.jsonl", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "6 videos" in result.output
+    assert "text.avi" in result.output
+    result = run("pack", tmp_path / "index.jsonl", tmp_path / "store", "--size", "24x32",
+                 "--workers", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "184 frames" in result.output
+    assert len(FrameStore.open(tmp_path / "store")) == 6
+    assert "every frame as it was packed" in run("check", tmp_path / "store").output
+
+
+def test_commands_name_what_is_wrong(tmp_path):
+    from pacecore.errors import PacecoreError
+
+    for arguments in (
+        ("check", tmp_path / "none"),
+        ("index", tmp_path, tmp_path / "out.jsonl"),
+        ("pack", tmp_path, tmp_path / "store", "--size", "24"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2 or isinstance(result.exception, PacecoreError)
+
+
+@pytest.mark.skipif(not DATA, reason="PACECORE_DATA names no folder of real videos")
+def test_real_clips_have_nothing_serious():
+    report = data_check(find_videos(Path(DATA) / "clips" / "hmdb51_wave"), workers=1)
+    assert report["serious"] == 0
+    assert report["readable"] == 3

@@ -1,0 +1,464 @@
+"""Files of other projects: names, shapes and outputs, on weights that a formula gives.
+
+The names and shapes below are written out from what the public repositories' networks hold; the
+outputs in PUBLISHED are what those networks themselves gave, in float64, on the same weights.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from pacecore.backbones import build_backbone
+from pacecore.convert import convert, load_weights, read_weights
+from pacecore.errors import PacecoreError
+
+Entries = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def norm(name: str, channels: int) -> Entries:
+    for entry in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{entry}", (channels,)
+    yield f"{name}.num_batches_tracked", ()
+
+
+def linear(name: str, features: int, outputs: int) -> Entries:
+    yield f"{name}.weight", (outputs, features)
+    yield f"{name}.bias", (outputs,)
+
+
+def vcop_conv(name: str, inner: int, outer: int, kernel: tuple, factored: bool) -> Entries:
+    t, h, w = kernel
+    if not factored:
+        yield f"{name}.temporal_spatial_conv.weight", (outer, inner, t, h, w)
+        return
+    middle = math.floor(t * h * w * inner * outer / (h * w * inner + t * outer))
+    yield f"{name}.spatial_conv.weight", (middle, inner, 1, h, w)
+    yield from norm(f"{name}.bn", middle)
+    yield f"{name}.temporal_conv.weight", (outer, middle, t, 1, 1)
+
+
+def vcop_residual(factored: bool, blocks: int = 1) -> Entries:
+    yield from vcop_conv("conv1", 3, 64, (3, 7, 7), factored)
+    yield from norm("bn1", 64)
+    inner = 64
+    for stage, outer in ((2, 64), (3, 128), (4, 256), (5, 512)):
+        for block in range(blocks):
+            name = f"conv{stage}.block1" if block == 0 else f"conv{stage}.blocks.{block - 1}"
+            if stage > 2 and block == 0:
+                yield from vcop_conv(f"{name}.downsampleconv", inner, outer, (1, 1, 1), factored)
+                yield from norm(f"{name}.downsamplebn", outer)
+            yield from vcop_conv(f"{name}.conv1", inner, outer, (3, 3, 3), factored)
+            yield from norm(f"{name}.bn1", outer)
+            yield from vcop_conv(f"{name}.conv2", outer, outer, (3, 3, 3), factored)
+            yield from norm(f"{name}.bn2", outer)
+            inner = outer
+
+
+C3D_LAYERS = (
+    *(("1", 3, 64), ("2", 64, 128), ("3a", 128, 256), ("3b", 256, 256)),
+    *(("4a", 256, 512), ("4b", 512, 512), ("5a", 512, 512), ("5b", 512, 512)),
+)
+
+
+def vcop_c3d() -> Entries:
+    for layer, inner, outer in C3D_LAYERS:
+        yield f"conv{layer}.weight", (outer, inner, 3, 3, 3)
+        yield f"conv{layer}.bias", (outer,)
+        yield from norm(f"bn{layer}", outer)
+
+
+def prp_c3d() -> Entries:
+    for layer, inner, outer in C3D_LAYERS:
+        name = "conv" + layer.replace("a", "_1").replace("b", "_2")
+        yield f"{name}.conv3d.0.weight", (outer, inner, 3, 3, 3)
+        yield f"{name}.conv3d.0.bias", (outer,)
+        yield from norm(f"{name}.conv3d.1", outer)
+
+
+INCEPTION = {
+    "3b": (192, 64, 96, 128, 16, 32, 32),
+    "3c": (256, 128, 128, 192, 32, 96, 64),
+    "4b": (480, 192, 96, 208, 16, 48, 64),
+    "4c": (512, 160, 112, 224, 24, 64, 64),
+    "4d": (512, 128, 128, 256, 24, 64, 64),
+    "4e": (512, 112, 144, 288, 32, 64, 64),
+    "4f": (528, 256, 160, 320, 32, 128, 128),
+    "5b": (832, 256, 160, 320, 32, 128, 128),
+    "5c": (832, 384, 192, 384, 48, 128, 128),
+}
+
+
+def split_conv(name: str, inner: int, outer: int, size: int = 3) -> Entries:
+    yield f"{name}.conv1.weight", (outer, inner, 1, size, size)
+    yield from norm(f"{name}.bn1", outer)
+    yield f"{name}.conv2.weight", (outer, outer, size, 1, 1)
+    yield from norm(f"{name}.bn2", outer)
+
+
+def official_s3dg() -> Entries:
+    def plain(name: str, inner: int, outer: int, kernel: tuple = (1, 1, 1)) -> Entries:
+        yield f"{name}.conv1.weight", (outer, inner, *kernel)
+        yield from norm(f"{name}.bn1", outer)
+
+    yield from plain("conv1", 3, 64, (3, 7, 7))
+    yield from plain("conv_2b", 64, 64)
+    yield from split_conv("conv_2c", 64, 192)
+    yield from linear("gating.fc", 192, 192)
+    for block, (inner, b0, b1a, b1b, b2a, b2b, b3) in INCEPTION.items():
+        name = f"mixed_{block}"
+        yield from plain(f"{name}.conv_b0", inner, b0)
+        yield from plain(f"{name}.conv_b1_a", inner, b1a)
+        yield from split_conv(f"{name}.conv_b1_b", b1a, b1b)
+        yield from plain(f"{name}.conv_b2_a", inner, b2a)
+        yield from split_conv(f"{name}.conv_b2_b", b2a, b2b)
+        yield from plain(f"{name}.conv_b3_b", inner, b3)
+        for branch, channels in enumerate((b0, b1b, b2b, b3)):
+            yield from linear(f"{name}.gating_b{branch}.fc", channels, channels)
+
+
+def coclr_s3dg() -> Entries:
+    def plain(name: str, inner: int, outer: int) -> Entries:
+        yield f"{name}.conv.weight", (outer, inner, 1, 1, 1)
+        yield from norm(f"{name}.bn", outer)
+
+    yield from split_conv("Conv_1a", 3, 64, 7)
+    yield from plain("Conv_2b", 64, 64)
+    yield from split_conv("Conv_2c", 64, 192)
+    for block, (inner, b0, b1a, b1b, b2a, b2b, b3) in INCEPTION.items():
+        name = f"Mixed_{block}"
+        yield from plain(f"{name}.branch0.0", inner, b0)
+        yield from plain(f"{name}.branch1.0", inner, b1a)
+        yield from split_conv(f"{name}.branch1.1", b1a, b1b)
+        yield from plain(f"{name}.branch2.0", inner, b2a)
+        yield from split_conv(f"{name}.branch2.1", b2a, b2b)
+        yield from plain(f"{name}.branch3.1", inner, b3)
+        for branch, channels in enumerate((b0, b1b, b2b, b3)):
+            yield from linear(f"{name}.gating_b{branch}.fc", channels, channels)
+
+
+def value(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Weights by formula: the same for a name and shape wherever it is computed."""
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(7)
+    phase = zlib.crc32(name.encode()) % 1000
+    count = math.prod(shape)
+    period = torch.sin(torch.arange(4099, dtype=torch.float64) ** 1.1 * 0.7 + phase)
+    wave = period.repeat(count // 4099 + 1)[:count].reshape(shape)
+    if name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+        return 1 + 0.5 * wave
+    if len(shape) > 1:
+        return wave * math.sqrt(4 / math.prod(shape[1:]))
+    return 0.1 * wave
+
+
+def make_clips(*shape: int) -> Tensor:
+    return value("clips", (1, 3, *shape)) + 0.3
+
+
+def filled(entries: Entries, prefix: str = "") -> dict[str, Tensor]:
+    return {prefix + name: value(name, shape) for name, shape in entries}
+
+
+# Network, depth, names and shapes, name of the head or "", size of the clip; then, of the outputs
+# (with a head the classifier's, else the features), the first four and the mean of absolute values.
+PUBLISHED = {
+    "video-pace r21d": (
+        *("r21d", 10, lambda: vcop_residual(True), "linear", (9, 40, 44)),
+        (-0.15894876950403933, -0.4118824862128734, -0.42100713479041235, 0.08908628484063527),
+        0.2702311688369901,
+    ),
+    "video-pace r3d": (
+        *("r3d", 10, lambda: vcop_residual(False), "linear", (9, 40, 44)),
+        (-0.19507594591433078, -0.249126925830947, 0.3201415340025503, -0.18920832281257688),
+        0.23838818214010127,
+    ),
+    "video-pace c3d": (
+        *("c3d", None, vcop_c3d, "linear", (8, 40, 36)),
+        (-4.245158645546157, 0.22366419891866954, 0.01585455802757997, 0.09455653439175102),
+        1.1448084842210393,
+    ),
+    "video-pace s3dg": (
+        *("s3dg", None, official_s3dg, "fc", (13, 60, 52)),
+        (0.10306851617645807, 0.05390317019289473, -0.017638162249422117, -0.11561912185783486),
+        0.07255724261915245,
+    ),
+    "VCOP r21d, two blocks a stage": (
+        *("r21d", 18, lambda: vcop_residual(True, 2), "", (8, 32, 36)),
+        (0.04443142627803067, 0.0, 0.05855006597368632, 0.1985938299721316),
+        0.18378253255876148,
+    ),
+    "PRP c3d": (
+        *("c3d", None, prp_c3d, "linear", (8, 40, 36)),
+        (-0.786122465892967, 0.023503384417353727, 0.08903989841565328, 0.0781380502999494),
+        0.24420094975648085,
+    ),
+}
+
+
+@pytest.mark.parametrize("title", PUBLISHED)
+def test_outputs_equal_the_published_networks(title, tmp_path):
+    network, depth, entries, head, size, first, mean = PUBLISHED[title]
+    tensors = filled(entries())
+    if head:
+        tensors |= filled(linear(head, 1024 if network == "s3dg" else 512, 4))
+    path = tmp_path / "weights.pth.tar"
+    torch.save({"epoch": 18, "state_dict": tensors, "opt_dict": {}}, path)
+
+    found = read_weights(path)
+    assert (found.network, found.depth, found.left_over, found.missing) == (network, depth, (), ())
+    assert len(found.weights) == len(tensors)
+    backbone = build_backbone(network, depth).double().eval()
+    backbone.load_state_dict(part(found.weights, "backbone."))
+    with torch.no_grad():
+        outputs = backbone(make_clips(*size))
+    if head:
+        outputs = outputs @ found.weights["head.weight"].T + found.weights["head.bias"]
+    outputs = outputs[0]
+    torch.testing.assert_close(
+        outputs[:4], torch.tensor(first, dtype=torch.float64), rtol=0, atol=1e-9
+    )
+    assert abs(outputs.abs().mean().item() - mean) < 1e-9
+
+
+def part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+
+
+def r21d(prefix: str = "") -> dict[str, Tensor]:
+    return filled(vcop_residual(True), prefix)
+
+
+HEAD = {"linear.weight": torch.zeros(4, 512), "linear.bias": torch.zeros(4)}
+FILES = {
+    # title: content of the file, source, classes, left over
+    "video-pace": (
+        lambda: {"epoch": 18, "state_dict": r21d() | HEAD, "opt_dict": {"state": {}}},
+        ("video-pace, or a VCOP or PRP classifier", 4, []),
+    ),
+    "video-pace, several GPUs": (
+        lambda: {"state_dict": {f"module.{n}": t for n, t in (r21d() | HEAD).items()}},
+        ("video-pace, or a VCOP or PRP classifier", 4, []),
+    ),
+    "VCOP": (
+        lambda: r21d("base_network.") | filled(linear("fc7", 1024, 512)),
+        ("VCOP or PRP pre-training", None, ["fc7.weight", "fc7.bias"]),
+    ),
+    "PRP": (
+        lambda: (
+            filled(prp_c3d(), "module.base_network.")
+            | {"module.up4_1.weight": torch.zeros(64, 64, 2, 2, 2)}
+        ),
+        ("PRP pre-training", None, ["up4_1.weight"]),
+    ),
+    "RSPNet": (
+        lambda: {
+            "arch": "r2plus1d-vcop",
+            "epoch": 200,
+            "model": {
+                **r21d("module.encoder_q.encoder."),
+                **{"module.encoder_q.encoder.linear.bias": torch.zeros(1)},
+                **{"module.encoder_q.fc1.2.bias": torch.zeros(128)},
+                **r21d("module.encoder_k.encoder."),
+                **{"module.queue": torch.zeros(128, 8)},
+            },
+        },
+        (
+            "RSPNet pre-training",
+            None,
+            [
+                *("encoder_q.encoder.linear.bias", "encoder_q.fc1.2.bias"),
+                *r21d("encoder_k.encoder."),
+                "queue",
+            ],
+        ),
+    ),
+    "RSPNet, fine-tuned": (
+        lambda: {
+            "model": r21d("encoder.")
+            | {"fc.weight": torch.ones(101, 512), "fc.bias": torch.ones(101)}
+        },
+        ("RSPNet fine-tuned", 101, []),
+    ),
+}
+
+
+@pytest.mark.parametrize("title", FILES)
+def test_each_format_is_read(title, tmp_path):
+    content, (source, classes, left_over) = FILES[title][0](), FILES[title][1]
+    path = tmp_path / "file.pth"
+    torch.save(content, path)
+    found = read_weights(path)
+    assert found.source == source
+    assert sorted(found.left_over) == sorted(left_over)
+    assert found.missing == ()
+    head = found.weights.get("head.weight")
+    assert (None if head is None else len(head)) == classes
+    backbone = build_backbone(found.network, found.depth)
+    backbone.load_state_dict(part(found.weights, "backbone."))
+    for theirs, ours in found.renamed.items():
+        assert ours in found.weights
+        assert theirs in found.report(verbose=True)
+    assert load_weights(path).keys() == found.weights.keys()
+
+
+def test_values_land_where_they_belong(tmp_path):
+    path = tmp_path / "file.pth"
+    torch.save(r21d("base_network."), path)
+    weights = load_weights(path)
+    pairs = {
+        "conv1.spatial_conv.weight": "conv1.conv.spatial.weight",
+        "conv3.block1.downsampleconv.bn.bias": "conv3.0.shortcut.conv.norm.bias",
+        "conv3.block1.downsamplebn.running_mean": "conv3.0.shortcut.norm.running_mean",
+        "conv5.block1.bn2.weight": "conv5.0.conv2.norm.weight",
+    }
+    for theirs, ours in pairs.items():
+        tensor = weights[f"backbone.{ours}"]
+        assert torch.equal(tensor, value(theirs, tuple(tensor.shape)))
+
+
+def test_coclr_is_a_partial_load(tmp_path):
+    tensors = filled(coclr_s3dg(), "encoder_q.0.")
+    repeats = {n.replace("Mixed_3b", "block3.1"): t for n, t in tensors.items() if "Mixed_3b" in n}
+    path = tmp_path / "coclr.pth.tar"
+    torch.save({"epoch": 1, "state_dict": tensors | repeats, "optimizer": {}}, path)
+    with pytest.raises(
+        PacecoreError, match=r"s3dg lacks 7 of 530 weights.*conv1\.conv\.weight.*stem"
+    ):
+        read_weights(path)
+    found = read_weights(path, partial=True)
+    assert {name.split(".")[3] for name in found.left_over} == {"conv1", "conv2", "bn1", "bn2"}
+    assert all(name.startswith("encoder_q.0.Conv_1a.") for name in found.left_over)
+    assert {name.split(".")[1] for name in found.missing} == {"conv1", "conv2"}
+    assert "another stem" in found.report()
+    backbone = build_backbone("s3dg")
+    backbone.load_state_dict(part(found.weights, "backbone."), strict=False)
+
+
+def test_a_missing_count_of_batches_is_zero(tmp_path):
+    tensors = {n: t for n, t in r21d().items() if not n.endswith("num_batches_tracked")}
+    path = tmp_path / "old.pth"
+    torch.save(tensors, path)
+    build_backbone("r21d").load_state_dict(part(load_weights(path), "backbone."))
+
+
+@pytest.mark.parametrize("name", ["ours.pth", "ours.safetensors"])
+def test_our_checkpoint_to_plain_weights(name, tmp_path):
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+    backbone = build_backbone("r3d", width=0.125)
+    model = {f"backbone.{n}": t for n, t in backbone.state_dict().items()}
+    model |= {"head.weight": torch.ones(4, 64), "head.bias": torch.ones(4)}
+    model |= {"projection.0.weight": torch.ones(8, 64)}
+    source = tmp_path / "checkpoint.pt"
+    options = {"channel_order": "rgb", "normalize": "unit"}
+    torch.save({"pacecore": 1, "kind": "pretrain", "model": model, "options": options}, source)
+    found = convert(source, tmp_path / name)
+    assert (found.source, found.left_over, found.renamed) == ("pacecore", (), {})
+    again = load_weights(tmp_path / name)
+    assert again.keys() == model.keys()
+    assert all(torch.equal(again[n], model[n]) for n in model)
+    described = json.loads((tmp_path / "ours.json").read_text())
+    assert described["network"] == "r3d"
+    assert described["classes"] == 4
+    assert described["input"] == options
+    assert described["from"]["file"] == "checkpoint.pt"
+
+
+@pytest.mark.parametrize("network", ["r21d", "c3d", "s3dg"])
+def test_official_names_there_and_back(network, tmp_path):
+    entries, head = {
+        "r21d": (vcop_residual(True), "linear"),
+        "c3d": (vcop_c3d(), "linear"),
+        "s3dg": (official_s3dg(), "fc"),
+    }[network]
+    tensors = filled(entries) | filled(linear(head, 1024 if network == "s3dg" else 512, 4))
+    torch.save({"epoch": 18, "state_dict": tensors, "opt_dict": {}}, tmp_path / "theirs.pth.tar")
+    found = convert(tmp_path / "theirs.pth.tar", tmp_path / "ours.pt")
+    assert found.input == {"channel_order": "bgr", "normalize": "none"}
+    convert(tmp_path / "ours.pt", tmp_path / "back.pth.tar", to="official")
+    back = torch.load(tmp_path / "back.pth.tar", weights_only=True)
+    assert back.keys() == {"epoch", "state_dict", "opt_dict"}
+    assert back["state_dict"].keys() == tensors.keys()
+    assert all(torch.equal(back["state_dict"][n], t) for n, t in tensors.items())
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of the file ran')",))
+
+
+def test_a_file_with_code_is_refused(tmp_path):
+    path = tmp_path / "bad.pth"
+    torch.save({"state_dict": r21d(), "args": RunsCode()}, path)
+    with pytest.raises(PacecoreError, match=r"bad\.pth: refused: reading it would run code .*exec"):
+        load_weights(path)
+
+
+def test_errors(tmp_path):
+    path = tmp_path / "file.pth"
+    with pytest.raises(PacecoreError, match=r"file\.pth: no such file"):
+        load_weights(path)
+    path.write_bytes(b"not a file of weights")
+    with pytest.raises(PacecoreError, match=r"file\.pth: not a file of weights"):
+        load_weights(path)
+    torch.save([1, 2], path)
+    with pytest.raises(PacecoreError, match="no state dict in it, but list"):
+        load_weights(path)
+    torch.save({"epoch": 1}, path)
+    with pytest.raises(PacecoreError, match=r"no tensor in it.*epoch"):
+        load_weights(path)
+    torch.save({"layer1.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(PacecoreError, match=r"no network known here.*layer1\.0\.weight"):
+        load_weights(path)
+
+    tensors = r21d()
+    torch.save(tensors, path)
+    with pytest.raises(PacecoreError, match="holds r21d, not c3d"):
+        read_weights(path, network="c3d")
+    with pytest.raises(PacecoreError, match="target must be one of plain, official, got 'onnx'"):
+        convert(path, tmp_path / "out.pt", to="onnx")
+    with pytest.raises(PacecoreError, match="official files are torch's"):
+        convert(path, tmp_path / "out.safetensors", to="official")
+    with pytest.raises(PacecoreError, match=r"the \.json beside the weights"):
+        convert(path, tmp_path / "out.json")
+    with pytest.raises(PacecoreError, match="cannot be written"):
+        convert(path, tmp_path / "none" / "out.pt")
+
+    tensors["bn1.weight"] = torch.zeros(63)
+    torch.save(tensors, path)
+    with pytest.raises(
+        PacecoreError, match=r"conv1\.norm\.weight of r21d must be \(64,\), got \(63,\)"
+    ):
+        load_weights(path)
+    del tensors["bn1.weight"]
+    torch.save(tensors, path)
+    with pytest.raises(
+        PacecoreError, match=r"lacks 1 of 144 weights, the first backbone\.conv1\.norm"
+    ):
+        load_weights(path)
+    assert read_weights(path, partial=True).missing == ("backbone.conv1.norm.weight",)
+
+
+def test_command_line(tmp_path):
+    from click.testing import CliRunner
+
+    from pacecore.cli.convert import convert as command
+
+    torch.save(r21d("base_network.") | {"fc7.bias": torch.zeros(1)}, tmp_path / "vcop.pt")
+    out = tmp_path / "ours.pt"
+    shown = CliRunner().invoke(command, [str(tmp_path / "vcop.pt")], catch_exceptions=False)
+    assert "r21d, depth 10, written by VCOP or PRP pre-training" in shown.output
+    assert "loaded 144, 144 of them renamed; left over 1, missing 0" in shown.output
+    assert "left over fc7.bias" in shown.output
+    assert not out.exists()
+    done = CliRunner().invoke(
+        command, [str(tmp_path / "vcop.pt"), str(out), "-v"], catch_exceptions=False
+    )
+    assert "renamed base_network.bn1.weight -> backbone.conv1.norm.weight" in done.output
+    assert load_weights(out).keys() == load_weights(tmp_path / "vcop.pt").keys()
+    assert json.loads(out.with_suffix(".json").read_text())["left_over"] == ["fc7.bias"]

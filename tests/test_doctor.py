@@ -1,0 +1,139 @@
+"""doctor: a sound installation passes, each fault is a finding of its own with its mend."""
+
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pacecore import doctor as module
+from pacecore.cli.doctor import doctor as command
+from pacecore.doctor import STATES, Finding, doctor, is_broken
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return doctor()
+
+
+def only(findings, name):
+    (finding,) = [finding for finding in findings if finding.name == name]
+    return finding
+
+
+def test_a_sound_installation_has_nothing_missing(sound):
+    assert not is_broken(sound), [finding for finding in sound if finding.state == "missing"]
+    assert {finding.state for finding in sound} <= set(STATES)
+    assert {finding.name for finding in sound} == set(module._CHECKS)
+    assert torch.__version__ in only(sound, "torch").found
+    devices = 1 + torch.cuda.device_count()
+    for name in ("pace_clip", "info_nce", "bf16 conv3d"):
+        assert len([finding for finding in sound if finding.name == name]) == devices
+    assert all(finding.mend for finding in sound if finding.state != "ok")
+
+
+def test_a_package_that_does_not_import_is_one_finding(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "pacecore.video_writer", raising=False)
+    finding = only(doctor(), "video")
+    assert finding.state == "missing"
+    assert "ModuleNotFoundError" in finding.found
+    assert finding.mend == "pip install --force-reinstall av"
+
+
+@pytest.mark.parametrize("name", ["pace_clip", "info_nce"])
+def test_a_wrong_kernel_is_found(monkeypatch, name):
+    package = __import__(f"pacecore.reference.{name}", fromlist=[name])
+    true = getattr(package, name)
+
+    def off(*args, **kwargs):
+        result = true(*args, **kwargs)
+        return result + 1 if name == "pace_clip" else (result[0] * 1.01, *result[1:])
+
+    monkeypatch.setattr(package, name, off)
+    finding = only(doctor(), name)
+    assert finding.state == "missing"
+    assert "largest error" in finding.found
+    assert "the kernels are wrong here" in finding.mend
+
+
+def test_bf16_convolution_off_is_a_warning(monkeypatch):
+    true = torch.nn.functional.conv3d
+
+    def off(clips, weight, **kwargs):
+        result = true(clips, weight, **kwargs)
+        return result * 1.1 if clips.dtype == torch.bfloat16 else result
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", off)
+    finding = only(doctor(), "bf16 conv3d")
+    assert (finding.state, finding.mend) == ("warn", "train without --amp bf16")
+
+
+def test_old_torch_is_missing(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    assert only(doctor(), "torch").state == "missing"
+
+
+@pytest.mark.parametrize(
+    ("capability", "covered"),
+    [
+        ((8, 0), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 0), True),
+        ((12, 1), True),
+        ((7, 5), False),
+    ],
+)
+def test_which_gpus_the_kernels_cover(capability, covered):
+    assert module._covered("sm_80 sm_90", capability) is covered
+
+
+def test_no_kernels_cover_nothing():
+    assert not module._covered("", (9, 0))
+
+
+class _Gpu:
+    name, total_memory, major, minor = "Card", 80 * 2**30, 7, 5
+
+
+@pytest.mark.parametrize(
+    ("info", "mend"),
+    [
+        ({"cuda": None, "cuda_architectures": ""}, "put nvcc"),
+        ({"cuda": "13.0", "cuda_architectures": "sm_80 sm_90"}, "TORCH_CUDA_ARCH_LIST=7.5"),
+    ],
+)
+def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, info, mend):
+    class Extension:
+        build_info = staticmethod(lambda: info)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: _Gpu)
+    monkeypatch.setattr("pacecore._extension.extension", Extension)
+    (finding,) = [Finding("gpu", *rest) for rest in module._gpu()]
+    assert finding.state == "missing"
+    assert "cuda:0 Card, 80 GiB, sm_75" in finding.found
+    assert finding.mend.startswith(mend)
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module, "_nvidia_smi", lambda: "driver sees Card, driver 580")
+    (finding,) = [Finding("gpu", *rest) for rest in module._gpu()]
+    assert finding.state == "warn"
+    assert "driver sees Card" in finding.found
+
+
+def test_command_prints_and_exits_by_the_findings(monkeypatch):
+    findings = [Finding("one", "ok", "good"), Finding("two", "warn", "slow", "do this")]
+    monkeypatch.setattr(module, "doctor", lambda: findings)
+    result = CliRunner().invoke(command)
+    assert result.exit_code == 0
+    assert "-> do this" in result.output
+    findings.append(Finding("three", "missing", "gone", "get it"))
+    assert CliRunner().invoke(command).exit_code == 1
+    result = CliRunner().invoke(command, ["--json"])
+    assert result.exit_code == 1
+    assert '"found": "gone"' in result.output

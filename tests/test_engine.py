@@ -1,0 +1,249 @@
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from pacecore.checkpoint import load_checkpoint
+from pacecore.config import TrainOptions, from_mapping
+from pacecore.distributed import rank, world_size
+from pacecore.engine import TrainingError, fit, learning_rate, load_resume, pick_device
+from pacecore.errors import PacecoreError
+from pacecore.loader import TrainingSchedule
+from pacecore.train import PaceTask, pace_model
+from tests.ranks import run_ranks
+from tests.sources import PacketSource
+
+TINY = {
+    "backbone": "r3d",
+    "width": 0.125,
+    "clip_frames": 4,
+    "resize": (18, 20),
+    "crop": 16,
+    "batch": 3,
+    "repeat": 1,
+    "epochs": 2,
+    "workers": 0,
+    "device": "cpu",
+    "log_every": 2,
+    "lr": 0.01,
+}
+COUNTS = (30, 40, 50, 60, 70, 80, 90)
+
+
+def run(out, *, resume=False, source=None, task=PaceTask, steady=False, **changes):
+    """A tiny run; `steady` keeps batch norm at its running averages, so that parts of a batch do
+    not see each other.
+    """
+    options = from_mapping(TrainOptions, {**TINY, "out": str(out), **changes})
+    source = source or PacketSource(COUNTS)
+    schedule = TrainingSchedule(
+        options.sampling(), COUNTS, options.batch, options.repeat, rank(), world_size()
+    )
+    model = pace_model(options)
+    if steady:
+        model.eval().train = lambda mode=True: model
+    content = load_resume(options.out) if resume else None
+    held_out = None if options.held_out == "none" else PacketSource(COUNTS[:2])
+    device = torch.device("cpu")
+    return fit(
+        task(options, model, held_out, device),
+        source,
+        schedule,
+        options,
+        device,
+        identity="numbers",
+        resume=content,
+    )
+
+
+def weights(out):
+    return load_checkpoint(out / "last.pt")["model"]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_a_run_leaves_its_record(tmp_path):
+    summary = run(tmp_path / "a")
+    assert summary["steps"] == 6  # 7 videos in batches of 3, two epochs
+    assert summary["clips"] == 28
+    assert summary["results"]["held_out_clips"] == 2 * 4 * 3
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").open()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [2, 3, 4, 6]  # every second step, and each epoch's end
+    assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
+    assert sum("pace_accuracy" in line for line in lines) == 2
+    again = load_checkpoint(tmp_path / "a" / "last.pt")
+    assert again["kind"] == "pretrain"
+    assert again["classes"] == ["1", "2", "3", "4"]
+    assert again["options"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, workers):
+    run(tmp_path / "whole", workers=workers)
+    run(tmp_path / "parts", max_steps=2, workers=workers)  # in the middle of an epoch
+    changed = from_mapping(TrainOptions, {**TINY, "out": str(tmp_path / "parts")})
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["totals"]["step"] == 2
+    assert changed.max_steps == 0
+    run(tmp_path / "parts", resume=True, workers=workers)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6]
+
+
+def test_the_seed_decides_the_weights(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, seed=seed, max_steps=2, held_out="none")
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    a, c = weights(tmp_path / "a"), weights(tmp_path / "c")
+    assert not torch.equal(a["head.weight"], c["head.weight"])
+
+
+def test_parts_of_a_batch_give_the_whole_batchs_gradient(tmp_path):
+    run(tmp_path / "whole", steady=True, max_steps=3)
+    run(tmp_path / "parts", steady=True, max_steps=3, accumulate=3)
+    assert_close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def assert_close(one, other):
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], rtol=1e-4, atol=1e-6), name
+
+
+def _rank_run(_, out, resume=False, **changes):
+    return run(out, steady=True, resume=resume, **changes)
+
+
+def _first_rank_run(number, out):
+    return _rank_run(number, out, held_out="none", max_steps=3)
+
+
+@pytest.mark.parametrize("contrast", ["context", "pace"])
+def test_two_ranks_train_as_one_process(tmp_path, contrast):
+    alone = run(tmp_path / "alone", steady=True, contrast=contrast)
+    results = run_ranks(partial(_rank_run, contrast=contrast), 2, tmp_path / "two")
+    assert_close(weights(tmp_path / "alone"), weights(tmp_path / "two"))
+    assert results[0]["clips"] == alone["clips"]
+    assert results[0]["results"]["confusion"] == alone["results"]["confusion"]
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").open()
+            if "loss" in line
+        ]
+        for name in ("alone", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+    run(tmp_path / "alone", steady=True, held_out="none")
+    run_ranks(_first_rank_run, 2, tmp_path / "changing")
+    run(tmp_path / "changing", steady=True, held_out="none", resume=True)
+    assert_close(weights(tmp_path / "alone"), weights(tmp_path / "changing"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    class Exploding(PaceTask):
+        def loss(self, outputs, batch):
+            loss, metrics = super().loss(outputs, batch)
+            return (loss * float("nan") if batch.number == 4 else loss), metrics
+
+    with pytest.raises(TrainingError) as caught:
+        run(tmp_path, task=Exploding)
+    words = str(caught.value)
+    assert words.startswith("step 4: the loss is nan; the last good checkpoint is")
+    assert "video-" in words
+    assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 3
+
+
+def test_unreadable_videos_are_counted_and_limited(tmp_path):
+    summary = run(tmp_path / "a", source=PacketSource(COUNTS, bad={1, 5}), max_bad=2)
+    assert set(summary["unreadable"]) == {"video-1.avi", "video-5.avi"}
+    with pytest.raises(TrainingError, match=r"more than max_bad = 1 videos.*cut short"):
+        run(tmp_path / "b", source=PacketSource(COUNTS, bad={1, 5}), max_bad=1)
+
+
+def test_learning_rates_are_functions_of_the_step():
+    step = from_mapping(TrainOptions, {})
+    rates = [learning_rate(step, epoch * 10, 10, 180) for epoch in range(18)]
+    assert rates == pytest.approx([1e-3] * 6 + [1e-4] * 6 + [1e-5] * 6)
+    cosine = from_mapping(TrainOptions, {"schedule": "cosine", "warmup_steps": 10})
+    assert learning_rate(cosine, 0, 10, 100) == pytest.approx(1e-4)
+    assert learning_rate(cosine, 50, 10, 100) == pytest.approx(5e-4)
+    assert learning_rate(cosine, 99, 10, 100) < 1e-6
+
+
+def test_devices_are_told(monkeypatch):
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(PacecoreError, match=r"device must be auto, cpu, cuda .*got 'tpu'"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(PacecoreError, match="device cuda: this torch finds no CUDA device"):
+            pick_device("cuda")
+
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.test_engine"])  # imports torch once for all of them
+
+
+def _long_run(out):
+    torch.set_num_threads(1)
+    options = {"epochs": 8, "save_minutes": 0, "held_out": "none"}
+    try:
+        run(out, resume=(out / "last.pt").exists(), **options)
+    except TrainingError as error:
+        (out / "stopped").write_text(str(error))
+        sys.exit(3)
+
+
+def start(out):
+    process = PROCESSES.Process(target=_long_run, args=(out,))
+    process.start()
+    return process
+
+
+def test_sigterm_saves_and_ends_in_words(tmp_path):
+    process = start(tmp_path)
+    while not (tmp_path / "last.pt").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 3
+    words = (tmp_path / "stopped").read_text()
+    step = load_checkpoint(tmp_path / "last.pt")["totals"]["step"]
+    assert words.startswith(f"stopped by SIGTERM after step {step} of 24, saved; go on with:")
+    assert words.endswith(f"pacecore train --resume {tmp_path}")
+
+
+def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_path):
+    process, began = start(tmp_path / "whole"), time.monotonic()
+    process.join(120)
+    assert process.exitcode == 0
+    length = time.monotonic() - began
+    kills, moment = 0, 0.13
+    while kills < 20:
+        process = start(tmp_path / "killed")
+        moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
+        process.join(max(0.05, moment * length / 3))
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    process = start(tmp_path / "killed")
+    process.join(120)
+    assert process.exitcode == 0
+    assert kills >= 3
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))

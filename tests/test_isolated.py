@@ -1,0 +1,42 @@
+"""Jobs whose process dies or hangs are named, and the others get done."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from pacecore.errors import PacecoreError
+from pacecore.isolated import JobFailure, run_jobs
+
+
+def job(what):
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "leave":
+        os._exit(7)
+    if what == "hang":
+        time.sleep(1000)
+    if what == "raise":
+        raise PacecoreError("a.avi: is bad")
+    return what * 2
+
+
+def test_jobs_that_die_or_hang_cost_no_other():
+    jobs = [1, "die", 2, "hang", 3, "leave", 4]
+    results = dict(run_jobs(job, jobs, workers=2, timeout_seconds=2))
+    assert sorted(results) == list(range(7))
+    assert [results[n] for n in (0, 2, 4, 6)] == [2, 4, 6, 8]
+    assert results[1] == JobFailure("the process reading it ended by signal 11")
+    assert results[3] == JobFailure("took longer than 2 s")
+    assert results[5] == JobFailure("the process reading it ended with code 7")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_exception_is_raised_here(workers):
+    with pytest.raises(PacecoreError, match=r"a\.avi: is bad"):
+        list(run_jobs(job, ["raise", "raise"], workers=workers))
+
+
+def test_nothing_to_do():
+    assert list(run_jobs(job, [])) == []

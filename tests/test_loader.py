@@ -1,0 +1,165 @@
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pacecore.errors import PacecoreError
+from pacecore.frames import concatenate
+from pacecore.loader import ClipFormat, LoaderError, TrainingSchedule, load_batches
+from pacecore.sampling import Sampling
+from tests.sources import PacketSource
+
+SAMPLING = Sampling(clip_frames=4, resize=(18, 20), crop=(16, 16), seed=5)
+FORM = ClipFormat(resize=(18, 20), crop_size=(16, 16))
+
+
+def schedule(counts=(30, 40, 50, 60, 70, 80, 90), **changes):
+    return TrainingSchedule(SAMPLING, tuple(counts), **{"batch": 3, "repeat": 2, **changes})
+
+
+def test_an_epoch_shows_every_video_as_often_as_said():
+    plan = schedule()
+    assert plan.steps_per_epoch == 5  # 14 videos in batches of at most 3
+    for epoch in range(3):
+        steps = range(epoch * 5, epoch * 5 + 5)
+        shown = [each for step in steps for each in plan.videos(step)]
+        assert Counter(video for _, video in shown) == dict.fromkeys(range(7), 2)
+        assert {data_pass for data_pass, _ in shown} == {2 * epoch, 2 * epoch + 1}
+        assert len(set(shown)) == 14
+    orders = [tuple(plan.videos(step)) for step in range(0, 15, 5)]
+    assert len(set(orders)) == 3
+    assert [len(plan.videos(step)) for step in range(5)] == [2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_a_batch_out(world):
+    whole = schedule(batch=4)
+    for step in range(8):
+        parts = [schedule(batch=4, rank=rank, world=world).share(step) for rank in range(world)]
+        assert [each for part in parts for each in part] == whole.videos(step)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert all(parts)
+    with pytest.raises(PacecoreError, match=r"each of 9 ranks a video, .* has 3"):
+        schedule(batch=4, world=9)
+
+
+def equal(one, other):
+    names = ("plan", "crop", "jitter", "jitter_order", "labels", "videos")
+    return torch.equal(one.frames.data, other.frames.data) and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in names
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_the_same_with_any_number_of_workers(workers):
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    alone = list(load_batches(source, plan, range(6), clip_frames=4, workers=0))
+    spread = list(load_batches(source, plan, range(2, 6), clip_frames=4, workers=workers))
+    assert [batch.number for batch in spread] == [2, 3, 4, 5]
+    assert all(equal(a, b) for a, b in zip(alone[2:], spread, strict=True))
+    assert alone[0].labels.numel() == 4  # two videos, two views
+
+
+def test_rows_show_the_frames_that_were_planned():
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    (batch,) = load_batches(source, plan, [1], clip_frames=4, workers=0)
+    index = 0
+    for request in plan(1):
+        for each in request.plans:
+            bars = [(frame + request.video) % 24 for frame in each.frame_numbers]
+            for row, bar in zip(batch.plan[index].tolist(), bars, strict=True):
+                start = int(batch.frames.table[row, 0])
+                pixels = batch.frames.data[start : start + 20 * 24 * 3].view(20, 24, 3)
+                assert pixels[0, :, 0].argmax() == bar
+            assert batch.labels[index] == each.label
+            index += 1
+    assert batch.clips(FORM).shape == (6, 3, 4, 16, 16)
+
+
+def test_an_unreadable_video_is_left_out_and_named():
+    plan = schedule()
+    source = PacketSource(plan.frame_counts, bad={3})
+    batches = list(load_batches(source, plan, range(5), clip_frames=4, workers=1))
+    assert sum(len(batch) for batch in batches) == 2 * 2 * 6
+    bad = [each for batch in batches for each in batch.bad]
+    assert bad == [("video-3.avi", "video-3.avi: cut short")] * 2
+
+
+class SlowSource(PacketSource):
+    def decode(self, video, wanted):
+        time.sleep(60)
+
+
+class DyingSource(PacketSource):
+    def decode(self, video, wanted):
+        if video == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().decode(video, wanted)
+
+
+def test_a_worker_that_hangs_or_dies_ends_with_its_file_named():
+    plan = schedule()
+    slow = SlowSource(plan.frame_counts)
+    with pytest.raises(LoaderError, match=r"timed out after 1.*reading video-\d\.avi"):
+        next(load_batches(slow, plan, range(5), clip_frames=4, workers=1, timeout_seconds=1))
+    dying = DyingSource(plan.frame_counts)
+    with pytest.raises(LoaderError, match=r"(killed by|exited unexp).*reading video-3\.avi"):
+        list(load_batches(dying, plan, range(5), clip_frames=4, workers=1))
+
+
+def test_workers_end_with_their_batches():
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    batches = load_batches(source, plan, range(100), clip_frames=4, workers=2)
+    next(batches)
+    children = set(_children())
+    batches.close()
+    deadline = time.monotonic() + 10
+    while set(_children()) & children and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(_children()) & children
+
+
+def _children():
+    mine = os.getpid()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == mine and fields[0] != "Z":
+            yield name
+
+
+def test_numpy_frame_numbers_need_not_be_sorted():
+    backwards = Sampling(clip_frames=4, resize=(18, 20), crop=(16, 16), reverse="label")
+    plan = TrainingSchedule(backwards, (60, 70), batch=2, repeat=1)
+    (batch,) = load_batches(PacketSource((60, 70)), plan, [0], clip_frames=4, workers=0)
+    for row, each in zip(batch.plan, [p for r in plan(0) for p in r.plans], strict=True):
+        order = np.argsort(np.argsort(each.frame_numbers, kind="stable"), kind="stable")
+        assert np.array_equal(np.argsort(np.argsort(row.numpy(), kind="stable")), order)
+
+
+def test_resident_batches_name_rows_of_the_whole_source():
+    plan = schedule()
+
+    class Whole(PacketSource):
+        def first_row(self, video):
+            return sum(self.lengths[:video])
+
+        def whole(self):
+            parts = [self.decode(v, np.arange(n)) for v, n in enumerate(self.lengths)]
+            return concatenate(parts)
+
+    source = Whole(plan.frame_counts)
+    (decoded,) = load_batches(source, plan, [2], clip_frames=4, workers=0)
+    (rows,) = load_batches(source, plan, [2], clip_frames=4, workers=1, resident=True)
+    assert rows.frames.data.numel() == 0
+    assert torch.equal(rows.clips(FORM, source.whole()), decoded.clips(FORM))
