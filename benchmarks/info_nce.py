@@ -34,7 +34,17 @@ from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
-FEATURES = (128, 512, 768)
+# Rows, features, type of a quick run, which has a minute on a GPU.
+QUICK_CPU = [(60, 512, "float32"), (512, 512, "float32")]
+QUICK_CUDA = [
+    (60, 512, "float32"),
+    (60, 512, "bfloat16"),
+    (512, 512, "bfloat16"),
+    (4096, 512, "float32"),
+    (32768, 512, "bfloat16"),
+    (65536, 768, "bfloat16"),
+    (131072, 512, "bfloat16"),
+]
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (n, n) matrices that a contestant holds at once, of 4 bytes; measured with the allocator.
 MATRICES = {"pacecore": 0, "eager": 8, "compiled": 6, "lightly": 6}
@@ -121,28 +131,41 @@ def main() -> None:
     parser.add_argument("--types", help="comma-separated; default by device")
     options = parser.parse_args()
     device = torch.device(options.device)
-    on_cuda = device.type == "cuda"
-    rows = [int(word) for word in options.rows.split(",")] if options.rows else list(ROWS)
-    if options.quick:
-        rows = rows[:2]
-    elif not options.rows and not on_cuda:
-        rows = [n for n in rows if n <= 16384]  # eager needs 2 GB there, and minutes beyond
-    names = options.types or ("bfloat16,float32" if on_cuda else "float32")
     torch.backends.cuda.matmul.allow_tf32 = False
-    cases = []
-    for word in names.split(","):
+    on_cuda = device.type == "cuda"
+    rates: dict[str, float] = {}
+    cases: list[dict] = []
+    for n, features, word in sizes(options, on_cuda):
         kind = TYPES[word]
-        rate = matrix_rate(kind, device, 8192 if on_cuda else 1024)
-        for features in map(int, options.features.split(",")):
-            for n in rows:
-                for name, function in contestants(n, device).items():
-                    case = measure(name, function, n, features, kind, device)
-                    if "tflops" in case:
-                        case["share"] = case["tflops"] * 1e12 / rate
-                    cases.append(case)
-                    print(words(case), flush=True)
-                    torch._dynamo.reset()
-    print(f"record: {write_record(options.out, 'info_nce', options.device, cases)}")
+        if word not in rates:
+            rates[word] = matrix_rate(kind, device, 8192 if on_cuda else 1024)
+        for name, function in contestants(n, device).items():
+            if options.quick and name == "compiled" and n > 512:
+                continue  # compiling takes longer than all the rest
+            case = measure(name, function, n, features, kind, device)
+            if "tflops" in case:
+                case["share"] = case["tflops"] * 1e12 / rates[word]
+            cases.append(case)
+            print(words(case), flush=True)
+            torch._dynamo.reset()
+            # Again after each case, so that a run which is cut off leaves what it has.
+            path = write_record(options.out, "info_nce", options.device, cases)
+    print(f"record: {path}")
+
+
+def sizes(options: argparse.Namespace, on_cuda: bool) -> list[tuple[int, int, str]]:
+    """Rows, features and type of each case, the cheap ones first."""
+    if options.quick:
+        return QUICK_CUDA if on_cuda else QUICK_CPU
+    types = options.types or ("bfloat16,float32" if on_cuda else "float32")
+    # On the CPU eager needs 8 GB at 16,384 rows, and minutes beyond.
+    rows = options.rows or ",".join(str(n) for n in ROWS if on_cuda or n <= 16384)
+    return [
+        (n, features, kind)
+        for n in map(int, rows.split(","))
+        for features in map(int, options.features.split(","))
+        for kind in types.split(",")
+    ]
 
 
 def words(case: dict) -> str:
