@@ -114,7 +114,7 @@ def _clips(frames: Frames, wanted: np.ndarray, plans: list[ClipPlan]) -> torch.T
 
 
 def _extract(index: VideoIndex, folder: Path) -> list[list[str]]:
-    """Every frame as a JPEG of the video's own size and cv2's quality, as one does for that code."""
+    """Every frame as a JPEG of the video's own size, cv2's quality, as one does for that code."""
     import cv2
 
     result = []

@@ -134,7 +134,7 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
     if Path(path).is_dir():
         return _decode_pictures(path, wanted)
     try:
-        return _decode_seeking(path, wanted, info.timeline)
+        return _decode_seeking(path, wanted, info)
     except _OutOfStep:
         return _decode_from_start(path, wanted, info.timeline)
 
@@ -161,12 +161,12 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple]:
+def _opened(path: str | Path, kind: str | None = None) -> Iterator[tuple]:
     """The file's container and its first video stream, ready for one decoding thread; closed in
     every case.
     """
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), format=kind, metadata_errors="replace")
     except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
     except MemoryError:
@@ -335,8 +335,9 @@ def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline)
     raise VideoError(path, f"frame {wanted[taken]} of {timeline.num_frames} does not decode")
 
 
-def _decode_seeking(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
-    with _opened(path) as (container, stream):
+def _decode_seeking(path: str | Path, wanted: np.ndarray, info: VideoInfo) -> Frames:
+    timeline, kind = info.timeline, info.container.split(",")[0]  # spares guessing it
+    with _opened(path, kind) as (container, stream):
         sink, first = FrameSink(len(wanted), stream.codec_context.name), 0
         while first < len(wanted):
             last = _run_length(wanted, first, timeline)
