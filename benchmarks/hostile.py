@@ -187,8 +187,9 @@ def run(sources: list[Path], count: int, workers: int = 2, seed: int = 0) -> dic
             outcomes[result] += 1
             per_kind[jobs[number].kind][short] += 1
             if short == "fault":
-                faults.append({"mutation": jobs[number].number, "of": Path(jobs[number].source).name,
-                               "kind": jobs[number].kind, "fault": result})  # fmt: skip
+                job = jobs[number]
+                fault = {"mutation": job.number, "of": Path(job.source).name, "kind": job.kind}
+                faults.append(fault | {"fault": result})
             if done % 100 == 0:
                 print(f"{done} of {count}, {len(faults)} faults", file=sys.stderr, flush=True)
     return {
