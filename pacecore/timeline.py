@@ -70,7 +70,7 @@ class Timeline:
     stamps: np.ndarray | None
     key_frames: np.ndarray
     key_stamps: np.ndarray
-    coded: CodedOrder | None = None
+    coded: CodedOrder | None = None  # where B-pictures may be skipped without stamps
 
     def entry(self, frame: int) -> int:
         """Index into key_frames of the last key frame at or before `frame`."""
@@ -156,12 +156,15 @@ def _from_types(
             key_packets.append(owner[position])
     if not numbers or numbers[-1] != 0 or not _ascending([p.stamp for p in packets]):
         return None
+    key_frames, key_stamps = np.array(numbers[::-1]), np.array(keys[::-1])
+    if not is_b.any():
+        return Timeline(len(types), None, key_frames, key_stamps)
     lost = list(map(tuple, frames))
     for index in sorted(chained, reverse=True):
         lost[index] += lost[index + 1]  # the decoder drops what a skipped packet brings
     packets_of_keys = tuple(key_packets[::-1])
     coded = CodedOrder(tuple(map(tuple, frames)), tuple(lost), is_b, packets_of_keys)
-    return Timeline(len(types), None, np.array(numbers[::-1]), np.array(keys[::-1]), coded)
+    return Timeline(len(types), None, key_frames, key_stamps, coded)
 
 
 def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool]) -> Timeline:
@@ -213,6 +216,7 @@ class Follower:
 
     def __init__(self, timeline: Timeline, entry: int, wanted: set[int]) -> None:
         self._timeline, self._wanted = timeline, wanted
+        self.can_skip = timeline.stamps is not None or timeline.coded is not None
         self._first = int(timeline.key_frames[entry])
         self._keys = set(timeline.key_frames.tolist())
         self._packet = timeline.coded.key_packets[entry] if timeline.coded else 0

@@ -302,7 +302,7 @@ def _decode_packets(
 ) -> Iterator[av.VideoFrame]:
     """Frames of `packets`; what the follower lets go is not decoded if nothing depends on it."""
     context, shown, skipping = stream.codec_context, 0, False
-    can_skip = follower is not None and context.name in _CAN_SKIP
+    can_skip = follower is not None and follower.can_skip and context.name in _CAN_SKIP
     try:
         for packet in packets:
             if can_skip and follower.may_skip(packet) != skipping:
