@@ -446,6 +446,7 @@ def test_errors(tmp_path):
 
 def test_command_line(tmp_path):
     from click.testing import CliRunner
+
     from pacecore.cli.convert import convert as command
 
     torch.save(r21d("base_network.") | {"fc7.bias": torch.zeros(1)}, tmp_path / "vcop.pt")

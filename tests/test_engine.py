@@ -137,11 +137,14 @@ def test_two_ranks_train_as_one_process(tmp_path, contrast):
     assert results[0]["clips"] == alone["clips"]
     assert results[0]["results"]["confusion"] == alone["results"]["confusion"]
     losses = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").open()
+            if "loss" in line
+        ]
         for name in ("alone", "two")
     ]
-    for one, two in zip(*losses, strict=True):
-        assert one.get("loss") == pytest.approx(two.get("loss"), rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
