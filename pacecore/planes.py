@@ -1,6 +1,7 @@
 """From a decoder's picture to the planes that travel: which bytes, which matrix, which range."""
 
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ _FOREIGN = {8: "YCgCo", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT-C2"}
 # libswscale: bilinear, full chroma input, accurate rounding, no shortcuts that differ between
 # processors.
 _FLAGS = 2 | 0x4000 | 0x40000 | 0x80000
+# PyAV before 17 has no such keyword, and one thread.
+_ONE_THREAD = {"threads": 1} if int(version("av").partition(".")[0]) >= 17 else {}
 
 
 class UnsupportedFrameError(ValueError):
@@ -188,7 +191,8 @@ def _across(chroma: np.ndarray, across: int, columns: int) -> np.ndarray:
 def _rgb(picture: Picture, planar: bool) -> tuple[list[np.ndarray], list[int], FrameFormat]:
     """Packed RGB as it is, or as YUV."""
     if planar:
-        planes, strides = _subsample(_convert(picture, "yuv444p", True), 1, 1, True)
+        # The J names the full range, which PyAV before 17 does not hand on otherwise.
+        planes, strides = _subsample(_convert(picture, "yuvj444p", True), 1, 1, True)
         return planes, strides, FrameFormat(full_range=True)
     picture = _convert(picture, "rgb24", None)
     plane = picture.planes[0]
@@ -240,5 +244,5 @@ def _convert(picture: Picture, name: str, full: bool | None) -> Picture:
         src_color_range=_JPEG if picture.format.is_rgb else span,
         dst_color_range=span,
         interpolation=_FLAGS,
-        threads=1,
+        **_ONE_THREAD,
     )

@@ -39,7 +39,8 @@ __all__ = [
 
 MAX_PIXELS = 2**26  # of one frame: twice 8K; a damaged header may claim gigabytes
 # Containers whose packets carry the presentation stamp that the encoder wrote.
-_STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_STAMPED = {_MP4, "matroska,webm"}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
 # fmt: off
 _IN_ORDER = {
@@ -238,8 +239,8 @@ def _require_whole(
 ) -> None:
     """Raises VideoError where the header promises more frames than the file has."""
     claimed = stream.frames
-    # Writers miscount by a frame or two (an empty picture at either end).
-    if claimed > len(packets) + 2 and container.format.name in _STAMPED | {"avi"}:
+    # MP4 lists its samples; AVI's count is a mere claim, and often wrong.
+    if claimed > len(packets) and container.format.name == _MP4:
         raise VideoError(path, f"truncated: it has {len(packets)} of {claimed} frames")
 
 
