@@ -147,7 +147,7 @@ def mutations(sources: list[Path], count: int, folder: str, seed: int = 0) -> It
 
 
 def read_hostile(mutation: Mutation) -> str:
-    """Runs in a process of its own: "decodes", or the reason of the VideoError without names."""
+    """Runs in a process of its own: "decodes", or the VideoError's reason without numbers."""
     _limit_memory()
     path = Path(mutation.folder) / f"{mutation.number}{mutation.ending}"
     path.write_bytes(mutation.content())
@@ -187,8 +187,9 @@ def run(sources: list[Path], count: int, workers: int = 2, seed: int = 0) -> dic
             outcomes[result] += 1
             per_kind[jobs[number].kind][short] += 1
             if short == "fault":
-                faults.append({"mutation": jobs[number].number, "of": Path(jobs[number].source).name,
-                               "kind": jobs[number].kind, "fault": result})  # fmt: skip
+                job = jobs[number]
+                fault = {"mutation": job.number, "of": Path(job.source).name, "kind": job.kind}
+                faults.append(fault | {"fault": result})
             if done % 100 == 0:
                 print(f"{done} of {count}, {len(faults)} faults", file=sys.stderr, flush=True)
     return {
@@ -244,7 +245,7 @@ def main() -> None:
 
 
 def data_folder() -> Path:
-    """The folder of real videos, from the environment, so that no record names a machine's paths."""
+    """The folder of real videos, from the environment: no record names a machine's paths."""
     if not os.environ.get("PACECORE_DATA"):
         sys.exit("PACECORE_DATA must name a folder of videos")
     return Path(os.environ["PACECORE_DATA"])
