@@ -218,7 +218,7 @@ def test_checkpointing_changes_memory_only(name):
 def test_autocast(name):
     network = thin(name).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        features = network(some_clips(1, 3, 4, 16, 16))
+        features = network(some_clips(1, 3, 8, 16, 16))
     assert torch.isfinite(features).all()
 
 
@@ -278,6 +278,7 @@ def test_bf16_check_finds_wrong_and_slow_convolutions():
 
     check = tuning.check_bf16_conv3d("cpu", drops_a_tap)
     assert check.wrong == ["3x1x1 channels-last", "3x1x1 plain"]
+    assert min(check.errors[case] for case in check.wrong) > 0.3
     assert not check.usable
     assert "is wrong: 3x1x1 channels-last" in check.report()
 

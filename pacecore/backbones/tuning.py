@@ -57,7 +57,9 @@ class Bf16Check:
     bf16_seconds: float
     fp32_seconds: float
 
-    ERROR_ALLOWED = 2**-6  # of the largest value; rounding to bf16 alone is at most 2**-8 of each
+    # Of the largest value. Rounding a result to bf16 is 2**-9 of it; a sum of taps kept in bf16,
+    # as oneDNN's gradient to the input of a strided kernel, measured 0.022; a lost tap is over 0.3.
+    ERROR_ALLOWED = 2**-4
     SLOWNESS_ALLOWED = 1.25  # bf16 seconds over fp32 seconds
 
     @property
