@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import PacecoreError
-from .weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
+from pacecore.errors import PacecoreError
+from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
 __all__ = ["Weights", "convert", "load_weights", "read_weights"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import PacecoreError
+from pacecore.errors import PacecoreError
 
 __all__ = ["Backbone", "scale_channels"]
 
