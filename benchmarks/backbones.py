@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.common import add_arguments, peak_extra_bytes, time_function, write_record
 from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
-from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, prepare
+from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, memory_format, prepare
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callab
     model = nn.Sequential(backbone, nn.Linear(backbone.feature_dim, 4))
     if way.layout:
         model = prepare(model, clips.device)
-        clips = clips.contiguous(memory_format=MEMORY_FORMAT)
+        clips = clips.contiguous(memory_format=memory_format(model, clips.device))
     else:
         model = model.to(clips.device)
     optimizer = torch.optim.SGD(

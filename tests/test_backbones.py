@@ -262,6 +262,14 @@ def test_prepare_lays_weights_out():
     assert network.conv1.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+def test_layout_by_device_and_channels():
+    with torch.device("meta"):
+        full, quarter = build_backbone("r21d"), build_backbone("r21d", width=0.25)
+    assert tuning.memory_format(full, "cpu") is torch.contiguous_format
+    assert tuning.memory_format(quarter, "cpu") is torch.channels_last_3d
+    assert tuning.memory_format(full, "cuda") is torch.channels_last_3d
+
+
 def test_bf16_check_on_this_machine():
     check = tuning.check_bf16_conv3d("cpu")
     assert check.wrong == []

@@ -10,25 +10,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MEMORY_FORMAT", "Bf16Check", "check_bf16_conv3d", "keep_freed_memory", "prepare"]
+__all__ = [
+    "MEMORY_FORMAT",
+    "Bf16Check",
+    "check_bf16_conv3d",
+    "keep_freed_memory",
+    "memory_format",
+    "prepare",
+]
 
 MEMORY_FORMAT = torch.channels_last_3d
-"""The layout of clips and weights, on CPU and GPU alike.
+"""The layout of tensor cores; cuDNN would otherwise convert before and after each convolution."""
 
-CPU: the layout of oneDNN's kernels, and the one in which convolutions over time run in 2D. GPU: the
-layout of the tensor cores; cuDNN would otherwise convert before and after each convolution.
-"""
+
+def memory_format(network: nn.Module, device: str | torch.device) -> torch.memory_format:
+    """The layout of weights and clips in which `network` trains fastest on `device`.
+
+    GPU: MEMORY_FORMAT. CPU: MEMORY_FORMAT where all channel counts are multiples of 8, as in every
+    thinned network, else contiguous: R(2+1)D at a quarter of the width trained 2.2 times as fast in
+    the first, at full width, with its 83 or 921 middle channels, 1.7 times as fast in the second.
+    """
+    if torch.device(device).type == "cpu":
+        convolutions = (m for m in network.modules() if isinstance(m, nn.Conv3d))
+        if any(conv.out_channels % 8 for conv in convolutions):
+            return torch.contiguous_format
+    return MEMORY_FORMAT
 
 
 def prepare(network: nn.Module, device: str | torch.device) -> nn.Module:
-    """`network` on `device`, its weights laid out as MEMORY_FORMAT; clips should be laid out alike.
+    """`network` on `device`, its weights laid out by `memory_format`; clips should be so too.
 
     On a CPU it also has the process keep the memory it frees: see `keep_freed_memory`.
     """
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
-    return network.to(device=device, memory_format=MEMORY_FORMAT)
+    if memory_format(network, device) is MEMORY_FORMAT:
+        return network.to(device=device, memory_format=MEMORY_FORMAT)
+    return network.to(device=device)
 
 
 @lru_cache
