@@ -13,6 +13,12 @@ __all__ = ["main"]
 # so that --help does not wait for torch.
 _VERBS = {
     "train": "Learn from videos without labels.",
+    "finetune": "Learn to recognise actions, from a checkpoint or from scratch.",
+    "test": "Measure accuracy on held-out videos.",
+    "retrieve": "Find the nearest neighbours of videos.",
+    "attend": "Show where the network looks, at each pace.",
+    "extract": "Write features of videos to a file.",
+    "report": "Lay runs side by side, beside the paper's figures.",
     "data": "Index, check and pack videos, or make the demo set.",
     "doctor": "Say what was built, what was found, and what is missing.",
 }

@@ -8,14 +8,14 @@ import click
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli.options import collect, options_of
-from pacecore.config import PRESETS, OptionError, TrainOptions
+from pacecore.config import PRESETS, AnyOptions, OptionError, TrainOptions
 
 __all__ = ["train"]
 
 # What may change when a run goes on: nothing that its result depends on.
 FREE_TO_CHANGE = (
-    "device", "workers", "max_bad", "decode_timeout", "save_minutes", "log_every", "tensorboard",
-    "max_steps",
+    "device", "workers", "data_on", "max_bad", "decode_timeout", "save_minutes", "log_every",
+    "tensorboard", "max_steps",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def train(
     from pacecore.train import pretrain
 
     if run:
-        options = _of_run(run, {"data": data, **given}, preset, config)
+        options = options_of_run(TrainOptions, run, {"data": data, **given}, preset, config)
         summary = pretrain(options, resume=True, fall_back=resume_previous)
     else:
         if data is None and preset is None and config is None:
@@ -72,9 +72,13 @@ def refuse_used_folder(folder: str) -> None:
         raise OptionError(f"out: {folder} holds a run already; name another, or --resume {folder}")
 
 
-def _of_run(
-    run: str, given: dict[str, Any], preset: str | None, config: str | None
-) -> TrainOptions:
+def options_of_run(
+    kind: type[AnyOptions],
+    run: str,
+    given: dict[str, Any],
+    preset: str | None,
+    config: str | None,
+) -> AnyOptions:
     """The options that the run was started with; only those free to change may differ."""
     if preset or config:
         raise OptionError(
@@ -88,8 +92,8 @@ def _of_run(
         if not backup.exists():
             raise
         stored = load_checkpoint(backup)["options"]
-    known = {each.name for each in fields(TrainOptions)}
-    options = TrainOptions(**{name: value for name, value in stored.items() if name in known})
+    known = {each.name for each in fields(kind)}
+    options = kind(**{name: value for name, value in stored.items() if name in known})
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():
         if name not in FREE_TO_CHANGE and value != getattr(options, name):

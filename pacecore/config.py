@@ -22,9 +22,14 @@ else:
 
 __all__ = [
     "PRESETS",
+    "AttendOptions",
+    "ExtractOptions",
     "FinetuneOptions",
+    "MeasureOptions",
     "OptionError",
+    "RetrieveOptions",
     "RunOptions",
+    "TestOptions",
     "TrainOptions",
     "from_mapping",
     "input_scale",
@@ -33,7 +38,7 @@ __all__ = [
     "write_toml",
 ]
 
-AnyOptions = TypeVar("AnyOptions", bound="RunOptions")
+AnyOptions = TypeVar("AnyOptions", bound="RunOptions | MeasureOptions")
 
 # What a backbone is fed where nothing else is said: frames, resize (height, width), crop.
 _INPUT = {"s3dg": (64, (256, 256), 224)}
@@ -65,6 +70,10 @@ class RunOptions:
     seed: int = _option(0, "Seed of every draw.", low=0, high=2**63 - 1)
     device: str = _option("auto", "auto, cpu, cuda or cuda:<n>.")
     workers: int = _option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
+    data_on: str = _option(
+        "auto", "Where the frames of a store are held; auto: on the GPU if they fit.",
+        choices=("auto", "host", "device"),
+    )  # fmt: skip
     max_bad: int = _option(10, "Unreadable videos to skip before the run stops.", low=0)
     decode_timeout: float = _option(120.0, "Seconds to wait for one batch of videos.", low=1)
     deterministic: bool = _option(False, "Bit-for-bit repeatable on CUDA too, at some cost.")
@@ -206,8 +215,12 @@ class FinetuneOptions(RunOptions):
     )
     dropout: float = _option(0.0, "Dropout before the head.", low=0.0, high=0.99)
     label_smoothing: float = _option(0.0, "Label smoothing.", low=0.0, high=0.99)
-    lr: float = _option(3e-3, "Learning rate; s3dg is trained with 1e-2 in the paper.", low=0.0)
+    lr: float = _option(0.0, "Learning rate; 0: 3e-3, and 1e-2 for s3dg.", low=0.0)
     jitter: bool = _option(False, "Colour jitter.")
+
+    def resolved(self) -> "FinetuneOptions":
+        rate = self.lr or (1e-2 if self.backbone == "s3dg" else 3e-3)
+        return super(FinetuneOptions, replace(self, lr=rate)).resolved()
 
     def sampling(self) -> Sampling:
         return Sampling(
@@ -222,6 +235,101 @@ class FinetuneOptions(RunOptions):
             jitter=Jitter(scope=self.jitter_scope) if self.jitter else None,
             seed=self.seed,
         )
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What the verbs that only use a network share; how clips are made is the checkpoint's."""
+
+    data: str = _option("", "Folder, list or index of videos; empty: what it was trained on.")
+    held_out: str = _option("", "Videos to measure on; empty: as it was trained.")
+    fold: int = _option(
+        0, "Which of the official splits; 0: as it was trained.", choices=(0, 1, 2, 3)
+    )
+    out: str = _option("", "Folder for the results; empty: beside the checkpoint.")
+    device: str = _option("auto", "auto, cpu, cuda or cuda:<n>.")
+    workers: int = _option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
+    decode_timeout: float = _option(120.0, "Seconds to wait for one batch of videos.", low=1)
+    amp: str = _option("none", "Type of the network's arithmetic.", choices=("none", "bf16"))
+    batch_clips: int = _option(
+        40, "Clips at once; where memory ends, it goes on with half as many.", low=1
+    )
+    clips: int = _option(10, "Clips of a video, evenly spaced.", low=1, high=10_000)
+
+    def resolved(self: AnyOptions) -> AnyOptions:
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raises OptionError for the first value that breaks its rule."""
+        for each in fields(self):
+            _check_field(each, getattr(self, each.name))
+
+
+@dataclass(frozen=True)
+class TestOptions(MeasureOptions):
+    """The 10-clip protocol of action recognition, or held-out pace accuracy."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+    average: str = _option(
+        "softmax", "What is averaged over the clips of a video.", choices=("softmax", "logits")
+    )
+    resamples: int = _option(2000, "Resamples of the bootstrap interval.", low=100, high=1_000_000)
+    seed: int = _option(0, "Seed of the bootstrap.", low=0)
+
+
+@dataclass(frozen=True)
+class ExtractOptions(MeasureOptions):
+    """Features of videos to a file."""
+
+    stage: str = _option("p5", "Which features.", choices=("p4", "p5", "gap"))
+    pool: str = _option(
+        "max", "Max-pooled and flattened, or averaged over the map.", choices=("max", "gap")
+    )
+    unit: str = _option("video", "One row a video, or a clip.", choices=("video", "clip"))
+    split: str = _option("all", "Which videos.", choices=("all", "train", "test"))
+    format: str = _option("npy", "Kind of file.", choices=("npy", "safetensors"))
+
+
+@dataclass(frozen=True)
+class RetrieveOptions(MeasureOptions):
+    """Nearest neighbours of the held-out videos among the training videos."""
+
+    stage: str = _option("p5", "Which features.", choices=("p4", "p5", "gap"))
+    pool: str = _option(
+        "max", "Max-pooled and flattened, or averaged over the map.", choices=("max", "gap")
+    )
+    unit: str = _option("video", "What is searched: videos, or clips.", choices=("video", "clip"))
+    k: str = _option("1,5,10,20,50", "Numbers of neighbours, such as 1,5,10.")
+    gallery: int = _option(0, "Queries to draw with their neighbours.", low=0, high=100)
+
+    def check(self) -> None:
+        super().check()
+        if not self.ks:
+            raise OptionError(f"k must be whole numbers from 1, such as 1,5,10, got {self.k!r}")
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of neighbours, ascending; empty where `k` is not a list of such."""
+        words = [word.strip() for word in self.k.split(",")]
+        if not all(word.isascii() and word.isdigit() and int(word) >= 1 for word in words):
+            return ()
+        return tuple(sorted({int(word) for word in words}))
+
+
+@dataclass(frozen=True)
+class AttendOptions(MeasureOptions):
+    """Where the network looks, at each pace."""
+
+    paces: str = _option("", "Paces to show; empty: those it was trained on, else 1,2,3,4.")
+    start_frame: int = _option(0, "First frame, the same at each pace.", low=0)
+    every: int = _option(3, "Frames from one picture of the sheet to the next.", low=1)
+    time: str = _option(
+        "mean", "Attention over time: its mean, its last step, or each step for its own frames.",
+        choices=("mean", "last", "all"),
+    )  # fmt: skip
+    count: int = _option(4, "How many of the held-out videos to show.", low=1)
+    rate: int = _option(8, "Frames a second of the film.", low=1, high=120)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -19,6 +19,7 @@ __all__ = [
     "gather_rows",
     "is_main",
     "join",
+    "merge_over_ranks",
     "rank",
     "world_size",
     "wrap",
@@ -44,17 +45,18 @@ def is_main() -> bool:
 
 
 @contextmanager
-def join(device: torch.device) -> Iterator[None]:
+def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[None]:
     """Within the block the processes that torchrun started form one group; alone, it does nothing.
 
-    NCCL for CUDA devices, else gloo. Raises PacecoreError when the others do not come.
+    NCCL for CUDA devices, else gloo. patience: how long a rank waits for the others. Raises
+    PacecoreError when the others do not come.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
         return
     try:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        dist.init_process_group(backend, timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise PacecoreError(
             f"the processes cannot be joined: {str(error).splitlines()[0]}"
@@ -150,3 +152,12 @@ class _GatherRows(torch.autograd.Function):
         dist.all_reduce(total)
         start = sum(ctx.counts[: rank()])
         return total[start : start + ctx.counts[rank()]].to(grad.dtype), None
+
+
+def merge_over_ranks(found: dict[str, str]) -> dict[str, str]:
+    """The entries that any rank found, on every rank; every rank must call it."""
+    if world_size() == 1:
+        return dict(found)
+    every: list[dict[str, str]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(every, found)
+    return {name: value for each in every for name, value in each.items()}

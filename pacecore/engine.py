@@ -20,15 +20,15 @@ from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save
 from pacecore.config import RunOptions, input_scale, write_toml
 from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
-from pacecore.inputs import worker_count
+from pacecore.inputs import resident_frames, worker_count
 from pacecore.loader import (
     ClipBatch,
     ClipFormat,
-    FrameSource,
     TrainingSchedule,
     load_batches,
 )
 from pacecore.runlog import Progress, RunFolder, duration
+from pacecore.source import FrameSource
 
 __all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device"]
 
@@ -43,6 +43,7 @@ class Task(Protocol):
     kind: str  # "pretrain" or "finetune"
     model: nn.Module  # clips (B, 3, T, H, W) -> tuple of outputs, each (B, ...)
     headline: str  # the metric that the progress line shows beside the loss
+    chosen_by: str  # the held-out result whose highest value marks best.pt; "": none is kept
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         """Scalar loss and, for the log, scalars without gradient."""
@@ -152,10 +153,12 @@ class _Run:
             fused=True,
         )
         self.form = clip_format(options, device)
+        self.resident = resident_frames(source, options.data_on, device)
         self.totals = _Totals()
         self.window: list[tuple[int, Tensor, dict[str, Tensor], int]] = []
         self.bad: dict[str, str] = {}
         self.results: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}  # results of the step that best.pt was written at
         self.last_text = ""
         if resume:
             self._restore(resume)
@@ -168,6 +171,7 @@ class _Run:
         self.totals = _Totals(**content["totals"])
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])
+        self.best = dict(content["best"])
         self.folder.rewind(self.totals.step)
 
     def train(self) -> dict[str, Any]:
@@ -191,6 +195,9 @@ class _Run:
                     progress.close()
                     self._measure()
                 due = time.monotonic() - saved >= 60 * options.save_minutes
+                if epoch_ends and self._is_best():
+                    self.best = {"step": totals.step, **self.results}
+                    self.save("best.pt")
                 if epoch_ends or stopping or all_reduce_any(due, self.device):
                     self.save()
                     saved = time.monotonic()
@@ -213,6 +220,7 @@ class _Run:
             workers=worker_count(self.options.workers, self.device),
             timeout_seconds=self.options.decode_timeout,
             pin_memory=self.device.type == "cuda",
+            resident=self.resident is not None,
         )
         while True:
             before = time.monotonic()
@@ -229,7 +237,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        clips = batch.clips(self.form)
+        clips = batch.clips(self.form, self.resident)
         if self.options.accumulate == 1:
             loss, metrics = self.task.loss(self._forward(self.network, clips), batch)
             loss.backward()
@@ -345,19 +353,24 @@ class _Run:
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
                 print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
 
-    def save(self) -> None:
-        """Writes last.pt; only after the losses so far are known to be finite."""
+    def _is_best(self) -> bool:
+        name = self.task.chosen_by
+        return name in self.results and self.results[name] > self.best.get(name, -math.inf)
+
+    def save(self, name: str = "last.pt") -> None:
+        """Writes a checkpoint; only after the losses so far are known to be finite."""
         self._flush()
         if not is_main():
             return
         save_checkpoint(
-            Path(self.options.out) / "last.pt",
+            Path(self.options.out) / name,
             {
                 "kind": self.task.kind,
                 "model": self.task.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "totals": asdict(self.totals),
                 "results": self.results,
+                "best": self.best,
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,
@@ -380,6 +393,7 @@ class _Run:
             "torch": str(torch.__version__),
             "unreadable": self.bad,
             "results": self.results,
+            "best": self.best,
             "time": duration(totals.seconds),
         }
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.distributed import all_reduce_sum, rank, world_size
-from pacecore.loader import ClipBatch, ClipFormat, ClipRequest, FrameSource, load_batches
+from pacecore.loader import ClipBatch, ClipFormat, ClipRequest, load_batches
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
+from pacecore.source import FrameSource
 
 __all__ = ["PaceResult", "evenly_spaced", "inference", "pace_accuracy"]
 
@@ -116,6 +117,7 @@ def inference(
     clip_frames: int,
     workers: int,
     amp: bool,
+    timeout_seconds: float = 120.0,
 ) -> Iterator[tuple[ClipBatch, tuple[Tensor, ...] | None]]:
     """Each batch with the model's outputs in fp32, or None for a batch without a readable video."""
     batches = load_batches(
@@ -124,6 +126,7 @@ def inference(
         numbers,
         clip_frames=clip_frames,
         workers=workers,
+        timeout_seconds=timeout_seconds,
         pin_memory=device.type == "cuda",
     )
     for batch in batches:

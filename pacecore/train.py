@@ -18,11 +18,12 @@ from pacecore.engine import clip_format, fit, load_resume, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.inputs import Inputs, open_inputs, worker_count
-from pacecore.loader import ClipBatch, FrameSource, TrainingSchedule, load_batches
+from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
 from pacecore.runlog import RunFolder
 from pacecore.sampling import loop_share
+from pacecore.source import FrameSource
 from pacecore.video_writer import write_png
 
 _SHEET_CLIPS = 8
@@ -70,6 +71,7 @@ class PaceTask:
     device: torch.device
     kind: str = "pretrain"
     headline: str = "accuracy"
+    chosen_by: str = ""
     last: PaceResult | None = field(default=None)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:

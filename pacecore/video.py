@@ -164,8 +164,10 @@ def _opened(path: str | Path) -> Iterator[tuple]:
     """
     try:
         container = av.open(str(path), metadata_errors="replace")
-    except (OSError, ValueError) as error:  # av's errors are both
+    except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
+    except MemoryError:
+        raise VideoError(path, "needs more memory than there is") from None
     try:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         # An attached picture (cover art) is a stream of one still image, marked so.
@@ -181,6 +183,8 @@ def _opened(path: str | Path) -> Iterator[tuple]:
         yield container, stream
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise VideoError(path, _reason(error)) from None
+    except MemoryError:
+        raise VideoError(path, "needs more memory than there is") from None
     finally:
         container.close()
 
@@ -299,7 +303,7 @@ def _decode_packets(
         yield from context.decode(None)
     except av.error.EOFError:
         return
-    except (av.error.FFmpegError, MemoryError) as error:
+    except av.error.FFmpegError as error:
         raise VideoError(path, f"does not decode after {shown} frames: {_reason(error)}") from None
 
 

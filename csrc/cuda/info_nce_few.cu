@@ -49,9 +49,8 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int i = threadIdx.x; i < kStrip * nce.features; i += kThreads) {
     const int row = first + i / nce.features;
-    strip[i] = row < nce.n
-                   ? static_cast<float>(args.z[int64_t{row} * nce.pitch + i % nce.features])
-                   : 0.0f;
+    strip[i] = row < nce.n ? static_cast<float>(args.z[int64_t{row} * nce.pitch + i % nce.features])
+                           : 0.0f;
   }
   __syncthreads();
   if (warp < kStrip) {
@@ -171,7 +170,7 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) few_kernel(FewArgs<T> args) {
+__global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(float, shared);
   __shared__ unsigned ticket;
   __shared__ float inverse[kStrip];

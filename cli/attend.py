@@ -1,0 +1,34 @@
+"""pacecore attend: where a network looks."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pacecore.cli.options import collect, options_of
+from pacecore.config import AttendOptions
+
+__all__ = ["attend"]
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("data", required=False)
+@options_of(AttendOptions, leave_out=("data", "clips", "batch_clips", "amp", "workers"))
+def attend(checkpoint: str, data: str | None, **given: Any) -> None:
+    """Draw where CHECKPOINT looks in the held-out videos of DATA, or in one video file.
+
+    Each video from the same first frame at each pace: a sheet with a row a pace (PNG), and a film
+    with a column a pace (MP4). With no DATA: the videos that the checkpoint was trained on.
+    """
+    from pacecore.attend import run_attend
+    from pacecore.trained import load_trained
+
+    options = collect(AttendOptions, {"data": data, **given}, None, None)
+    result = run_attend(load_trained(checkpoint), options)
+    folder = Path(options.out or Path(checkpoint).parent)
+    click.echo(
+        f"rows from the top, columns of the film from the left: {', '.join(result['paces'])}"
+    )
+    for video in result["videos"]:
+        click.echo(f"{video['path']}: {folder / video['sheet']}, {folder / video['film']}")

@@ -1,0 +1,32 @@
+"""pacecore extract: features of videos to a file."""
+
+from typing import Any
+
+import click
+
+from pacecore.cli.options import collect, options_of
+from pacecore.config import ExtractOptions
+
+__all__ = ["extract"]
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("data", required=False)
+@options_of(ExtractOptions, leave_out=("data",))
+def extract(checkpoint: str, data: str | None, **given: Any) -> None:
+    """Write features of the videos of DATA, made by CHECKPOINT, for other tools.
+
+    One file for the training videos and one for the held-out ones, rows in the order of the JSON
+    beside it. Called again after a stop it goes on where it was. With no DATA: the videos that the
+    checkpoint was trained on.
+    """
+    from pacecore.extract import run_extract
+    from pacecore.trained import load_trained
+
+    options = collect(ExtractOptions, {"data": data, **given}, None, None)
+    for features in run_extract(load_trained(checkpoint), options):
+        shape = " x ".join(map(str, features.values.shape))
+        click.echo(f"{features.path}: {shape}, {len(features.order['videos']):,} videos")
+        for path, reason in features.order["unreadable"].items():
+            click.echo(f"left out: {path}: {reason}")

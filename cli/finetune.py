@@ -1,0 +1,118 @@
+"""pacecore finetune: supervised action recognition."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pacecore.cli.options import options_of
+from pacecore.cli.train import next_run_folder, options_of_run, refuse_used_folder
+from pacecore.config import PRESETS, FinetuneOptions, OptionError, from_mapping, read_toml
+
+__all__ = ["finetune"]
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.argument("data", required=False)
+@click.option("--scratch", is_flag=True, help="From fresh weights: the one argument is DATA.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options.")
+@click.option("--config", type=click.Path(), help="TOML file of options, such as RUN/options.toml.")
+@click.option("--resume", "run", type=click.Path(), help="Go on with the run in this folder.")
+@click.option(
+    "--resume-previous",
+    is_flag=True,
+    help="With --resume: use the checkpoint before a damaged one.",
+)
+@options_of(FinetuneOptions, leave_out=("data", "checkpoint"))
+def finetune(
+    checkpoint: str | None,
+    data: str | None,
+    scratch: bool,
+    preset: str | None,
+    config: str | None,
+    run: str | None,
+    resume_previous: bool,
+    **given: Any,
+) -> None:
+    """Learn the labels of DATA, starting from CHECKPOINT: a checkpoint, or weights of another
+    project.
+
+    Network, size and colours of the clips are the checkpoint's own. With no DATA: the videos that
+    the checkpoint was trained on. --freeze backbone trains the head alone (linear probe).
+    """
+    from pacecore.finetune import finetune as run_finetune
+
+    if run:
+        wanted = {"data": data, "checkpoint": checkpoint, **given}
+        options = options_of_run(FinetuneOptions, run, wanted, preset, config)
+        summary = run_finetune(options, resume=True, fall_back=resume_previous)
+    else:
+        if scratch:
+            if data is not None:
+                raise OptionError(f"--scratch takes DATA alone, got {checkpoint} and {data}")
+            checkpoint, data = None, checkpoint
+        elif checkpoint is None and not config:
+            raise OptionError("CHECKPOINT is missing; --scratch starts from fresh weights")
+        options, trained = _options(checkpoint, data, preset, config, given)
+        refuse_used_folder(options.out)
+        summary = run_finetune(options, trained=trained)
+    click.echo(closing_words(options, summary))
+
+
+def _options(
+    checkpoint: str | None,
+    data: str | None,
+    preset: str | None,
+    config: str | None,
+    given: dict[str, Any],
+) -> tuple[FinetuneOptions, Any]:
+    """The run's options, and the checkpoint that they start from."""
+    from pacecore.finetune import inherit_options
+    from pacecore.trained import load_trained
+
+    values = read_toml(config) if config else {}
+    preset = preset or values.pop("preset", None)
+    values |= {name: value for name, value in given.items() if value is not None}
+    values |= {"data": data} if data is not None else {}
+    values |= {"checkpoint": checkpoint} if checkpoint is not None else {}
+    if not values.get("checkpoint"):
+        if not values.get("data") and preset is None and not config:
+            preset = "small"
+        options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "")
+        return _with_folder(options), None
+    trained = load_trained(values["checkpoint"])
+    values, notes = inherit_options(values, trained)
+    if "data" not in values:
+        values["data"] = trained.options.data
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "")
+    return _with_folder(options), trained
+
+
+def _with_folder(options: FinetuneOptions) -> FinetuneOptions:
+    return replace(options, out=options.out or next_run_folder("finetune"))
+
+
+def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:
+    """What a person reads at the end: what came out, and what to do with it."""
+    folder = Path(options.out)
+    kept = folder / ("best.pt" if summary["best"] else "last.pt")
+    lines = [
+        f"trained {summary['clips']:,} clips of {summary['videos']:,} videos in"
+        f" {summary['time']} on {summary['device']}, {summary['clips_per_second']:.1f} clips/s"
+    ]
+    if summary["best"]:
+        best = summary["best"]
+        lines.append(
+            f"best on {best['val_videos']} videos of the training split:"
+            f" {100 * best['val_accuracy']:.1f} % after step {best['step']}: {kept}"
+        )
+    else:
+        lines.append("no validation share (--val-share): last.pt is the result")
+    for path, reason in summary["unreadable"].items():
+        lines.append(f"left out: {path}: {reason}")
+    lines += [f"run: {folder}", "next:", f"  pacecore test {kept}"]
+    return "\n".join(lines)

@@ -1,0 +1,35 @@
+"""pacecore report: runs side by side."""
+
+import click
+
+__all__ = ["report"]
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option("--out", default="report", show_default=True, help="Folder of the page.")
+@click.option("--figures", type=click.Path(), help="JSON file of more figures of the paper.")
+@click.option("--pictures/--no-pictures", default=True, help="Curves and confusion matrices.")
+def report(runs: tuple[str, ...], out: str, figures: str | None, pictures: bool) -> None:
+    """Lay the run folders RUNS side by side in the form of the paper's tables.
+
+    Writes report.md and report.json: runs of one setting are one row, mean and deviation over
+    seeds and splits, with the paper's own figures where the same setting was run.
+    """
+    from pacecore.report import make_report
+
+    result = make_report(runs, out, figures=figures, pictures=pictures)
+    for table in result["tables"]:
+        click.echo(table["title"])
+        for line in aligned([table["heads"], *table["rows"]]):
+            click.echo("  " + line)
+    click.echo(f"{out}/report.md: {len(result['runs'])} runs, {len(result['pictures'])} pictures")
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines, columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

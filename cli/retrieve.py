@@ -1,0 +1,60 @@
+"""pacecore retrieve: nearest neighbours."""
+
+from typing import Any
+
+import click
+
+from pacecore.cli.options import collect, options_of
+from pacecore.config import OptionError, RetrieveOptions
+
+__all__ = ["retrieve"]
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.argument("data", required=False)
+@click.option(
+    "--features",
+    nargs=2,
+    metavar="GALLERY QUERIES",
+    help="Two files of pacecore extract, in place of CHECKPOINT and DATA.",
+)
+@options_of(RetrieveOptions, leave_out=("data",))
+def retrieve(
+    checkpoint: str | None, data: str | None, features: tuple[str, str] | None, **given: Any
+) -> None:
+    """For each held-out video of DATA, find the nearest training videos by CHECKPOINT's features.
+
+    Prints how often any of the k nearest has the right label. With no DATA: the videos that the
+    checkpoint was trained on. Writes figures, neighbours and features, and with --gallery a
+    picture of queries and their neighbours.
+    """
+    from pacecore.retrieve import retrieve_files, run_retrieve
+    from pacecore.trained import load_trained
+
+    options = collect(RetrieveOptions, {"data": data, **given}, None, None)
+    if features:
+        if checkpoint:
+            raise OptionError(f"--features takes the place of CHECKPOINT, got {checkpoint} too")
+        result = retrieve_files(features, options)
+    elif checkpoint:
+        result = run_retrieve(load_trained(checkpoint), options)
+    else:
+        raise OptionError("CHECKPOINT is missing; or name --features GALLERY QUERIES")
+    click.echo(_words(result))
+
+
+def _words(result: dict[str, Any]) -> str:
+    ks = list(result["top"])
+    lines = [
+        f"{result['query_videos']:,} query videos, {result['gallery_videos']:,} gallery videos;"
+        f" by {result['unit']}: {result['queries']:,} on {result['gallery']:,} rows of"
+        f" {result['dimensions']:,} ({result['stage']}, {result['clips']} clips a video)",
+        "".join(f"{'top-' + k:>9}" for k in ks),
+        "".join(f"{100 * result['top'][k]:>7.1f} %" for k in ks),
+    ]
+    if result["classes_without_gallery"]:
+        names = ", ".join(result["classes_without_gallery"])
+        lines.append(f"classes without a gallery video, which can have no hit: {names}")
+    lines += [f"left out: {path}: {reason}" for path, reason in result["unreadable"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,347 @@
+"""Features of videos to a file: rows in a fixed order, with a JSON beside it that names them.
+
+A run that is stopped goes on where it was; what is whole already is not made again.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pacecore.backbones import Backbone, stage_features
+from pacecore.config import ExtractOptions, RetrieveOptions
+from pacecore.distributed import all_reduce_any, is_main, join, merge_over_ranks
+from pacecore.engine import pick_device
+from pacecore.errors import PacecoreError
+from pacecore.inputs import Inputs
+from pacecore.protocol import (
+    PATIENCE,
+    ClipRunner,
+    class_names,
+    open_measured,
+    out_folder,
+    ready,
+)
+from pacecore.source import FrameSource
+from pacecore.trained import Trained, fingerprint
+
+__all__ = ["Features", "extract_split", "features_name", "load_features", "run_extract"]
+
+_FORMAT = 1
+_WRITTEN, _UNREADABLE = 1, 2  # states of a row; 0: still to do
+_ROWS_BETWEEN_FLUSHES = 64
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows of features and what they are of."""
+
+    path: Path
+    values: np.ndarray  # (N, D) of videos, or (N, K, D) of clips; fp32, mapped from the file
+    order: dict[str, Any]  # the JSON beside it
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(rows, D): a row a video, or a row a clip."""
+        return self.values.reshape(-1, self.values.shape[-1])
+
+    @property
+    def clips(self) -> int:
+        """Rows of one video."""
+        return 1 if self.values.ndim == 2 else self.values.shape[1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(rows,) int64, into order["classes"]. Raises PacecoreError where a video has none."""
+        labels = [video["label"] for video in self.order["videos"]]
+        if None in labels:
+            bare = self.order["videos"][labels.index(None)]["path"]
+            raise PacecoreError(f"{self.path}: videos without a label, such as {bare}")
+        return np.repeat(np.array(labels, dtype=np.int64), self.clips)
+
+    def paths(self) -> list[str]:
+        return [video["path"] for video in self.order["videos"]]
+
+
+def load_features(path: str | Path) -> Features:
+    """The features that `extract` wrote to `path`, *.npy or *.safetensors.
+
+    Raises PacecoreError for a file that is not there, or does not fit the JSON beside it.
+    """
+    path = Path(path)
+    try:
+        order = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if path.suffix == ".safetensors":
+            values = _safetensors().load_file(path)["features"]
+        else:
+            values = np.load(path, mmap_mode="r")
+    except OSError as error:
+        raise PacecoreError(f"{path}: features cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, EOFError) as error:
+        raise PacecoreError(f"{path}: not features of pacecore extract: {error}") from None
+    shape = order.get("shape") if isinstance(order, dict) else None
+    if shape != list(values.shape) or len(order.get("videos", ())) != len(values):
+        raise PacecoreError(f"{path}: {list(values.shape)} values, but the JSON says {shape}")
+    return Features(path, values, order)
+
+
+def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
+    """Writes features of the training videos, the held-out ones, or both, one file each.
+
+    Files features-STAGE-UNIT-SPLIT.npy (or .safetensors) and .json in options.out. Raises
+    PacecoreError for input that cannot be used.
+    """
+    if options.format == "safetensors":
+        _safetensors()  # told before the work, not after it
+    device = pick_device(options.device)
+    with join(device, patience=PATIENCE):
+        data = open_measured(trained, options)
+        splits = ("train", "test") if options.split == "all" else (options.split,)
+        if options.split == "all" and data.held_out is None:
+            splits = ("train",)
+        model = ready(trained.backbone, device)
+        written = [extract_split(model, trained, data, split, options, device) for split in splits]
+        if options.format == "safetensors" and is_main():
+            written = [_to_safetensors(features) for features in written]
+        return written
+
+
+def extract_split(
+    backbone: Backbone,
+    trained: Trained,
+    data: Inputs,
+    split: str,
+    options: ExtractOptions | RetrieveOptions,
+    device: torch.device,
+) -> Features:
+    """Features of one split, written or found written already; every rank must call it.
+
+    Ranks write their rows into one file, so they need a folder that they share.
+    """
+    source = data.train if split == "train" else data.held_out
+    if source is None or len(source) == 0:
+        raise PacecoreError(f"{options.data or 'the data'}: no {split} video")
+    runner = ClipRunner.of(_model(backbone, options), trained, options, device, f"{split} features")
+    name = features_name(options.stage, options.pool, options.unit)
+    writer = _Writer(
+        out_folder(trained, options) / f"features-{name}-{split}.npy",
+        _description(backbone, trained, data, split, options),
+        source,
+        runner,
+        options.unit,
+    )
+    return writer.write()
+
+
+def features_name(stage: str, pool: str, unit: str) -> str:
+    """What tells files of one network apart: p5-video, p4-gap-clip."""
+    return f"{stage}-gap-{unit}" if pool == "gap" and stage != "gap" else f"{stage}-{unit}"
+
+
+def _model(backbone: Backbone, options: ExtractOptions | RetrieveOptions) -> Any:
+    def run(clips: Tensor) -> tuple[Tensor]:
+        return (stage_features(backbone, clips, options.stage, options.pool),)
+
+    return run
+
+
+def _description(
+    backbone: Backbone,
+    trained: Trained,
+    data: Inputs,
+    split: str,
+    options: ExtractOptions | RetrieveOptions,
+) -> dict[str, Any]:
+    """What the features depend on: equal descriptions mean equal features."""
+    source = data.train if split == "train" else data.held_out
+    used = trained.options
+    return {
+        "pacecore_features": _FORMAT,
+        "network": fingerprint(backbone),
+        "backbone": used.backbone,
+        "width": used.width,
+        "stage": options.stage,
+        "pool": options.pool,
+        "unit": options.unit,
+        "clips": options.clips,
+        "input": {
+            "clip_frames": used.clip_frames,
+            "resize": list(used.resize),
+            "crop": used.crop,
+            "normalize": used.normalize,
+            "channel_order": used.channel_order,
+            "boundary": used.boundary,
+            "amp": options.amp,
+        },
+        "identity": _identity(source),
+        "split": split,
+        "classes": list(class_names(source)),
+    }
+
+
+def _identity(source: FrameSource) -> str:
+    digest = hashlib.sha256()
+    for video in range(len(source)):
+        line = f"{source.path(video)}\t{source.num_frames(video)}\t{source.label(video)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+class _Writer:
+    """One file of features, made row by row."""
+
+    def __init__(
+        self,
+        path: Path,
+        description: dict[str, Any],
+        source: FrameSource,
+        runner: ClipRunner,
+        unit: str,
+    ):
+        self.path, self.description = path, description
+        self.source, self.runner, self.unit = source, runner, unit
+        self.part = path.with_suffix(".npy.part")
+        self.state_part = path.with_suffix(".state.part")
+        self.begun = path.with_suffix(".json.part")
+
+    def write(self) -> Features:
+        found = self._finished()
+        if all_reduce_any(found is None, self.runner.device):
+            self._fill()
+            if is_main():
+                self._finish()
+            all_reduce_any(False, self.runner.device)  # nobody reads before it is finished
+            found = load_features(self.path)
+        return found
+
+    def _finished(self) -> Features | None:
+        if not self.path.exists():
+            return None
+        try:
+            found = load_features(self.path)
+        except PacecoreError:
+            return None
+        same = all(found.order.get(name) == value for name, value in self.description.items())
+        return found if same else None
+
+    def _fill(self) -> None:
+        """Opens or makes the unfinished file, and computes this rank's missing rows."""
+        count = len(self.source)
+        shape = (self.runner.clips, self._feature_size())
+        shape = (count, *shape) if self.unit == "clip" else (count, shape[1])
+        if is_main() and not self._goes_on(shape):
+            self._begin(shape)
+        all_reduce_any(False, self.runner.device)
+        values = np.load(self.part, mmap_mode="r+")
+        state = np.load(self.state_part, mmap_mode="r+")
+        todo = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
+        fresh: list[int] = []
+
+        def flush() -> None:
+            values.flush()
+            state[fresh] = _WRITTEN
+            state.flush()
+            fresh.clear()
+
+        all_reduce_any(False, self.runner.device)  # all ranks have the same list before any writes
+        for video, outputs in self.runner.run(self.source, todo):
+            rows = outputs[0]
+            values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
+            fresh.append(video)
+            if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
+                flush()
+        flush()
+        self.bad = merge_over_ranks(self.runner.unreadable)
+
+    def _feature_size(self) -> int:
+        used = self.runner.options
+        clip = torch.zeros(1, 3, used.clip_frames, used.crop, used.crop, device=self.runner.device)
+        with torch.inference_mode():
+            return self.runner.model(clip)[0].shape[1]
+
+    def _goes_on(self, shape: tuple[int, ...]) -> bool:
+        try:
+            begun = json.loads(self.begun.read_text(encoding="utf-8"))
+            values = np.load(self.part, mmap_mode="r")
+            state = np.load(self.state_part, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return begun == self.description and values.shape == shape and len(state) == shape[0]
+
+    def _begin(self, shape: tuple[int, ...]) -> None:
+        try:
+            self.begun.unlink(missing_ok=True)
+            made = np.lib.format.open_memmap(self.part, "w+", np.float32, shape)
+            made.flush()
+            np.lib.format.open_memmap(self.state_part, "w+", np.uint8, shape[:1]).flush()
+            self.begun.write_text(json.dumps(self.description), encoding="utf-8")
+        except OSError as error:
+            needed = 4 * np.prod(shape, dtype=np.int64) / 1e9
+            raise PacecoreError(
+                f"{self.part}: cannot be made: {error.strerror}; it takes {needed:.2f} GB"
+            ) from None
+
+    def _finish(self) -> None:
+        """Leaves out the rows of unreadable videos and gives the files their names."""
+        state = np.array(np.load(self.state_part, mmap_mode="r"))
+        kept = np.flatnonzero(state == _WRITTEN)
+        if not len(kept):
+            raise PacecoreError(f"{self.path}: none of {len(state)} videos can be read")
+        values = np.load(self.part, mmap_mode="r+")
+        if len(kept) < len(values):
+            shorter = self.part.with_suffix(".shorter")
+            whole = values
+            values = np.lib.format.open_memmap(
+                shorter, "w+", np.float32, (len(kept), *whole.shape[1:])
+            )
+            for row, video in enumerate(kept):
+                values[row] = whole[video]
+            values.flush()
+            os.replace(shorter, self.part)
+        names = class_names(self.source)
+        videos = [self._video_words(int(video), names) for video in kept]
+        order = {
+            **self.description,
+            "shape": list(values.shape),
+            "dtype": "float32",
+            "videos": videos,
+            "unreadable": self.bad,
+        }
+        os.replace(self.part, self.path)
+        text = json.dumps(order, indent=1) + "\n"
+        self.begun.write_text(text, encoding="utf-8")
+        os.replace(self.begun, self.path.with_suffix(".json"))
+        self.state_part.unlink()
+
+    def _video_words(self, video: int, names: tuple[str, ...]) -> dict[str, Any]:
+        label = self.source.label(video)
+        return {
+            "path": str(self.source.path(video)),
+            "number": video,
+            "label": label,
+            "class": names[label] if label is not None and names else None,
+            "frames": self.source.num_frames(video),
+        }
+
+
+def _to_safetensors(features: Features) -> Features:
+    path = features.path.with_suffix(".safetensors")
+    _safetensors().save_file({"features": np.ascontiguousarray(features.values)}, path)
+    features.path.unlink()
+    return replace(features, path=path)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise PacecoreError(
+            "safetensors is not installed; install pacecore[safetensors] or use --format npy"
+        ) from None
+    return safetensors.numpy

@@ -1,0 +1,289 @@
+"""Supervised action recognition: a new head on a pre-trained backbone, or on a fresh one.
+
+All weights are trained, or only the head (linear probe), on clips at pace 1 (section 4.1 of the
+paper). The best checkpoint is chosen on a share of the training videos, never on the test split.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pacecore.backbones import Backbone, build_backbone
+from pacecore.config import FinetuneOptions, OptionError
+from pacecore.distributed import is_main, join, rank, world_size
+from pacecore.engine import fit, load_resume, pick_device
+from pacecore.errors import PacecoreError
+from pacecore.frames import Frames
+from pacecore.inputs import open_inputs, worker_count
+from pacecore.loader import ClipBatch, TrainingSchedule
+from pacecore.protocol import ClipRunner, class_names, labels_of
+from pacecore.recognition import measure_actions
+from pacecore.source import FrameSource
+from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
+
+__all__ = ["ActionModel", "ChosenVideos", "finetune", "inherit_options", "validation_split"]
+
+
+class ActionModel(nn.Module):
+    """Backbone and a linear classifier: clips (B, 3, T, H, W) -> (logits (B, classes),).
+
+    With `frozen` the backbone keeps its weights and its batch norms use their running averages: a
+    linear probe.
+    """
+
+    def __init__(
+        self, backbone: Backbone, classes: int, *, dropout: float = 0.0, frozen: bool = False
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(backbone.feature_dim, classes)
+        self.frozen = frozen
+        backbone.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> "ActionModel":
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, clips: Tensor) -> tuple[Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.backbone(clips)
+        return (self.head(self.dropout(features)),)
+
+
+def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, Any], list[str]]:
+    """Options of a fine-tuning from `trained`: what is given, over network and input of the
+    checkpoint. Beside them, in words, where the input given differs from the checkpoint's.
+
+    Raises OptionError for a network other than the checkpoint's, by name.
+    """
+    values, notes = dict(given), []
+    for name in (*NETWORK_OPTIONS, *INPUT_OPTIONS):
+        stored = getattr(trained.options, name)
+        wanted = values.setdefault(name, stored)
+        same = tuple(wanted) == tuple(stored) if name == "resize" else wanted == stored
+        if same:
+            continue
+        if name in NETWORK_OPTIONS:
+            raise OptionError(
+                f"{name} must be {stored!r}, as in {trained.path}, or left out; got {wanted!r}"
+            )
+        notes.append(f"{name} is {wanted!r} here, {stored!r} in {trained.path}")
+    return values, notes
+
+
+def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the videos to train on and to validate on, int64, ascending.
+
+    round(share * N) videos (at least one, where share > 0) are for validation, spread over the
+    classes by their sizes; each class keeps at least one to train on. A function of its arguments.
+    """
+    count = len(labels)
+    wanted = max(1, round(share * count)) if share > 0 else 0
+    draws = np.random.Philox(key=[seed, 64]).random_raw(count)
+    # A class of n videos gives its i-th drawn one at rank (i + 1/2) / n: the lowest ranks over all
+    # classes are an even share of each; the last of a class is never given.
+    rank_in_class = np.empty(count, dtype=np.float64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = members[np.argsort(draws[members], kind="stable")]
+        rank_in_class[order] = (np.arange(len(members)) + 0.5) / len(members)
+        rank_in_class[order[-1]] = np.inf
+    order = np.lexsort((draws, rank_in_class))[:wanted]
+    validation = np.sort(order[np.isfinite(rank_in_class[order])])
+    return np.setdiff1d(np.arange(count), validation), validation
+
+
+@dataclass(frozen=True)
+class ChosenVideos:
+    """Some videos of a source, numbered anew."""
+
+    source: FrameSource
+    chosen: tuple[int, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return class_names(self.source)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def num_frames(self, video: int) -> int:
+        return self.source.num_frames(self.chosen[video])
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        return self.source.decode(self.chosen[video], wanted)
+
+    def path(self, video: int) -> Path:
+        return self.source.path(self.chosen[video])
+
+    def label(self, video: int) -> int | None:
+        return self.source.label(self.chosen[video])
+
+
+class _ActionTask:
+    """What fit() needs to know of action recognition."""
+
+    kind = "finetune"
+    headline = "accuracy"
+    chosen_by = "val_accuracy"
+
+    def __init__(
+        self,
+        options: FinetuneOptions,
+        model: ActionModel,
+        labels: np.ndarray,
+        validation: FrameSource | None,
+        classes: tuple[str, ...],
+        pretrained: dict[str, Any],
+        device: torch.device,
+    ):
+        self.options, self.model, self.validation = options, model, validation
+        self.labels = torch.from_numpy(labels).to(device)  # (videos,) int64
+        self.classes, self.pretrained, self.device = classes, pretrained, device
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
+        logits = outputs[0]
+        target = self.labels[batch.videos]
+        loss = F.cross_entropy(logits, target, label_smoothing=self.options.label_smoothing)
+        right = (logits.detach().argmax(dim=1) == target).float().mean()
+        return loss, {"accuracy": right}
+
+    def evaluate(self) -> dict[str, Any]:
+        if self.validation is None:
+            return {}
+        options = self.options
+        runner = ClipRunner(
+            self.model,
+            options,
+            self.device,
+            amp=options.amp == "bf16",
+            workers=worker_count(options.workers, self.device),
+            decode_timeout=options.decode_timeout,
+            what="validate",
+        )
+        result = measure_actions(runner, self.validation, self.classes)
+        return {
+            "val_accuracy": result.top1,
+            "val_clip_accuracy": result.clip_top1,
+            "val_videos": result.videos,
+        }
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"classes": list(self.classes), "pretrained": self.pretrained}
+
+
+def finetune(
+    options: FinetuneOptions,
+    *,
+    trained: Trained | None = None,
+    resume: bool = False,
+    fall_back: bool = False,
+) -> dict[str, Any]:
+    """Fine-tunes as `options` (resolved) say and returns the run's summary.
+
+    trained: what options.checkpoint holds, where the caller has read it already. Writes into
+    options.out: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above 0,
+    summary.json. Raises PacecoreError for input that cannot be used.
+    """
+    device = pick_device(options.device)
+    with join(device):
+        data = open_inputs(options)
+        content = load_resume(options.out, fall_back=fall_back) if resume else None
+        if content and content["identity"] != data.identity:
+            raise PacecoreError(
+                f"{options.out}: the run was trained on other videos ({content['identity']}) than"
+                f" {options.data or 'the demo set'} holds now ({data.identity})"
+            )
+        labels, classes = labels_and_classes(data.train)
+        if content and tuple(content["classes"]) != classes:
+            raise PacecoreError(f"{options.out}: the run was trained on other classes")
+        if trained is None and options.checkpoint and not content:
+            trained = load_trained(options.checkpoint)
+        chosen, validation = validation_split(labels, options.val_share, options.seed)
+        if options.val_share and not len(validation):
+            raise PacecoreError("val_share: each class has one video, which is needed for training")
+        task = _ActionTask(
+            options,
+            action_model(options, len(classes), trained),
+            labels[chosen],
+            ChosenVideos(data.train, tuple(validation.tolist())) if len(validation) else None,
+            classes,
+            content["pretrained"] if content else pretraining_of(trained),
+            device,
+        )
+        if is_main():
+            words = f"; {len(validation)} of them to choose the best on" if len(validation) else ""
+            print(f"data: {data.words}\n{len(classes)} classes, {len(labels)} videos{words}")
+        train = ChosenVideos(data.train, tuple(chosen.tolist()))
+        counts = tuple(train.num_frames(video) for video in range(len(train)))
+        schedule = TrainingSchedule(
+            options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
+        )
+        summary = fit(
+            task, train, schedule, options, device, identity=data.identity, resume=content
+        )
+        summary |= {
+            "kind": "finetune",
+            "videos": len(train),
+            "validation_videos": len(validation),
+            "classes": list(classes),
+            "pretrained": task.pretrained,
+            "options": asdict(options),
+        }
+        if is_main():
+            text = json.dumps(summary, indent=1, default=str)
+            (Path(options.out) / "summary.json").write_text(text + "\n", encoding="utf-8")
+        return summary
+
+
+def action_model(options: FinetuneOptions, classes: int, trained: Trained | None) -> ActionModel:
+    """The network of `options`: weights of `trained` where there are any, the rest by the seed."""
+    torch.manual_seed(options.seed)
+    backbone = build_backbone(options.backbone, options.depth or None, options.width)
+    if trained is not None:
+        for name in NETWORK_OPTIONS:
+            stored, wanted = getattr(trained.options, name), getattr(options, name)
+            if stored != wanted:
+                raise OptionError(
+                    f"{name} must be {stored!r}, as in {trained.path}, got {wanted!r}"
+                )
+        backbone.load_state_dict(trained.backbone.state_dict())
+    backbone.checkpointing = options.checkpointing
+    return ActionModel(
+        backbone, classes, dropout=options.dropout, frozen=options.freeze == "backbone"
+    )
+
+
+def pretraining_of(trained: Trained | None) -> dict[str, Any]:
+    """Options of the pre-training behind `trained`, for the record; {} from scratch."""
+    if trained is None:
+        return {}
+    if trained.kind == "finetune":
+        return trained.pretrained
+    return {"kind": trained.kind, **asdict(trained.options)}
+
+
+def labels_and_classes(source: FrameSource) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels (N,) of a training split and the names of its classes.
+
+    Raises PacecoreError, by name, for videos without labels and classes without videos.
+    """
+    labels, classes = labels_of(source, "training split"), class_names(source)
+    if not classes:
+        classes = tuple(str(label) for label in range(int(labels.max()) + 1))
+    if len(classes) < 2:
+        raise PacecoreError(f"training split: needs two classes or more, got {len(classes)}")
+    lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
+    if lacking:
+        names = ", ".join(classes[label] for label in lacking[:10])
+        raise PacecoreError(f"training split: no video of {len(lacking)} classes: {names}")
+    return labels, classes

@@ -1,0 +1,123 @@
+"""Figures of the paper, each with the place where it was read, and when a run is its setting."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pacecore.errors import PacecoreError
+
+__all__ = ["PaperFigure", "data_set_of", "matching", "method_of", "paper_figures"]
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """One figure. measure: "top1" of action recognition, "p5-top1" and the like of retrieval."""
+
+    table: str
+    network: str  # c3d, r3d, r21d, s3dg
+    method: str  # as method_of says it
+    paces: str  # "" where the table does not tell
+    pretraining: str  # data set of the pre-training: "UCF101", "Kinetics-400", "" from scratch
+    data: str  # data set of the measurement: "UCF101", "HMDB51"
+    measure: str
+    percent: float
+    source: str
+
+    @property
+    def words(self) -> str:
+        paces = f", paces {self.paces}" if self.paces else ""
+        before = f", pre-trained on {self.pretraining}" if self.pretraining else ""
+        return f"{self.network}, {self.method}{paces}{before}; {self.data} {self.measure}"
+
+
+_QUOTED = "Tong et al., VideoMAE (arXiv 2203.12602), Table 13, which quotes the paper"
+
+# Only what could be read in a source that is named; others come by `figures`, a JSON list of the
+# same fields.
+_KNOWN = tuple(
+    PaperFigure(
+        "4", "r21d", "pace + same context", "", "Kinetics-400", data, "top1", percent,
+        _QUOTED,
+    )
+    for data, percent in (("UCF101", 77.1), ("HMDB51", 36.6))
+)  # fmt: skip
+
+
+def paper_figures(path: str | Path | None = None) -> tuple[PaperFigure, ...]:
+    """The figures known here, and those of a JSON file. Raises PacecoreError naming the file."""
+    if path is None:
+        return _KNOWN
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        return _KNOWN + tuple(PaperFigure(**entry) for entry in entries)
+    except OSError as error:
+        raise PacecoreError(f"{path}: figures cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise PacecoreError(f"{path}: not a list of the paper's figures: {error}") from None
+
+
+def method_of(learning: dict[str, Any]) -> str:
+    """The pre-training in the paper's words, from its options; {} is training from scratch."""
+    if not learning:
+        return "from scratch"
+    if learning.get("kind") == "weights":
+        return "weights of another project"
+    contrast = learning.get("contrast", "none") if learning.get("lambda_ctr", 0) > 0 else "none"
+    predicts = learning.get("lambda_cls", 1) > 0
+    if contrast == "none":
+        return "pace"
+    return f"pace + same {contrast}" if predicts else f"same {contrast}"
+
+
+# Classes and test videos of the official splits.
+_DATA_SETS = {
+    "UCF101": (101, {3783, 3734, 3696}),
+    "HMDB51": (51, {1530}),
+}
+
+
+def data_set_of(path: str, result: dict[str, Any]) -> str:
+    """Name of a data set: by what was measured, where that is an official split, else its folder's
+    name.
+    """
+    classes = len(result.get("per_class", ()))
+    videos = result.get("videos", result.get("query_videos", 0))
+    for name, (count, sizes) in _DATA_SETS.items():
+        if videos in sizes and classes in (0, count):
+            return name
+    return Path(path).name or path
+
+
+def _pretraining_set(learning: dict[str, Any]) -> str:
+    text = str(learning.get("data", "")).lower()
+    for name, words in {"Kinetics-400": ("kinetics", "k400"), "UCF101": ("ucf",)}.items():
+        if any(word in text for word in words):
+            return name
+    return ""
+
+
+def matching(
+    known: tuple[PaperFigure, ...],
+    measure: str,
+    options: dict[str, Any],
+    learning: dict[str, Any],
+    data: str,
+) -> str:
+    """The paper's figure for a run's setting, in percent; "" where the setting is another."""
+    if options.get("width", 1.0) != 1 or options.get("depth", 0) not in (0, 10):
+        return ""
+    usual = (64, 224) if options.get("backbone") == "s3dg" else (16, 112)
+    if (options.get("clip_frames"), options.get("crop")) != usual:
+        return ""
+    for figure in known:
+        if (
+            figure.measure == measure
+            and figure.network == options.get("backbone")
+            and figure.method == method_of(learning)
+            and figure.paces in ("", str(learning.get("paces", "")).replace(" ", ""))
+            and figure.pretraining == _pretraining_set(learning)
+            and figure.data == data
+        ):
+            return f"{figure.percent:.1f}"
+    return ""

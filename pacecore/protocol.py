@@ -1,0 +1,231 @@
+"""What the measuring verbs share: evenly spaced clips of each video, decoded once.
+
+Ten clips at pace 1, starts floor(linspace(0, n - T, 10)), centre crop; shorter videos loop.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pacecore.config import MeasureOptions, RunOptions
+from pacecore.distributed import is_main, rank, world_size
+from pacecore.engine import clip_format
+from pacecore.errors import PacecoreError
+from pacecore.evaluate import evenly_spaced, inference
+from pacecore.inputs import Inputs, open_inputs, worker_count
+from pacecore.loader import ClipFormat, ClipRequest
+from pacecore.media import is_video_name
+from pacecore.runlog import Progress
+from pacecore.sampling import Sampling, centre_plan, fitting_starts
+from pacecore.source import FrameSource
+from pacecore.trained import Trained
+
+__all__ = [
+    "PATIENCE",
+    "ClipRunner",
+    "class_names",
+    "labels_of",
+    "open_measured",
+    "out_folder",
+    "ready",
+]
+
+# Ranks have no step in common here: one may have much longer videos than another.
+PATIENCE = timedelta(hours=2)
+
+_PACE_1 = Fraction(1)
+
+
+def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
+    """The videos of `options`, read as the checkpoint's training read its own.
+
+    Without `data` those that it was trained on, which may be the demo set. Raises PacecoreError
+    where a file of bare weights leaves that open.
+    """
+    if not options.data and trained.kind == "weights":
+        raise PacecoreError(f"{trained.path}: bare weights name no videos; name the data")
+    stored = trained.options
+    held_out = options.held_out or ("auto" if options.data else stored.held_out)
+    if is_video_name(options.data):
+        held_out = "none"  # one video has no part to hold out
+    return open_inputs(
+        replace(
+            stored,
+            data=options.data or stored.data,
+            held_out=held_out,
+            fold=options.fold or stored.fold,
+            device=options.device,
+            workers=options.workers,
+            decode_timeout=options.decode_timeout,
+        )
+    )
+
+
+def out_folder(trained: Trained, options: MeasureOptions) -> Path:
+    """Where results are written: `out`, else beside the checkpoint."""
+    folder = Path(options.out) if options.out else trained.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PacecoreError(f"{folder}: cannot be made: {error.strerror}") from None
+    return folder
+
+
+def class_names(source: FrameSource) -> tuple[str, ...]:
+    """Names of the source's classes, by label; empty where its videos have no labels."""
+    return tuple(getattr(source, "classes", ()))
+
+
+def labels_of(source: FrameSource, what: str) -> np.ndarray:
+    """Labels int64 (N,) of all videos. Raises PacecoreError, naming `what`, where one has none."""
+    if len(source) == 0:
+        raise PacecoreError(f"{what}: holds no video")
+    labels = [source.label(video) for video in range(len(source))]
+    bare = [video for video, label in enumerate(labels) if label is None]
+    if bare:
+        raise PacecoreError(
+            f"{what}: {len(bare)} of {len(labels)} videos have no label, the first"
+            f" {source.path(bare[0])}"
+        )
+    return np.array(labels, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _EvenRequests:
+    """Batch `number`: the evenly spaced clips at pace 1 of a few videos."""
+
+    sampling: Sampling
+    frame_counts: tuple[int, ...]
+    videos: tuple[int, ...]
+    clips: int
+    videos_per_batch: int
+
+    def __call__(self, number: int) -> list[ClipRequest]:
+        first = number * self.videos_per_batch
+        chosen = self.videos[first : first + self.videos_per_batch]
+        return [ClipRequest(video, self._plans(self.frame_counts[video])) for video in chosen]
+
+    def _plans(self, num_frames: int) -> tuple:
+        starts = fitting_starts(num_frames, _PACE_1, self.sampling.clip_frames)
+        return tuple(
+            centre_plan(self.sampling, num_frames, int(start), _PACE_1, 0)
+            for start in evenly_spaced(starts, self.clips)
+        )
+
+
+@dataclass
+class ClipRunner:
+    """Runs a network over the clips of videos as its training options make them.
+
+    After a pass `unreadable` holds the files left out, with the reason.
+    """
+
+    model: Callable[[Tensor], tuple[Tensor, ...]]  # clips (B, 3, T, H, W) -> outputs (B, ...)
+    options: RunOptions  # of the training: size, crop, scale, order and length of clips
+    device: torch.device
+    clips: int = 10
+    batch_clips: int = 40
+    amp: bool = False
+    workers: int = 1
+    decode_timeout: float = 120.0
+    what: str = "test"  # name on the progress line
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module | Callable[[Tensor], tuple[Tensor, ...]],
+        trained: Trained,
+        options: MeasureOptions,
+        device: torch.device,
+        what: str,
+    ) -> "ClipRunner":
+        return cls(
+            model=model,
+            options=trained.options,
+            device=device,
+            clips=options.clips,
+            batch_clips=options.batch_clips,
+            amp=options.amp == "bf16",
+            workers=worker_count(options.workers, device),
+            decode_timeout=options.decode_timeout,
+            what=what,
+        )
+
+    @property
+    def form(self) -> ClipFormat:
+        """How clips are laid out: as in training, but for the arithmetic's type."""
+        amp = "bf16" if self.amp else "none"
+        return clip_format(replace(self.options, amp=amp), self.device)
+
+    def run(
+        self, source: FrameSource, videos: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """(video, outputs (clips, ...) in fp32 on the device) of each readable video of this
+        rank's share of `videos` (all of the source by default), decoded once for all its clips.
+        """
+        every = range(len(source)) if videos is None else videos
+        mine = tuple(every[rank() :: world_size()])
+        counts = tuple(source.num_frames(video) for video in range(len(source)))
+        per_batch = max(1, self.batch_clips // self.clips)
+        sampling = self.options.sampling()
+        requests = _EvenRequests(sampling, counts, mine, self.clips, per_batch)
+        progress = Progress(self.what, len(mine), shows=is_main())
+        done = 0
+        progress.update(0)
+        for batch, outputs in inference(
+            _within_memory(self.model),
+            source,
+            requests,
+            range(-(-len(mine) // per_batch)),
+            self.form,
+            self.device,
+            sampling.clip_frames,
+            self.workers,
+            self.amp,
+            timeout_seconds=self.decode_timeout,
+        ):
+            self.unreadable.update(batch.bad)
+            done += len(batch.bad)
+            if outputs is not None:
+                for first in range(0, len(batch), self.clips):
+                    span = slice(first, first + self.clips)
+                    yield int(batch.videos[first]), tuple(each[span] for each in outputs)
+                    done += 1
+            progress.update(done, f"{self.clips} clips each")
+        progress.close()
+
+
+def ready(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` in evaluation mode on `device`, laid out as its convolutions are fastest."""
+    return model.to(device=device, memory_format=torch.channels_last_3d).eval()
+
+
+def _within_memory(
+    model: Callable[[Tensor], tuple[Tensor, ...]],
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """`model` on as many clips at once as fit: where memory ends, in halves from there on."""
+    limit: list[int] = []
+
+    def run(clips: Tensor) -> tuple[Tensor, ...]:
+        while True:
+            size = min(limit[-1], len(clips)) if limit else len(clips)
+            try:
+                parts = [model(part) for part in clips.split(size)]
+                return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise PacecoreError(
+                        f"one clip {tuple(clips.shape[1:])} does not fit the memory of"
+                        f" {clips.device}"
+                    ) from None
+                limit.append((size + 1) // 2)
+            torch.cuda.empty_cache()
+
+    return run

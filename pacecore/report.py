@@ -1,0 +1,385 @@
+"""Runs side by side in the form of the paper's tables, with the paper's own figures beside them.
+
+A row is a setting: runs that differ in seed or official split only are one row, mean and sample
+standard deviation. Nothing is computed anew; what the verbs wrote into the run folders is read.
+"""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pacecore.errors import PacecoreError
+from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
+from pacecore.runlog import RunFolder
+
+__all__ = ["Run", "Table", "make_report", "mean_words", "read_run"]
+
+# Options that say where and how fast a run was, not what it was; seed and fold are averaged over.
+_INCIDENTAL = {
+    "data", "held_out", "fold", "out", "seed", "device", "workers", "max_bad", "decode_timeout",
+    "deterministic", "checkpointing", "accumulate", "save_minutes", "log_every", "tensorboard",
+    "checkpoint", "kind",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds."""
+
+    folder: Path
+    kind: str  # "pretrain" or "finetune"
+    options: dict[str, Any]
+    pretrained: dict[str, Any]  # options of the pre-training; {} from scratch
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    test: dict[str, Any]  # test.json; {} where it was not tested
+    retrievals: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """Options of the pre-training, of this run or of the one behind it."""
+        return self.options if self.kind == "pretrain" else self.pretrained
+
+    @property
+    def data(self) -> str:
+        return self.options.get("data") or "demo set"
+
+
+@dataclass
+class Table:
+    """One table of the page: a row a setting."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    note: str = ""
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", ""]
+        lines += ["| " + " | ".join(self.heads) + " |", "|" + "---|" * len(self.heads)]
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
+
+
+def read_run(folder: str | Path) -> Run:
+    """The results in a run folder. Raises PacecoreError for one without any, or a broken file."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PacecoreError(f"{folder}: no such run folder")
+    summary, test = _read(folder / "summary.json"), _read(folder / "test.json")
+    retrievals = [_read(path) for path in sorted(folder.glob("retrieve-*.json"))]
+    if not (summary or test or retrievals):
+        raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
+    first = next(each for each in (summary, test, *retrievals) if each)
+    options = first.get("options") or first.get("trained_with") or {}
+    return Run(
+        folder=folder,
+        kind="pretrain" if "paces" in options else "finetune",
+        options=options,
+        pretrained=first.get("pretrained") or {},
+        summary=summary,
+        metrics=RunFolder(folder, writes=False).metrics(),
+        test=test,
+        retrievals=retrievals,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise PacecoreError(f"{path}: not a record of pacecore: {error}") from None
+
+
+def mean_words(values: Sequence[float], *, percent: bool = True) -> str:
+    """ "71.3 ± 1.2 (3)": mean, sample standard deviation, number; of one value the value alone."""
+    scale = 100 if percent else 1
+    values = [scale * value for value in values]
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"
+
+
+def make_report(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    figures: str | Path | None = None,
+    pictures: bool = True,
+) -> dict[str, Any]:
+    """Writes out/report.md, report.json and pictures of the runs in `folders`; returns the JSON.
+
+    figures: JSON file of more of the paper's figures (see pacecore.paper). Raises PacecoreError for
+    a folder without results, and with `pictures` where matplotlib is not installed.
+    """
+    if not folders:
+        raise PacecoreError("report: no run folder named")
+    runs = [read_run(folder) for folder in folders]
+    known = paper_figures(figures)
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PacecoreError(f"{out}: cannot be made: {error.strerror}") from None
+    tables = [
+        table
+        for table in (_pace_table(runs), _action_table(runs, known), _retrieval_table(runs, known))
+        if table.rows
+    ]
+    drawn: list[tuple[str, str]] = []
+    if pictures:
+        from pacecore.plots import draw_runs  # matplotlib comes with it
+
+        drawn = draw_runs(runs, out)
+    drawn += _copied(runs, out)
+    result = {
+        "runs": [_run_words(run) for run in runs],
+        "tables": [asdict(table) for table in tables],
+        "paper": [asdict(figure) for figure in known],
+        "pictures": [{"file": file, "what": what} for file, what in drawn],
+    }
+    text = json.dumps(result, indent=1, default=str) + "\n"
+    (out / "report.json").write_text(text, encoding="utf-8")
+    page = _page(runs, tables, known, drawn)
+    (out / "report.md").write_text(page, encoding="utf-8")
+    return result
+
+
+def _grouped(
+    runs: Iterable[Run], key: Callable[[Run], dict[str, Any]]
+) -> list[tuple[dict[str, Any], list[Run]]]:
+    """Runs of one setting together, in the order in which the settings first came."""
+    groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    for run in runs:
+        setting = key(run)
+        text = json.dumps(setting, sort_keys=True, default=str)
+        groups.setdefault(text, (setting, []))[1].append(run)
+    return list(groups.values())
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """All that a result depends on but seed and split."""
+
+    def kept(options: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name not in _INCIDENTAL}
+
+    return {
+        "kind": run.kind,
+        "data": run.data,
+        "pretraining data": run.learning.get("data") or "",
+        "own": kept(run.options),
+        "learning": kept(run.learning),
+    }
+
+
+def _differing(groups: list[tuple[dict[str, Any], list[Run]]], shown: set[str]) -> list[str]:
+    """For each group, in words, the options that differ between the groups and have no column."""
+    words = []
+    for part in ("learning", "own"):
+        names = {name for setting, _ in groups for name in setting[part]} - shown
+        for name in sorted(names):
+            values = [setting[part].get(name) for setting, _ in groups]
+            if len({json.dumps(value, default=str) for value in values}) > 1:
+                words.append([f"{name} {value}" for value in values])
+    merged = [dict.fromkeys(each) for each in zip(*words, strict=True)] if words else []
+    return [", ".join(each) for each in merged] or [""] * len(groups)
+
+
+_IN_COLUMNS = {
+    "backbone", "depth", "width", "paces", "freeze", "lambda_cls", "lambda_ctr", "contrast",
+}  # fmt: skip
+
+
+def _network(options: dict[str, Any]) -> str:
+    depth = f"-{options['depth']}" if options.get("depth") else ""
+    width = options.get("width", 1.0)
+    return f"{options.get('backbone', '?')}{depth}" + (f" x {width}" if width != 1 else "")
+
+
+def _pace_table(runs: list[Run]) -> Table:
+    table = Table(
+        "Pace prediction, held out (supplement, Table 1)",
+        ["network", "method", "paces", "data", "accuracy %", "chance %", "differs in"],
+    )
+    measured = [run for run in runs if run.kind == "pretrain" and _pace_accuracy(run) is not None]
+    groups = _grouped(measured, _settings)
+    for (_, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+        run = members[0]
+        count = len(str(run.options["paces"]).split(","))
+        count *= 2 if run.options.get("reverse") == "label" else 1
+        table.rows.append(
+            [
+                _network(run.options),
+                method_of(run.options),
+                run.options["paces"],
+                data_set_of(run.data, {}),
+                mean_words([_pace_accuracy(each) for each in members]),
+                f"{100 / count:.1f}",
+                other,
+            ]
+        )
+    return table
+
+
+def _pace_accuracy(run: Run) -> float | None:
+    for source in (run.test, run.summary.get("results", {})):
+        if "pace_accuracy" in source:
+            return source["pace_accuracy"]
+    return None
+
+
+def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
+    heads = ["network", "pre-training", "paces", "trained", "data", "top-1 %", "top-5 %"]
+    heads += ["mean per class %", "clip top-1 %", "paper %", "differs in"]
+    table = Table("Action recognition, 10 clips a video (Tables 1 to 4)", heads)
+    measured = [run for run in runs if run.kind == "finetune" and "top1" in run.test]
+    groups = _grouped(measured, _settings)
+    for (_, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+        run = members[0]
+        tests = [each.test for each in members]
+        data = data_set_of(run.data, run.test)
+        frozen = run.options.get("freeze") == "backbone"
+        paper = "" if frozen else matching(known, "top1", run.options, run.learning, data)
+        table.rows.append(
+            [
+                _network(run.options),
+                method_of(run.learning),
+                str(run.learning.get("paces", "-")),
+                "head only" if frozen else "all",
+                data,
+                *(
+                    mean_words([test[name] for test in tests])
+                    for name in ("top1", "top5", "mean_per_class", "clip_top1")
+                ),
+                paper or "-",
+                other,
+            ]
+        )
+    single = [run for run in measured if "top1_interval_95" in run.test]
+    if single:
+        table.note = "95 % bootstrap intervals over videos: " + "; ".join(
+            f"{run.name} {100 * run.test['top1_interval_95'][0]:.1f} to"
+            f" {100 * run.test['top1_interval_95'][1]:.1f} %"
+            for run in single
+        )
+    return table
+
+
+def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
+    ks = sorted({int(k) for run in runs for each in run.retrievals for k in each["top"]})
+    heads = ["network", "weights", "features", "by", "data", *(f"top-{k} %" for k in ks)]
+    table = Table("Retrieval (Table 5)", [*heads, "paper, top-1 %", "differs in"])
+    kinds = {(each["stage"], each["pool"], each["unit"]) for run in runs for each in run.retrievals}
+    for kind in sorted(kinds):
+        stage, pool, unit = kind
+        found = {
+            run.folder: each
+            for run in runs
+            for each in run.retrievals
+            if (each["stage"], each["pool"], each["unit"]) == kind
+        }
+        groups = _grouped([run for run in runs if run.folder in found], _settings)
+        for (_, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+            run, results = members[0], [found[each.folder] for each in members]
+            data = data_set_of(run.data, results[0])
+            weights = method_of(run.learning)
+            if run.kind == "finetune":
+                weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
+            paper = ""
+            if run.kind == "pretrain" and unit == "video":
+                paper = matching(known, f"{stage}-top1", run.options, run.learning, data)
+            table.rows.append(
+                [
+                    _network(run.options),
+                    weights,
+                    stage + (", averaged" if pool == "gap" and stage != "gap" else ""),
+                    unit,
+                    data,
+                    *(
+                        mean_words([each["top"][str(k)] for each in results])
+                        if all(str(k) in each["top"] for each in results)
+                        else "-"
+                        for k in ks
+                    ),
+                    paper or "-",
+                    other,
+                ]
+            )
+    return table
+
+
+_PICTURES = (("clips.png", "what the network is fed"), ("gallery.png", "queries and neighbours"))
+
+
+def _copied(runs: list[Run], out: Path) -> list[tuple[str, str]]:
+    """Pictures that the verbs left in the run folders, the first attention sheet among them."""
+    drawn = []
+    for run in runs:
+        wanted = [(run.folder / name, what) for name, what in _PICTURES]
+        sheets = sorted(run.folder.glob("attend-*.png"))[:1]
+        wanted += [(path, "attention, a row a pace") for path in sheets]
+        for path, what in wanted:
+            if path.is_file():
+                name = f"{run.name}-{path.name}"
+                shutil.copyfile(path, out / name)
+                drawn.append((name, f"{run.name}: {what}"))
+    return drawn
+
+
+def _run_words(run: Run) -> dict[str, Any]:
+    return {
+        "folder": str(run.folder),
+        "kind": run.kind,
+        "options": run.options,
+        "pretrained": run.pretrained,
+        "test": {name: value for name, value in run.test.items() if name != "confusion"},
+        "retrievals": [each["top"] for each in run.retrievals],
+    }
+
+
+def _page(
+    runs: list[Run],
+    tables: list[Table],
+    known: tuple[PaperFigure, ...],
+    drawn: list[tuple[str, str]],
+) -> str:
+    parts = ["# Runs side by side", ""]
+    parts.append(
+        "Means and sample standard deviations over the runs of one setting, their number in"
+        " brackets. The paper's figures stand beside a row only where it is the paper's setting:"
+        " network, width, clip, pre-training and data."
+    )
+    parts.append("")
+    parts += [table.markdown() for table in tables]
+    if not tables:
+        parts += ["No run has been tested or used for retrieval yet.", ""]
+    if known:
+        parts += [
+            "## Figures of the paper",
+            "",
+            "| table | what | % | read in |",
+            "|---|---|---|---|",
+        ]
+        parts += [
+            f"| {each.table} | {each.words} | {each.percent} | {each.source} |" for each in known
+        ]
+        parts.append("")
+    parts += ["## Runs", ""]
+    for run in runs:
+        seed, fold = run.options.get("seed", 0), run.options.get("fold", 1)
+        state = run.summary.get("time", "no summary")
+        parts.append(f"- `{run.folder}`: {run.kind}, seed {seed}, split {fold}, {state}")
+    parts.append("")
+    for file, what in drawn:
+        parts += [f"### {what}", "", f"![{what}]({file})", ""]
+    return "\n".join(parts).rstrip() + "\n"

@@ -1,0 +1,301 @@
+"""Nearest-neighbour retrieval: held-out videos ask, training videos answer (Table 5 of the paper).
+
+Features of a video are the mean over its clips; neighbours are nearest by cosine; a query is a hit
+at k if any of its k nearest neighbours has its label.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pacecore.config import RetrieveOptions
+from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
+from pacecore.engine import pick_device
+from pacecore.errors import PacecoreError
+from pacecore.extract import Features, extract_split, features_name, load_features
+from pacecore.inputs import Inputs
+from pacecore.pictures import framed_rows
+from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
+from pacecore.stills import still_frames
+from pacecore.trained import Trained
+from pacecore.video_writer import write_png
+
+__all__ = ["hit_rates", "nearest", "retrieve_features", "retrieve_files", "run_retrieve"]
+
+_BLOCK_BYTES = 256 * 2**20  # of queries, of gallery rows, and of similarities held at once
+_SPARE = 16  # candidates beyond k, so that rounding cannot push a true neighbour out
+_CLOSE = 2e-6  # similarities nearer than this are compared again in float64
+
+
+def nearest(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    *,
+    device: torch.device | str = "cpu",
+    boundaries: tuple[int, ...] | None = None,
+    block_bytes: int = _BLOCK_BYTES,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of `gallery` (N, D) by cosine of each row of `queries` (Q, D).
+
+    Returns numbers int64 (Q, min(k, N)), nearest first, and cosines float32 of that shape. Rows of
+    zeros have cosine 0. Blocks of both are loaded, so memory-mapped arrays larger than memory are
+    fine; no Q x N matrix is held. The k nearest are exact: where the k-th and the next cosine of
+    some k in `boundaries` (default: every k) are too close for fp32, both are computed in float64;
+    of exact equals the lower number is nearer.
+
+    Raises PacecoreError for shapes that do not fit.
+    """
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise PacecoreError(
+            f"retrieve: queries {queries.shape} and gallery {gallery.shape} must be (rows, D) of"
+            " one D"
+        )
+    if k < 1 or len(gallery) == 0:
+        raise PacecoreError(f"retrieve: needs k from 1 and a gallery, got {k} and {len(gallery)}")
+    device, k = torch.device(device), min(k, len(gallery))
+    edges = [edge for edge in boundaries or range(1, k + 1) if edge < len(gallery) and edge <= k]
+    wanted = min(k + _SPARE, len(gallery))
+    row_bytes = 4 * queries.shape[1]
+    gallery_rows = max(1, min(16384, block_bytes // row_bytes))
+    query_rows = max(1, min(4096, block_bytes // row_bytes, block_bytes // (4 * gallery_rows)))
+    numbers = np.empty((len(queries), k), dtype=np.int64)
+    cosines = np.empty((len(queries), k), dtype=np.float32)
+    for first in range(0, len(queries), query_rows):
+        block = queries[first : first + query_rows]
+        found, near = _candidates(block, gallery, wanted, gallery_rows, device)
+        _settle(block, gallery, found, near, edges, block_bytes)
+        numbers[first : first + len(block)] = found[:, :k]
+        cosines[first : first + len(block)] = near[:, :k]
+    return numbers, cosines
+
+
+def _candidates(
+    queries: np.ndarray, gallery: np.ndarray, wanted: int, rows: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `wanted` nearest of each query by fp32 cosine, nearest first."""
+    asked = _unit_rows(queries, device)
+    best: tuple[Tensor, Tensor] | None = None
+    for first in range(0, len(gallery), rows):
+        cosines = asked @ _unit_rows(gallery[first : first + rows], device).T
+        near, place = cosines.topk(min(wanted, cosines.shape[1]), dim=1)
+        number = place + first
+        if best is not None:
+            near, number = torch.cat([best[0], near], 1), torch.cat([best[1], number], 1)
+            near, place = near.topk(min(wanted, near.shape[1]), dim=1)
+            number = number.gather(1, place)
+        best = near, number
+    return best[1].cpu().numpy(), best[0].cpu().numpy()
+
+
+def _unit_rows(rows: np.ndarray, device: torch.device) -> Tensor:
+    values = torch.from_numpy(np.array(rows, dtype=np.float32)).to(device)
+    return values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _settle(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    found: np.ndarray,
+    near: np.ndarray,
+    edges: list[int],
+    block_bytes: int,
+) -> None:
+    """Sorts the candidates anew, by float64 cosines, where fp32 leaves a boundary open."""
+    if not edges:
+        return
+    places = np.array([edge for edge in edges if edge < found.shape[1]])
+    gaps = near[:, places - 1] - near[:, places]
+    open_rows = np.flatnonzero((gaps < _CLOSE).any(axis=1))
+    per_row = 8 * found.shape[1] * queries.shape[1]
+    count = max(1, block_bytes // per_row)
+    for first in range(0, len(open_rows), count):
+        rows = open_rows[first : first + count]
+        asked = torch.from_numpy(np.array(queries[rows], dtype=np.float64))
+        answers = torch.from_numpy(np.array(gallery[found[rows]], dtype=np.float64))
+        tiny = torch.finfo(torch.float64).tiny
+        asked = asked / asked.norm(dim=1, keepdim=True).clamp_min(tiny)
+        lengths = answers.norm(dim=2).clamp_min(tiny)
+        cosines = (torch.bmm(answers, asked[:, :, None])[..., 0] / lengths).numpy()
+        order = np.lexsort((found[rows], -cosines))
+        found[rows] = np.take_along_axis(found[rows], order, axis=1)
+        near[rows] = np.take_along_axis(cosines, order, axis=1)
+
+
+def hit_rates(
+    neighbours: np.ndarray, labels: np.ndarray, gallery_labels: np.ndarray, ks: tuple[int, ...]
+) -> dict[int, float]:
+    """Share of queries, 0..1, with their label among their k nearest neighbours, for each k.
+
+    neighbours: (Q, K) numbers into gallery_labels, nearest first, K at least max(ks) or all.
+    """
+    same = gallery_labels[neighbours] == labels[:, None]
+    return {k: float(same[:, :k].any(axis=1).mean()) for k in ks}
+
+
+def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
+    """Retrieval with a checkpoint's features, which are kept for the next time.
+
+    Writes retrieve-STAGE-UNIT.json, neighbours-STAGE-UNIT.jsonl, the features, and with
+    options.gallery gallery.png into options.out. Raises PacecoreError for input that cannot be
+    used.
+    """
+    device = pick_device(options.device)
+    with join(device, patience=PATIENCE):
+        data = open_measured(trained, options)
+        model = ready(trained.backbone, device)
+        gallery, queries = (
+            extract_split(model, trained, data, split, options, device)
+            for split in ("train", "test")
+        )
+        folder = out_folder(trained, options)
+        result, neighbours = retrieve_features(gallery, queries, options, device)
+        result |= {
+            "checkpoint": str(trained.path),
+            "kind": trained.kind,
+            "data": options.data or trained.options.data or "demo set",
+            "data_words": data.words,
+            "unreadable": {**dict(data.unreadable), **result["unreadable"]},
+            "trained_with": asdict(trained.options),
+            "pretrained": trained.pretrained,
+        }
+        if is_main():
+            _write(folder, result, neighbours, gallery, queries)
+            if options.gallery:
+                picture = _gallery_picture(data, gallery, queries, neighbours[0], options.gallery)
+                write_png(folder / "gallery.png", picture)
+        return result
+
+
+def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str, Any]:
+    """Retrieval with two files of `extract`: (gallery, queries).
+
+    Writes retrieve-STAGE-UNIT.json and neighbours-STAGE-UNIT.jsonl into options.out, or beside the
+    queries.
+    """
+    device = pick_device(options.device)
+    with join(device, patience=PATIENCE):
+        gallery, queries = map(load_features, paths)
+        result, neighbours = retrieve_features(gallery, queries, options, device)
+        if is_main():
+            folder = Path(options.out) if options.out else queries.path.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder, result, neighbours, gallery, queries)
+        return result
+
+
+def retrieve_features(
+    gallery: Features, queries: Features, options: RetrieveOptions, device: torch.device
+) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
+    """Figures and neighbours of features that are there already; ranks share the queries.
+
+    Raises PacecoreError for features of another network, stage or unit, or without labels.
+    """
+    _require_same(gallery, queries)
+    labels, names = _common_labels(gallery, queries)
+    ks, asked = options.ks, queries.rows
+    mine = np.arange(rank(), len(asked), world_size())
+    own = nearest(asked[mine], gallery.rows, max(ks), device=device, boundaries=ks)
+    numbers = torch.zeros(len(asked), own[0].shape[1], dtype=torch.int64)
+    cosines = torch.zeros(len(asked), own[0].shape[1])
+    numbers[mine], cosines[mine] = map(torch.from_numpy, own)
+    numbers, cosines = (all_reduce_sum(each, device).numpy() for each in (numbers, cosines))
+    gallery_labels = gallery.labels
+    lacking = sorted(set(labels.tolist()) - set(gallery_labels.tolist()))
+    result = {
+        "top": {
+            str(k): share for k, share in hit_rates(numbers, labels, gallery_labels, ks).items()
+        },
+        "queries": len(asked),
+        "gallery": len(gallery.rows),
+        "query_videos": len(queries.values),
+        "gallery_videos": len(gallery.values),
+        "dimensions": asked.shape[1],
+        "classes_without_gallery": [names.get(label, str(label)) for label in lacking],
+        "unreadable": {**gallery.order["unreadable"], **queries.order["unreadable"]},
+        **{name: gallery.order[name] for name in ("stage", "pool", "unit", "clips", "network")},
+        "identity": gallery.order["identity"],
+        "device": str(device),
+    }
+    return result, (numbers, cosines)
+
+
+def _require_same(gallery: Features, queries: Features) -> None:
+    for name in ("network", "stage", "pool", "unit", "input"):
+        one, other = gallery.order.get(name), queries.order.get(name)
+        if one != other:
+            raise PacecoreError(
+                f"{queries.path}: features of another {name} than {gallery.path}:"
+                f" {other} against {one}"
+            )
+
+
+def _common_labels(gallery: Features, queries: Features) -> tuple[np.ndarray, dict[int, str]]:
+    """The queries' labels as the gallery numbers its classes, and the names of all numbers;
+    classes that the gallery does not know come after its own.
+    """
+    theirs, ours = queries.order["classes"], gallery.order["classes"]
+    number = {name: place for place, name in enumerate(ours)}
+    for name in theirs:
+        number.setdefault(name, len(number))
+    names = {place: name for name, place in number.items()}
+    if theirs == ours:
+        return queries.labels, names
+    return np.array([number[name] for name in theirs], dtype=np.int64)[queries.labels], names
+
+
+def _write(
+    folder: Path,
+    result: dict[str, Any],
+    neighbours: tuple[np.ndarray, np.ndarray],
+    gallery: Features,
+    queries: Features,
+) -> None:
+    name = features_name(result["stage"], result["pool"], result["unit"])
+    text = json.dumps(result, indent=1, default=str) + "\n"
+    (folder / f"retrieve-{name}.json").write_text(text, encoding="utf-8")
+    answers, asked = gallery.paths(), queries.paths()
+    with open(folder / f"neighbours-{name}.jsonl", "w", encoding="utf-8") as file:
+        for row, (numbers, cosines) in enumerate(zip(*neighbours, strict=True)):
+            line = {
+                "query": asked[row // queries.clips],
+                "clip": row % queries.clips,
+                "neighbours": [
+                    {
+                        "path": answers[number // gallery.clips],
+                        "clip": int(number % gallery.clips),
+                        "cosine": round(float(cosine), 6),
+                    }
+                    for number, cosine in zip(numbers[:10], cosines[:10], strict=True)
+                ],
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def _gallery_picture(
+    data: Inputs, gallery: Features, queries: Features, numbers: np.ndarray, count: int
+) -> np.ndarray:
+    """`count` queries, evenly spaced over the held-out videos, each before its 5 nearest
+    neighbours: middle frames, framed blue (the query), green (its label) or red (another).
+    """
+    chosen = np.linspace(0, len(queries.values) - 1, min(count, len(queries.values))).astype(int)
+    rows, colours = [], []
+    for video in chosen:
+        row = video * queries.clips
+        near = (numbers[row][:5] // gallery.clips).tolist()
+        asked = queries.order["videos"][video]
+        answers = [gallery.order["videos"][number] for number in near]
+        pictures = [
+            *still_frames(data.held_out, [asked["number"]]),
+            *still_frames(data.train, [answer["number"] for answer in answers]),
+        ]
+        rows.append(np.stack(pictures))
+        colours.append(
+            ["query", *("right" if a["class"] == asked["class"] else "wrong" for a in answers)]
+        )
+    return framed_rows(rows, colours)

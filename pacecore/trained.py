@@ -1,0 +1,126 @@
+"""A checkpoint as a network ready for use, with the input that it was trained on."""
+
+import hashlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pacecore.backbones import Backbone, build_backbone
+from pacecore.checkpoint import CheckpointError, load_checkpoint
+from pacecore.config import FinetuneOptions, RunOptions, TrainOptions
+from pacecore.convert import read_weights
+from pacecore.errors import PacecoreError
+
+__all__ = ["INPUT_OPTIONS", "NETWORK_OPTIONS", "Trained", "fingerprint", "load_trained"]
+
+# Options that a network's weights belong to, and options of the clips that it was trained on.
+NETWORK_OPTIONS = ("backbone", "depth", "width")
+INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
+
+_KINDS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, on the CPU, and how it was trained."""
+
+    path: Path
+    kind: str  # "pretrain", "finetune", or "weights": a file of weights without options
+    options: RunOptions
+    backbone: Backbone
+    head: nn.Linear | None
+    classes: tuple[str, ...]  # of the head: paces, or names of actions
+    pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
+
+    def require_actions(self) -> nn.Linear:
+        """The head over actions. Raises PacecoreError where the checkpoint has none."""
+        if self.head is None or self.kind != "finetune":
+            raise PacecoreError(
+                f"{self.path}: a checkpoint without a head for actions; make one with:"
+                f" pacecore finetune {self.path}"
+            )
+        return self.head
+
+
+def load_trained(path: str | Path) -> Trained:
+    """The network of a checkpoint, or of a file of weights that `convert` reads.
+
+    Raises PacecoreError for a file that is neither, or whose weights do not fit its options.
+    """
+    path = Path(path)
+    try:
+        content = load_checkpoint(path)
+    except CheckpointError as error:
+        return _of_weights(path, error)
+    kind = content.get("kind")
+    if kind not in _KINDS:
+        raise CheckpointError(f"{path}: kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    known = {each.name for each in fields(_KINDS[kind])}
+    stored = {name: value for name, value in content["options"].items() if name in known}
+    options = _KINDS[kind](**stored).resolved()
+    return Trained(
+        path=path,
+        kind=kind,
+        options=options,
+        backbone=_backbone(path, options, content["model"]),
+        head=_head(content["model"]),
+        classes=tuple(content.get("classes", ())),
+        pretrained=dict(content.get("pretrained", {})),
+    )
+
+
+def _of_weights(path: Path, error: CheckpointError) -> Trained:
+    if not path.is_file():
+        raise error
+    try:
+        found = read_weights(path)
+    except PacecoreError:
+        raise error from None
+    options = TrainOptions(backbone=found.network, depth=found.depth or 0, **found.input).resolved()
+    return Trained(
+        path=path,
+        kind="weights",
+        options=options,
+        backbone=_backbone(path, options, found.weights),
+        head=None,
+        classes=(),
+        pretrained={},
+    )
+
+
+def _backbone(path: Path, options: RunOptions, state: dict[str, torch.Tensor]) -> Backbone:
+    backbone = build_backbone(options.backbone, options.depth or None, options.width)
+    prefix = "backbone."
+    weights = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()[:40])
+        raise CheckpointError(
+            f"{path}: its weights do not fit {options.backbone} of depth {options.depth or 10} and"
+            f" width {options.width}: {reason}"
+        ) from None
+    return backbone
+
+
+def _head(state: dict[str, torch.Tensor]) -> nn.Linear | None:
+    weight = state.get("head.weight")
+    if weight is None:
+        return None
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": state["head.bias"]})
+    return head
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hex digits that name the weights: equal for equal weights, whatever file holds them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,123 @@
+"""Attention: the definition by hand, the three ways over time, sheets and films, bad input."""
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pacecore.attend import attention_maps, overlaid, run_attend
+from pacecore.config import AttendOptions, from_mapping
+from pacecore.errors import PacecoreError
+from pacecore.trained import load_trained
+
+from .tiny import one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Given:
+    """A backbone whose last map is given."""
+
+    stage_names = ("stem", "last")
+
+    def __init__(self, last):
+        self.last = last
+
+    def maps(self, clips, names):
+        assert list(names) == ["last"]
+        return {"last": self.last}
+
+
+def test_definition_by_hand():
+    last = torch.randn(2, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    clips = torch.zeros(2, 3, 6, 8, 12)
+    maps = attention_maps(Given(last), clips, (8, 12))
+    assert maps.shape == (2, 6, 8, 12)
+    for clip in range(2):
+        power = last[clip].square().mean(dim=0).mean(dim=0)
+        large = F.interpolate(power[None, None], size=(8, 12), mode="bicubic")[0, 0]
+        expected = (large - large.min()) / (large.max() - large.min())
+        for frame in range(6):
+            torch.testing.assert_close(maps[clip, frame], expected)
+
+
+def test_each_frame_has_the_step_that_it_lies_in():
+    last = torch.zeros(1, 1, 2, 2, 2)
+    last[0, 0, 0, 0, 0], last[0, 0, 1, 1, 1] = 1.0, 2.0
+    clips = torch.zeros(1, 3, 4, 2, 2)
+    maps = attention_maps(Given(last), clips, (2, 2), time="all")[0]
+    assert [frame.argmax().item() for frame in maps] == [0, 0, 3, 3]
+    assert maps[3].max() == 1
+    assert maps[0].max() == pytest.approx(0.25)  # one scale for the clip
+    final = attention_maps(Given(last), clips, (2, 2), time="last")[0]
+    assert [frame.argmax().item() for frame in final] == [3] * 4
+
+
+def test_a_map_without_contrast_is_zero_not_nan():
+    maps = attention_maps(Given(torch.ones(1, 3, 2, 2, 2)), torch.zeros(1, 3, 4, 8, 8), (8, 8))
+    assert torch.equal(maps, torch.zeros(1, 4, 8, 8))
+
+
+def test_overlay_goes_from_blue_to_red():
+    shown = overlaid(np.zeros((1, 2, 3), np.uint8), np.array([[0.0, 1.0]]), share=1.0)
+    assert shown[0, 0, 2] > shown[0, 0, 0]
+    assert shown[0, 1, 0] > shown[0, 1, 2]
+
+
+def options_of(out, **changes) -> AttendOptions:
+    return from_mapping(AttendOptions, {"device": "cpu", "out": str(out), **changes})
+
+
+def frames_of(path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_sheet_and_film_of_several_videos(tmp_path):
+    videos = tiny_set(tmp_path / "set", train=1, test=2)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt", data=str(videos), paces="1/2,1,2")
+    result = run_attend(load_trained(checkpoint), options_of(tmp_path / "out", count=3))
+    assert result["paces"] == ["1/2", "1", "2"]
+    assert len(result["videos"]) == 3
+    side = 128  # crops of 32 pixels are enlarged by 4
+    for video in result["videos"]:
+        (sheet,) = frames_of(tmp_path / "out" / video["sheet"])
+        assert sheet.shape == (3 * (side + 4) + 4, 3 * (side + 4) + 4, 3)  # frames 0, 3, 6
+        film = frames_of(tmp_path / "out" / video["film"])
+        assert len(film) == 8
+        assert film[0].shape == (2 * (side + 4) + 4, 3 * (side + 4) + 4, 3)
+    names = {video["sheet"] for video in result["videos"]}
+    assert len(names) == 3  # test0.mp4 of each class: told apart
+    # The first frame is the same at every pace; the last one is not.
+    first, last = (frames[4 : 4 + side] for frames in (film[0], film[-1]))
+    columns = [slice(4 + number * (side + 4), (number + 1) * (side + 4)) for number in range(3)]
+    difference = [
+        np.abs(frame[:, columns[0]].astype(int) - frame[:, columns[2]]).mean()
+        for frame in (first, last)
+    ]
+    assert difference[0] < 2 < difference[1]
+
+
+def test_one_video_file(tmp_path):
+    write_tiny(tmp_path / "one.mp4", 0, 1, 20)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    options = options_of(tmp_path / "out", data=str(tmp_path / "one.mp4"), paces="1,3", every=4)
+    result = run_attend(load_trained(checkpoint), options)
+    assert [video["sheet"] for video in result["videos"]] == ["attend-one.png"]
+    (sheet,) = frames_of(tmp_path / "out" / "attend-one.png")
+    assert sheet.shape[:2] == (2 * 132 + 4, 2 * 132 + 4)
+
+
+def test_a_start_frame_beyond_the_video(tmp_path):
+    write_tiny(tmp_path / "one.mp4", 0, 1, 20)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    options = options_of(tmp_path / "out", data=str(tmp_path / "one.mp4"), start_frame=20)
+    message = r"one\.mp4: start_frame must be below its 20 frames, got 20"
+    with pytest.raises(PacecoreError, match=message):
+        run_attend(load_trained(checkpoint), options)
+
+
+def test_time_must_be_known():
+    with pytest.raises(PacecoreError, match="time must be mean, last or all, got 'sum'"):
+        attention_maps(Given(torch.ones(1, 1, 1, 2, 2)), torch.zeros(1, 3, 1, 2, 2), (2, 2), "sum")

@@ -1,0 +1,293 @@
+"""The 10-clip protocol: figures by hand, every video decoded once, none dropped, bad input."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pacecore.cli import test as test_verb
+from pacecore.config import TestOptions, from_mapping
+from pacecore.errors import PacecoreError
+from pacecore.evaluate import evenly_spaced
+from pacecore.ops import pace_clip
+from pacecore.protocol import _within_memory
+from pacecore.recognition import (
+    ActionResult,
+    bootstrap_interval,
+    head_labels,
+    run_test,
+    video_probabilities,
+)
+from pacecore.sampling import fitting_starts, frame_indices
+from pacecore.source import VideoFiles
+from pacecore.trained import load_trained
+from pacecore.video import decode, probe
+
+from .tiny import CLASSES, finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return tiny_set(tmp_path_factory.mktemp("evaluate") / "set", train=1, test=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, videos):
+    return finetuned(tmp_path_factory.mktemp("run") / "best.pt", data=str(videos))
+
+
+def options_of(**changes) -> TestOptions:
+    return from_mapping(TestOptions, {"workers": 0, "device": "cpu", **changes})
+
+
+def result_of(probabilities, labels, clip_scores=None) -> ActionResult:
+    probabilities = np.array(probabilities, dtype=np.float64)
+    if clip_scores is None:
+        clip_scores = probabilities[:, None, :].astype(np.float32)
+    return ActionResult(
+        classes=tuple("abcdefg"[: probabilities.shape[1]]),
+        labels=np.array(labels),
+        paths=tuple(f"v{row}" for row in range(len(labels))),
+        probabilities=probabilities,
+        clip_scores=np.array(clip_scores, dtype=np.float32),
+        unreadable={},
+    )
+
+
+def test_figures_by_hand():
+    result = result_of(
+        [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]], [0, 1, 1, 0]
+    )
+    assert result.top1 == 3 / 4
+    assert result.confusion.tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert result.per_class[:2].tolist() == [1.0, 0.5]
+    assert np.isnan(result.per_class[2])
+    assert result.mean_per_class == 0.75
+    figures = result.summary(TestOptions())
+    assert figures["classes_without_videos"] == ["c"]
+    assert figures["per_class"] == {"a": 1.0, "b": 0.5, "c": None}
+    json.dumps(figures, allow_nan=False)
+
+
+def test_top5_counts_the_classes_before_the_true_one():
+    scores = [[7, 6, 5, 4, 3, 2, 1]] * 3
+    result = result_of(scores, [4, 5, 0])
+    assert result.top5 == 2 / 3
+    assert result.top1 == 1 / 3
+
+
+def test_equal_scores_are_no_free_hit():
+    result = result_of([[0.5, 0.5], [0.5, 0.5]], [0, 1])
+    assert result.top1 == 0.5
+    assert result_of([[1 / 7] * 7] * 7, range(7)).top5 == 5 / 7
+
+
+def test_clips_stand_beside_videos():
+    clip_scores = [[[2, 0], [2, 0], [0, 3]], [[0, 1], [1, 0], [0, 1]]]
+    result = result_of([[0.6, 0.4], [0.4, 0.6]], [0, 1], clip_scores)
+    assert (result.top1, result.clip_top1) == (1.0, 4 / 6)
+
+
+def test_softmax_and_logits_average_differ_as_they_should():
+    scores = torch.tensor([[[4.0, 0.0], [0.0, 3.0], [0.0, 3.0]]])
+    softmax = video_probabilities(scores, "softmax")[0]
+    logits = video_probabilities(scores, "logits")[0]
+    high, low = 1 / (1 + np.exp(-4.0)), 1 / (1 + np.exp(3.0))
+    assert softmax[0].item() == pytest.approx((high + 2 * low) / 3)
+    assert logits[0].item() == pytest.approx(1 / (1 + np.exp(2 / 3)))
+
+
+def test_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(1).random(400) < 0.7
+    low, high = bootstrap_interval(values, 4000, seed=2)
+    mean, deviation = values.mean(), values.std() / 20
+    assert low == pytest.approx(mean - 1.96 * deviation, abs=0.006)
+    assert high == pytest.approx(mean + 1.96 * deviation, abs=0.006)
+    assert bootstrap_interval(values, 4000, seed=2) == (low, high)
+    assert bootstrap_interval(np.ones(5), 100) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("frames", [5, 16, 17, 25, 26, 300])
+def test_starts_are_those_of_the_protocol(frames):
+    starts = evenly_spaced(fitting_starts(frames, Fraction(1), 16), 10)
+    expected = [max(0, frames - 16) * step // 9 for step in range(10)]
+    assert starts.tolist() == expected
+
+
+def plain_probabilities(trained, path) -> np.ndarray:
+    """Probabilities of one video, by the definition: clip after clip, nothing shared."""
+    info, options = probe(path), trained.options
+    scores = []
+    for step in range(10):
+        start = max(0, info.num_frames - options.clip_frames) * step // 9
+        numbers = frame_indices(info.num_frames, start, 1, options.clip_frames)
+        wanted, rows = np.unique(numbers, return_inverse=True)
+        frames = decode(path, wanted)
+        clip = pace_clip(
+            frames,
+            torch.from_numpy(rows[None].astype(np.int32)),
+            torch.tensor([[0, 4, 0]], dtype=torch.int32),  # (32 - 32) // 2, (40 - 32) // 2
+            resize=(32, 40),
+            crop_size=(32, 32),
+            std=(255.0, 255.0, 255.0),
+        )
+        with torch.no_grad():
+            scores.append(trained.head.eval()(trained.backbone.eval()(clip))[0].double())
+    return torch.stack(scores).softmax(dim=1).mean(dim=0).numpy()
+
+
+def test_every_video_is_decoded_once_and_none_is_dropped(videos, checkpoint, tmp_path, monkeypatch):
+    opened = []
+    decode_once = VideoFiles.decode
+
+    def noting(self, video, wanted):
+        opened.append(str(self.path(video)))
+        return decode_once(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", noting)
+    result = run_test(load_trained(checkpoint), options_of(out=str(tmp_path), batch_clips=20))
+    held_out = sorted(str(path) for path in (videos / "test").rglob("*.mp4"))
+    assert sorted(opened) == held_out
+    assert result["videos"] == len(held_out) == 6
+    assert np.sum(result["confusion"]) == 6
+    assert json.loads((tmp_path / "test.json").read_text())["top1"] == result["top1"]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    assert [line["path"] for line in lines] == held_out
+    trained = load_trained(checkpoint)
+    for line in lines:
+        expected = plain_probabilities(trained, line["path"])
+        np.testing.assert_allclose(line["probabilities"], expected, atol=2e-5)
+        assert line["predicted"] == CLASSES[expected.argmax()]
+        assert len(line["clips_predicted"]) == 10
+    assert result["top1"] == np.mean([line["right"] for line in lines])
+
+
+def test_batch_size_changes_nothing(checkpoint, tmp_path):
+    one, other = (
+        run_test(load_trained(checkpoint), options_of(out=str(tmp_path), batch_clips=size))
+        for size in (1, 60)
+    )
+    assert one["confusion"] == other["confusion"]
+
+
+def test_where_memory_ends_it_goes_on_in_halves():
+    sizes = []
+
+    def model(clips):
+        if len(clips) > 3:
+            raise torch.OutOfMemoryError("no room")
+        sizes.append(len(clips))
+        return (clips * 2,)
+
+    run = _within_memory(model)
+    clips = torch.arange(10.0)
+    assert torch.equal(run(clips)[0], clips * 2)
+    assert sizes == [3, 3, 3, 1]
+    sizes.clear()
+    assert torch.equal(run(clips)[0], clips * 2)  # the limit is remembered: no more trials
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_one_clip_too_large_is_told():
+    def model(clips):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(PacecoreError, match=r"one clip .* does not fit the memory of cpu"):
+        _within_memory(model)(torch.zeros(4, 3))
+
+
+def test_pretrained_checkpoint_gives_pace_accuracy(videos, tmp_path):
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    result = run_test(load_trained(checkpoint), options_of(clips=2))
+    assert result["classes"] == ["1", "2", "3", "4"]
+    assert [sum(row) for row in result["confusion"]] == [12] * 4  # 6 videos, 2 clips each
+    right = sum(result["confusion"][pace][pace] for pace in range(4))
+    assert result["pace_accuracy"] == right / 48
+    assert (tmp_path / "test.json").exists()
+
+
+def test_an_unreadable_video_is_named_not_counted_and_not_hidden(checkpoint, tmp_path):
+    videos = tiny_set(tmp_path / "set", train=1, test=2)
+    broken = videos / "test" / "Red" / "test0.mp4"
+    broken.write_bytes(b"not a video")
+    result = run_test(load_trained(checkpoint), options_of(data=str(videos), out=str(tmp_path)))
+    assert result["videos"] == 5
+    assert list(result["unreadable"]) == [str(broken)]
+
+
+def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_path, monkeypatch):
+    decode_one = VideoFiles.decode
+
+    def failing(self, video, wanted):
+        if self.path(video).name == "test1.mp4" and self.path(video).parent.name == "Red":
+            raise PacecoreError("cut short")
+        return decode_one(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    result = run_test(load_trained(checkpoint), options_of(out=str(tmp_path)))
+    assert result["videos"] == 5
+    assert list(result["unreadable"].values()) == ["cut short"]
+
+
+class Labelled:
+    """A source of labels alone."""
+
+    def __init__(self, labels, classes=()):
+        self.labels, self.classes = labels, classes
+
+    def __len__(self):
+        return len(self.labels)
+
+    def label(self, video):
+        return self.labels[video]
+
+    def path(self, video):
+        return f"v{video}.avi"
+
+
+def test_labels_are_matched_by_the_names_of_classes():
+    source = Labelled([0, 1, 1], ("jump", "clap"))
+    assert head_labels(source, ("clap", "hug", "jump"), "test").tolist() == [2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Labelled([0, 1], ("jump", "fly")), "test: 1 of 2 classes are unknown to the head: fly"),
+        (Labelled([0, 3]), "test: label 3 is unknown to the head, which has 2 classes"),
+        (Labelled([]), "test: holds no video"),
+        (Labelled([0, None]), "test: 1 of 2 videos have no label, the first v1.avi"),
+    ],
+)
+def test_bad_labels_are_one_clear_line(source, message):
+    with pytest.raises(PacecoreError, match=message) as caught:
+        head_labels(source, ("jump", "hug"), "test")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_a_head_says_how_to_get_one(checkpoint, tmp_path):
+    trained = load_trained(pretrained(tmp_path / "pre.pt"))
+    with pytest.raises(PacecoreError, match="without a head for actions; make one with: pacecore"):
+        trained.require_actions()
+
+
+def test_data_without_held_out_videos(checkpoint, tmp_path):
+    for number in range(2):
+        write_tiny(tmp_path / f"set/Red/{number}.mp4", 0, number, 20)
+        write_tiny(tmp_path / f"set/Blue/{number}.mp4", 2, number, 20)
+    with pytest.raises(PacecoreError, match="no held-out video to test on"):
+        run_test(load_trained(checkpoint), options_of(data=str(tmp_path / "set")))
+
+
+def test_the_command_prints_the_figures(checkpoint, tmp_path):
+    arguments = [str(checkpoint), "--workers", "0", "--out", str(tmp_path), "--device", "cpu"]
+    shown = CliRunner().invoke(test_verb.test, arguments, catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "6 videos, 10 clips each, mean of softmax; 0 unreadable" in shown.output
+    assert "95 % interval" in shown.output
+    assert "mean per class" in shown.output

@@ -1,0 +1,165 @@
+"""Features to files: the rows, their order, going on after a stop, reuse, other formats."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pacecore.backbones import stage_features
+from pacecore.config import ExtractOptions, from_mapping
+from pacecore.errors import PacecoreError
+from pacecore.extract import load_features, run_extract
+from pacecore.ops import pace_clip
+from pacecore.sampling import frame_indices
+from pacecore.source import VideoFiles
+from pacecore.trained import fingerprint, load_trained
+from pacecore.video import decode, probe
+
+from .tiny import CLASSES, one_thread, pretrained, tiny_set  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return tiny_set(tmp_path_factory.mktemp("extract") / "set", train=2, test=1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, videos):
+    return pretrained(tmp_path_factory.mktemp("run") / "last.pt", data=str(videos))
+
+
+def options_of(out, **changes) -> ExtractOptions:
+    return from_mapping(
+        ExtractOptions,
+        {"workers": 0, "device": "cpu", "out": str(out), "clips": 4, "batch_clips": 8, **changes},
+    )
+
+
+def plain_features(trained, path, stage, clips=4) -> np.ndarray:
+    """(clips, D): clip after clip by the definition."""
+    count, length = probe(path).num_frames, trained.options.clip_frames
+    rows = []
+    for step in range(clips):
+        start = max(0, count - length) * step // (clips - 1)
+        numbers = frame_indices(count, start, 1, length)
+        wanted, place = np.unique(numbers, return_inverse=True)
+        clip = pace_clip(
+            decode(path, wanted),
+            torch.from_numpy(place[None].astype(np.int32)),
+            torch.tensor([[0, 4, 0]], dtype=torch.int32),
+            resize=(32, 40),
+            crop_size=(32, 32),
+            std=(255.0, 255.0, 255.0),
+        )
+        with torch.no_grad():
+            rows.append(stage_features(trained.backbone.eval(), clip, stage)[0].numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(("stage", "unit"), [("gap", "video"), ("p4", "clip"), ("p5", "video")])
+def test_rows_are_the_features_of_the_videos_in_the_json(checkpoint, tmp_path, stage, unit):
+    trained = load_trained(checkpoint)
+    if stage == "p5":  # the last map of these clips is 1 x 2 x 2, which pools to one place
+        assert trained.options.crop == 32
+    train, test = run_extract(trained, options_of(tmp_path, stage=stage, unit=unit))
+    assert (len(train.values), len(test.values)) == (6, 3)
+    assert train.order["network"] == fingerprint(trained.backbone)
+    assert train.order["classes"] == list(CLASSES)
+    for features in (train, test):
+        for row, video in zip(features.values, features.order["videos"], strict=True):
+            assert f"/{video['class']}/" in video["path"]
+            assert CLASSES[video["label"]] == video["class"]
+            expected = plain_features(trained, video["path"], stage)
+            expected = expected if unit == "clip" else expected.mean(axis=0)
+            np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
+
+
+def counting(monkeypatch, stop_after=None):
+    opened = []
+    decode_one = VideoFiles.decode
+
+    def noting(self, video, wanted):
+        if stop_after is not None and len(opened) == stop_after:
+            raise KeyboardInterrupt
+        opened.append(self.path(video).name + self.path(video).parent.name)
+        return decode_one(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", noting)
+    return opened
+
+
+def test_a_stopped_run_goes_on_and_a_whole_one_is_not_made_again(checkpoint, tmp_path, monkeypatch):
+    trained = load_trained(checkpoint)
+    options = options_of(tmp_path / "stopped", stage="gap", split="train", batch_clips=4)
+    with monkeypatch.context() as patch:
+        patch.setattr("pacecore.extract._ROWS_BETWEEN_FLUSHES", 1)
+        counting(patch, stop_after=4)
+        with pytest.raises(KeyboardInterrupt):
+            run_extract(trained, options)
+    with monkeypatch.context() as patch:
+        opened = counting(patch)
+        (resumed,) = run_extract(trained, options)
+        assert 0 < len(opened) <= 3  # of six; what was written is not made again
+    with monkeypatch.context() as patch:
+        opened = counting(patch)
+        (again,) = run_extract(trained, options)
+        assert not opened
+    (whole,) = run_extract(trained, options_of(tmp_path / "whole", stage="gap", split="train"))
+    assert np.array_equal(resumed.values, whole.values)
+    assert np.array_equal(again.values, whole.values)
+    assert resumed.order == whole.order
+    assert not list((tmp_path / "stopped").glob("*.part"))
+
+
+def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):
+    options = options_of(tmp_path, stage="gap", split="test")
+    (one,) = run_extract(load_trained(checkpoint), options)
+    before = np.array(one.values)
+    other = load_trained(pretrained(tmp_path / "other.pt", data=str(videos), seed=9))
+    (two,) = run_extract(other, options)
+    assert one.order["network"] != two.order["network"]
+    assert not np.allclose(before, two.values)
+
+
+def test_an_unreadable_video_leaves_no_row(checkpoint, tmp_path, monkeypatch):
+    decode_one = VideoFiles.decode
+
+    def failing(self, video, wanted):
+        if self.path(video).parent.name == "Green":
+            raise PacecoreError("cut short")
+        return decode_one(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    (test,) = run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))
+    assert test.values.shape[0] == 2
+    assert [video["class"] for video in test.order["videos"]] == ["Blue", "Red"]
+    assert list(test.order["unreadable"].values()) == ["cut short"]
+    assert test.labels.tolist() == [0, 2]
+
+
+def test_safetensors_hold_the_same(checkpoint, tmp_path):
+    pytest.importorskip("safetensors")
+    trained = load_trained(checkpoint)
+    (plain,) = run_extract(trained, options_of(tmp_path / "a", stage="gap", split="test"))
+    (other,) = run_extract(
+        trained, options_of(tmp_path / "b", stage="gap", split="test", format="safetensors")
+    )
+    assert other.path.suffix == ".safetensors"
+    assert np.array_equal(load_features(other.path).values, plain.values)
+    assert load_features(other.path).order == plain.order
+
+
+def test_files_that_are_no_features(checkpoint, tmp_path):
+    with pytest.raises(PacecoreError, match=r"none\.npy: features cannot be read: No such file"):
+        load_features(tmp_path / "none.npy")
+    (test,) = run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))
+    path = test.path
+    path.with_suffix(".json").write_text(json.dumps({**test.order, "shape": [9, 9]}))
+    with pytest.raises(PacecoreError, match=r"\[3, 64\] values, but the JSON says \[9, 9\]"):
+        load_features(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(PacecoreError, match="not features of pacecore extract"):
+        load_features(path)

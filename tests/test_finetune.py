@@ -1,0 +1,217 @@
+"""Fine-tuning: the validation share, the linear probe, best and last, resuming, bad input."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pacecore.backbones import build_backbone
+from pacecore.checkpoint import load_checkpoint
+from pacecore.config import FinetuneOptions, OptionError, from_mapping
+from pacecore.errors import PacecoreError
+from pacecore.finetune import (
+    ActionModel,
+    ChosenVideos,
+    finetune,
+    inherit_options,
+    labels_and_classes,
+    validation_split,
+)
+from pacecore.protocol import class_names
+from pacecore.source import VideoFiles
+from pacecore.trained import fingerprint, load_trained
+
+from .tiny import CLASSES, SMALL, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return tiny_set(tmp_path_factory.mktemp("finetune") / "set")
+
+
+def tiny_options(videos, out, **changes) -> FinetuneOptions:
+    values = {
+        **SMALL,
+        "data": str(videos),
+        "out": str(out),
+        "batch": 6,
+        "repeat": 1,
+        "epochs": 3,
+        "lr": 0.05,
+        "log_every": 1,
+        **changes,
+    }
+    return FinetuneOptions(**values).resolved()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5])
+def test_validation_split_is_an_even_share_of_each_class(share):
+    labels = np.repeat([0, 1, 2], [40, 20, 20])
+    train, validation = validation_split(labels, share, seed=3)
+    assert sorted([*train, *validation]) == list(range(80))
+    counts = np.bincount(labels[validation], minlength=3)
+    assert counts.sum() == round(80 * share)
+    assert np.abs(counts - share * np.array([40, 20, 20])).max() <= 1
+
+
+def test_validation_split_is_a_function_of_labels_share_and_seed():
+    labels = np.random.default_rng(0).integers(0, 5, 100)
+    one, again = validation_split(labels, 0.3, 7), validation_split(labels, 0.3, 7)
+    other = validation_split(labels, 0.3, 8)
+    assert np.array_equal(one[1], again[1])
+    assert not np.array_equal(one[1], other[1])
+
+
+def test_each_class_keeps_a_video_to_train_on():
+    train, validation = validation_split(np.array([0, 0, 1, 2, 2, 2]), 0.9, 0)
+    assert set(np.array([0, 0, 1, 2, 2, 2])[train]) == {0, 1, 2}
+    assert len(validation) == 3  # 5 wanted, but a class of one video has none to give
+
+
+def test_linear_probe_moves_the_head_alone(videos, tmp_path):
+    checkpoint = pretrained(tmp_path / "pre.pt")
+    before = load_trained(checkpoint)
+    options = tiny_options(
+        videos, tmp_path / "probe", checkpoint=str(checkpoint), freeze="backbone", max_steps=3
+    )
+    finetune(options)
+    after = load_trained(tmp_path / "probe" / "last.pt")
+    assert fingerprint(after.backbone) == fingerprint(before.backbone)  # running averages too
+    assert after.pretrained["kind"] == "pretrain"
+    assert after.pretrained["paces"] == "1,2,3,4"
+    assert not torch.equal(after.head.weight, first_head(options).weight)
+
+
+def first_head(options):
+    """The head that a run began with."""
+    torch.manual_seed(options.seed)
+    backbone = build_backbone(options.backbone, options.depth or None, options.width)
+    return ActionModel(backbone, len(CLASSES)).head
+
+
+def test_all_weights_move_and_the_start_is_the_checkpoint(videos, tmp_path):
+    checkpoint = pretrained(tmp_path / "pre.pt", seed=5)
+    kept = load_trained(checkpoint).backbone.state_dict()
+    options = tiny_options(
+        videos, tmp_path / "run", checkpoint=str(checkpoint), lr=1e-6, max_steps=1
+    )
+    finetune(options)
+    after = load_trained(tmp_path / "run" / "last.pt").backbone.state_dict()
+    weights = [name for name in kept if name.endswith("weight")]
+    for name in weights:  # one tiny step away
+        torch.testing.assert_close(after[name], kept[name], rtol=0, atol=1e-4)
+    assert any(not torch.equal(after[name], kept[name]) for name in weights)
+
+
+def test_learns_and_keeps_the_best_by_the_validation_share(videos, tmp_path, monkeypatch):
+    opened = set()
+    decode = VideoFiles.decode
+
+    def noting(self, video, wanted):
+        opened.add(str(self.path(video)))
+        return decode(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", noting)
+    options = tiny_options(
+        videos, tmp_path / "run", val_share=0.25, epochs=6, repeat=2, schedule="cosine"
+    )
+    summary = finetune(options)
+    assert summary["validation_videos"] == 3
+    assert summary["videos"] == 9
+    assert not [path for path in opened if "/test/" in path]  # the test split is never looked at
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    measured = [line["val_accuracy"] for line in lines if "val_accuracy" in line]
+    assert len(measured) == 6
+    best, last = (load_checkpoint(tmp_path / "run" / f"{name}.pt") for name in ("best", "last"))
+    assert best["results"]["val_accuracy"] == max(measured) == summary["best"]["val_accuracy"]
+    assert best["totals"]["step"] == summary["best"]["step"] == last["best"]["step"]
+    assert last["totals"]["step"] == summary["steps"]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
+    whole = tiny_options(videos, tmp_path / "whole", val_share=0.25, epochs=2)
+    finetune(whole)
+    halves = tiny_options(videos, tmp_path / "halves", val_share=0.25, epochs=2, max_steps=3)
+    finetune(halves)
+    finetune(replace(halves, max_steps=0), resume=True)
+    one, other = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "halves"))
+    assert one["totals"]["step"] == other["totals"]["step"]
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name
+
+
+def test_chosen_videos_are_renumbered():
+    class Source:
+        classes = ("a", "b")
+
+        def num_frames(self, video):
+            return 100 + video
+
+        def path(self, video):
+            return f"video{video}"
+
+        def label(self, video):
+            return video % 2
+
+        def decode(self, video, wanted):
+            return (video, wanted)
+
+    chosen = ChosenVideos(Source(), (4, 1))
+    assert len(chosen) == 2
+    assert [chosen.num_frames(0), chosen.path(1), chosen.label(0)] == [104, "video1", 0]
+    assert chosen.decode(1, [0]) == (1, [0])
+    assert class_names(chosen) == ("a", "b")
+
+
+def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path):
+    trained = load_trained(pretrained(tmp_path / "pre.pt"))
+    values, notes = inherit_options({"lr": 0.1}, trained)
+    options = from_mapping(FinetuneOptions, values)
+    assert (options.backbone, options.width, options.crop) == ("r3d", 0.125, 32)
+    assert options.normalize == "unit"
+    assert not notes
+    with pytest.raises(OptionError, match=r"width must be 0\.125, as in .*pre\.pt, .* got 0\.5"):
+        inherit_options({"width": 0.5}, trained)
+    _, notes = inherit_options({"normalize": "none", "resize": (32, 40)}, trained)
+    assert len(notes) == 1
+    assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
+
+
+@pytest.mark.parametrize(("backbone", "rate"), [("r21d", 3e-3), ("s3dg", 1e-2)])
+def test_learning_rate_goes_with_the_network(backbone, rate):
+    assert FinetuneOptions(backbone=backbone).resolved().lr == rate
+    assert FinetuneOptions(backbone=backbone, lr=0.5).resolved().lr == 0.5
+
+
+def test_one_class_is_refused():
+    class Source:
+        classes = ("a",)
+
+        def __len__(self):
+            return 3
+
+        def label(self, video):
+            return 0
+
+    with pytest.raises(PacecoreError, match="training split: needs two classes or more, got 1"):
+        labels_and_classes(Source())
+
+
+def test_a_class_of_the_test_split_alone_is_told_by_name(tmp_path):
+    tiny_set(tmp_path / "set", train=2, test=1)
+    write_tiny(tmp_path / "set/test/Violet/t.mp4", 0, 1, 20)
+    with pytest.raises(PacecoreError, match="training split: no video of 1 classes: Violet"):
+        finetune(tiny_options(tmp_path / "set", tmp_path / "run"))
+
+
+def test_videos_without_labels_are_refused(tmp_path):
+    for number in range(3):
+        write_tiny(tmp_path / f"set/{number}.mp4", 0, number, 20)
+    with pytest.raises(PacecoreError, match="have no label"):
+        finetune(tiny_options(tmp_path / "set", tmp_path / "run"))

@@ -1,0 +1,226 @@
+"""Retrieval: exact neighbours, VCOP's hits, bounded blocks, end to end, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pacecore.cli import retrieve as retrieve_verb
+from pacecore.config import OptionError, RetrieveOptions, from_mapping
+from pacecore.errors import PacecoreError
+from pacecore.extract import Features
+from pacecore.retrieve import hit_rates, nearest, retrieve_features, run_retrieve
+from pacecore.source import VideoFiles
+from pacecore.trained import load_trained
+
+from .tiny import CLASSES, finetuned, one_thread, pretrained, tiny_set  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KS = (1, 5, 10, 20, 50)
+
+
+def plain_cosines(queries, gallery) -> np.ndarray:
+    """(Q, N) in float64, by the definition."""
+    queries, gallery = queries.astype(np.float64), gallery.astype(np.float64)
+    lengths = np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(gallery, axis=1))
+    return np.divide(queries @ gallery.T, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+def vcop_hits(train, train_labels, test, test_labels, ks) -> dict[int, int]:
+    """VCOP's procedure: (N, 10, D) features averaged over clips, cosine distances, argsort."""
+    distances = 1 - plain_cosines(test.mean(axis=1), train.mean(axis=1))
+    order = np.argsort(distances, axis=1, kind="stable")
+    hits = dict.fromkeys(ks, 0)
+    for k in ks:
+        for row, label in enumerate(test_labels):
+            hits[k] += int(label in train_labels[order[row, :k]])
+    return hits
+
+
+@pytest.mark.parametrize("block_bytes", [2**8, 2**12, 2**28])
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_neighbours_are_exact_whatever_the_blocks(block_bytes, k):
+    rng = np.random.default_rng(k)
+    queries = rng.standard_normal((37, 24), dtype=np.float32)
+    gallery = rng.standard_normal((53, 24), dtype=np.float32)
+    numbers, cosines = nearest(queries, gallery, k, block_bytes=block_bytes)
+    expected = plain_cosines(queries, gallery)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(numbers, order)
+    np.testing.assert_allclose(
+        cosines, np.take_along_axis(expected, order, axis=1), rtol=0, atol=1e-6
+    )
+
+
+def test_cosines_that_fp32_cannot_tell_apart_are_settled_exactly():
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(4096)
+    near = base + 1e-5 * rng.standard_normal((40, 4096))  # cosines differ by about 1e-11
+    gallery = np.concatenate([near, rng.standard_normal((60, 4096))]).astype(np.float32)
+    queries = (base + 0.3 * rng.standard_normal((9, 4096))).astype(np.float32)
+    numbers, _ = nearest(queries, gallery, 40)
+    order = np.argsort(-plain_cosines(queries, gallery), axis=1, kind="stable")[:, :40]
+    assert np.array_equal(numbers, order)
+
+
+def test_equal_rows_come_in_the_order_of_their_numbers():
+    rng = np.random.default_rng(0)
+    gallery = np.repeat(rng.standard_normal((4, 16), dtype=np.float32), 3, axis=0)
+    numbers, _ = nearest(gallery[:1], gallery, 3)
+    assert numbers.tolist() == [[0, 1, 2]]
+
+
+def test_rows_of_zeros_have_cosine_zero():
+    gallery = np.array([[0, 0], [-1, 0], [1, 0]], dtype=np.float32)
+    numbers, cosines = nearest(np.array([[2, 0], [0, 0]], dtype=np.float32), gallery, 3)
+    assert numbers[0].tolist() == [2, 0, 1]
+    assert cosines.tolist() == [[1, 0, -1], [0, 0, 0]]
+
+
+def test_hits_by_hand():
+    neighbours = np.array([[2, 0, 1], [1, 2, 0]])
+    rates = hit_rates(neighbours, np.array([7, 8]), np.array([7, 9, 8]), (1, 2, 3))
+    assert rates == {1: 0.0, 2: 1.0, 3: 1.0}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_vcop_to_the_last_hit(seed):
+    rng = np.random.default_rng(seed)
+    centres = 0.6 * rng.standard_normal((20, 128))
+
+    def features(count):
+        labels = rng.integers(0, 20, count)
+        noise = rng.standard_normal((count, 10, 128)) + rng.standard_normal((count, 1, 128))
+        return np.maximum(centres[labels, None] + noise, 0).astype(np.float32), labels
+
+    (train, train_labels), (test, test_labels) = features(900), features(300)
+    expected = vcop_hits(train, train_labels, test, test_labels, KS)
+    numbers, _ = nearest(test.mean(axis=1), train.mean(axis=1), 50, boundaries=KS)
+    found = hit_rates(numbers, test_labels, train_labels, KS)
+    assert {k: round(share * 300) for k, share in found.items()} == expected
+    assert 30 < expected[1] < expected[50]  # neither chance nor trivial
+
+
+class Counted(np.ndarray):
+    """An array that notes the size of every piece taken of it."""
+
+    largest = 0
+
+    def __getitem__(self, key):
+        taken = super().__getitem__(key)
+        Counted.largest = max(Counted.largest, np.asarray(taken).nbytes)
+        return taken
+
+
+def test_no_more_than_a_block_is_held(tmp_path):
+    np.save(tmp_path / "gallery.npy", np.random.default_rng(0).random((3000, 64), np.float32))
+    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r").view(Counted)
+    Counted.largest = 0
+    nearest(mapped[:200], mapped, 10, block_bytes=2**16)
+    assert 0 < Counted.largest <= 2**16
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(PacecoreError, match=r"must be .rows, D. of one D"):
+        nearest(np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32), 1)
+    with pytest.raises(PacecoreError, match="needs k from 1 and a gallery, got 1 and 0"):
+        nearest(np.zeros((2, 3), np.float32), np.zeros((0, 3), np.float32), 1)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return tiny_set(tmp_path_factory.mktemp("retrieve") / "set", train=2, test=2)
+
+
+def options_of(out, **changes) -> RetrieveOptions:
+    values = {"workers": 0, "device": "cpu", "out": str(out), "clips": 2, "stage": "gap"}
+    return from_mapping(RetrieveOptions, {**values, "k": "1,3,50", **changes})
+
+
+@pytest.mark.parametrize("unit", ["video", "clip"])
+def test_end_to_end(videos, tmp_path, unit, monkeypatch):
+    trained = load_trained(pretrained(tmp_path / "last.pt", data=str(videos)))
+    options = options_of(tmp_path, unit=unit, gallery=2)
+    result = run_retrieve(trained, options)
+    rows = 2 if unit == "clip" else 1
+    assert (result["queries"], result["gallery"]) == (6 * rows, 6 * rows)
+    assert (result["query_videos"], result["gallery_videos"]) == (6, 6)
+    assert result["top"]["1"] <= result["top"]["3"] <= result["top"]["50"] == 1.0
+    assert result["top"]["3"] > 0
+    assert json.loads((tmp_path / f"retrieve-gap-{unit}.json").read_text())["top"] == result["top"]
+    lines = [json.loads(line) for line in (tmp_path / f"neighbours-gap-{unit}.jsonl").open()]
+    right = [
+        line["query"].split("/")[-2] == line["neighbours"][0]["path"].split("/")[-2]
+        for line in lines
+    ]
+    assert result["top"]["1"] == np.mean(right)
+    assert (tmp_path / "gallery.png").stat().st_size > 1000
+
+    def refuse(self, video, wanted):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(VideoFiles, "decode", refuse)
+    assert run_retrieve(trained, options_of(tmp_path, unit=unit))["top"] == result["top"]
+
+
+def features_of(path, labels, classes=CLASSES, **changes) -> Features:
+    values = np.eye(max(4, len(labels)), dtype=np.float32)[: len(labels)]
+    order = {
+        **{"network": "aa", "stage": "gap", "pool": "max", "unit": "video", "input": {}},
+        **{"clips": 2, "classes": list(classes), "identity": "x", "unreadable": {}, **changes},
+        "videos": [{"path": f"v{row}", "label": label} for row, label in enumerate(labels)],
+    }
+    return Features(path, values, order)
+
+
+def test_features_of_another_network_are_refused_by_name(tmp_path):
+    gallery = features_of(tmp_path / "a.npy", [0, 1])
+    for name, value in (("network", "bb"), ("stage", "p5"), ("unit", "clip")):
+        queries = features_of(tmp_path / "b.npy", [0, 1], **{name: value})
+        with pytest.raises(
+            PacecoreError, match=rf"b\.npy: features of another {name} than .*a\.npy"
+        ):
+            retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
+
+
+def test_classes_are_matched_by_name_and_missing_ones_told(tmp_path):
+    gallery = features_of(tmp_path / "a.npy", [0, 1], classes=("Red", "Green"))
+    queries = features_of(tmp_path / "b.npy", [1, 0], classes=("Green", "Red"))
+    result, _ = retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
+    assert result["top"]["1"] == 1.0
+    queries = features_of(tmp_path / "b.npy", [0, 1], classes=("Red", "Violet"))
+    result, _ = retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
+    assert result["classes_without_gallery"] == ["Violet"]
+    assert result["top"]["50"] == 0.5
+
+
+def test_videos_without_labels(tmp_path):
+    gallery = features_of(tmp_path / "a.npy", [0, None])
+    with pytest.raises(PacecoreError, match=r"a\.npy: videos without a label, such as v1"):
+        retrieve_features(
+            gallery, features_of(tmp_path / "b.npy", [0]), options_of(tmp_path), "cpu"
+        )
+
+
+@pytest.mark.parametrize("k", ["", "0", "1,x", "1.5", "-1"])
+def test_k_must_be_a_list_of_whole_numbers(k):
+    with pytest.raises(OptionError, match="k must be whole numbers from 1"):
+        from_mapping(RetrieveOptions, {"k": k})
+
+
+def test_the_command_prints_the_table(videos, tmp_path):
+    checkpoint = finetuned(tmp_path / "best.pt", data=str(videos))
+    arguments = [str(checkpoint), "--workers", "0", "--stage", "gap", "--clips", "2"]
+    shown = CliRunner().invoke(
+        retrieve_verb.retrieve, [*arguments, "--device", "cpu"], catch_exceptions=False
+    )
+    assert shown.exit_code == 0
+    assert "6 query videos, 6 gallery videos" in shown.output
+    assert "top-50" in shown.output
+    files = [str(tmp_path / f"features-gap-video-{split}.npy") for split in ("train", "test")]
+    again = CliRunner().invoke(
+        retrieve_verb.retrieve, ["--features", *files, "--device", "cpu"], catch_exceptions=False
+    )
+    assert again.stdout == shown.stdout
