@@ -243,9 +243,7 @@ class MeasureOptions:
 
     data: str = _option("", "Folder, list or index of videos; empty: what it was trained on.")
     held_out: str = _option("", "Videos to measure on; empty: as it was trained.")
-    fold: int = _option(
-        0, "Which of the official splits; 0: as it was trained.", choices=(0, 1, 2, 3)
-    )
+    fold: str = _option("", "Which of the data set's splits; empty: as it was trained.")
     out: str = _option("", "Folder for the results; empty: beside the checkpoint.")
     device: str = _option("auto", "auto, cpu, cuda or cuda:<n>.")
     workers: int = _option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)

@@ -86,15 +86,16 @@ def data_set_of(path: str, result: dict[str, Any]) -> str:
     for name, (count, sizes) in _DATA_SETS.items():
         if videos in sizes and classes in (0, count):
             return name
-    return Path(path).name or path
+    name = Path(path).name or path
+    return f"{name} (not an official split)" if name in _DATA_SETS else name
 
 
-def _pretraining_set(learning: dict[str, Any]) -> str:
-    text = str(learning.get("data", "")).lower()
-    for name, words in {"Kinetics-400": ("kinetics", "k400"), "UCF101": ("ucf",)}.items():
-        if any(word in text for word in words):
-            return name
-    return ""
+def _pretraining_set(options: dict[str, Any], learning: dict[str, Any], data: str) -> str:
+    """Kinetics by the folder's name; else the measured data set, where both were one folder."""
+    folder = str(learning.get("data", ""))
+    if any(word in folder.lower() for word in ("kinetics", "k400")):
+        return "Kinetics-400"
+    return data if folder and folder == options.get("data") else ""
 
 
 def matching(
@@ -116,7 +117,7 @@ def matching(
             and figure.network == options.get("backbone")
             and figure.method == method_of(learning)
             and figure.paces in ("", str(learning.get("paces", "")).replace(" ", ""))
-            and figure.pretraining == _pretraining_set(learning)
+            and figure.pretraining == _pretraining_set(options, learning, data)
             and figure.data == data
         ):
             return f"{figure.percent:.1f}"

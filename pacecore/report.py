@@ -8,7 +8,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Run:
     """What one run folder holds."""
 
     folder: Path
+    name: str
     kind: str  # "pretrain" or "finetune"
     options: dict[str, Any]
     pretrained: dict[str, Any]  # options of the pre-training; {} from scratch
@@ -38,10 +39,6 @@ class Run:
     metrics: list[dict[str, Any]]
     test: dict[str, Any]  # test.json; {} where it was not tested
     retrievals: list[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     @property
     def learning(self) -> dict[str, Any]:
@@ -82,6 +79,7 @@ def read_run(folder: str | Path) -> Run:
     options = first.get("options") or first.get("trained_with") or {}
     return Run(
         folder=folder,
+        name=folder.resolve().name,
         kind="pretrain" if "paces" in options else "finetune",
         options=options,
         pretrained=first.get("pretrained") or {},
@@ -90,6 +88,20 @@ def read_run(folder: str | Path) -> Run:
         test=test,
         retrievals=retrievals,
     )
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """The runs, each with a name of its own: its folder's, or with the folder's above it."""
+    names = [run.name for run in runs]
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise PacecoreError(f"report: a run folder is named twice: {', '.join(names)}")
+    result = []
+    for number, run in enumerate(runs):
+        parent = run.folder.resolve().parent.name
+        name = run.name if names.count(run.name) == 1 else f"{parent}-{run.name}"
+        taken = {each.name for each in result}
+        result.append(replace(run, name=f"{name}-{number}" if name in taken else name))
+    return result
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def make_report(
     """
     if not folders:
         raise PacecoreError("report: no run folder named")
-    runs = [read_run(folder) for folder in folders]
+    runs = _told_apart([read_run(folder) for folder in folders])
     known = paper_figures(figures)
     out = Path(out)
     try:

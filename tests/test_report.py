@@ -1,0 +1,211 @@
+"""The report: rows by setting, mean and deviation by hand, the paper's figures, pictures."""
+
+import json
+import statistics
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pacecore.cli import report as report_verb
+from pacecore.config import FinetuneOptions, TrainOptions
+from pacecore.errors import PacecoreError
+from pacecore.paper import data_set_of, method_of
+from pacecore.report import make_report, mean_words, read_run
+from pacecore.video_writer import write_png
+
+CLASSES = ["a", "b"]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def pretraining(folder, accuracy, **changes):
+    options = asdict(TrainOptions(data="/data/ucf", **changes).resolved())
+    write(folder / "summary.json", {"options": options, "results": {}, "time": "3 s"})
+    write(folder / "test.json", {"kind": "pretrain", "pace_accuracy": accuracy})
+    return options
+
+
+def finetuning(folder, top1, learning, *, videos=40, classes=CLASSES, **changes):
+    options = asdict(FinetuneOptions(**{"data": "/data/ucf", **changes}).resolved())
+    write(folder / "summary.json", {"options": options, "pretrained": learning, "time": "3 s"})
+    test = {
+        "top1": top1,
+        "top5": 1.0,
+        "mean_per_class": top1,
+        "clip_top1": top1 - 0.05,
+        "top1_interval_95": [top1 - 0.1, top1 + 0.1],
+        "per_class": dict.fromkeys(classes, top1),
+        "confusion": [[3, 1], [0, 4]],
+        "videos": videos,
+        "pretrained": learning,
+        "trained_with": options,
+    }
+    write(folder / "test.json", test)
+    lines = [{"step": 1, "epoch": 0.5, "loss": 1.0, "accuracy": 0.4}, {"step": 2, "epoch": 1.0}]
+    lines += [{"step": 2, "epoch": 1.0, "loss": 0.5, "accuracy": 0.9}]
+    lines += [{"step": 2, "val_accuracy": 0.7}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def table_of(result, word):
+    (table,) = [table for table in result["tables"] if word in table["title"]]
+    return [dict(zip(table["heads"], row, strict=True)) for row in table["rows"]]
+
+
+def test_seeds_and_splits_are_averaged_and_settings_are_not(tmp_path):
+    learning = pretraining(tmp_path / "pre", 0.5)
+    shares = [0.70, 0.75, 0.71]
+    for number, share in enumerate(shares):
+        finetuning(tmp_path / f"ft{number}", share, learning, seed=number, fold=str(1 + number))
+    finetuning(tmp_path / "probe", 0.5, learning, freeze="backbone")
+    finetuning(tmp_path / "scratch", 0.6, {})
+    folders = [tmp_path / name for name in ("pre", "ft0", "ft1", "ft2", "probe", "scratch")]
+    rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Action")
+    assert len(rows) == 3
+    deviation = 100 * statistics.stdev(shares)
+    assert rows[0]["top-1 %"] == f"{100 * np.mean(shares):.1f} ± {deviation:.1f} (3)"
+    assert [row["pre-training"] for row in rows] == ["pace + same context"] * 2 + ["from scratch"]
+    assert [row["trained"] for row in rows] == ["all", "head only", "all"]
+    assert [row["top-1 %"] for row in rows[1:]] == ["50.0", "60.0"]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "| r21d | pace + same context | 1,2,3,4 | all | ucf |" in page
+
+
+def test_what_differs_without_a_column_is_named(tmp_path):
+    for number, jitter in enumerate((True, False)):
+        pretraining(tmp_path / f"pre{number}", 0.5, jitter=jitter)
+    folders = [tmp_path / "pre0", tmp_path / "pre1"]
+    rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Pace")
+    assert [row["differs in"] for row in rows] == ["jitter True", "jitter False"]
+    assert [row["chance %"] for row in rows] == ["25.0", "25.0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "pace + same context"),
+        ({"contrast": "pace"}, "pace + same pace"),
+        ({"contrast": "none"}, "pace"),
+        ({"lambda_ctr": 0.0}, "pace"),
+        ({"lambda_cls": 0.0}, "same context"),
+    ],
+)
+def test_methods_in_the_words_of_the_paper(changes, words):
+    assert method_of(asdict(TrainOptions(**changes).resolved())) == words
+
+
+def test_the_papers_figure_stands_beside_its_own_setting_alone(tmp_path):
+    kinetics = asdict(TrainOptions(data="/data/kinetics400").resolved())
+    names = [f"class{number}" for number in range(101)]
+    official = {"videos": 3783, "classes": names}
+    finetuning(tmp_path / "same", 0.7, kinetics, **official)
+    finetuning(tmp_path / "thin", 0.7, kinetics, width=0.5, **official)
+    finetuning(tmp_path / "part", 0.7, kinetics, videos=100, classes=names, data="/data/part")
+    finetuning(tmp_path / "probe", 0.7, kinetics, freeze="backbone", **official)
+    finetuning(tmp_path / "other", 0.7, {**kinetics, "contrast": "pace"}, **official)
+    folders = [tmp_path / name for name in ("same", "thin", "part", "probe", "other")]
+    result = make_report(folders, tmp_path / "out", pictures=False)
+    assert [row["paper %"] for row in table_of(result, "Action")] == ["77.1", "-", "-", "-", "-"]
+    assert "VideoMAE" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_more_figures_of_the_paper_from_a_file(tmp_path):
+    learning = pretraining(tmp_path / "pre", 0.5, contrast="none")
+    finetuning(tmp_path / "ft", 0.7, learning, videos=3783, classes=[str(n) for n in range(101)])
+    figure = {
+        "table": "1", "network": "r21d", "method": "pace", "paces": "1,2,3,4",
+        "pretraining": "UCF101", "data": "UCF101", "measure": "top1", "percent": 12.5,
+        "source": "made for the test",
+    }  # fmt: skip
+    write(tmp_path / "figures.json", [figure])
+    result = make_report(
+        [tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
+    )
+    assert table_of(result, "Action")[0]["paper %"] == "12.5"
+    write(tmp_path / "figures.json", [{"table": "1"}])
+    with pytest.raises(PacecoreError, match=r"figures\.json: not a list of the paper's figures"):
+        make_report([tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json")
+
+
+def test_data_sets_are_known_by_their_official_counts():
+    assert data_set_of("/x/videos", {"videos": 3783, "per_class": range(101)}) == "UCF101"
+    assert data_set_of("/x/videos", {"query_videos": 1530}) == "HMDB51"
+    assert data_set_of("/x/UCF101", {"videos": 42}) == "UCF101 (not an official split)"
+    assert data_set_of("demo set", {}) == "demo set"
+
+
+def test_retrieval_rows(tmp_path):
+    options = pretraining(tmp_path / "pre", 0.5)
+    for stage, share in (("p4", 0.4), ("p5", 0.3)):
+        content = {
+            **{"stage": stage, "pool": "max", "unit": "video", "query_videos": 10},
+            **{"top": {"1": share, "5": 0.8}, "trained_with": options, "pretrained": {}},
+        }
+        write(tmp_path / "pre" / f"retrieve-{stage}-video.json", content)
+    rows = table_of(make_report([tmp_path / "pre"], tmp_path / "out", pictures=False), "Retrieval")
+    assert [(row["features"], row["top-1 %"], row["top-5 %"]) for row in rows] == [
+        ("p4", "40.0", "80.0"),
+        ("p5", "30.0", "80.0"),
+    ]
+
+
+def test_pictures_are_drawn_and_copied(tmp_path):
+    pytest.importorskip("matplotlib")
+    finetuning(tmp_path / "a" / "run", 0.7, {})
+    finetuning(tmp_path / "b" / "run", 0.6, {}, seed=1)
+    grey = np.full((8, 8, 3), 99, np.uint8)
+    for name in ("gallery.png", "attend-v1.png", "attend-v2.png"):
+        write_png(tmp_path / "a" / "run" / name, grey)
+    result = make_report([tmp_path / "a/run", tmp_path / "b/run"], tmp_path / "out")
+    files = {picture["file"] for picture in result["pictures"]}
+    assert files == {
+        "curves-finetune.png", "a-run-confusion.png", "b-run-confusion.png", "a-run-gallery.png",
+        "a-run-attend-v1.png",
+    }  # fmt: skip
+    page = (tmp_path / "out" / "report.md").read_text()
+    for file in files:
+        assert (tmp_path / "out" / file).read_bytes()[:4] == b"\x89PNG"
+        assert f"]({file})" in page
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
+    finetuning(tmp_path / "run", 0.7, {})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "pacecore.plots", raising=False)
+    with pytest.raises(PacecoreError, match=r"matplotlib is not installed; install pacecore.plots"):
+        make_report([tmp_path / "run"], tmp_path / "out")
+    make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
+
+
+def test_folders_without_results(tmp_path):
+    with pytest.raises(PacecoreError, match="nothing: no such run folder"):
+        read_run(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PacecoreError, match=r"empty: holds no summary\.json, test\.json or"):
+        read_run(tmp_path / "empty")
+    (tmp_path / "empty" / "test.json").write_text("{")
+    with pytest.raises(PacecoreError, match=r"test\.json: not a record of pacecore"):
+        read_run(tmp_path / "empty")
+    finetuning(tmp_path / "run", 0.7, {})
+    with pytest.raises(PacecoreError, match="named twice"):
+        make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")
+
+
+def test_mean_words():
+    assert mean_words([0.5]) == "50.0"
+    assert mean_words([0.5, 0.7]) == "60.0 ± 14.1 (2)"
+
+
+def test_the_command_prints_the_tables(tmp_path):
+    finetuning(tmp_path / "run", 0.7, {})
+    arguments = [str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-pictures"]
+    shown = CliRunner().invoke(report_verb.report, arguments, catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "Action recognition" in shown.output
+    assert "70.0" in shown.output
