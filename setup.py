@@ -28,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 OLDEST_TORCH = (2, 11)  # the stable ABI that csrc is written against
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the same version; hides the rest
 OLDEST_NVCC = (12, 0)  # the first that compiles C++20
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
@@ -152,7 +153,7 @@ def gencode():
 
 def source_flags(source):
     """Flags of one file. What *_avx2.cpp and *_avx512.cpp hold is chosen at run time."""
-    if source.name == "module.cpp":
+    if source.name == "module.cpp":  # uses pybind11, and the copy in torch refuses STABLE_ABI
         words = [f'-DPACECORE_VERSION="{local_version()}"']
         if CUDA:
             names = " ".join(f"sm_{number}" for number, _ in architectures())
@@ -160,14 +161,15 @@ def source_flags(source):
         return words
     if sysconfig.get_platform().endswith("x86_64"):
         if source.stem.endswith("_avx2"):
-            return ["-mavx2", "-mfma", "-mf16c"]
+            return [STABLE_ABI, "-mavx2", "-mfma", "-mf16c"]
         if source.stem.endswith("_avx512"):
             extensions = ("f", "bw", "dq", "vl")
             return [
+                STABLE_ABI,
                 *(f"-mavx512{name}" for name in extensions),
                 *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
             ]
-    return []
+    return [STABLE_ABI]
 
 
 def command(words):
@@ -185,9 +187,9 @@ def escaped(path):
 def ninja_file(sources, work, target):
     """Text of the build.ninja that compiles `sources` into the folder `work` and links `target`."""
     toolkit = [CUDA[0] / "include"] if CUDA else []
-    common = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-std=c++20", "-O3", f"-I{ROOT}/csrc"]
-    # Foreign headers are not ours to warn about.
-    for folder in (TORCH / "include", pybind11_include(), sysconfig.get_path("include"), *toolkit):
+    common = ["-std=c++20", "-O3", f"-I{ROOT}/csrc"]
+    # Foreign headers are not ours to warn about. pybind11's own come before torch's copy of them.
+    for folder in (pybind11_include(), TORCH / "include", sysconfig.get_path("include"), *toolkit):
         common += ["-isystem", folder]
     hidden = ["-fPIC", "-fvisibility=hidden"]
     cxx = [*compiler(), "-MMD", "-MF", "$out.d", *hidden, "-Wall", "-Wextra", *common, "$flags"]
@@ -202,7 +204,7 @@ def ninja_file(sources, work, target):
         "  deps = gcc",
     ]
     if CUDA:
-        nvcc = [CUDA[0] / "bin" / "nvcc", "-MD", "-MF", "$out.d", *common, *gencode()]
+        nvcc = [CUDA[0] / "bin" / "nvcc", "-MD", "-MF", "$out.d", STABLE_ABI, *common, *gencode()]
         nvcc += ["-ccbin", compiler()[-1]] if os.environ.get("CXX") else []
         nvcc += ["-Xcompiler", ",".join(hidden), "--expt-relaxed-constexpr", "-lineinfo"]
         nvcc += ["-Xptxas", "-v", "-c", "$in", "-o", "$out"]

@@ -31,15 +31,16 @@ STATES = {
     "cuda": "a CUDA torch installed",
     "wheel": "a wheel built with the CPU torch, loaded under another torch",
 }
-# What a user of the installed package can do at once; printed as JSON.
+_ORDER = list(STATES.values())
+# Both ops run in the new environment and are compared with the reference; printed as JSON.
 PROBE = """
 import json, torch
 from pacecore._extension import extension
-from pacecore.sampling import frame_indices
-names = sorted(n for n in torch._C._dispatch_get_all_op_names() if n.startswith("pacecore::"))
-frames = frame_indices(10, 7, 3, 8).tolist()
-assert frames == [7, 0, 3, 6, 9, 0, 3, 6], frames
-print(json.dumps({"torch": torch.__version__, "ops": names, **extension().build_info()}))
+from pacecore.doctor import doctor, is_broken
+findings = doctor()
+assert not is_broken(findings), findings
+ops = {f.name: f.found for f in findings if f.name in ("pace_clip", "info_nce")}
+print(json.dumps({"torch": torch.__version__, **extension().build_info(), **ops}))
 """
 
 
@@ -54,16 +55,23 @@ def main() -> None:
     unknown = set(arguments.states.split(",")) - set(STATES)
     if unknown:
         parser.error(f"--states must be of {', '.join(STATES)}, got {', '.join(sorted(unknown))}")
-    record = {"benchmark": "install", "command": " ".join(sys.argv), "machine": machine_info()}
-    record["cases"] = cases = []
+    record: dict = {"benchmark": "install", "command": "python -m benchmarks.install"}
+    record |= {"machine": machine_info(), "cases": _recorded(arguments.out)}
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         for state in arguments.states.split(","):
-            case = _case(state, Path(work) / state, arguments)
-            cases.append({"state": STATES[state], **case})
-            print(json.dumps(cases[-1], indent=1), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+            case = {"state": STATES[state], **_case(state, Path(work) / state, arguments)}
+            case |= {"commit": record["machine"]["commit"], "load_average": os.getloadavg()}
+            print(json.dumps(case, indent=1), flush=True)
+            others = [each for each in record["cases"] if each["state"] != case["state"]]
+            record["cases"] = sorted([*others, case], key=lambda each: _ORDER.index(each["state"]))
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {arguments.out}")
+
+
+def _recorded(path: Path) -> list[dict]:
+    """Cases of the record that is there: a state not measured anew stays."""
+    return json.loads(path.read_text())["cases"] if path.is_file() else []
 
 
 def _case(state: str, folder: Path, arguments: argparse.Namespace) -> dict:

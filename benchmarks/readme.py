@@ -26,11 +26,7 @@ def _record(name: str) -> dict:
 
 def _machine(record: dict) -> str:
     machine = record["machine"]
-    words = f"{machine['processors']} cores of a {machine['processor']}, torch {machine['torch']}"
-    load = machine["load_average"][1]
-    if load > machine["processors"] + 1:
-        words += f" (shared with other programs: load average {load:.0f})"
-    return words
+    return f"{machine['processors']} cores of a {machine['processor']}, torch {machine['torch']}"
 
 
 def install() -> str:
@@ -39,8 +35,8 @@ def install() -> str:
     lines = [
         f"Installing in fresh environments on {_machine(record)}:",
         "",
-        "| environment | `pip install .` took | of it CPU time | torch fetched | what was built |",
-        "|---|---|---|---|---|",
+        "| environment | pip | `pip install .` took | CPU time | load | torch fetched | built |",
+        "|---|---|---|---|---|---|---|",
     ]
     for case in record["cases"]:
         if "wheel" in case:
@@ -48,7 +44,10 @@ def install() -> str:
         built = case["probe"]["version"]
         fetched = "yes" if case["torch_fetched"] else "no"
         seconds = f"{case['seconds']:.0f} s | {case['cpu_seconds']:.0f} s"
-        lines.append(f"| {case['state']} | {seconds} | {fetched} | `{built}` |")
+        seconds += f" | {case['load_average'][1]:.0f}"
+        start = f"| {case['state']} | {case['pip']}"
+        lines.append(f"{start} | {seconds} | {fetched} | `{built}` |")
+    lines += ["", "Load is the machine's load average: above the number of cores, time is shared."]
     for case in record["cases"]:
         if "wheel" in case:
             versions = f"torch {case['built_with']} loads and runs under {case['probe']['torch']}"
@@ -80,7 +79,11 @@ def verbs() -> str:
     return "\n".join(["| command | does |", "|---|---|", *rows])
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"install": install, "first_run": first_run, "verbs": verbs}
+_FROM_RECORDS = (install, first_run)
+BLOCKS: dict[str, Callable[[], str]] = {
+    "verbs": verbs,
+    **{f.__name__: f for f in _FROM_RECORDS if (RESULTS / f"{f.__name__}.json").is_file()},
+}
 
 
 def rendered(page: str) -> str:

@@ -185,8 +185,8 @@ def pack_command(
     counted, bad = _counted(find_videos(source, **how), workers)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
-    gigabytes = store_bytes(counted, size) / 1e9
-    click.echo(f"{len(counted)} videos, {frames:,} frames: the store takes {gigabytes:.2f} GB")
+    megabytes = store_bytes(counted, size) / 1e6
+    click.echo(f"{len(counted)} videos, {frames:,} frames: the store takes {megabytes:,.1f} MB")
     with _progress("packing", len(counted)) as progress:
         store, bad = pack(counted, folder, size, workers=workers, on_progress=progress)
     _say_bad(bad)

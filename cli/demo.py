@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from pacecore.demo import DemoOptions, make_demo
+from pacecore.video_writer import video_encoder
 
 __all__ = ["demo"]
 
@@ -24,6 +25,10 @@ def demo(folder: Path, seed: int, groups: int, clips: int) -> None:
     Six kinds of motion (the classes) of textured objects over moving backgrounds. A set that is
     there already is left as it is.
     """
+    if video_encoder() != "libx264":
+        click.echo(
+            f"PyAV lacks libx264, so the files are {video_encoder()} and not H.264", err=True
+        )
     with click.progressbar(label="making the demo set", length=1) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -169,17 +169,6 @@ PACECORE_INLINE F clamp(F value, float low, float high) {
   return smaller(larger(value, F{} + low), F{} + high);
 }
 
-// To 2 units in the last place on the GPU, where the exact quotient takes a branch; that is 1e-4 of
-// a level in the result of the hue's turn.
-template <class F>
-PACECORE_INLINE F quotient(F a, F b) {
-#ifdef __CUDA_ARCH__
-  return __fdividef(a, b);
-#else
-  return a / b;
-#endif
-}
-
 template <class F>
 struct Rgb {
   F r, g, b;
@@ -267,44 +256,47 @@ PACECORE_INLINE Jitter make_jitter(const float* factors /* (4,) */, int32_t orde
   Jitter jitter{};
   jitter.num_steps = order < 0 ? 0 : 4;
   jitter.contrast_at = jitter.num_steps;
-  for (int step = 0; step < jitter.num_steps; ++step) {
+  for (int step = 0; step < 4; ++step) {
     jitter.steps[step] = order >> 2 * step & 3;
-    if (jitter.steps[step] == kContrast) jitter.contrast_at = step;
+    if (order >= 0 && jitter.steps[step] == kContrast) jitter.contrast_at = step;
   }
   for (int i = 0; i < 3; ++i) jitter.factors[i] = factors[i];
   jitter.hue = 6 * (factors[3] - rounded(factors[3]));
   return jitter;
 }
 
-// factor * value + (1 - factor) * other
+// factor * value + (1 - factor) * other. Up to 1 that lies between two colours, and needs no clamp.
 template <class F>
 PACECORE_INLINE Rgb<F> blended(Rgb<F> c, F other, float factor) {
   const F rest = (1 - factor) * other;
-  return clamped(Rgb<F>{factor * c.r + rest, factor * c.g + rest, factor * c.b + rest});
+  const Rgb<F> blend{factor * c.r + rest, factor * c.g + rest, factor * c.b + rest};
+  return factor > 1 ? clamped(blend) : blend;
 }
 
-// One channel of the hue circle: `distance` is that from the hue where the channel is least, in
-// sixths of a turn, so a channel rises over one sixth, stays up for two and falls over one.
+// One channel of the hue circle: `distance` is that from the hue where the channel is least, so a
+// channel rises over one sixth of the circle, stays up for two and falls over one.
 template <class F>
 PACECORE_INLINE F on_circle(F least, F chroma, F distance) {
-  return least + chroma * clamp(distance, 0.f, 1.f);
+  return least + smaller(larger(distance, F{}), chroma);
 }
 
 // Turns the HSV hue by `turn` sixths, -3 to 3. Value and saturation stay, so largest and least
-// channel stay too and only their places move: no division by the value is needed.
+// channel stay too and only their places move. The hue is kept in sixths of a turn times the
+// chroma: nothing is divided, and grey, which has no hue, needs no case of its own.
 template <class F>
 PACECORE_INLINE Rgb<F> hue_turned(Rgb<F> c, float turn) {
   const F most = larger(larger(c.r, c.g), c.b);
   const F least = smaller(smaller(c.r, c.g), c.b);
   const F chroma = most - least;
-  // A grey pixel has no hue: 0 / tiny = 0, and chroma 0 leaves it grey.
   const F difference = most == c.r ? c.g - c.b : (most == c.g ? c.b - c.r : c.r - c.g);
-  const F sector = most == c.r ? F{} : (most == c.g ? F{} + 2.f : F{} + 4.f);
-  F hue = sector + turn + quotient(difference, larger(chroma, F{} + 1e-30f));  // from -4 to 8
-  hue = hue - 6.f * rounded(hue * (1 / 6.f) - 0.5f);  // from 0 to 6; which end makes no difference
-  return {on_circle(least, chroma, magnitude(hue - 3.f) - 1.f),
-          on_circle(least, chroma, 2.f - magnitude(hue - 2.f)),
-          on_circle(least, chroma, 2.f - magnitude(hue - 4.f))};
+  const F sector = most == c.r ? F{} + turn : (most == c.g ? F{} + (turn + 2) : F{} + (turn + 4));
+  const F circle = 6.f * chroma;
+  F hue = sector * chroma + difference;  // from -4 to 8 chroma
+  hue = hue + (hue < 0.f ? circle : F{});
+  hue = hue - (hue >= circle ? circle : F{});
+  return {on_circle(least, chroma, magnitude(hue - 3.f * chroma) - chroma),
+          on_circle(least, chroma, 2.f * chroma - magnitude(hue - 2.f * chroma)),
+          on_circle(least, chroma, 2.f * chroma - magnitude(hue - 4.f * chroma))};
 }
 
 // Steps [first, last) of the jitter of N pixels; `mean_grey` is used by contrast only.
@@ -313,15 +305,18 @@ PACECORE_INLINE void apply_jitter(Rgb<F> (&c)[N], const Jitter& jitter, int firs
                                   float mean_grey) {
   for (int step = first; step < last; ++step) {
     const int kind = jitter.steps[step];
+    const float factor = jitter.factors[kind == kHue ? 0 : kind];
     if (kind == kHue) {
       PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = hue_turned(c[k], jitter.hue);
-    } else if (kind == kSaturation) {
-      const float factor = jitter.factors[kSaturation];
-      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], grey(c[k]), factor);
+    } else if (kind == kBrightness) {
+      const F most = F{} + 255.f;
+      PACECORE_UNROLL for (int k = 0; k < N; ++k)
+          c[k] = {smaller(factor * c[k].r, most), smaller(factor * c[k].g, most),
+                  smaller(factor * c[k].b, most)};
+    } else if (kind == kContrast) {
+      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], F{} + mean_grey, factor);
     } else {
-      const float factor = jitter.factors[kind];
-      const F other = F{} + (kind == kContrast ? mean_grey : 0.f);
-      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], other, factor);
+      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], grey(c[k]), factor);
     }
   }
 }

@@ -21,11 +21,12 @@ from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import clip_format, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs
-from pacecore.loader import ClipRequest, FrameSource, load_batches
+from pacecore.loader import ClipRequest, load_batches
 from pacecore.pictures import clip_sheet, heat, to_rgb
 from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
 from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, parse_paces
+from pacecore.source import FrameSource
 from pacecore.trained import Trained
 from pacecore.video_writer import write_png, write_video
 

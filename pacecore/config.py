@@ -70,6 +70,10 @@ class RunOptions:
     seed: int = _option(0, "Seed of every draw.", low=0, high=2**63 - 1)
     device: str = _option("auto", "auto, cpu, cuda or cuda:<n>.")
     workers: int = _option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
+    data_on: str = _option(
+        "auto", "Where the frames of a store are held; auto: on the GPU if they fit.",
+        choices=("auto", "host", "device"),
+    )  # fmt: skip
     max_bad: int = _option(10, "Unreadable videos to skip before the run stops.", low=0)
     decode_timeout: float = _option(120.0, "Seconds to wait for one batch of videos.", low=1)
     deterministic: bool = _option(False, "Bit-for-bit repeatable on CUDA too, at some cost.")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import PacecoreError
-from .weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
+from pacecore.errors import PacecoreError
+from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
 __all__ = ["Weights", "convert", "load_weights", "read_weights"]
 
@@ -32,6 +32,7 @@ class Weights:
     source: str
     network: str
     depth: int | None
+    width: float | None  # None for thinned weights whose file does not say how thin
     weights: dict[str, Tensor]
     renamed: dict[str, str] = field(repr=False)  # loaded under another name: theirs -> ours
     left_over: tuple[str, ...]  # in the file, with no place in the network
@@ -120,6 +121,7 @@ def read_weights(
         source=source.title,
         network=found,
         depth=depth,
+        width=_width_of(content, weights, shapes),
         weights=weights,
         renamed=renamed,
         left_over=tuple(left_over),
@@ -265,6 +267,16 @@ def _input_of(content: Any, source: Source) -> dict[str, str]:
     return {}
 
 
+def _width_of(
+    content: Any, weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> float | None:
+    held = ((weights.get(f"backbone.{name}"), shape) for name, shape in shapes.items())
+    if all(tensor is None or tensor.shape == shape for tensor, shape in held):
+        return 1.0
+    options = content.get("options") if isinstance(content, Mapping) else None
+    return options.get("width") if isinstance(options, Mapping) else None
+
+
 def _official(found: Weights) -> dict[str, Any]:
     """video-pace's file: its names, its three entries. What it has no place for stays out."""
     theirs = {ours: name for name, ours in names_of("vcop", found.network, found.depth).items()}
@@ -283,6 +295,7 @@ def _description(found: Weights, to: str) -> dict[str, Any]:
         "format": to,
         "network": found.network,
         "depth": found.depth,
+        "width": found.width,
         "classes": None if head is None else head.shape[0],
         "parameters": sum(t.numel() for t in found.weights.values() if t.is_floating_point()),
         "input": found.input,

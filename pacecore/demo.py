@@ -316,7 +316,9 @@ def _render(
     share = cover[inside][:, None]
     texels = _sample(skin, v[inside] * 32 + 32, u[inside] * 32 + 32)
     box[inside] += (texels - box[inside]) * share
-    return np.clip(picture * light + 0.5, 0, 255).astype(np.uint8)
+    picture *= light
+    picture += 0.5
+    return np.minimum(picture, 255, out=picture).astype(np.uint8)
 
 
 def _shifted(
@@ -326,5 +328,10 @@ def _shifted(
     row, column = int(down // 1) % _PERIOD, int(across // 1) % _PERIOD
     lower, right = down % 1, across % 1
     window = background[row : row + options.height + 1, column : column + options.width + 1]
-    bands = window[:-1] + (window[1:] - window[:-1]) * lower
-    return bands[:, :-1] + (bands[:, 1:] - bands[:, :-1]) * right
+    bands = window[1:] - window[:-1]
+    bands *= lower
+    bands += window[:-1]
+    out = bands[:, 1:] - bands[:, :-1]
+    out *= right
+    out += bands[:, :-1]
+    return out

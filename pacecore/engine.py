@@ -20,15 +20,17 @@ from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save
 from pacecore.config import RunOptions, input_scale, write_toml
 from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
-from pacecore.inputs import worker_count
+from pacecore.inputs import resident_frames, worker_count
 from pacecore.loader import (
     ClipBatch,
     ClipFormat,
-    FrameSource,
     TrainingSchedule,
     load_batches,
 )
 from pacecore.runlog import Progress, RunFolder, duration
+from pacecore.source import FrameSource
+
+_COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
 __all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device"]
 
@@ -153,6 +155,7 @@ class _Run:
             fused=True,
         )
         self.form = clip_format(options, device)
+        self.resident = resident_frames(source, options.data_on, device)
         self.totals = _Totals()
         self.window: list[tuple[int, Tensor, dict[str, Tensor], int]] = []
         self.bad: dict[str, str] = {}
@@ -219,6 +222,7 @@ class _Run:
             workers=worker_count(self.options.workers, self.device),
             timeout_seconds=self.options.decode_timeout,
             pin_memory=self.device.type == "cuda",
+            resident=self.resident is not None,
         )
         while True:
             before = time.monotonic()
@@ -235,7 +239,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        clips = batch.clips(self.form)
+        clips = batch.clips(self.form, self.resident)
         if self.options.accumulate == 1:
             loss, metrics = self.task.loss(self._forward(self.network, clips), batch)
             loss.backward()
@@ -321,6 +325,12 @@ class _Run:
         }
         self.window.clear()
         self.folder.log(**line)
+        if values.get("z_spread", 1.0) < _COLLAPSED and is_main():
+            print(
+                f"warning: step {totals.step}: the embeddings have collapsed, z_spread"
+                f" {values['z_spread']:.1e}: every clip gets the same one",
+                flush=True,
+            )
         self.last_text = (
             f"loss {line['loss']:.3f}  {self.task.headline}"
             f" {values.get(self.task.headline, math.nan):.3f}  {line['clips_per_second']:.1f}"
@@ -350,6 +360,8 @@ class _Run:
             if is_main():
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
                 print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
+                if "warning" in results:
+                    print(f"warning: {results['warning']}", flush=True)
 
     def _is_best(self) -> bool:
         name = self.task.chosen_by

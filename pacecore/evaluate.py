@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.distributed import all_reduce_sum, rank, world_size
-from pacecore.loader import ClipBatch, ClipFormat, ClipRequest, FrameSource, load_batches
+from pacecore.loader import ClipBatch, ClipFormat, ClipRequest, load_batches
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
+from pacecore.source import FrameSource
 
 __all__ = ["PaceResult", "evenly_spaced", "inference", "pace_accuracy"]
 

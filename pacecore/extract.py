@@ -20,7 +20,6 @@ from pacecore.distributed import all_reduce_any, is_main, join, merge_over_ranks
 from pacecore.engine import pick_device
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs
-from pacecore.loader import FrameSource
 from pacecore.protocol import (
     PATIENCE,
     ClipRunner,
@@ -29,6 +28,7 @@ from pacecore.protocol import (
     out_folder,
     ready,
 )
+from pacecore.source import FrameSource
 from pacecore.trained import Trained, fingerprint
 
 __all__ = ["Features", "extract_split", "features_name", "load_features", "run_extract"]

@@ -21,9 +21,10 @@ from pacecore.engine import fit, load_resume, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.inputs import open_inputs, worker_count
-from pacecore.loader import ClipBatch, FrameSource, TrainingSchedule
+from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, class_names, labels_of
 from pacecore.recognition import measure_actions
+from pacecore.source import FrameSource
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
 
 __all__ = ["ActionModel", "ChosenVideos", "finetune", "inherit_options", "validation_split"]

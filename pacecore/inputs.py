@@ -13,9 +13,10 @@ from pacecore.datasets import VideoIndex, find_videos, probe_all
 from pacecore.demo import make_demo
 from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
-from pacecore.loader import FrameSource
+from pacecore.frames import Frames
 from pacecore.runlog import Progress
-from pacecore.source import VideoFiles
+from pacecore.source import FrameSource, Subset, VideoFiles
+from pacecore.store import FrameStore
 
 __all__ = ["DEMO_FOLDER", "Inputs", "open_index", "open_inputs", "worker_count"]
 
@@ -54,7 +55,8 @@ def open_inputs(options: RunOptions) -> Inputs:
     than max_bad.
     """
     data = options.data or str(_demo())
-    index = find_videos(data, fold=options.fold)
+    store = FrameStore.open(data) if FrameStore.is_at(data) else None
+    index = store.index if store else find_videos(data, fold=options.fold)
     held: VideoIndex | None = None
     if options.held_out == "auto":
         index, held = _split(index)
@@ -63,8 +65,10 @@ def open_inputs(options: RunOptions) -> Inputs:
         if options.held_out != "none":
             held = find_videos(options.held_out, fold=options.fold)
             held = held.select("test" if "test" in held.splits else None)
-    index, bad = open_index(index, options.max_bad)
-    if held is not None:
+    bad: list[tuple[str, str]] = []
+    if not store:
+        index, bad = open_index(index, options.max_bad)
+    if held is not None and not (store and options.held_out == "auto"):
         held, more = open_index(held, options.max_bad)
         bad += more
     frames = sum(entry.num_frames or 0 for entry in index.entries)
@@ -72,13 +76,50 @@ def open_inputs(options: RunOptions) -> Inputs:
     words += f"; {len(held):,} held out" if held else "; none held out"
     if bad:
         words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
+    if store:
+        words += f"; from the frame store of {store.size[0]} x {store.size[1]} pixels"
+    from_store = store if options.held_out == "auto" else None
     return Inputs(
-        VideoFiles(index),
-        VideoFiles(held) if held else None,
+        _source(index, store),
+        _source(held, from_store) if held else None,
         words,
         _identity(index),
         tuple(bad),
     )
+
+
+def _source(index: VideoIndex, store: FrameStore | None) -> FrameSource:
+    """The videos of `index`, from the store that they are a part of, or from their files."""
+    if store is None:
+        return VideoFiles(index)
+    numbers = {entry.name: number for number, entry in enumerate(store.index.entries)}
+    return Subset(store, [numbers[entry.name] for entry in index.entries])
+
+
+def resident_frames(source: FrameSource, data_on: str, device: torch.device) -> Frames | None:
+    """All frames of a store on `device`, where an option `data_on` wants them there; else None.
+
+    "auto" holds them on a GPU when they take at most half of its free memory. Raises PacecoreError
+    for "device" with videos that are in no store.
+    """
+    store = source.source if isinstance(source, Subset) else source
+    if not isinstance(store, FrameStore):
+        if data_on == "device":
+            raise PacecoreError(
+                "data_on device needs a frame store: make one with pacecore data pack"
+            )
+        return None
+    if data_on == "host" or (data_on == "auto" and device.type == "cpu"):
+        return None
+    size = store.whole().data.numel()
+    if data_on == "auto" and size > torch.cuda.mem_get_info(device)[0] // 2:
+        return None
+    progress = Progress(f"frames to {device}", len(store), shows=is_main())
+    frames = store.to_device(device, lambda done, _: progress.update(done, "videos"))
+    progress.close()
+    if is_main():
+        print(f"all frames are held on {device}: {size / 1e9:.2f} GB", flush=True)
+    return frames
 
 
 def _demo() -> Path:

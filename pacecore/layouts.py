@@ -120,18 +120,23 @@ class _Lookup:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folded: dict[str, Path] | None = None
+        self._folded: dict[str, str] | None = None
 
-    def __call__(self, name: str) -> Path | None:
-        direct = self.root / name
-        if direct.is_file() or (direct.is_dir() and picture_files(direct)):
-            return direct
+    def direct(self, name: str) -> str | None:
+        """The path, if it is a video as it stands."""
+        path = os.path.join(self.root, name)
+        if os.path.isfile(path) or (os.path.isdir(path) and picture_files(path)):
+            return path
+        return None
+
+    def alike(self, name: str) -> str | None:
+        """The video whose path differs in case or in its ending only."""
         if self._folded is None:
             self._folded = {}
             for video in _walk(self.root):
                 key = video.relative_to(self.root).as_posix().casefold()
-                self._folded.setdefault(key, video)
-                self._folded.setdefault(key.rsplit(".", 1)[0], video)
+                self._folded.setdefault(key, str(video))
+                self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
         key = name.removeprefix("./").casefold()
         stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
         return self._folded.get(key) or self._folded.get(stem)
@@ -185,13 +190,15 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path} line {number}", line.strip()
 
 
-def _parse_line(text: str, find: _Lookup) -> tuple[Path | None, list[str]]:
+def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
     """(video, columns after it). Names may hold spaces: the longest text that is a video wins."""
     cuts = [(gap.start(), gap.end()) for gap in re.finditer(r"[\s,]+", text)]
-    for stop, rest in [(len(text), len(text)), *reversed(cuts[-2:])]:
-        path = find(text[:stop].strip('"'))
-        if path is not None:
-            return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
+    cuts = [(len(text), len(text)), *reversed(cuts[-2:])]
+    for look in (find.direct, find.alike):
+        for stop, rest in cuts:
+            path = look(text[:stop].strip('"'))
+            if path is not None:
+                return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
     return None, []
 
 
@@ -232,11 +239,7 @@ def _listed(
         _add_list(listing, one, split)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:
-        classes = _class_file(class_file)
-        # Lists leave the class out of their test part and count from 1 elsewhere: the folder says
-        # it.
-        listing.rows = [_with_folder_class(row, classes, listing.root) for row in listing.rows]
-        return listing.index(f"UCF101, split {name}", classes)
+        return _with_folder_classes(listing, class_file, f"UCF101, split {name}")
     return _with_classes(listing, f"lists {name}" if name else "lists of train and test")
 
 
@@ -298,16 +301,26 @@ def _class_file(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _with_folder_class(row: tuple, classes: tuple[str, ...], root: Path) -> tuple:
+def _with_folder_class(
+    row: tuple, classes: tuple[str, ...], root: Path, ranks: dict[str, int]
+) -> tuple:
     """The class is the folder's name; a label beside it must agree (1-based, as classInd.txt)."""
     path, split, said, where, frames = row
-    folder = path.relative_to(root).parts[0]
-    name = next((c for c in classes if c.casefold() == folder.casefold()), None)
-    if name is None:
+    folder = os.path.relpath(path, root).split(os.sep)[0]
+    rank = ranks.get(folder.casefold())
+    if rank is None:
         raise DatasetError(f"{where}: folder {folder} is no class of classInd.txt")
-    if isinstance(said, int) and classes.index(name) + 1 != said:
-        raise DatasetError(f"{where}: label {said} is not that of class {name}")
-    return path, split, name, where, frames
+    if isinstance(said, int) and rank + 1 != said:
+        raise DatasetError(f"{where}: label {said} is not that of class {classes[rank]}")
+    return path, split, rank, where, frames
+
+
+def _with_folder_classes(listing: _Listing, class_file: Path, layout: str) -> VideoIndex:
+    """Lists of tests leave the class out, others count from 1: the folder says it."""
+    classes = _class_file(class_file)
+    ranks = {name.casefold(): rank for rank, name in enumerate(classes)}
+    listing.rows = [_with_folder_class(row, classes, listing.root, ranks) for row in listing.rows]
+    return listing.index(layout, classes)
 
 
 def _with_classes(listing: _Listing, layout: str) -> VideoIndex:
@@ -342,7 +355,7 @@ def _names(listing: _Listing, count: int) -> tuple[str, ...]:
     """
     folders: dict[int, set[str]] = {}
     for path, _, label, *_ in listing.rows:
-        folders.setdefault(label, set()).add(path.parent.name)
+        folders.setdefault(label, set()).add(Path(path).parent.name)
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
     if len(names) == len(folders) == len(set(names.values())):
         return tuple(names.get(label, str(label)) for label in range(count))
@@ -363,9 +376,7 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
         _add_list(listing, one, name)
     class_file = next((p for p in path.parent.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:
-        classes = _class_file(class_file)
-        listing.rows = [_with_folder_class(row, classes, listing.root) for row in listing.rows]
-        return listing.index("a list of UCF101", classes)
+        return _with_folder_classes(listing, class_file, "a list of UCF101")
     return _with_classes(listing, "a list")
 
 

@@ -9,8 +9,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,12 +19,12 @@ from pacecore.errors import PacecoreError
 from pacecore.frames import Frames, concatenate
 from pacecore.ops import pace_clip
 from pacecore.sampling import ClipPlan, Sampling, epoch_order, plan_views
+from pacecore.source import FrameSource
 
 __all__ = [
     "ClipBatch",
     "ClipFormat",
     "ClipRequest",
-    "FrameSource",
     "LoaderError",
     "TrainingSchedule",
     "load_batches",
@@ -35,22 +33,6 @@ __all__ = [
 
 class LoaderError(PacecoreError):
     """The decoding workers cannot go on; names the files that were being read."""
-
-
-class FrameSource(Protocol):
-    """Videos by number, however their frames are kept."""
-
-    def __len__(self) -> int: ...
-
-    def num_frames(self, video: int) -> int: ...
-
-    def decode(self, video: int, wanted: np.ndarray) -> Frames:
-        """Frames `wanted`, int64, ascending, each once; row i of the result is wanted[i]."""
-        ...
-
-    def path(self, video: int) -> Path: ...
-
-    def label(self, video: int) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -108,10 +90,13 @@ class ClipBatch:
             return self
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def clips(self, form: ClipFormat) -> Tensor:
-        """The network's input (B, 3, T, H, W), made on the device where the batch lies."""
+    def clips(self, form: ClipFormat, resident: Frames | None = None) -> Tensor:
+        """The network's input (B, 3, T, H, W), made on the device where the batch lies.
+
+        resident: the frames of the whole source, for a batch that was loaded with resident=True.
+        """
         return pace_clip(
-            self.frames,
+            self.frames if resident is None else resident,
             self.plan,
             self.crop,
             self.jitter,
@@ -193,8 +178,10 @@ class _Batches(Dataset):
         requests: Callable[[int], list[ClipRequest]],
         clip_frames: int,
         workers: int,
+        resident: bool,
     ):
         self.source, self.requests, self.clip_frames = source, requests, clip_frames
+        self.resident = resident
         # What each worker reads at the moment, so that a worker that dies leaves its file's name.
         self.reading = torch.zeros(max(1, workers), 4096, dtype=torch.uint8).share_memory_()
 
@@ -202,6 +189,12 @@ class _Batches(Dataset):
         parts, rows, plans, videos, bad = [], [], [], [], []
         start = 0
         for request in self.requests(number):
+            if self.resident:
+                first = self.source.first_row(request.video)
+                rows += [first + plan.frame_numbers for plan in request.plans]
+                plans += request.plans
+                videos += [request.video] * len(request.plans)
+                continue
             wanted = np.unique(np.concatenate([plan.frame_numbers for plan in request.plans]))
             self._announce(request.video)
             try:
@@ -265,13 +258,16 @@ def load_batches(
     workers: int,
     timeout_seconds: float = 120.0,
     pin_memory: bool = False,
+    resident: bool = False,
 ) -> Iterator[ClipBatch]:
     """Batches `numbers` in order, prefetched two a worker; workers=0 decodes in this process.
 
+    resident: the batches carry no frames; their plans are rows of one table of all frames of the
+    source, which gives each video's first one (FrameStore).
     Unreadable videos are left out of their batch and named in its `bad`. Raises LoaderError, with
     the files being read, when a worker dies or gives nothing for `timeout_seconds`.
     """
-    dataset = _Batches(source, requests, clip_frames, workers)
+    dataset = _Batches(source, requests, clip_frames, workers, resident)
     loader = DataLoader(
         dataset,
         batch_size=None,

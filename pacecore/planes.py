@@ -1,5 +1,7 @@
 """From a decoder's picture to the planes that travel: which bytes, which matrix, which range."""
 
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ _FOREIGN = {8: "YCgCo", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT-C2"}
 # libswscale: bilinear, full chroma input, accurate rounding, no shortcuts that differ between
 # processors.
 _FLAGS = 2 | 0x4000 | 0x40000 | 0x80000
+# PyAV before 17 has no such keyword, and one thread.
+_ONE_THREAD = {"threads": 1} if int(version("av").partition(".")[0]) >= 17 else {}
 
 
 class UnsupportedFrameError(ValueError):
@@ -46,6 +50,8 @@ class FrameSink:
         self._buffer = np.empty(0, dtype=np.uint8)
         self._planar = planar
         self._codec = codec
+        self._kind: tuple | None = None
+        self._direct: FrameFormat | None = None  # of pictures whose planes travel as they are
         self._used = 0
         self._count = 0
 
@@ -58,7 +64,21 @@ class FrameSink:
 
     def add(self, picture: Picture) -> None:
         """Appends one picture. Raises UnsupportedFrameError."""
-        planes, strides, form = _planes(picture, self._codec, self._planar)
+        kind = (
+            picture.format.name,
+            picture.height,
+            picture.width,
+            picture.colorspace,
+            picture.color_range,
+        )
+        if kind != self._kind:  # pictures of a video are hardly ever of two kinds
+            self._kind = kind
+            self._direct = _yuv_format(picture, self._codec) if kind[0] in _DIRECT else None
+        form = self._direct
+        if form is not None:
+            planes, strides = _three(picture)
+        else:
+            planes, strides, form = _planes(picture, self._codec, self._planar)
         need = sum(map(len, planes))
         if self._used + need > len(self._buffer):
             self._grow(need)
@@ -72,8 +92,8 @@ class FrameSink:
             offsets[0],
             offsets[1] if planar else 0,
             offsets[2] if planar else 0,
-            picture.height,
-            picture.width,
+            kind[1],
+            kind[2],
             strides[0],
             strides[1] if planar else 0,
             form.code,
@@ -97,28 +117,32 @@ class FrameSink:
 def _planes(
     picture: Picture, codec: str, planar: bool
 ) -> tuple[list[np.ndarray], list[int], FrameFormat]:
-    """The bytes of each plane, its row stride, and how they are meant."""
-    name, layout = picture.format.name, picture.format
-    if name not in _DIRECT:
-        if _is_rgb(layout):
-            return _rgb(picture, planar)
-        if _is_grey(layout):
-            return _grey(picture, codec)
+    """The bytes of each plane, its row stride, and how they are meant, of what is not direct."""
+    layout = picture.format
+    if _is_rgb(layout):
+        return _rgb(picture, planar)
+    if _is_grey(layout):
+        return _grey(picture, codec)
+    form = _yuv_format(picture, codec)
+    across, down = _sampling(picture)
+    form = replace(form, centre_sited=form.centre_sited and across == 2)
+    if (across, down) in _SAMPLINGS:
+        planes, strides = _subsample(picture, across, down, form.full_range)
+        return planes, strides, form
+    return *_three(_convert(picture, "yuv420p", form.full_range)), form
+
+
+def _yuv_format(picture: Picture, codec: str) -> FrameFormat:
+    """What the file says of its YUV; of what it does not say, what decoders assume."""
     if picture.colorspace in _FOREIGN:
         raise UnsupportedFrameError(
             f"colour matrix {_FOREIGN[picture.colorspace]} is not supported"
         )
-    matrix = _MATRICES.get(picture.colorspace, Matrix.BT601)
-    full = name.startswith("yuvj") or picture.color_range == _JPEG
-    centred = codec in _CENTRED
-    if name not in _DIRECT:
-        across, down = _sampling(picture)
-        centred = centred and across == 2
-        if (across, down) in _SAMPLINGS:
-            planes, strides = _subsample(picture, across, down, full)
-            return planes, strides, FrameFormat(True, matrix, full, centred)
-        picture = _convert(picture, "yuv420p", full)
-    return *_three(picture), FrameFormat(True, matrix, full, centred)
+    return FrameFormat(
+        matrix=_MATRICES.get(picture.colorspace, Matrix.BT601),
+        full_range=picture.format.name.startswith("yuvj") or picture.color_range == _JPEG,
+        centre_sited=codec in _CENTRED,
+    )
 
 
 def _sampling(picture: Picture) -> tuple[int, int]:
@@ -167,7 +191,8 @@ def _across(chroma: np.ndarray, across: int, columns: int) -> np.ndarray:
 def _rgb(picture: Picture, planar: bool) -> tuple[list[np.ndarray], list[int], FrameFormat]:
     """Packed RGB as it is, or as YUV."""
     if planar:
-        planes, strides = _subsample(_convert(picture, "yuv444p", True), 1, 1, True)
+        # The J names the full range, which PyAV before 17 does not hand on otherwise.
+        planes, strides = _subsample(_convert(picture, "yuvj444p", True), 1, 1, True)
         return planes, strides, FrameFormat(full_range=True)
     picture = _convert(picture, "rgb24", None)
     plane = picture.planes[0]
@@ -175,13 +200,10 @@ def _rgb(picture: Picture, planar: bool) -> tuple[list[np.ndarray], list[int], F
 
 
 def _three(picture: Picture) -> tuple[list[np.ndarray], list[int]]:
-    luma, *chroma = picture.planes[:3]
-    rows = (picture.height, (picture.height + 1) // 2, (picture.height + 1) // 2)
-    planes = [luma, *chroma]
-    return [_bytes(plane, count) for plane, count in zip(planes, rows, strict=True)], [
-        luma.line_size,
-        chroma[0].line_size,
-    ]
+    luma, blue, red = picture.planes[:3]
+    rows = (picture.height + 1) // 2
+    planes = [_bytes(luma, picture.height), _bytes(blue, rows), _bytes(red, rows)]
+    return planes, [luma.line_size, blue.line_size]
 
 
 def _bytes(plane: Any, rows: int) -> np.ndarray:
@@ -222,5 +244,5 @@ def _convert(picture: Picture, name: str, full: bool | None) -> Picture:
         src_color_range=_JPEG if picture.format.is_rgb else span,
         dst_color_range=span,
         interpolation=_FLAGS,
-        threads=1,
+        **_ONE_THREAD,
     )

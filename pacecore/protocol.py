@@ -19,10 +19,11 @@ from pacecore.engine import clip_format
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import evenly_spaced, inference
 from pacecore.inputs import Inputs, open_inputs, worker_count
-from pacecore.loader import ClipFormat, ClipRequest, FrameSource
+from pacecore.loader import ClipFormat, ClipRequest
 from pacecore.media import is_video_name
 from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
+from pacecore.source import FrameSource
 from pacecore.trained import Trained
 
 __all__ = [

@@ -18,7 +18,6 @@ from pacecore.engine import clip_format, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.inputs import Inputs, worker_count
-from pacecore.loader import FrameSource
 from pacecore.protocol import (
     PATIENCE,
     ClipRunner,
@@ -28,6 +27,7 @@ from pacecore.protocol import (
     out_folder,
     ready,
 )
+from pacecore.source import FrameSource
 from pacecore.trained import Trained
 
 __all__ = ["ActionResult", "bootstrap_interval", "head_labels", "measure_actions", "run_test"]

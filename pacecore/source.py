@@ -1,8 +1,10 @@
-"""Frames straight from the video files of an index; FrameStore is the other source of a loader."""
+"""Where a loader's frames come from: video files, and a part of any source. See also store.py."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 
@@ -10,7 +12,23 @@ from pacecore.frames import Frames
 from pacecore.index import VideoIndex
 from pacecore.video import VideoInfo, decode, probe
 
-__all__ = ["VideoFiles"]
+__all__ = ["FrameSource", "Subset", "VideoFiles"]
+
+
+class FrameSource(Protocol):
+    """Videos by number, however their frames are kept."""
+
+    def __len__(self) -> int: ...
+
+    def num_frames(self, video: int) -> int: ...
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        """Frames `wanted`, int64, ascending, each once; row i of the result is wanted[i]."""
+        ...
+
+    def path(self, video: int) -> Path: ...
+
+    def label(self, video: int) -> int | None: ...
 
 
 class VideoFiles:
@@ -58,3 +76,29 @@ class VideoFiles:
 
     def __setstate__(self, state: dict) -> None:
         self._entries, self.classes, self._lock = state["entries"], state["classes"], Lock()
+
+
+class Subset:
+    """Some videos of another source, numbered anew; its frames are the other one's."""
+
+    def __init__(self, source: FrameSource, videos: Sequence[int]) -> None:
+        self.source, self.videos = source, tuple(videos)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def path(self, video: int) -> Path:
+        return self.source.path(self.videos[video])
+
+    def label(self, video: int) -> int | None:
+        return self.source.label(self.videos[video])
+
+    def num_frames(self, video: int) -> int:
+        return self.source.num_frames(self.videos[video])
+
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        return self.source.decode(self.videos[video], wanted)
+
+    def first_row(self, video: int) -> int:
+        """As the other source's: where its table of all frames has the video's frame 0."""
+        return self.source.first_row(self.videos[video])

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pacecore.loader import ClipFormat, ClipRequest, FrameSource, load_batches
+from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.pictures import to_rgb
 from pacecore.sampling import Sampling, centre_plan
+from pacecore.source import FrameSource
 
 __all__ = ["still_frames"]
 

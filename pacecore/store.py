@@ -251,6 +251,9 @@ class FrameStore:
     def __len__(self) -> int:
         return len(self._videos)
 
+    def __reduce__(self) -> tuple:
+        return FrameStore.open, (self.folder,)  # another process maps the file itself
+
     @property
     def index(self) -> VideoIndex:
         """The videos in the store, in its order."""

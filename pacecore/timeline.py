@@ -6,10 +6,14 @@ Nothing here decodes or touches a file, so that every rule can be tested on its 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
 
 import numpy as np
 
 __all__ = [
+    "CodedOrder",
+    "Follower",
     "PacketRecord",
     "Timeline",
     "count_vops",
@@ -38,8 +42,18 @@ class PacketRecord:
 
     @property
     def stamp(self) -> int | None:
-        """The stamp by which a packet is told from others."""
-        return self.dts if self.pts is None else self.pts
+        """The stamp that tells a packet from others where presentation stamps do not serve."""
+        return self.pts if self.dts is None else self.dts
+
+
+@dataclass(frozen=True)
+class CodedOrder:
+    """Which frames each packet makes the decoder decode, where that is known without stamps."""
+
+    frames: tuple[tuple[int, ...], ...]  # of each packet, in decoding order
+    lost: tuple[tuple[int, ...], ...]  # the frames that skipping B-pictures at a packet costs
+    is_b: np.ndarray  # (num_frames,) bool: B-pictures, which no other picture needs
+    key_packets: tuple[int, ...]  # packet of each of Timeline.key_frames
 
 
 @dataclass(frozen=True)
@@ -48,13 +62,15 @@ class Timeline:
 
     stamps: (num_frames,) int64, presentation stamp of every frame, or None where the file's stamps
     cannot be trusted and frames are counted from a key frame instead. key_frames: (K,) int64 frame
-    numbers, ascending, the first 0. key_stamps: (K,) int64, stamp of each key frame's packet.
+    numbers, ascending, the first 0. key_stamps: (K,) int64, stamp of each key frame's packet:
+    presentation stamps where stamps is not None, else decoding stamps if the file has them.
     """
 
     num_frames: int
     stamps: np.ndarray | None
     key_frames: np.ndarray
     key_stamps: np.ndarray
+    coded: CodedOrder | None = None  # where B-pictures may be skipped without stamps
 
     def entry(self, frame: int) -> int:
         """Index into key_frames of the last key frame at or before `frame`."""
@@ -90,45 +106,65 @@ def from_vops(packets: Sequence[PacketRecord]) -> Timeline | None:
     otherwise: then only decoding tells.
     """
     types: list[int] = []  # coding types in decoding order
-    owner: list[int] = []  # packet of each
-    packed = False  # the packet before held a B whose place is still to come
+    owner: list[int] = []  # packet that makes the decoder decode each
+    waiting = False  # a packed B is decoded when the next packet comes
+    chained: set[int] = set()  # packets that bring a B while another is decoded
     for index, packet in enumerate(packets):
-        count = len(packet.vops)
-        if packet.is_discarded or count > 2 or (count == 2 and packet.vops[1] != 2):
+        vops = packet.vops
+        if packet.is_discarded or len(vops) > 2 or (len(vops) == 2 and vops[1] != 2):
             return None
-        if count == 1 and packet.size <= _NOT_CODED_BYTES:
-            if not packed:
+        if waiting and vops == (2,):  # takes the place of the one that waited
+            types.append(2)
+            owner.append(index + 1)
+            chained.add(index)
+        elif waiting:
+            if packet.size > _NOT_CODED_BYTES:  # the place of the packed B is missing
                 return None
-            packed = False
-            continue
-        if packed and count == 1:  # the place of the packed B is missing
+            waiting = False
+        elif len(vops) == 1 and packet.size <= _NOT_CODED_BYTES:
             return None
-        packed = count == 2 or (packed and count == 0)
-        types += packet.vops
-        owner += [index] * count
-    if not types or types[0] != 0 or packed:
+        else:
+            types += vops
+            owner += [index, index + 1][: len(vops)]
+            waiting = len(vops) == 2
+    if waiting:  # no packet comes after it
+        types.pop()
+        owner.pop()
+        chained.discard(len(packets) - 1)
+    if types[:1] != [0] or types[1:2] == [2]:
         return None
-    numbers, keys = [], []
-    for position, (kind, index) in enumerate(zip(types, owner, strict=True)):
-        packet = packets[index]
-        if kind == 0 and packet.is_key and packet.vops[0] == 0:
-            if packet.stamp is None:
-                return None
-            numbers.append(position + _leading_b(types, position + 1))
+    return _from_types(packets, types, owner, chained)
+
+
+def _from_types(
+    packets: Sequence[PacketRecord], types: list[int], owner: list[int], chained: set[int]
+) -> Timeline | None:
+    """The timeline of pictures with these coding types, each decoded at its owner packet."""
+    frames: list[list[int]] = [[] for _ in packets]
+    is_b = np.zeros(len(types), dtype=bool)
+    numbers, keys, key_packets = [], [], []
+    leading = 0  # B-pictures that follow a picture at once
+    for position in range(len(types) - 1, -1, -1):
+        packet, kind = packets[owner[position]], types[position]
+        number = position - 1 if kind == 2 else position + leading
+        leading = leading + 1 if kind == 2 else 0
+        frames[owner[position]].insert(0, number)
+        is_b[number] = kind == 2
+        if kind == 0 and packet.is_key:
+            numbers.append(number)
             keys.append(packet.stamp)
-    if not numbers or numbers[0] != 0:
+            key_packets.append(owner[position])
+    if not numbers or numbers[-1] != 0 or not _ascending([p.stamp for p in packets]):
         return None
-    return _timeline(len(types), None, np.array(numbers), np.array(keys))
-
-
-def _leading_b(types: Sequence[int], start: int) -> int:
-    """How many B-pictures follow from `start` on: they are shown before the reference ahead of
-    them.
-    """
-    stop = start
-    while stop < len(types) and types[stop] == 2:
-        stop += 1
-    return stop - start
+    key_frames, key_stamps = np.array(numbers[::-1]), np.array(keys[::-1])
+    if not is_b.any():
+        return Timeline(len(types), None, key_frames, key_stamps)
+    lost = list(map(tuple, frames))
+    for index in sorted(chained, reverse=True):
+        lost[index] += lost[index + 1]  # the decoder drops what a skipped packet brings
+    packets_of_keys = tuple(key_packets[::-1])
+    coded = CodedOrder(tuple(map(tuple, frames)), tuple(lost), is_b, packets_of_keys)
+    return Timeline(len(types), None, key_frames, key_stamps, coded)
 
 
 def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool]) -> Timeline:
@@ -139,10 +175,16 @@ def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool])
     """
     numbers = np.flatnonzero(np.asarray(shown_keys, dtype=bool))
     keys = [packet.stamp for packet in packets if packet.is_key]
-    if len(numbers) != len(keys) or None in keys or not len(keys) or numbers[0] != 0:
+    pair_up = len(numbers) == len(keys) > 0 and numbers[0] == 0
+    if not pair_up or not _ascending([packet.stamp for packet in packets]):
         first = packets[0].stamp if packets and packets[0].stamp is not None else 0
         numbers, keys = np.zeros(1), [first]
     return _timeline(len(shown_keys), None, numbers, np.array(keys))
+
+
+def _ascending(stamps: Sequence[int | None]) -> bool:
+    """Whether every packet has a later stamp than the one before: only then a seek finds it."""
+    return None not in stamps and bool((np.diff(np.array(stamps, dtype=np.int64)) > 0).all())
 
 
 def _timeline(
@@ -164,3 +206,65 @@ def count_vops(payload: bytes) -> tuple[int, ...]:
         found.append(payload[position + 4] >> 6)
         position = payload.find(b"\0\0\1\xb6", position + 4)
     return tuple(found)
+
+
+class Follower:
+    """Says, while a run is decoded from key frame `entry` on, which frame each one is.
+
+    Call `may_skip` with each packet before it is decoded, then `number` with each frame shown.
+    """
+
+    def __init__(self, timeline: Timeline, entry: int, wanted: set[int]) -> None:
+        self._timeline, self._wanted = timeline, wanted
+        self.can_skip = timeline.stamps is not None or timeline.coded is not None
+        self._first = int(timeline.key_frames[entry])
+        self._keys = set(timeline.key_frames.tolist())
+        self._packet = timeline.coded.key_packets[entry] if timeline.coded else 0
+        self._pending: list[int] = []  # decoded and not yet shown
+        # At the start all that comes is counted; elsewhere only from the key frame on.
+        self._count = -1 if entry == 0 else None
+
+    def may_skip(self, packet: Any) -> bool:
+        """Whether the decoder may leave this packet's picture out if no other picture needs it."""
+        if self._timeline.stamps is not None:
+            return self._by_stamp(packet.pts) not in self._wanted
+        if self._timeline.coded is None:
+            return False
+        coded = self._timeline.coded
+        if self._packet == len(coded.frames):
+            return False
+        frames, lost = coded.frames[self._packet], coded.lost[self._packet]
+        self._packet += 1
+        skip = not any(coded.is_b[frame] and frame in self._wanted for frame in lost)
+        for frame in frames:
+            # Before the entry lie B-pictures whose past is not there: the decoder drops them.
+            if frame >= self._first and not (skip and coded.is_b[frame]):
+                heappush(self._pending, frame)
+        return skip
+
+    def number(self, frame: Any) -> int | None:
+        """Number of the frame shown next, -1 for one that is to be ignored, None if out of step."""
+        if self._timeline.stamps is not None:
+            return self._by_stamp(frame.pts)
+        if self._timeline.coded is not None:
+            if not self._pending:
+                return None
+            number = heappop(self._pending)
+            is_b = int(frame.pict_type) == 3
+            in_step = is_b == self._timeline.coded.is_b[number]
+        else:
+            if self._count is None and not frame.key_frame:
+                return -1  # shown before the entry, coded after it
+            self._count = self._first if self._count is None else self._count + 1
+            number, in_step = self._count, True
+        if frame.key_frame and len(self._keys) > 1 and number not in self._keys:
+            return None
+        return number if in_step else None
+
+    def _by_stamp(self, stamp: int | None) -> int:
+        """-1 where no frame has this stamp."""
+        stamps = self._timeline.stamps
+        if stamp is None:
+            return -1
+        number = int(np.searchsorted(stamps, stamp))
+        return number if number < len(stamps) and stamps[number] == stamp else -1

@@ -18,11 +18,12 @@ from pacecore.engine import clip_format, fit, load_resume, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.inputs import Inputs, open_inputs, worker_count
-from pacecore.loader import ClipBatch, FrameSource, TrainingSchedule, load_batches
+from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
 from pacecore.runlog import RunFolder
 from pacecore.sampling import loop_share
+from pacecore.source import FrameSource
 from pacecore.video_writer import write_png
 
 _SHEET_CLIPS = 8
@@ -75,7 +76,8 @@ class PaceTask:
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         logits, z = outputs
-        return pretraining_loss(logits, z, batch.labels, batch.videos, self.options)
+        loss, metrics = pretraining_loss(logits, z, batch.labels, batch.videos, self.options)
+        return loss, {**metrics, "z_spread": _spread(z.detach())}
 
     def evaluate(self) -> dict[str, Any]:
         if self.held_out is None:
@@ -94,10 +96,29 @@ class PaceTask:
             "chance": 1 / len(self.last.classes),
             "confusion": self.last.confusion,
             "held_out_clips": self.last.clips,
+            **({"warning": words} if (words := _collapse(self.last)) else {}),
         }
 
     def extra_state(self) -> dict[str, Any]:
         return {"classes": [str(pace) for pace in self.options.sampling().classes]}
+
+
+def _spread(z: Tensor) -> Tensor:
+    """How far embeddings (B, D) lie apart: rms distance to their mean over their rms length.
+
+    1 for unrelated directions, 0 for a network that gives every clip the same embedding.
+    """
+    length = z.square().sum(dim=1).mean()
+    return ((z - z.mean(dim=0)).square().sum(dim=1).mean() / length.clamp_min(1e-30)).sqrt()
+
+
+def _collapse(result: PaceResult) -> str:
+    """Words for the user when the network predicts one and the same pace for every clip."""
+    columns = [sum(column) for column in zip(*result.confusion, strict=True)]
+    if result.clips and max(columns) == result.clips:
+        pace = result.classes[columns.index(result.clips)]
+        return f"collapsed: the network predicts pace {pace} for every held-out clip"
+    return ""
 
 
 def pretrain(

@@ -19,6 +19,7 @@ from pacecore.frames import Frames
 from pacecore.media import picture_files
 from pacecore.planes import FrameSink, UnsupportedFrameError
 from pacecore.timeline import (
+    Follower,
     PacketRecord,
     Timeline,
     count_vops,
@@ -38,7 +39,8 @@ __all__ = [
 
 MAX_PIXELS = 2**26  # of one frame: twice 8K; a damaged header may claim gigabytes
 # Containers whose packets carry the presentation stamp that the encoder wrote.
-_STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_STAMPED = {_MP4, "matroska,webm"}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
 # fmt: off
 _IN_ORDER = {
@@ -46,8 +48,10 @@ _IN_ORDER = {
     "prores",
 }
 # fmt: on
+# Decoders that leave out unneeded pictures on request, and nothing but them.
+_CAN_SKIP = {"mpeg4", "h264", "hevc"}
 # Frames between two wanted ones that cost about as much to decode as a seek and its flush.
-_SEEK_GAP = 2
+_SEEK_GAP = 1
 
 av.logging.set_level(None)  # FFmpeg's own messages on damaged files; the reason is in VideoError
 
@@ -131,7 +135,7 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
     if Path(path).is_dir():
         return _decode_pictures(path, wanted)
     try:
-        return _decode_seeking(path, wanted, info.timeline)
+        return _decode_seeking(path, wanted, info)
     except _OutOfStep:
         return _decode_from_start(path, wanted, info.timeline)
 
@@ -158,14 +162,16 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple]:
+def _opened(path: str | Path, kind: str | None = None) -> Iterator[tuple]:
     """The file's container and its first video stream, ready for one decoding thread; closed in
     every case.
     """
     try:
-        container = av.open(str(path), metadata_errors="replace")
-    except (OSError, ValueError) as error:  # av's errors are both
+        container = av.open(str(path), format=kind, metadata_errors="replace")
+    except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
+    except MemoryError:
+        raise VideoError(path, "needs more memory than there is") from None
     try:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         # An attached picture (cover art) is a stream of one still image, marked so.
@@ -181,6 +187,8 @@ def _opened(path: str | Path) -> Iterator[tuple]:
         yield container, stream
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise VideoError(path, _reason(error)) from None
+    except MemoryError:
+        raise VideoError(path, "needs more memory than there is") from None
     finally:
         container.close()
 
@@ -231,8 +239,8 @@ def _require_whole(
 ) -> None:
     """Raises VideoError where the header promises more frames than the file has."""
     claimed = stream.frames
-    # Writers miscount by a frame or two (an empty picture at either end).
-    if claimed > len(packets) + 2 and container.format.name in _STAMPED | {"avi"}:
+    # MP4 lists its samples; AVI's count is a mere claim, and often wrong.
+    if claimed > len(packets) and container.format.name == _MP4:
         raise VideoError(path, f"truncated: it has {len(packets)} of {claimed} frames")
 
 
@@ -288,27 +296,39 @@ def _decoded(
 
 
 def _decode_packets(
-    path: str | Path, stream: av.video.stream.VideoStream, packets: Iterator
+    path: str | Path,
+    stream: av.video.stream.VideoStream,
+    packets: Iterator,
+    follower: Follower | None = None,
 ) -> Iterator[av.VideoFrame]:
-    context, shown = stream.codec_context, 0
+    """Frames of `packets`; what the follower lets go is not decoded if nothing depends on it."""
+    context, shown, skipping = stream.codec_context, 0, False
+    can_skip = follower is not None and follower.can_skip and context.name in _CAN_SKIP
     try:
         for packet in packets:
+            if can_skip and follower.may_skip(packet) != skipping:
+                skipping = not skipping
+                context.skip_frame = "NONREF" if skipping else "DEFAULT"
             for frame in context.decode(packet):
                 shown += 1
                 yield frame
         yield from context.decode(None)
     except av.error.EOFError:
         return
-    except (av.error.FFmpegError, MemoryError) as error:
+    except av.error.FFmpegError as error:
         raise VideoError(path, f"does not decode after {shown} frames: {_reason(error)}") from None
+    finally:
+        if skipping:
+            context.skip_frame = "DEFAULT"
 
 
 def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
     with _opened(path) as (container, stream):
         sink, taken = FrameSink(len(wanted), stream.codec_context.name), 0
-        for count, frame in enumerate(_decoded(path, stream, container)):
-            number = count if timeline.stamps is None else _number(timeline, frame)
-            if number == wanted[taken]:
+        plain = Timeline(timeline.num_frames, timeline.stamps, timeline.key_frames[:1], None)
+        follower = Follower(plain, 0, set())
+        for frame in _decoded(path, stream, container):
+            if follower.number(frame) == wanted[taken]:
                 _add(path, sink, frame)
                 taken += 1
                 if taken == len(wanted):
@@ -316,17 +336,9 @@ def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline)
     raise VideoError(path, f"frame {wanted[taken]} of {timeline.num_frames} does not decode")
 
 
-def _number(timeline: Timeline, frame: av.VideoFrame) -> int:
-    """Frame number by stamp; -1 where no packet has this stamp."""
-    if frame.pts is None:
-        return -1
-    number = int(np.searchsorted(timeline.stamps, frame.pts))
-    found = number < timeline.num_frames and timeline.stamps[number] == frame.pts
-    return number if found else -1
-
-
-def _decode_seeking(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
-    with _opened(path) as (container, stream):
+def _decode_seeking(path: str | Path, wanted: np.ndarray, info: VideoInfo) -> Frames:
+    timeline, kind = info.timeline, info.container.split(",")[0]  # spares guessing it
+    with _opened(path, kind) as (container, stream):
         sink, first = FrameSink(len(wanted), stream.codec_context.name), 0
         while first < len(wanted):
             last = _run_length(wanted, first, timeline)
@@ -357,35 +369,28 @@ def _decode_run(
     """
     entry = timeline.entry(int(wanted[0]))
     if entry == 0:  # only the first run begins here, where the opened file stands already
-        packets, count = _packets(container, stream), -1
+        packets = _packets(container, stream)
     else:
-        packets, count = _packets_from(container, stream, int(timeline.key_stamps[entry])), None
-    keys = set(timeline.key_frames.tolist())
-    taken = 0
-    for frame in _decode_packets(path, stream, packets):
-        if timeline.stamps is not None:
-            number = _number(timeline, frame)
-            if number < 0:
-                continue
-        else:
-            if count is None and not frame.key_frame:
-                continue  # shown before the entry, coded after it
-            count = int(timeline.key_frames[entry]) if count is None else count + 1
-            number = count
-            if frame.key_frame and len(keys) > 1 and number not in keys:
-                raise _OutOfStep
+        by_pts = timeline.stamps is not None
+        packets = _packets_from(container, stream, int(timeline.key_stamps[entry]), by_pts)
+    follower, taken = Follower(timeline, entry, set(wanted.tolist())), 0
+    for frame in _decode_packets(path, stream, packets, follower):
+        number = follower.number(frame)
+        if number is None or number > wanted[taken]:
+            raise _OutOfStep
         if number == wanted[taken]:
             _add(path, sink, frame)
             taken += 1
             if taken == len(wanted):
                 return
-        elif number > wanted[taken]:
-            raise _OutOfStep
     raise _OutOfStep
 
 
 def _packets_from(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, key_stamp: int
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    key_stamp: int,
+    by_pts: bool,
 ) -> Iterator:
     """The stream's packets from the key packet with this stamp on. Raises _OutOfStep if it is not
     there.
@@ -393,7 +398,7 @@ def _packets_from(
     container.seek(key_stamp, stream=stream)
     packets = _packets(container, stream)
     for packet in packets:
-        stamp = packet.dts if packet.pts is None else packet.pts
+        stamp = packet.pts if by_pts or packet.dts is None else packet.dts
         if packet.is_keyframe and stamp == key_stamp:
             yield packet
             yield from packets

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import torch
 
-from .backbones import DEPTHS, build_backbone
+from pacecore.backbones import DEPTHS, build_backbone
 
 __all__ = ["HEADS", "SOURCES", "Source", "candidate_networks", "names_of"]
 

@@ -1,8 +1,9 @@
 """What every test file shares: the list of devices that the op tests run on.
 
-`device` is a fixture with four values. The two "emulated" ones run the CUDA kernels on the CPU
-(tests/cuda_on_cpu) as a GPU of that architecture would, under three orders of their threads, whose
-results must agree bit for bit; there the tensors are on the CPU.
+`device` is a fixture that runs a test on each of DEVICES, or of the test file's own DEVICES.
+"emulated" runs the CUDA kernels on the CPU (tests/cuda_on_cpu) as a GPU of sm_90 would, and
+"emulated_sm86" as one without clusters and with less shared memory, under three orders of their
+threads, whose results must agree bit for bit; there the tensors are on the CPU.
 """
 
 import os
@@ -13,7 +14,8 @@ import torch
 
 from tests.cuda_on_cpu import devices
 
-DEVICES = ("cpu", "emulated_sm86", "emulated_sm90", "cuda")
+DEVICES = ("cpu", "emulated", "cuda")
+ARCHITECTURES = {"emulated": 90, "emulated_sm86": 86}
 
 
 def require(variable: str, reason: str) -> None:
@@ -23,21 +25,27 @@ def require(variable: str, reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.cuda] * (name == "cuda")) for name in DEVICES]
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "device" in metafunc.fixturenames and not any("device" in mark.args[0] for mark in marks):
+        names = getattr(metafunc.module, "DEVICES", DEVICES)
+        cuda = {"cuda": [pytest.mark.cuda]}
+        values = [pytest.param(name, marks=cuda.get(name, [])) for name in names]
+        metafunc.parametrize("device", values, indirect=True)
+
+
+@pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where an op test puts its tensors; while it runs, the ops reach the kernels to be tested."""
     if request.param == "cuda":
         if not torch.cuda.is_available():
             require("PACECORE_REQUIRE_CUDA", "no CUDA device is visible to torch")
-        with devices.hardware():
-            yield torch.device("cuda")
-    elif request.param.startswith("emulated"):
+        yield torch.device("cuda")
+    elif request.param in ARCHITECTURES:
         reason = devices.emulation_missing()
         if reason:
             require("PACECORE_REQUIRE_EMULATION", reason)
-        with devices.emulation(int(request.param[-2:])):
+        with devices.emulation(ARCHITECTURES[request.param]):
             yield torch.device("cpu")
     else:
         yield torch.device("cpu")

@@ -1,9 +1,9 @@
 """What nvcc makes of each kernel: registers, spills, stack, shared memory, occupancy, accesses.
 
 tests/cuda_resources.json holds the accepted numbers of every kernel for sm_80, sm_90 and the newest
-architecture of the nvcc named there. `threads` is the kernel's __launch_bounds__; `dynamic_shared`,
-in bytes, is written by hand, the largest that its launch asks for; `blocks_per_sm` is the stated
-occupancy. After a change that is meant:
+architecture of the nvcc named there. `threads` is the kernel's __launch_bounds__; `dynamic_shared`
+the bytes that its launch asks for at the paper's sizes, on GPUs without and with clusters;
+`blocks_per_sm` is the stated occupancy. After a change that is meant:
 
     python -m tests.cuda_resources            shows what differs
     python -m tests.cuda_resources --update   accepts it; --lower too where occupancy falls
@@ -20,6 +20,11 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from pacecore.frames import FrameFormat, Frames
+from pacecore.ops import info_nce, pace_clip
+from tests.cuda_on_cpu import devices
 from tests.cuda_on_cpu.build import CSRC, ROOT, TORCH, build_folder
 
 __all__ = ["TABLE", "blocks_per_sm", "compile_kernels", "differences", "disassembler", "nvcc"]
@@ -178,7 +183,7 @@ def blocks_per_sm(arch: int, threads: int, registers: int, shared_bytes: int) ->
 
 
 def loop_accesses(cubin: Path) -> dict[str, list[str]]:
-    """{mangled name: kinds of memory access, "LDG.E.128", in the kernel's innermost loops}."""
+    """{mangled name: kinds of memory access, "LDG.E.128", in the kernel's loops}."""
     command = [disassembler(), "-c", cubin]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result = {}
@@ -193,33 +198,59 @@ def loop_accesses(cubin: Path) -> dict[str, list[str]]:
             if start < end - 1:
                 loops.append((start, end))
         kinds = set()
-        for start, end in loops:
-            if any(start <= a and b <= end and (a, b) != (start, end) for a, b in loops):
-                continue
-            for line in lines[start:end]:
-                access = re.search(r"\s((?:LD|ST|RED|ATOM)[A-Z]*(?:\.[A-Z0-9_]+)*) [^;]*\[", line)
-                if access and "@!PT" not in line:
-                    kinds.add(access[1])
+        for line in {line for start, end in loops for line in lines[start:end]}:
+            access = re.search(r"\s((?:LD|ST|RED|ATOM)[A-Z]*(?:\.[A-Z0-9_]+)*) [^;]*\[", line)
+            if access and "@!PT" not in line:
+                kinds.add(access[1])
         result[lines[0].split(",")[0]] = sorted(kinds)
     return result
 
 
+def launch_at_paper_sizes() -> None:
+    """Launches each kernel: clips of 112 x 112 from 240 x 320, 60 embeddings of 512, and many."""
+    plane = torch.zeros(240 * 320 * 3 // 2, dtype=torch.uint8)
+    row = [0, 76800, 96000, 240, 320, 320, 160, FrameFormat().code]
+    frames = Frames(plane, torch.tensor([row]))
+    plan = torch.zeros(1, 1, dtype=torch.int32)
+    crop = torch.zeros(1, 3, dtype=torch.int32)
+    jitter, order = torch.ones(1, 1, 4), torch.full((1, 1), 0b11100100, dtype=torch.int32)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            sizes = {"resize": (128, 171), "crop_size": (112, 112)}
+            pace_clip(frames, plan, crop, jitter, order, dtype=dtype, memory_format=layout, **sizes)
+        for n, features in ((60, 512), (513, 8)):
+            z = torch.ones(n, features, dtype=dtype).requires_grad_()
+            info_nce(z, torch.arange(n) // 2).loss.backward()
+
+
+def dynamic_shared(kernels: list[str]) -> dict[str, dict[str, int | None]]:
+    """{kernel: bytes on sm_80 and sm_90}, by launching on the emulated devices."""
+    result: dict[str, dict[str, int | None]] = {name: {} for name in kernels}
+    for architecture, emulated in (("sm_80", 86), ("sm_90", 90)):
+        with devices.emulation(emulated):
+            launch_at_paper_sizes()
+            for name in kernels:
+                result[name][architecture] = devices.shared_bytes(name)
+    return result
+
+
 def measure(table: dict) -> dict:
-    """The table as this nvcc would have it; what is written by hand is taken from `table`."""
+    """The table as this nvcc would have it; without nvdisasm the accesses are those of `table`."""
     kernels: dict[str, dict] = {}
-    for arch, cubins in compile_kernels().items():
+    cubins_of = compile_kernels()
+    names = [report.name for cubin in cubins_of[80] for report in reports(cubin)]
+    dynamic = dynamic_shared(names)
+    for arch, cubins in cubins_of.items():
         for cubin in cubins:
             accesses = loop_accesses(cubin) if disassembler() else {}
             for report in reports(cubin):
                 known = table["kernels"].get(report.name, {})
                 entry = kernels.setdefault(
                     report.name,
-                    {
-                        "threads": report.threads,
-                        "dynamic_shared": known.get("dynamic_shared", 0),
-                    },
+                    {"threads": report.threads, "dynamic_shared": dynamic[report.name]},
                 )
-                shared = report.shared_bytes + entry["dynamic_shared"]
+                asked = dynamic[report.name]["sm_80" if arch < 90 else "sm_90"] or 0
+                shared = report.shared_bytes + asked
                 threads = report.threads or 1024
                 entry[f"sm_{arch}"] = {
                     "registers": report.registers,
@@ -268,8 +299,13 @@ def differences(old: dict, new: dict) -> list[str]:
                     for key, value in numbers.items()
                     if value != before.get(key)
                 ]
-        if same_nvcc and known and known["threads"] != entry["threads"]:
-            findings.append(f"{name}: threads were {known['threads']}, are {entry['threads']}")
+        findings += [
+            f"{name}: {key} was {known[key]}, is {entry[key]}"
+            for key in ("threads", "dynamic_shared")
+            if known and known[key] != entry[key]
+        ]
+        if None in entry["dynamic_shared"].values():
+            findings.append(f"{name}: not launched by launch_at_paper_sizes")
     return findings
 
 

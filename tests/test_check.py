@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from pacecore.cli.data import data
 
 from pacecore.check import data_check, data_index
+from pacecore.cli.data import data
 from pacecore.datasets import find_videos, read_index
 from pacecore.store import FrameStore
 from tests.video_files import write_video
@@ -68,8 +68,8 @@ def test_a_frame_that_seeking_gets_wrong_is_found(folder, monkeypatch):
 
     right = video._decode_seeking
 
-    def one_late(path, wanted, timeline):
-        return right(path, wanted - (wanted > 10), timeline)
+    def one_late(path, wanted, info):
+        return right(path, wanted - (wanted > 10), info)
 
     monkeypatch.setattr(video, "_decode_seeking", one_late)
     report = data_check(find_videos(folder / "train" / "run"), workers=1)

@@ -355,7 +355,8 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     model |= {"head.weight": torch.ones(4, 64), "head.bias": torch.ones(4)}
     model |= {"projection.0.weight": torch.ones(8, 64)}
     source = tmp_path / "checkpoint.pt"
-    options = {"channel_order": "rgb", "normalize": "unit"}
+    shown = {"channel_order": "rgb", "normalize": "unit"}
+    options = {**shown, "backbone": "r3d", "width": 0.125}
     torch.save({"pacecore": 1, "kind": "pretrain", "model": model, "options": options}, source)
     found = convert(source, tmp_path / name)
     assert (found.source, found.left_over, found.renamed) == ("pacecore", (), {})
@@ -365,7 +366,9 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     described = json.loads((tmp_path / "ours.json").read_text())
     assert described["network"] == "r3d"
     assert described["classes"] == 4
-    assert described["input"] == options
+    assert described["width"] == 0.125
+    assert described["input"] == shown
+    assert read_weights(tmp_path / name).width is None
     assert described["from"]["file"] == "checkpoint.pt"
 
 
@@ -380,6 +383,7 @@ def test_official_names_there_and_back(network, tmp_path):
     torch.save({"epoch": 18, "state_dict": tensors, "opt_dict": {}}, tmp_path / "theirs.pth.tar")
     found = convert(tmp_path / "theirs.pth.tar", tmp_path / "ours.pt")
     assert found.input == {"channel_order": "bgr", "normalize": "none"}
+    assert found.width == 1
     convert(tmp_path / "ours.pt", tmp_path / "back.pth.tar", to="official")
     back = torch.load(tmp_path / "back.pth.tar", weights_only=True)
     assert back.keys() == {"epoch", "state_dict", "opt_dict"}
@@ -446,6 +450,7 @@ def test_errors(tmp_path):
 
 def test_command_line(tmp_path):
     from click.testing import CliRunner
+
     from pacecore.cli.convert import convert as command
 
     torch.save(r21d("base_network.") | {"fc7.bias": torch.zeros(1)}, tmp_path / "vcop.pt")

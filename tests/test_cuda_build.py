@@ -84,9 +84,10 @@ NUMBERS = {
     "blocks_per_sm": 6,
     "loop_accesses": ["LDG.E.128"],
 }
+KERNEL = {"threads": 256, "dynamic_shared": {"sm_80": 64, "sm_90": 32}, "sm_80": NUMBERS}
 TABLE = {
     "nvcc": "13.0",
-    "kernels": {"kernel<float>": {"threads": 256, "dynamic_shared": 0, "sm_80": NUMBERS}},
+    "kernels": {"kernel<float>": KERNEL},
 }
 
 
@@ -105,7 +106,8 @@ def changed(key: str, value: object) -> dict:
         ("registers", 41, "registers was 40, is 41"),
         ("loop_accesses", ["LDG.E"], "loop_accesses was ['LDG.E.128'], is ['LDG.E']"),
         ("threads", None, "has no __launch_bounds__"),
-        ("threads", 128, "threads were 256, are 128"),
+        ("threads", 128, "threads was 256, is 128"),
+        ("dynamic_shared", {"sm_80": None, "sm_90": 32}, "not launched"),
     ],
 )
 def test_a_change_is_found(key, value, finding):

@@ -3,8 +3,10 @@
 import av
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from pacecore import demo
+from pacecore.cli.demo import demo as command
 from pacecore.demo import DEMO_CLASSES, DemoOptions, make_demo
 from pacecore.errors import PacecoreError
 from pacecore.video_writer import video_encoder, write_video
@@ -156,3 +158,13 @@ def test_writer_refuses_odd_sizes_and_no_frames(tmp_path):
         write_video(tmp_path / "a.mp4", [np.zeros((15, 16, 3), np.uint8)])
     with pytest.raises(PacecoreError, match="at least one frame"):
         write_video(tmp_path / "b.mp4", [])
+
+
+def test_command_makes_the_set_and_says_what_comes_next(small, monkeypatch):
+    words = [str(small), "--groups", "2", "--clips", "1"]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0
+    assert f"pacecore train {small}" in result.output
+    assert "libx264" not in result.output
+    monkeypatch.setattr("pacecore.cli.demo.video_encoder", lambda: "mpeg4")
+    assert "files are mpeg4 and not H.264" in CliRunner().invoke(command, words).output

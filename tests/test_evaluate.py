@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from pacecore.cli import test as test_verb
 
+from pacecore.cli import test as test_verb
 from pacecore.config import TestOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import evenly_spaced

@@ -9,6 +9,23 @@ from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
 DENOMINATORS = ("anchor", "batch")
+# Rows, features. On CUDA 512 rows of 2048 features are the most for one launch; others take tiles.
+SIZES = [(1, 3), (2, 1), (7, 16), (60, 512), (201, 37), (530, 20), (3, 2052)]
+SMALL_SIZES = [(1, 3), (2, 1), (7, 600), (37, 24)]  # for the emulated device, which is slow
+
+
+def on_devices(sizes, small_sizes):
+    """Marks a test of (device, n, features) with the sizes that suit each device."""
+    cases = [pytest.param("cpu", *size) for size in sizes]
+    cases += [pytest.param("emulated_sm90", *size) for size in small_sizes]
+    cases += [pytest.param("cuda", *size, marks=pytest.mark.cuda) for size in sizes]
+    return pytest.mark.parametrize(("device", "n", "features"), cases, indirect=["device"])
+
+
+@pytest.fixture
+def few(request, device):
+    """A number of rows that is quick on the device."""
+    return 90 if request.node.callspec.params["device"] in ("cpu", "cuda") else 24
 
 
 def embeddings(n, features, dtype=torch.float32, scale=1.0, seed=0):
@@ -27,13 +44,14 @@ def labels(n, kind, seed=0):
 
 def outcome(function, z, groups, dtype=None, **options):
     """(loss, grad of z, grad of temperature) in float64, with everything computed in `dtype`."""
-    z = z.detach().to(dtype or z.dtype).clone().requires_grad_()
+    z, groups = z.detach().to(dtype or z.dtype).clone().requires_grad_(), groups.to(z.device)
     value = options.pop("temperature", 1.0)
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
     temperature = torch.tensor(value, dtype=wide, device=z.device, requires_grad=True)
     loss = function(z, groups, temperature=temperature, **options)[0]
     loss.backward()
-    return loss.detach().double(), z.grad.double(), temperature.grad.double()
+    results = (loss.detach(), z.grad, temperature.grad)
+    return tuple(result.double().cpu() for result in results)
 
 
 def error(value, exact):
@@ -43,7 +61,7 @@ def error(value, exact):
 def assert_close(z, groups, loss_bound=1e-6, grad_bound=1e-5, **options):
     """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry."""
     got = outcome(info_nce, z, groups, **options)
-    exact = outcome(reference, z, groups, torch.float64, **options)
+    exact = outcome(reference, z.cpu(), groups, torch.float64, **options)
     if len(z) <= 1 or exact[1].abs().max() < 1e-12:
         assert got[1].abs().max() < 1e-6
         return
@@ -52,10 +70,10 @@ def assert_close(z, groups, loss_bound=1e-6, grad_bound=1e-5, **options):
     assert (got[2] - exact[2]).abs() <= grad_bound * exact[2].abs() + loss_bound
 
 
-def test_by_hand():
+def test_by_hand(device):
     # Three clips on a line, 0 and 1 of one group: s(0,1) = 2, s(0,2) = 3, s(1,2) = 6.
-    z = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
-    result = info_nce(z, torch.tensor([5, 5, 9]))
+    z = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True, device=device)
+    result = info_nce(z, torch.tensor([5, 5, 9], device=device))
     first = math.log(math.exp(2) + math.exp(3)) - 2
     second = math.log(math.exp(2) + math.exp(6)) - 2
     assert result.loss.item() == pytest.approx((first + second) / 3, rel=1e-6)
@@ -68,9 +86,10 @@ def test_by_hand():
     assert z.grad.flatten().tolist() == pytest.approx([x / 3 for x in expected], rel=1e-5)
 
 
-def test_by_hand_whole_batch_denominator():
-    z = torch.tensor([[1.0], [2.0], [3.0]])
-    loss = info_nce(z, torch.tensor([5, 5, 9]), denominator="batch").loss
+def test_by_hand_whole_batch_denominator(device):
+    z = torch.tensor([[1.0], [2.0], [3.0]], device=device)
+    groups = torch.tensor([5, 5, 9], device=device)
+    loss = info_nce(z, groups, denominator="batch").loss
     total = 2 * (math.exp(2) + math.exp(3) + math.exp(6))
     assert loss.item() == pytest.approx(2 * (math.log(total) - 2) / 3, rel=1e-6)
 
@@ -78,59 +97,65 @@ def test_by_hand_whole_batch_denominator():
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("kind", ["pairs", "few", "alone", "equal"])
-@pytest.mark.parametrize(
-    ("n", "features"), [(1, 3), (2, 1), (7, 16), (60, 512), (201, 37), (530, 20)]
-)
-def test_float32_against_float64(n, features, kind, normalize, denominator):
-    z = embeddings(n, features)
-    options = {
-        "normalize": normalize,
-        "denominator": denominator,
-        "temperature": 0.1 if normalize else 1.0,
-    }
+@on_devices(SIZES, SMALL_SIZES)
+def test_float32_against_float64(device, n, features, kind, normalize, denominator):
+    z = embeddings(n, features).to(device)
+    temperature = 0.1 if normalize else 1.0
+    options = {"normalize": normalize, "denominator": denominator, "temperature": temperature}
     assert_close(z, labels(n, kind), **options)
+
+
+@on_devices([], [(515, 12), (3, 2052)])
+@pytest.mark.parametrize(
+    ("kind", "normalize", "denominator"), [("few", False, "anchor"), ("pairs", True, "batch")]
+)
+def test_float32_in_tiles(device, n, features, kind, normalize, denominator):
+    """The tile kernels where they are slow to run, in fewer cases."""
+    z = embeddings(n, features, scale=features**-0.25).to(device)
+    assert_close(z, labels(n, kind), normalize=normalize, denominator=denominator)
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, 10.0])
-def test_temperatures(temperature, denominator):
-    z = embeddings(90, 64, scale=0.3)
-    assert_close(z, labels(90, "few"), temperature=temperature, denominator=denominator)
+def test_temperatures(device, few, temperature, denominator):
+    z = embeddings(few, 64, scale=0.3).to(device)
+    assert_close(z, labels(few, "few"), temperature=temperature, denominator=denominator)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 10.0])
-def test_dot_products_of_ten_thousand(temperature):
+def test_dot_products_of_ten_thousand(device, few, temperature):
     """exp overflows float32 at 88; here logits reach 1e6. Plain torch's error bounds ours."""
-    z = embeddings(120, 512, scale=4.4)
-    groups = labels(120, "pairs")
+    z = embeddings(few, 512, scale=4.4)
+    groups = labels(few, "pairs")
     exact = outcome(reference, z, groups, torch.float64, temperature=temperature)
     plain = outcome(reference, z, groups, temperature=temperature)
-    got = outcome(info_nce, z, groups, temperature=temperature)
+    got = outcome(info_nce, z.to(device), groups, temperature=temperature)
     assert error(got[0], exact[0]) <= 1e-6
     assert error(got[1], exact[1]) <= max(1e-5, 2 * error(plain[1], exact[1]))
 
 
-def test_well_separated_pairs_keep_relative_precision():
+def test_well_separated_pairs_keep_relative_precision(device, few):
     """1 - p(positive) is near 1e-5: made by subtraction, float32 would lose 1 % of the gradient."""
-    base = torch.nn.functional.normalize(embeddings(40, 64), dim=1)
-    z = torch.cat([base, base + 0.02 * embeddings(40, 64, seed=1)])
-    groups = torch.arange(40).repeat(2)
+    base = torch.nn.functional.normalize(embeddings(few // 2, 64), dim=1)
+    z = torch.cat([base, base + 0.02 * embeddings(few // 2, 64, seed=1)])
+    groups = torch.arange(few // 2).repeat(2)
     exact = outcome(reference, z, groups, torch.float64, temperature=0.06)
     assert exact[0] < 1e-3
-    got = outcome(info_nce, z, groups, temperature=0.06)
+    got = outcome(info_nce, z.to(device), groups, temperature=0.06)
     assert error(got[0], exact[0]) <= 1e-5
     assert error(got[1], exact[1]) <= 1e-5
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_zero_vectors_and_duplicates(normalize, denominator):
+def test_zero_vectors_and_duplicates(device, normalize, denominator):
     z = embeddings(24, 8)
     z[3:6] = 0
     z[10:14] = z[9]
     z[20] = 1e-20
-    assert_close(z, labels(24, "few"), normalize=normalize, denominator=denominator)
-    result = info_nce(torch.zeros(6, 8), labels(6, "pairs"), normalize=normalize)
+    assert_close(z.to(device), labels(24, "few"), normalize=normalize, denominator=denominator)
+    zeros, groups = torch.zeros(6, 8, device=device), labels(6, "pairs").to(device)
+    result = info_nce(zeros, groups, normalize=normalize)
     assert result.loss.item() == pytest.approx(math.log(5), rel=1e-6)
     assert result.nearest_is_positive.item() == 0  # ties are not nearer
 
@@ -138,61 +163,90 @@ def test_zero_vectors_and_duplicates(normalize, denominator):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize(("normalize", "temperature"), [(False, 1.0), (True, 0.1)])
-@pytest.mark.parametrize("n", [60, 521])
-def test_half_precision_against_plain_torch(n, normalize, temperature, denominator, dtype):
-    z = embeddings(n, 48, dtype)
-    groups = labels(n, "pairs")
+@on_devices([(60, 48), (521, 40)], [(25, 24)])
+def test_half_precision_against_plain_torch(
+    device, n, features, normalize, temperature, denominator, dtype
+):
     options = {"normalize": normalize, "temperature": temperature, "denominator": denominator}
-    exact = outcome(reference, z, groups, torch.float64, **options)
+    assert_half_close(embeddings(n, features, dtype).to(device), labels(n, "pairs"), **options)
+
+
+@on_devices([], [(515, 40), (5, 2056)])
+@pytest.mark.parametrize(("dtype", "normalize"), [(torch.bfloat16, False), (torch.float16, True)])
+def test_half_precision_in_tiles(device, n, features, dtype, normalize):
+    z = embeddings(n, features, dtype).to(device)
+    assert_half_close(z, labels(n, "pairs"), normalize=normalize, temperature=0.3)
+
+
+def assert_half_close(z, groups, **options):
+    """No worse than twice plain torch of the same type; the loss a hundred times better."""
+    exact = outcome(reference, z.cpu(), groups, torch.float64, **options)
     plain = outcome(reference, z, groups, **options)
     got = outcome(info_nce, z, groups, **options)
-    assert error(got[0], exact[0]) <= 2e-6
+    assert error(got[0], exact[0]) <= 1e-4
     assert error(got[1], exact[1]) <= 2 * error(plain[1], exact[1])
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize(("start", "count"), [(0, 0), (0, 1), (5, 20), (300, 260), (559, 1)])
 def test_share_of_anchors(start, count, denominator):
-    z = embeddings(560, 24)
+    share_of_anchors(embeddings(560, 24), start, count, denominator)
+
+
+@pytest.mark.parametrize(
+    ("n", "start", "count", "denominator"),
+    [(20, 7, 5, "anchor"), (20, 7, 5, "batch"), (20, 3, 0, "anchor")],
+)
+def test_share_of_anchors_on_devices(device, n, start, count, denominator):
+    share_of_anchors(embeddings(n, 8).to(device), start, count, denominator)
+
+
+@on_devices([], [(515, 8)])
+def test_share_of_anchors_in_tiles(device, n, features):
+    share_of_anchors(embeddings(n, features).to(device), 130, 129, "anchor")
+
+
+def share_of_anchors(z, start, count, denominator):
     options = {"anchor_start": start, "anchor_count": count, "denominator": denominator}
     if count == 0:
-        loss, grad, _ = outcome(info_nce, z, labels(560, "few"), **options)
+        loss, grad, _ = outcome(info_nce, z, labels(len(z), "few"), **options)
         assert loss == 0
         assert not grad.any()
     else:
-        assert_close(z, labels(560, "few"), **options)
+        assert_close(z, labels(len(z), "few"), **options)
 
 
 @pytest.mark.parametrize("start", [0, 40])
-def test_log_figures(start):
-    z, groups = embeddings(210, 16), labels(210, "few")
+def test_log_figures(device, few, start):
+    start = min(start, few // 2)
+    z, groups = embeddings(few, 16).to(device), labels(few, "few").to(device)
     got = info_nce(z, groups, anchor_start=start)
     exact = reference(z.double(), groups, anchor_start=start)
     for value, expected in zip(got, exact, strict=True):
         assert value.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
-    lonely = info_nce(z, labels(210, "alone"))
+    lonely = info_nce(z, labels(few, "alone").to(device))
     assert lonely.loss.item() == 0
     assert math.isnan(lonely.positive_similarity)
     assert math.isnan(lonely.nearest_is_positive)
 
 
-def test_strides_types_of_labels_and_empty():
-    z, groups = embeddings(50, 40), labels(50, "few")
+def test_strides_types_of_labels_and_empty(device):
+    z, groups = embeddings(20, 40).to(device), labels(20, "few").to(device)
     expected = info_nce(z, groups)
-    for other in (z.T.contiguous().T, torch.stack([z, z], 2)[:, :, 0], z.repeat(2, 1)[:50]):
+    for other in (z.T.contiguous().T, torch.stack([z, z], 2)[:, :, 0], z.repeat(2, 1)[:20]):
         assert info_nce(other, groups.to(torch.uint8))[:3] == expected[:3]
     assert info_nce(z, torch.stack([groups, groups], 1)[:, 0]).loss == expected.loss
-    empty = torch.zeros(0, 8, requires_grad=True)
-    result = info_nce(empty, torch.zeros(0, dtype=torch.int64))
+    empty = torch.zeros(0, 8, requires_grad=True, device=device)
+    result = info_nce(empty, torch.zeros(0, dtype=torch.int64, device=device))
     assert result.loss == 0
     result.loss.backward()
     assert empty.grad.shape == (0, 8)
 
 
-def test_not_a_number_shows():
-    z = embeddings(20, 8)
+def test_not_a_number_shows(device):
+    z = embeddings(20, 8).to(device)
     z[7, 3] = math.nan
-    assert math.isnan(info_nce(z, labels(20, "pairs")).loss)
+    assert math.isnan(info_nce(z, labels(20, "pairs").to(device)).loss)
 
 
 @pytest.mark.parametrize("n", [60, 700])
@@ -210,15 +264,17 @@ def test_same_bits_whatever_the_threads(n):
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-def test_loss_without_gradient_and_weighted_loss():
-    z, groups = embeddings(60, 32), labels(60, "pairs")
+def test_loss_without_gradient_and_weighted_loss(device):
+    z, groups = embeddings(30, 32).to(device), labels(30, "pairs").to(device)
     _, grad, slope = outcome(info_nce, z, groups)
     with torch.no_grad():
         assert info_nce(z.requires_grad_(), groups).loss.grad_fn is None
-    temperature = torch.ones(1, requires_grad=True)
+    temperature = torch.ones(1, requires_grad=True, device=device)
     (0.1 * info_nce(z, groups, temperature=temperature).loss).backward()
-    torch.testing.assert_close(z.grad.double(), 0.1 * grad, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(temperature.grad.double()[0], 0.1 * slope, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(z.grad.double().cpu(), 0.1 * grad, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        temperature.grad.double().cpu()[0], 0.1 * slope, rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
@@ -301,3 +357,46 @@ def test_the_kernel_checks_for_itself():
         op(z, groups, None, 1.0, False, False, 2, 4, False)
     with pytest.raises(RuntimeError, match="temperature must be above 0, got -1"):
         op(z, groups, torch.tensor(-1.0), 1.0, False, False, 0, 4, False)
+
+
+def test_float64_is_for_the_cpu(device, request):
+    if request.node.callspec.params["device"] == "cpu":
+        assert (
+            info_nce(torch.ones(2, 2).double(), torch.zeros(2).long()).loss.dtype == torch.float64
+        )
+        return
+    z, groups = torch.ones(2, 2).double().to(device), torch.zeros(2).long().to(device)
+    with pytest.raises(RuntimeError, match="float64 is computed on the CPU only, got z float64"):
+        info_nce(z, groups)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
+@pytest.mark.parametrize("n", [60, 2000])
+def test_in_a_cuda_graph_and_without_waiting(device, n):
+    z, groups = embeddings(n, 64).to(device).requires_grad_(), labels(n, "pairs").to(device)
+    temperature = torch.tensor(0.5, device=device, requires_grad=True)
+    expected = outcome(info_nce, z, groups, temperature=0.5)
+
+    def step():
+        z.grad = temperature.grad = None
+        loss = info_nce(z, groups, temperature=temperature).loss
+        loss.backward()
+        return loss.detach()
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(3):
+        graph.replay()
+    for value, bits in zip((loss, z.grad, temperature.grad), expected, strict=True):
+        assert torch.equal(value.double().cpu(), bits)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pacecore.errors import PacecoreError
+from pacecore.frames import concatenate
 from pacecore.loader import ClipFormat, LoaderError, TrainingSchedule, load_batches
 from pacecore.sampling import Sampling
 from tests.sources import PacketSource
@@ -144,3 +145,21 @@ def test_numpy_frame_numbers_need_not_be_sorted():
     for row, each in zip(batch.plan, [p for r in plan(0) for p in r.plans], strict=True):
         order = np.argsort(np.argsort(each.frame_numbers, kind="stable"), kind="stable")
         assert np.array_equal(np.argsort(np.argsort(row.numpy(), kind="stable")), order)
+
+
+def test_resident_batches_name_rows_of_the_whole_source():
+    plan = schedule()
+
+    class Whole(PacketSource):
+        def first_row(self, video):
+            return sum(self.lengths[:video])
+
+        def whole(self):
+            parts = [self.decode(v, np.arange(n)) for v, n in enumerate(self.lengths)]
+            return concatenate(parts)
+
+    source = Whole(plan.frame_counts)
+    (decoded,) = load_batches(source, plan, [2], clip_frames=4, workers=0)
+    (rows,) = load_batches(source, plan, [2], clip_frames=4, workers=1, resident=True)
+    assert rows.frames.data.numel() == 0
+    assert torch.equal(rows.clips(FORM, source.whole()), decoded.clips(FORM))

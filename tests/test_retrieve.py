@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from pacecore.cli import retrieve as retrieve_verb
 
+from pacecore.cli import retrieve as retrieve_verb
 from pacecore.config import OptionError, RetrieveOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features

@@ -169,22 +169,21 @@ PACECORE_INLINE void blend_plane(const Resize& r, int plane, const Axis& rows, c
                 rows.weight[row], columns.count, channels, r.lines[plane]);
 }
 
+// By value, so that stores are known not to change it.
 template <int W>
-PACECORE_INLINE void resize_planar_row(const Resize& r, int64_t row) {
-  blend_plane<W>(r, 0, r.rows, r.columns, r.height, row, 1);
-  blend_plane<W>(r, 1, r.chroma_rows, r.chroma_columns, r.chroma_height, row, 1);
-  blend_plane<W>(r, 2, r.chroma_rows, r.chroma_columns, r.chroma_height, row, 1);
-  // In locals, as the stores below could alias them.
-  const float *y = r.lines[0], *u = r.lines[1], *v = r.lines[2];
-  const Axis columns = r.columns, chroma_columns = r.chroma_columns;
-  const YuvToRgb matrix = r.matrix;
-  const int64_t end = r.row_floats, plane = r.crop_height * r.row_floats;
-  float* out = r.rgb + row * r.row_floats;
-  for (int64_t x = 0; x < end; x += W) {
-    store_rgb<W>(
-        out + x, plane,
-        to_rgb(matrix, interpolated<W>(y, columns, x), interpolated<W>(u, chroma_columns, x),
-               interpolated<W>(v, chroma_columns, x)));
+PACECORE_INLINE void resize_planar(const Resize r) {
+  const int64_t plane = r.crop_height * r.row_floats;
+  for (int64_t row = 0; row < r.crop_height; ++row) {
+    blend_plane<W>(r, 0, r.rows, r.columns, r.height, row, 1);
+    blend_plane<W>(r, 1, r.chroma_rows, r.chroma_columns, r.chroma_height, row, 1);
+    blend_plane<W>(r, 2, r.chroma_rows, r.chroma_columns, r.chroma_height, row, 1);
+    float* out = r.rgb + row * r.row_floats;
+    for (int64_t x = 0; x < r.row_floats; x += W) {
+      store_rgb<W>(out + x, plane,
+                   to_rgb(r.matrix, interpolated<W>(r.lines[0], r.columns, x),
+                          interpolated<W>(r.lines[1], r.chroma_columns, x),
+                          interpolated<W>(r.lines[2], r.chroma_columns, x)));
+    }
   }
 }
 
@@ -221,13 +220,16 @@ PACECORE_INLINE void resize_packed_row(const Resize& r, int64_t row) {
 }
 
 template <int W>
+PACECORE_INLINE void resize_packed(const Resize r) {
+  for (int64_t row = 0; row < r.crop_height; ++row) resize_packed_row<W>(r, row);
+}
+
+template <int W>
 void resize(const Resize& r) {
-  for (int64_t row = 0; row < r.crop_height; ++row) {
-    if (r.planar)
-      resize_planar_row<W>(r, row);
-    else
-      resize_packed_row<W>(r, row);
-  }
+  if (r.planar)
+    resize_planar<W>(r);
+  else
+    resize_packed<W>(r);
 }
 
 // ---- Jitter ----
@@ -344,9 +346,9 @@ PACECORE_INLINE Float<W> interleaved(Rgb<Float<W>> c, Sequence<L...>) {
 template <int W, class Out>
 PACECORE_INLINE void store_interleaved(Out* out, int64_t count, Rgb<Float<W>> c) {
   if constexpr (W == 1) {
-    store<1>(out, c.r, 1);
-    store<1>(out + 1, c.g, 1);
-    store<1>(out + 2, c.b, 1);
+    store<1>(out, c.r, count);
+    store<1>(out + 1, c.g, count);
+    store<1>(out + 2, c.b, count);
   } else {
     count *= 3;
     store<W>(out, interleaved<0, W>(c, Lanes<W>()), count);
@@ -355,7 +357,6 @@ PACECORE_INLINE void store_interleaved(Out* out, int64_t count, Rgb<Float<W>> c)
   }
 }
 
-// By value, so that stores are known not to change it.
 template <int W, class Out>
 PACECORE_INLINE void finish_as(const Finish f) {
   const int64_t plane = f.crop_height * f.row_floats;

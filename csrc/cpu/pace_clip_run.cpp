@@ -22,7 +22,8 @@ const Kernels& vector_kernels() {
 const Kernels* choose_kernels() {
   std::vector<const Kernels*> usable{&scalar_kernels(), &vector_kernels()};
 #if defined(__x86_64__)
-  if (avx2_kernels() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+  if (avx2_kernels() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
     usable.push_back(avx2_kernels());
   if (avx512_kernels() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

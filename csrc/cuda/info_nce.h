@@ -174,10 +174,8 @@ PACECORE_DEVICE void finish_nce(const NceArgs& args, const NceRowSums* sums, flo
     const double anchors = args.anchor_count > 0 ? args.anchor_count : 1;
     *outputs.loss = static_cast<float>(totals.loss / anchors);
     *outputs.slope = static_cast<float>(-totals.slope * scale / anchors);
-    outputs.summary[0] =
-        static_cast<float>(totals.positive_logits / scale / totals.positive_pairs);
-    outputs.summary[1] =
-        static_cast<float>(totals.negative_logits / scale / totals.negative_pairs);
+    outputs.summary[0] = static_cast<float>(totals.positive_logits / scale / totals.positive_pairs);
+    outputs.summary[1] = static_cast<float>(totals.negative_logits / scale / totals.negative_pairs);
     outputs.summary[2] = static_cast<float>(totals.nearest / totals.pulling);
   }
 }

@@ -12,7 +12,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kStrip = 4;  // rows: as many as share each load of a column
+constexpr int kStrip = 4;     // rows of a block: as many as share each load of a column
+constexpr int kColumns = 4;   // columns of a warp at a time: so many loads are on their way at once
+constexpr int kFeatures = 2;  // features of a thread at a time, in the gradient: likewise
 
 template <typename T>
 struct FewArgs {
@@ -42,16 +44,15 @@ __device__ float inverse_norm(float square) {
   return norm < 1e-12f ? 0.0f : 1.0f / norm;
 }
 
-// The scores of a strip against every row, one warp a column at a time.
+// The scores of a strip against every row, a warp a few columns at a time.
 template <typename T>
 __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, float* inverse) {
   const NceArgs& nce = args.nce;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int i = threadIdx.x; i < kStrip * nce.features; i += kThreads) {
     const int row = first + i / nce.features;
-    strip[i] = row < nce.n
-                   ? static_cast<float>(args.z[int64_t{row} * nce.pitch + i % nce.features])
-                   : 0.0f;
+    strip[i] = row < nce.n ? static_cast<float>(args.z[int64_t{row} * nce.pitch + i % nce.features])
+                           : 0.0f;
   }
   __syncthreads();
   if (warp < kStrip) {
@@ -67,21 +68,34 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
     }
   }
   __syncthreads();
-  for (int column = warp; column < nce.n; column += kWarps) {
-    const T* z = args.z + int64_t{column} * nce.pitch;
-    float dot[kStrip] = {}, square = 0;
+  for (int first_column = warp * kColumns; first_column < nce.n;
+       first_column += kWarps * kColumns) {
+    float dot[kStrip][kColumns] = {}, square[kColumns] = {};
+#pragma unroll 4
     for (int k = lane; k < nce.features; k += 32) {
-      const float value = static_cast<float>(z[k]);
-      square += value * value;
-      for (int row = 0; row < kStrip; ++row) dot[row] += strip[row * nce.features + k] * value;
+      float value[kColumns];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c)
+        value[c] =
+            static_cast<float>(args.z[int64_t{min(first_column + c, nce.n - 1)} * nce.pitch + k]);
+#pragma unroll
+      for (int row = 0; row < kStrip; ++row) {
+        const float mine = strip[row * nce.features + k];
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) dot[row][c] += mine * value[c];
+      }
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) square[c] += value[c] * value[c];
     }
-    square = warp_sum(square);
-    for (int row = 0; row < kStrip; ++row) dot[row] = warp_sum(dot[row]);
-    const float scale = args.normalize ? inverse_norm(square) : 1.0f;
-    if (lane < kStrip && first + lane < nce.n) {
-      float mine = dot[0];
-      for (int row = 1; row < kStrip; ++row) mine = lane == row ? dot[row] : mine;
-      args.scores[int64_t{first + lane} * nce.n + column] = mine * inverse[lane] * scale;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const float scale = args.normalize ? inverse_norm(warp_sum(square[c])) : 1.0f;
+#pragma unroll
+      for (int row = 0; row < kStrip; ++row) {
+        const float score = warp_sum(dot[row][c]) * inverse[row] * scale;
+        if (lane == 0 && first + row < nce.n && first_column + c < nce.n)
+          args.scores[int64_t{first + row} * nce.n + first_column + c] = score;
+      }
     }
   }
   __syncthreads();
@@ -147,13 +161,25 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
     weights[i] = weight;
   }
   __syncthreads();
-  for (int k = threadIdx.x; k < nce.features; k += kThreads) {
-    float sum[kStrip] = {};
-    for (int column = 0; column < n; ++column) {
-      const float value = static_cast<float>(args.z[int64_t{column} * nce.pitch + k]);
-      for (int row = 0; row < kStrip; ++row) sum[row] += weights[row * n + column] * value;
+  for (int first_k = threadIdx.x; first_k < nce.features; first_k += kThreads * kFeatures) {
+    float sum[kStrip][kFeatures] = {};
+    const T* z = args.z + first_k;
+    const bool second = first_k + kThreads < nce.features;
+    static_assert(kFeatures == 2);
+#pragma unroll 8
+    for (int column = 0; column < n; ++column, z += nce.pitch) {
+      const float value[kFeatures] = {static_cast<float>(z[0]),
+                                      second ? static_cast<float>(z[kThreads]) : 0.0f};
+#pragma unroll
+      for (int row = 0; row < kStrip; ++row) {
+        const float weight = weights[row * n + column];
+        for (int f = 0; f < kFeatures; ++f) sum[row][f] += weight * value[f];
+      }
     }
-    for (int row = 0; row < kStrip; ++row) products[row * nce.features + k] = sum[row];
+    for (int row = 0; row < kStrip; ++row) {
+      products[row * nce.features + first_k] = sum[row][0];
+      if (second) products[row * nce.features + first_k + kThreads] = sum[row][1];
+    }
   }
   __syncthreads();
   if (warp >= kStrip || first + warp >= n) return;
@@ -171,7 +197,7 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) few_kernel(FewArgs<T> args) {
+__global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(float, shared);
   __shared__ unsigned ticket;
   __shared__ float inverse[kStrip];

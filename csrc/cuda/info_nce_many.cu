@@ -8,6 +8,10 @@
 namespace pacecore {
 namespace {
 
+// Blocks a multiprocessor is to hold: one multiplies while the other does its sums.
+template <typename T>
+constexpr int kBlocks = sizeof(T) == 2 ? 2 : 1;
+
 template <typename T>
 struct SumsArgs {
   NceArgs nce;
@@ -18,8 +22,9 @@ struct SumsArgs {
 
 template <typename T>
 __device__ void scores_to_shared(const Engine<T>& engine, float* scores) {
-  for_each_value<false>(
-      engine, [&](int row, int column, float value) { scores[row * kScorePitch + column] = value; });
+  for_each_value<false>(engine, [&](int row, int column, float value) {
+    scores[row * kScorePitch + column] = value;
+  });
   __syncthreads();
 }
 
@@ -76,7 +81,7 @@ __device__ void add_columns(const NceArgs& nce, const float* scores, const int64
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 1) sums_kernel(SumsArgs<T> args) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks<T>) sums_kernel(SumsArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(unsigned char, shared);
   __shared__ int64_t column_groups[kTile];
   const NceArgs& nce = args.nce;
@@ -159,7 +164,8 @@ __device__ void store_four(T* to, const float (&values)[4]) {
 // weights (block_rows, weight_pitch): zero for a clip with itself and beyond the last row and
 // column, so that what multiplies them there must only be finite.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 1) weights_kernel(NceGradientArgs<T> args) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks<T>)
+    weights_kernel(NceGradientArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(unsigned char, shared);
   __shared__ NceRow<float> row_parts[kTile];
   __shared__ int64_t row_groups[kTile];
@@ -213,7 +219,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) weights_kernel(NceGradientArg
 
 // products (splits, block_rows, product_pitch) = weights . z, split along the sum.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 1) product_kernel(NceGradientArgs<T> args) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks<T>)
+    product_kernel(NceGradientArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(unsigned char, shared);
   const NceArgs& nce = args.nce;
   const int row = blockIdx.y * kTile, column = blockIdx.x * kTile, split = blockIdx.z;
@@ -226,8 +233,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) product_kernel(NceGradientArg
   Engine<T> engine;
   multiply_tile<true>(engine, weights, row, z, column, begin, min(end, args.weight_pitch),
                       reinterpret_cast<T*>(shared));
-  float* products = args.products +
-                    (int64_t{split} * args.block_rows + row) * args.product_pitch + column;
+  float* products =
+      args.products + (int64_t{split} * args.block_rows + row) * args.product_pitch + column;
   const int width = args.product_pitch - column;
   for_each_value<true>(engine, [&](int local, int at, float value) {
     if (at < width) products[int64_t{local} * args.product_pitch + at] = value;
@@ -262,9 +269,9 @@ void launch_nce_gradient(const NceGradientArgs<T>& args, cudaStream_t stream) {
   PACECORE_LAUNCH(product_kernel<T>, product_grid, kTileThreads, kRingBytes<T>, stream, args);
 }
 
-#define PACECORE_NCE_TYPE(T)                                                                      \
-  template void launch_nce_sums<T>(const NceArgs&, const T*, int, NceRowSums*, NceRowSums*,       \
-                                   const NceOutputs&, cudaStream_t);                              \
+#define PACECORE_NCE_TYPE(T)                                                                \
+  template void launch_nce_sums<T>(const NceArgs&, const T*, int, NceRowSums*, NceRowSums*, \
+                                   const NceOutputs&, cudaStream_t);                        \
   template void launch_nce_gradient<T>(const NceGradientArgs<T>&, cudaStream_t);
 PACECORE_NCE_TYPE(float)
 PACECORE_NCE_TYPE(__nv_bfloat16)

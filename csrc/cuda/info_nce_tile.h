@@ -54,11 +54,11 @@ struct Engine {  // 16-bit types
         uint32_t four[4];
         const int column = first_column + pair * 16;
         if constexpr (depth_major)
-          load_matrix_x4_transposed(
-              four, second + depth_at(k * 16 + lane % 16, column / 8 + lane / 16));
+          load_matrix_x4_transposed(four,
+                                    second + depth_at(k * 16 + lane % 16, column / 8 + lane / 16));
         else
-          load_matrix_x4(four, second + rows_at(column + lane / 16 * 8 + lane % 8,
-                                                k * 2 + lane / 8 % 2));
+          load_matrix_x4(four,
+                         second + rows_at(column + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
         b[pair * 2][0] = four[0];
         b[pair * 2][1] = four[1];
         b[pair * 2 + 1][0] = four[2];
@@ -69,8 +69,7 @@ struct Engine {  // 16-bit types
         uint32_t a[4];
         load_matrix_x4(a, stage + rows_at(first_row + row * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
-        for (int column = 0; column < 4; ++column)
-          mma_m16n8k16<T>(sum[row][column], a, b[column]);
+        for (int column = 0; column < 4; ++column) mma_m16n8k16<T>(sum[row][column], a, b[column]);
       }
     }
   }
@@ -186,8 +185,8 @@ __device__ __forceinline__ void copy_rows(const Matrix<T>& from, int row, int co
   for (int i = threadIdx.x; i < kTile * chunks; i += kTileThreads) {
     const int r = i / chunks, c = i % chunks, left = from.columns - column - c * size;
     const bool inside = row + r < from.rows && left > 0;
-    const T* at = inside ? from.data + int64_t{row + r} * from.pitch + column + c * size
-                         : from.data;
+    const T* at =
+        inside ? from.data + int64_t{row + r} * from.pitch + column + c * size : from.data;
     async_copy_16(to + Engine<T>::rows_at(r, c), at,
                   inside ? min(left, size) * static_cast<int>(sizeof(T)) : 0);
   }
@@ -201,8 +200,8 @@ __device__ __forceinline__ void copy_depth(const Matrix<T>& from, int row, int c
   for (int i = threadIdx.x; i < Engine<T>::kDepth * chunks; i += kTileThreads) {
     const int r = i / chunks, c = i % chunks, left = from.columns - column - c * size;
     const bool inside = row + r < from.rows && left > 0;
-    const T* at = inside ? from.data + int64_t{row + r} * from.pitch + column + c * size
-                         : from.data;
+    const T* at =
+        inside ? from.data + int64_t{row + r} * from.pitch + column + c * size : from.data;
     async_copy_16(to + Engine<T>::depth_at(r, c), at,
                   inside ? min(left, size) * static_cast<int>(sizeof(T)) : 0);
   }

@@ -241,7 +241,9 @@ __device__ __forceinline__ void make_row(const PaceClip& args, const Source& s,
   const int channels = s.planar ? 1 : 3;
   int at[3];  // where in the line column 0 of each plane would lie
   int used = 0;
-  for (int plane = 0; plane < (s.planar ? 3 : 1); ++plane) {
+#pragma unroll  // so that rows and at are registers
+  for (int plane = 0; plane < 3; ++plane) {
+    if (plane > 0 && !s.planar) break;
     const int values = channels * s.count[plane];
     const int before = blend_line(rows[plane].upper, rows[plane].lower, rows[plane].weight,
                                   channels * s.start[plane], values, channels, s.aligned[plane],
@@ -449,8 +451,15 @@ __device__ void store_nan(const PaceClip& args, int64_t frame, int first, int ro
 
 // ---- Kernel and op ----
 
+// Blocks on a multiprocessor, which bound the registers. From sm_120 on shared memory holds one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocks = 1;
+#else
+constexpr int kBlocks = 3;
+#endif
+
 template <class Out, bool ChannelsLast>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     pace_clip_kernel(const PaceClip args, const Bands bands) {
   PACECORE_DYNAMIC_SHARED(float, dynamic);
   __shared__ Source source;

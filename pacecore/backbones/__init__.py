@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from ..errors import PacecoreError
-from .base import Backbone
-from .c3d import C3D
-from .features import FEATURES, stage_features
-from .residual import R3D, R2Plus1D
-from .s3dg import S3DG
+from pacecore.backbones.base import Backbone
+from pacecore.backbones.c3d import C3D
+from pacecore.backbones.features import FEATURES, stage_features
+from pacecore.backbones.residual import R3D, R2Plus1D
+from pacecore.backbones.s3dg import S3DG
+from pacecore.errors import PacecoreError
 
 __all__ = ["BACKBONES", "FEATURES", "Backbone", "build_backbone", "stage_features"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import PacecoreError
+from pacecore.errors import PacecoreError
 
 __all__ = ["Backbone", "scale_channels"]
 
@@ -83,14 +83,15 @@ def _checkpoint_contexts(stage: nn.Module) -> tuple:
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
     """Lets the second run of a batch through `stage` leave the running averages as they are."""
     norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
         yield
     finally:
-        for norm, was in zip(norms, tracked, strict=True):
-            norm.track_running_stats = was
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 def scale_channels(channels: int, width: float) -> int:

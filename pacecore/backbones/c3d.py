@@ -13,8 +13,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from .base import Backbone, scale_channels
-from .layers import ConvNorm, conv3d
+from pacecore.backbones.base import Backbone, scale_channels
+from pacecore.backbones.layers import ConvNorm, conv3d
 
 __all__ = ["C3D"]
 

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import PacecoreError
-from .base import Backbone
+from pacecore.backbones.base import Backbone
+from pacecore.errors import PacecoreError
 
 __all__ = ["FEATURES", "stage_features"]
 

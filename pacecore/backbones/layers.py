@@ -50,8 +50,8 @@ class Conv3d(nn.Conv3d):
             stride=(self.stride[0], 1),
             padding=(self.padding[0], 0),
         )
-        frames = out.shape[2]
-        rows = out.permute(0, 2, 3, 1).reshape(batch, frames, height, width, -1)
+        _, channels, frames, _ = out.shape
+        rows = out.permute(0, 2, 3, 1).reshape(batch, frames, height, width, channels)
         return rows.permute(0, 4, 1, 2, 3)
 
 

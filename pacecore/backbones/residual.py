@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .base import Backbone, multiple_of_8, scale_channels
-from .layers import ConvNorm, Triple, conv3d
+from pacecore.backbones.base import Backbone, multiple_of_8, scale_channels
+from pacecore.backbones.layers import ConvNorm, Triple, conv3d
 
 __all__ = ["R3D", "Factored", "R2Plus1D", "middle_channels"]
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Backbone, scale_channels
-from .layers import ConvNorm, Triple, conv3d
+from pacecore.backbones.base import Backbone, scale_channels
+from pacecore.backbones.layers import ConvNorm, Triple, conv3d
 
 __all__ = ["S3DG"]
 

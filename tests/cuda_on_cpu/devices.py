@@ -20,12 +20,13 @@ __all__ = [
     "ScheduleError",
     "emulation",
     "emulation_missing",
-    "hardware",
     "library_path",
+    "shared_bytes",
 ]
 
 NAMESPACE = "pacecore_every_schedule"
 SCHEDULES = {"forwards": 0, "backwards": 1, "shuffled": 2}
+SCHEDULES_VARIABLE = "PACECORE_EMULATION_SCHEDULES"  # fewer of them, "shuffled", to save time
 LIBRARY_VARIABLE = "PACECORE_EMULATION_LIBRARY"  # a library built before, say with sanitizers
 _kept: list[torch.library.Library] = []  # definitions live as long as these
 
@@ -68,6 +69,14 @@ def set_schedule(name: str, seed: int = 0) -> None:
     )
 
 
+def shared_bytes(kernel: str) -> int | None:
+    """Dynamic shared memory that "pace_clip_kernel<float, false>" was last launched with."""
+    function = ctypes.CDLL(str(library_path())).cuda_on_cpu_shared_bytes
+    function.restype = ctypes.c_int64
+    found = function(kernel.encode())
+    return None if found < 0 else found
+
+
 def tensors(result: object) -> list[torch.Tensor]:
     return [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
 
@@ -81,22 +90,23 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def run_every_schedule(kernel: torch._ops.OpOverload, *args, **kwargs) -> object:
     """What the kernel returns, under three orders of its threads that must agree in every bit."""
+    names = os.environ.get(SCHEDULES_VARIABLE, " ".join(SCHEDULES)).split()
     results = {}
     try:
-        for seed, name in enumerate(SCHEDULES):
+        for seed, name in enumerate(names):
             set_schedule(name, seed)
             results[name] = kernel(*args, **kwargs)
     finally:
         set_schedule("forwards")
-    first = tensors(results["forwards"])
+    first = tensors(results[names[0]])
     for name, result in results.items():
         for place, (a, b) in enumerate(zip(first, tensors(result), strict=True)):
             if not same_bits(a, b):
                 raise ScheduleError(
-                    f"{kernel}: result {place} differs between threads run forwards and {name}: "
+                    f"{kernel}: result {place} differs between threads run {names[0]} and {name}: "
                     "a barrier is missing, or memory is read that was never written"
                 )
-    return results["forwards"]
+    return results[names[0]]
 
 
 @contextmanager
@@ -113,9 +123,3 @@ def emulation(architecture: int) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic)
-
-
-@contextmanager
-def hardware() -> Iterator[None]:
-    """Within the block ops run on the GPU."""
-    yield

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -63,6 +64,11 @@ struct Barrier {
   Site site;
 };
 
+struct Warp {
+  unsigned living = 0;   // lanes that have not ended
+  unsigned waiting = 0;  // of them, lanes at a warp-wide operation
+};
+
 struct Block {
   uint3 index{};
   Barrier barrier;
@@ -83,6 +89,7 @@ struct {
   std::vector<Block> blocks;
   size_t loaded = 0;  // the block whose static shared memory is in place
   Barrier cluster_barrier;
+  std::vector<Warp> warps;    // of block after block
   std::vector<Fiber> fibers;  // of block after block; grows to the most seen, stacks are kept
   size_t count = 0;           // threads of a block
   Fiber* running = nullptr;
@@ -93,6 +100,7 @@ struct {
   size_t main_stack_bytes = 0;
 } now;
 std::mutex one_launch;
+std::map<std::string, size_t> last_shared_bytes;  // dynamic, of each kernel's last launch
 
 #if !defined(__x86_64__)
 #error \
@@ -143,6 +151,13 @@ size_t number_of(const Fiber& fiber) { return &fiber - now.fibers.data(); }
 
 Block& block_of(const Fiber& fiber) { return now.blocks[number_of(fiber) / now.count]; }
 
+size_t warps_of_block() { return (now.count + 31) / 32; }
+
+Warp& warp_of(const Fiber& fiber) {
+  const size_t number = number_of(fiber);
+  return now.warps[number / now.count * warps_of_block() + number % now.count / 32];
+}
+
 // Static shared memory of all kernels together. Not instrumented, here and in poison(): the
 // redzones between the variables are copied too.
 __attribute__((no_sanitize("address"), noinline)) void copy_bytes(volatile unsigned char* to,
@@ -175,7 +190,7 @@ void resume(Fiber& fiber) {
 #endif
 }
 
-void complete_collectives(const Fiber& one);
+void leave_warp();
 
 // First function on a fiber's stack.
 void fiber_main() {
@@ -184,7 +199,7 @@ void fiber_main() {
 #endif
   (*now.body)();
   now.running->state = State::ended;
-  complete_collectives(*now.running);
+  leave_warp();
   to_main(true);
   __builtin_unreachable();
 }
@@ -294,7 +309,11 @@ std::vector<size_t> take_turns() {
 
 void run_cluster() {
   std::vector<size_t> turns = take_turns();
-  for (size_t i : turns) prepare(now.fibers[i], i);
+  now.warps.assign(now.blocks.size() * warps_of_block(), {});
+  for (size_t i : turns) {
+    prepare(now.fibers[i], i);
+    warp_of(now.fibers[i]).living |= 1u << i % now.count % 32;
+  }
   for (;;) {
     bool progress = false;
     size_t ended = 0;
@@ -324,42 +343,35 @@ void wait(State state, const Site& site) {
   to_main(false);
 }
 
-// The warp of a thread: its first thread, and its lanes that have not ended.
-struct Warp {
-  Fiber* lanes;
-  unsigned living = 0;
-
-  explicit Warp(const Fiber& one) {
-    const size_t thread = number_of(one) % now.count;
-    lanes = &now.fibers[number_of(one) - thread % 32];
-    for (size_t lane = 0; lane < 32 && thread / 32 * 32 + lane < now.count; ++lane)
-      if (lanes[lane].state != State::ended) living |= 1u << lane;
-  }
-};
-
 // Completes the operation that `first` waits at, if every living lane of its mask waits at it too.
-void complete_collective(const Warp& warp, const Fiber& first) {
+void complete_collective(const Fiber& first) {
+  Warp& warp = warp_of(first);
   Lanes lanes{first.mask & warp.living, {}};
+  if (lanes.mask & ~warp.waiting) return;
   const unsigned mask = first.mask;
+  Fiber* fibers = &now.fibers[number_of(first) - number_of(first) % now.count % 32];
   for (int lane = 0; lane < 32; ++lane) {
     if (!(lanes.mask >> lane & 1)) continue;
-    const Fiber& fiber = warp.lanes[lane];
-    if (fiber.state != State::at_collective || fiber.mask != mask ||
-        fiber.combine != first.combine || fiber.site.line() != first.site.line())
+    const Fiber& fiber = fibers[lane];
+    if (fiber.mask != mask || fiber.combine != first.combine ||
+        fiber.site.line() != first.site.line())
       return;
     lanes.requests[lane] = fiber.request;
   }
   for (int lane = 0; lane < 32; ++lane)
-    if (lanes.mask >> lane & 1) warp.lanes[lane].state = State::ready;
+    if (lanes.mask >> lane & 1) fibers[lane].state = State::ready;
+  warp.waiting &= ~lanes.mask;
   first.combine(lanes);
 }
 
-// For the lanes that only waited for `one` to end.
-void complete_collectives(const Fiber& one) {
-  const Warp warp(one);
-  for (int lane = 0; lane < 32; ++lane)
-    if ((warp.living >> lane & 1) && warp.lanes[lane].state == State::at_collective)
-      complete_collective(warp, warp.lanes[lane]);
+// Ends the running thread's part in its warp, for which other lanes may have waited.
+void leave_warp() {
+  const Fiber& self = *now.running;
+  Warp& warp = warp_of(self);
+  warp.living &= ~(1u << lane());
+  const Fiber* fibers = &self - lane();
+  for (int other = 0; other < 32; ++other)
+    if (warp.waiting >> other & 1) complete_collective(fibers[other]);
 }
 
 // Waits for all `count` threads from `first` on; gives how many of them voted.
@@ -429,6 +441,7 @@ void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_by
   (void)once;
 #endif
   check_limits(grid, block, shared_bytes, cluster);
+  last_shared_bytes[kernel] = shared_bytes;
   now.body = &body;
   now.random.seed(now.seed);
   now.shared_bytes = shared_bytes;
@@ -506,7 +519,8 @@ void warp_collective(unsigned mask, void* request, void (*combine)(Lanes&), Site
   self.combine = combine;
   self.site = site;
   self.state = State::at_collective;
-  complete_collective(Warp(self), self);
+  warp_of(self).waiting |= 1u << lane();
+  complete_collective(self);
   if (self.state != State::ready) to_main(false);
 }
 
@@ -551,4 +565,12 @@ extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_device(in
   const std::lock_guard lock(cuda_on_cpu::one_launch);
   for (const cuda_on_cpu::Device& device : cuda_on_cpu::kDevices)
     if (device.architecture == architecture) cuda_on_cpu::now.device = device;
+}
+
+// Bytes of dynamic shared memory of a kernel's last launch, -1 if there was none.
+extern "C" __attribute__((visibility("default"))) int64_t
+cuda_on_cpu_shared_bytes(const char* kernel) {
+  const std::lock_guard lock(cuda_on_cpu::one_launch);
+  const auto found = cuda_on_cpu::last_shared_bytes.find(kernel);
+  return found == cuda_on_cpu::last_shared_bytes.end() ? -1 : static_cast<int64_t>(found->second);
 }

@@ -219,6 +219,16 @@ __global__ void misaligned_copy(float* out) {
 }
 
 template <bool faulty>
+__global__ void misaligned_matrix(float* out) {
+  __shared__ __align__(16) uint16_t rows[33 * 8];
+  for (int i = threadIdx.x; i < 33 * 8; i += 32) rows[i] = i;
+  __syncwarp();
+  uint32_t result[4];
+  pacecore::load_matrix_x4(result, rows + 8 * threadIdx.x + faulty);
+  out[threadIdx.x] = result[threadIdx.x % 4];
+}
+
+template <bool faulty>
 __global__ void too_many_threads(float* out) {
   if (threadIdx.x < kThreads) out[threadIdx.x] = 1;
 }
@@ -294,6 +304,7 @@ void run(const char* name, float* out) {
       KERNEL(missing_copy_wait, 1, kThreads, 0),
       KERNEL(early_copy, 1, kThreads, 0),
       KERNEL(misaligned_copy, 1, kThreads, 0),
+      KERNEL(misaligned_matrix, 1, 32, 0),
       KERNEL(too_many_threads, 1, faulty ? 1056 : 1024, 0),
       KERNEL(too_much_shared, 1, kThreads, (faulty ? 228 : 227) * 1024),
       KERNEL(matrix_product, 1, 32, 0),

@@ -1,0 +1,231 @@
+"""Training steps of the networks: clips a second, achieved TFLOP/s, peak memory; ways to run one.
+
+    python -m benchmarks.backbones                     every network at the paper's shapes
+    python -m benchmarks.backbones --networks r21d --width 0.25 --frames 16 --crop 56 --batch 30
+    python -m benchmarks.backbones --layers            the two forms of a convolution over time
+
+A step is forward, backward and SGD on fixed clips. `plain` is the network as torch runs it unasked:
+contiguous fp32 without TF32, nn.Conv3d everywhere, SGD one tensor at a time. The others have
+pacecore's layout (`layout`), bf16 autocast (`bf16`), torch.compile (`compiled`), or compute stages
+again in the backward pass (`checkpointing`). All ways of a network take turns in rounds, so that a
+change in the machine's load falls on all of them. On a CPU the allocator's setting, which belongs
+to the process, helps `plain` too.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common import add_arguments, peak_extra_bytes, time_function, write_record
+from pacecore.backbones import BACKBONES, build_backbone
+from pacecore.backbones.layers import Conv3d
+from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, memory_format, prepare
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a network is trained."""
+
+    layout: bool = True
+    bf16: bool = False
+    compiled: bool = False
+    checkpointing: bool = False
+
+
+WAYS = {
+    "plain": Way(layout=False),
+    "layout": Way(),
+    "bf16": Way(bf16=True),
+    "compiled": Way(compiled=True),
+    "bf16 compiled": Way(bf16=True, compiled=True),
+    "checkpointing": Way(checkpointing=True),
+    "bf16 checkpointing": Way(bf16=True, checkpointing=True),
+}
+ON_CPU = ("plain", "layout", "checkpointing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--networks", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, help="default 60 on a GPU, 2 on a CPU")
+    parser.add_argument("--frames", type=int, help="default 16, s3dg 64")
+    parser.add_argument("--crop", type=int, help="default 112, s3dg 224")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", action="store_true", help="single convolutions over time")
+    arguments = parser.parse_args()
+    on_cpu = torch.device(arguments.device).type == "cpu"
+    arguments.ways = arguments.ways or list(ON_CPU if on_cpu else WAYS)
+    arguments.batch = arguments.batch or (2 if on_cpu else 60)
+    if arguments.quick:
+        arguments.networks, arguments.width, arguments.batch = ["r21d", "s3dg"], 0.125, 2
+        arguments.frames, arguments.crop, arguments.rounds = 8, 32, 1
+
+    cases = [{"bf16_check": check_bf16_conv3d(arguments.device).report()}]
+    if arguments.layers:
+        cases += layer_cases(arguments)
+    else:
+        for network in arguments.networks:
+            cases += network_cases(network, arguments)
+    for case in cases:
+        print(case, flush=True)
+    print(write_record(arguments.out, "backbones", arguments.device, cases))
+
+
+def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
+    large = network == "s3dg" and not arguments.quick
+    frames = arguments.frames or (64 if large else 16)
+    crop = arguments.crop or (224 if large else 112)
+    clips = torch.rand(arguments.batch, 3, frames, crop, crop, device=arguments.device)
+    flops = 3 * 2 * multiply_adds(network, arguments.width, clips)  # backward is two forwards
+    steps = {
+        way: training_step(network, arguments.width, clips, WAYS[way]) for way in arguments.ways
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in steps}
+    memory: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for _ in range(arguments.rounds):
+        for way, step in steps.items():
+            if way in failed:
+                continue
+            try:
+                with conv3d_as_torch_has_it(not WAYS[way].layout):
+                    if way not in memory:
+                        memory[way] = peak_extra_bytes(step, arguments.device)
+                    timing = time_function(step, arguments.device, min_seconds=0.5, min_runs=2)
+            except torch.OutOfMemoryError as error:
+                failed[way] = str(error).splitlines()[0]
+                torch.cuda.empty_cache()
+                continue
+            seconds[way].append(timing.p20)
+    cases = []
+    for way in arguments.ways:
+        case = {
+            **{"network": network, "width": arguments.width, "way": way},
+            **{"batch": arguments.batch, "frames": frames, "crop": crop},
+        }
+        if way in failed:
+            cases.append(case | {"failed": failed[way]})
+            continue
+        step_seconds = statistics.median(seconds[way])
+        case |= {
+            "step_seconds": seconds[way],
+            "clips_per_second": round(arguments.batch / step_seconds, 3),
+            "tflop_per_second": round(flops / step_seconds / 1e12, 4),
+            "peak_bytes": memory[way],
+        }
+        if seconds.get("plain"):
+            ratios = [p / s for p, s in zip(seconds["plain"], seconds[way], strict=True)]
+            case["times_plain"] = round(statistics.median(ratios), 3)
+        cases.append(case)
+    return cases
+
+
+def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callable[[], None]:
+    torch.manual_seed(0)
+    backbone = build_backbone(network, width=width)
+    backbone.checkpointing = way.checkpointing
+    model = nn.Sequential(backbone, nn.Linear(backbone.feature_dim, 4))
+    if way.layout:
+        model = prepare(model, clips.device)
+        clips = clips.contiguous(memory_format=memory_format(model, clips.device))
+    else:
+        model = model.to(clips.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=1e-3,
+        momentum=0.9,
+        weight_decay=5e-3,
+        fused=way.layout,
+        foreach=False,
+    )
+    labels = torch.arange(len(clips), device=clips.device) % 4
+    run = torch.compile(model) if way.compiled else model
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with (
+            torch.backends.cudnn.flags(allow_tf32=False),
+            torch.autocast(clips.device.type, torch.bfloat16, enabled=way.bf16),
+        ):
+            loss = F.cross_entropy(run(clips), labels)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            loss.backward()
+        optimizer.step()
+
+    return step
+
+
+@contextmanager
+def conv3d_as_torch_has_it(wanted: bool) -> Iterator[None]:
+    """Turns off the 2D form of convolutions over time."""
+    ours = Conv3d.forward
+    try:
+        if wanted:
+            Conv3d.forward = nn.Conv3d.forward
+        yield
+    finally:
+        Conv3d.forward = ours
+
+
+def multiply_adds(network: str, width: float, clips: Tensor) -> int:
+    """Of one forward pass over the whole batch: convolutions and linear layers."""
+    total = 0
+
+    def count(module: nn.Module, _: tuple, out: Tensor) -> None:
+        nonlocal total
+        total += out.numel() * module.weight[0].numel()
+
+    with torch.device("meta"):
+        backbone = build_backbone(network, width=width)
+        for module in backbone.modules():
+            if isinstance(module, (nn.Conv3d, nn.Linear)):
+                module.register_forward_hook(count)
+        backbone(torch.empty(clips.shape))
+    return total
+
+
+def layer_cases(arguments: argparse.Namespace) -> list[dict]:
+    """R(2+1)D's convolutions over time at a quarter of the width, 16 x 56 x 56, in both forms."""
+    cases = []
+    batch = 2 if arguments.quick else 30
+    for inner, outer, frames, size, stride in (
+        *((32, 16, 16, 28, 1), (56, 32, 16, 14, 2), (72, 32, 8, 14, 1)),
+        *((144, 64, 4, 7, 1), (288, 128, 2, 4, 1)),
+    ):
+        conv = Conv3d(inner, outer, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
+        conv = prepare(conv, arguments.device)
+        clips = torch.rand(batch, inner, frames, size, size, device=arguments.device)
+        clips = clips.contiguous(memory_format=MEMORY_FORMAT).requires_grad_()
+
+        def step(conv: nn.Module = conv, clips: Tensor = clips) -> None:
+            torch.autograd.grad(conv(clips).sum(), (clips, conv.weight))
+
+        times: dict[str, list[float]] = {"3d": [], "2d": []}
+        for _ in range(arguments.rounds):
+            for form, found in times.items():
+                with conv3d_as_torch_has_it(form == "3d"):
+                    timing = time_function(step, arguments.device, min_seconds=0.2, min_runs=3)
+                found.append(timing.p20)
+        ratios = [a / b for a, b in zip(times["3d"], times["2d"], strict=True)]
+        cases.append(
+            {
+                "convolution": f"{inner} -> {outer}, 3x1x1, stride {stride}",
+                "clips": list(clips.shape),
+                "seconds": times,
+                "times_3d": round(statistics.median(ratios), 3),
+            }
+        )
+    return cases
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""info_nce against the ways a user would otherwise have it, forward and backward.
+
+    python -m benchmarks.info_nce [--device cpu] [--quick] [--out FILE] [--rows 60,1024]
+        [--features 128,512,768] [--types float32,bfloat16]
+
+Contestants: pacecore's op; `eager`, the reference that the tests use (pacecore.reference), which
+holds the (n, n) matrix; `compiled`, torch.compile of that; and, where installed, lightly's
+NTXentLoss (Eq. 2, normalised, its own pairing of views). Each in the same process, one after the
+other, on the same z (n, D) with two rows a group. A contestant whose matrices would not fit in half
+of the free memory is not run and the record says so.
+
+What no way can go below, for n rows of D features, with the full matrix (a symmetric one halves the
+first two lines):
+
+    forward     s = z z^T                              2 n^2 D  floating-point operations
+    backward    s again, or n^2 numbers kept           2 n^2 D
+                d loss / d z = weights . z             2 n^2 D
+    exponentials                                       n^2 forward, 2 n^2 backward
+    memory      read z, write its gradient             2 n D numbers
+
+"tflops" is the least of these, 4 n^2 D (s once over half the matrix in each pass, one product for
+the gradient), over the time, so that it compares contestants and not how much they repeat; "share"
+is that over the rate that one square matrix product of the type reaches on the same machine.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.common import add_arguments, peak_extra_bytes, time_function, write_record
+from pacecore.ops import info_nce
+from pacecore.reference.info_nce import info_nce as reference
+
+ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
+# Rows, features, type of a quick run, which has a minute on a GPU.
+QUICK_CPU = [(60, 512, "float32"), (512, 512, "float32")]
+QUICK_CUDA = [
+    (60, 512, "float32"),
+    (60, 512, "bfloat16"),
+    (512, 512, "bfloat16"),
+    (4096, 512, "float32"),
+    (32768, 512, "bfloat16"),
+    (65536, 768, "bfloat16"),
+    (131072, 512, "bfloat16"),
+]
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# (n, n) matrices that a contestant holds at once, of 4 bytes; measured with the allocator.
+MATRICES = {"pacecore": 0, "eager": 8, "compiled": 6, "lightly": 6}
+
+
+def contestants(n: int, device: torch.device) -> dict[str, Callable]:
+    """Functions of (z, groups) that give the loss."""
+    functions = {
+        "pacecore": lambda z, groups: info_nce(z, groups).loss,
+        "eager": lambda z, groups: reference(z, groups)[0],
+        "compiled": torch.compile(lambda z, groups: reference(z, groups)[0], dynamic=False),
+    }
+    if importlib.util.find_spec("lightly"):
+        from lightly.loss import NTXentLoss
+
+        loss = NTXentLoss(temperature=1.0).to(device)
+        functions["lightly"] = lambda z, groups: loss(z[0::2], z[1::2])
+    return functions
+
+
+def matrix_rate(kind: torch.dtype, device: torch.device, size: int) -> float:
+    """Floating-point operations a second of a square matrix product."""
+    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    return 2 * size**3 / time_function(lambda: a @ b, device, min_seconds=0.5).p50
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return 2**32
+
+
+def graphed(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`step` as a CUDA graph, so that only GPU time is measured; itself on the CPU."""
+    if device.type != "cuda":
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def measure(
+    name: str, function: Callable, n: int, features: int, kind: torch.dtype, device: torch.device
+) -> dict:
+    """One case of the record: forward and backward of one contestant."""
+    case = {"name": name, "rows": n, "features": features, "type": str(kind).split(".")[1]}
+    if MATRICES[name] * n * n * 4 > free_bytes(device) / 2:
+        return {**case, "left_out": f"needs {MATRICES[name]} matrices of n x n"}
+    torch.manual_seed(0)
+    z = (torch.randn(n, features) * features**-0.5).to(device, kind).requires_grad_()
+    groups = (torch.arange(n) // 2).to(device)
+
+    def step() -> None:
+        z.grad = None
+        function(z, groups).backward()
+
+    try:
+        step()
+        case["peak_extra_bytes"] = peak_extra_bytes(step, device) - z.numel() * z.element_size()
+        case["seconds"] = time_function(step, device, min_seconds=0.5, min_runs=2)
+        if device.type == "cuda" and n <= 4096:
+            case["graph_seconds"] = time_function(graphed(step, device), device, min_seconds=0.2)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        return {**case, "failed": str(error).splitlines()[0][:200]}
+    case["tflops"] = 4 * n * n * features / case["seconds"].p50 / 1e12
+    return case
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--rows", help="comma-separated; default by device")
+    parser.add_argument("--features", default="512")
+    parser.add_argument("--types", help="comma-separated; default by device")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    on_cuda = device.type == "cuda"
+    rates: dict[str, float] = {}
+    cases: list[dict] = []
+    for n, features, word in sizes(options, on_cuda):
+        kind = TYPES[word]
+        if word not in rates:
+            rates[word] = matrix_rate(kind, device, 8192 if on_cuda else 1024)
+        for name, function in contestants(n, device).items():
+            if options.quick and name == "compiled" and n > 512:
+                continue  # compiling takes longer than all the rest
+            case = measure(name, function, n, features, kind, device)
+            if "tflops" in case:
+                case["share"] = case["tflops"] * 1e12 / rates[word]
+            cases.append(case)
+            print(words(case), flush=True)
+            torch._dynamo.reset()
+            # Again after each case, so that a run which is cut off leaves what it has.
+            path = write_record(options.out, "info_nce", options.device, cases)
+    print(f"record: {path}")
+
+
+def sizes(options: argparse.Namespace, on_cuda: bool) -> list[tuple[int, int, str]]:
+    """Rows, features and type of each case, the cheap ones first."""
+    if options.quick:
+        return QUICK_CUDA if on_cuda else QUICK_CPU
+    types = options.types or ("bfloat16,float32" if on_cuda else "float32")
+    # On the CPU eager needs 8 GB at 16,384 rows, and minutes beyond.
+    rows = options.rows or ",".join(str(n) for n in ROWS if on_cuda or n <= 16384)
+    return [
+        (n, features, kind)
+        for n in map(int, rows.split(","))
+        for features in map(int, options.features.split(","))
+        for kind in types.split(",")
+    ]
+
+
+def words(case: dict) -> str:
+    head = f"{case['type']:9} {case['rows']:7} x {case['features']:<4} {case['name']:9}"
+    if "seconds" not in case:
+        return f"{head} {case.get('left_out') or case.get('failed')}"
+    time = case["seconds"]
+    return (
+        f"{head} {1e3 * time.p20:9.3f} {1e3 * time.p50:9.3f} {1e3 * time.p80:9.3f} ms"
+        f"  {case['tflops']:7.3f} TFLOP/s {100 * case['share']:5.1f} %"
+        f"  {case['peak_extra_bytes'] / 1e6:8.1f} MB extra"
+    )
+
+
+if __name__ == "__main__":
+    main()

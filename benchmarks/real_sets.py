@@ -1,0 +1,65 @@
+"""`data check` and `data pack` on whole real sets: what they find, how long they take.
+
+PACECORE_DATA=FOLDER python -m benchmarks.real_sets
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common import add_arguments, write_record
+from benchmarks.hostile import data_folder
+from pacecore.check import data_check
+from pacecore.datasets import find_videos, probe_all
+from pacecore.store import pack, store_bytes
+
+SIZE = (128, 171)  # height, width
+
+
+def main() -> None:
+    """Writes the record; file names and counts only."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
+    options = parser.parse_args()
+    sets = ("clips",) if options.quick else ("clips", "ucf101", "ut_interaction")
+    cases = [_case(data_folder() / name, options.workers) for name in sets]
+    write_record(options.out, "real_sets", "cpu", cases)
+
+
+def _case(folder: Path, workers: int) -> dict:
+    index = find_videos(folder)
+    start = time.perf_counter()
+    report = data_check(index, workers=workers)
+    check_seconds = time.perf_counter() - start
+    counted, bad = probe_all(index, workers)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as store_folder:
+        store, not_packed = pack(counted, store_folder, SIZE, workers)
+        pack_seconds = time.perf_counter() - start
+        damaged = store.verify()
+    kept = ("layout", "videos", "readable", "frames", "splits", "codecs", "lengths", "loops")
+    case = {"set": folder.name} | {name: report[name] for name in kept}
+    case |= {"kinds": report["kinds"], "serious": report["serious"]}
+    case["findings"] = [
+        f"{Path(f['path']).name}: {f['kind']}: {f['detail']}" for f in report["findings"]
+    ]
+    case |= {
+        "check_seconds": check_seconds,
+        "pack_seconds": pack_seconds,
+        "store_bytes": store_bytes(counted, SIZE),
+        "packed": len(store),
+        "left_out": len(bad) + len(not_packed),
+        "damaged": len(damaged),
+    }
+    print(
+        f"{folder.name}: {report['readable']} of {report['videos']} videos readable, "
+        f"{report['frames']:,} frames, {report['serious']} serious, kinds {report['kinds']}, "
+        f"checked in {check_seconds:.0f} s; {len(store)} packed in {pack_seconds:.0f} s"
+    )
+    return case
+
+
+if __name__ == "__main__":
+    main()

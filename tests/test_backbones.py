@@ -1,0 +1,299 @@
+"""The networks: sizes, maps by name, layouts, compilation, checkpointing, and tuning."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pacecore.backbones import BACKBONES, build_backbone, stage_features, tuning
+from pacecore.backbones.layers import Conv3d
+from pacecore.errors import PacecoreError
+
+NAMES = list(BACKBONES)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def thin(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_backbone(name, width=0.125)
+
+
+def some_clips(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(shape, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "trunk", "with_head"),
+    [
+        ("c3d", None, 27_661_440, 27_663_492),
+        ("r3d", None, 14_361_792, 14_363_844),
+        ("r21d", None, 14_365_303, 14_367_355),
+        ("s3dg", None, 9_125_072, 9_129_172),
+        ("r3d", 18, 33_166_272, 33_168_324),
+        ("r21d", 18, 33_178_423, 33_180_475),
+        ("r21d", (1, 1, 1, 1), 14_365_303, 14_367_355),
+    ],
+)
+def test_parameter_counts(name, depth, trunk, with_head):
+    with torch.device("meta"):
+        backbone = build_backbone(name, depth)
+        head = nn.Linear(backbone.feature_dim, 4)
+    assert parameters(backbone) == trunk
+    assert parameters(backbone) + parameters(head) == with_head
+
+
+def test_middle_channels_of_r21d():
+    with torch.device("meta"):
+        backbone = build_backbone("r21d")
+    middle = {
+        n: m.spatial.out_channels for n, m in backbone.named_modules() if hasattr(m, "spatial")
+    }
+    assert middle == {
+        "conv1.conv": 83,
+        "conv2.0.conv1.conv": 144,
+        "conv2.0.conv2.conv": 144,
+        "conv3.0.conv1.conv": 230,
+        "conv3.0.conv2.conv": 288,
+        "conv3.0.shortcut.conv": 42,
+        "conv4.0.conv1.conv": 460,
+        "conv4.0.conv2.conv": 576,
+        "conv4.0.shortcut.conv": 85,
+        "conv5.0.conv1.conv": 921,
+        "conv5.0.conv2.conv": 1152,
+        "conv5.0.shortcut.conv": 170,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"), [("c3d", 38.50), ("r3d", 19.89), ("r21d", 21.36), ("s3dg", 64.18)]
+)
+def test_multiply_adds(name, giga):
+    shape = (1, 3, 64, 224, 224) if name == "s3dg" else (1, 3, 16, 112, 112)
+    total = 0
+
+    def count(module: nn.Module, _: tuple, out: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv3d):
+            total += out.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            total += out.numel() * module.in_features
+
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+        for module in backbone.modules():
+            module.register_forward_hook(count)
+        backbone(torch.empty(shape))
+    assert round(total / 1e9, 2) == giga
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "p4", "p5"),
+    [
+        ("c3d", (512, 2, 7, 7), 512 * 2 * 7 * 7, 9216),
+        ("r3d", (512, 2, 7, 7), 256 * 2 * 7 * 7, 9216),
+        ("r21d", (512, 2, 7, 7), 256 * 2 * 7 * 7, 9216),
+        ("s3dg", (1024, 8, 7, 7), 832 * 8 * 7 * 7, 1024 * 8 * 3 * 3),
+    ],
+)
+def test_maps_and_features_at_the_papers_size(name, last, p4, p5):
+    shape = (2, 3, 64, 224, 224) if name == "s3dg" else (2, 3, 16, 112, 112)
+    with torch.device("meta"):
+        backbone, clips = build_backbone(name), torch.empty(shape)
+        maps = backbone.maps(clips, backbone.stage_names)
+        assert list(maps) == list(backbone.stage_names)
+        assert maps[backbone.stage_names[-1]].shape == (2, *last)
+        assert stage_features(backbone, clips, "p4").shape == (2, p4)
+        assert stage_features(backbone, clips, "p5").shape == (2, p5)
+        assert stage_features(backbone, clips, "gap").shape == (2, backbone.feature_dim)
+        assert stage_features(backbone, clips, "p5", pool="gap").shape == (2, last[0])
+        assert backbone.feature_dim == last[0]
+
+
+def test_features_are_pooled_maps():
+    backbone = thin("r21d").eval()
+    clips = some_clips(2, 3, 8, 32, 32)
+    maps = backbone.maps(clips, ["conv4", "conv5"])
+    p4 = F.max_pool3d(maps["conv4"], 2).flatten(1)
+    p5 = maps["conv5"].amax(dim=(3, 4)).flatten(1)  # 1 x 2 x 2 in space: one window
+    assert torch.equal(stage_features(backbone, clips, "p4"), p4)
+    assert torch.equal(stage_features(backbone, clips, "p5"), p5)
+    assert torch.equal(backbone(clips), maps["conv5"].mean(dim=(2, 3, 4)))
+    c3d = thin("c3d").eval()
+    clips = some_clips(1, 3, 8, 16, 16)
+    pool4 = c3d.maps(clips, ["pool4"])["pool4"]
+    assert torch.equal(stage_features(c3d, clips, "p4"), pool4.flatten(1))
+
+
+def test_stages_past_the_last_named_do_not_run():
+    backbone = thin("r3d")
+    backbone.conv4 = None
+    assert list(backbone.maps(some_clips(1, 3, 4, 16, 16), ["conv3", "conv1"])) == [
+        "conv1",
+        "conv3",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [0.25, 0.1, 2])
+def test_width(name, width):
+    with torch.device("meta"):
+        thinned, full = build_backbone(name, width=width), build_backbone(name)
+        thinned(torch.empty(1, 3, 16, 64, 64))
+    channels = [m.out_channels for m in thinned.modules() if isinstance(m, nn.Conv3d)]
+    assert all(c % 8 == 0 for c in channels)
+    ratio = parameters(thinned) / parameters(full)
+    assert 0.5 * width**2 < ratio < 2 * width**2 + 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_decides_the_weights(name):
+    first, again, other = thin(name), thin(name), thin(name, seed=1)
+    pairs = list(zip(first.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_gives_the_same_results_and_gradients(name):
+    plain = thin(name).double().train()
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
+    clips = some_clips(2, 3, 9, 40, 36, dtype=torch.float64)
+    results = []
+    for network, x in ((plain, clips), (last, clips.to(memory_format=torch.channels_last_3d))):
+        x = x.detach().requires_grad_()
+        features = network(x)
+        features.square().sum().backward()
+        results.append([features, x.grad, *(p.grad for p in network.parameters())])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 7, 6, 3), (1, 4, 1, 1, 1), (2, 3, 4, 1, 5), (0, 4, 4, 3, 3)]
+)
+def test_convolution_over_time_in_2d(shape, stride):
+    torch.manual_seed(0)
+    conv = Conv3d(shape[1], 6, (3, 1, 1), (stride, 1, 1), (1, 0, 0)).double()
+    x = torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last_3d)
+    found = conv(x)
+    expected = F.conv3d(x.contiguous(), conv.weight, conv.bias, (stride, 1, 1), (1, 0, 0))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_changes_memory_only(name):
+    plain, kept = thin(name).train(), thin(name).train()
+    kept.checkpointing = True
+    clips = some_clips(2, 3, 8, 16, 16)
+    saved = {}
+    for network in (plain, kept):
+        held = [0]
+
+        def pack(tensor: Tensor, held=held) -> Tensor:
+            held[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = network(clips)
+        saved[network] = held[0]
+        features.square().sum().backward()
+    assert saved[kept] < 0.5 * saved[plain]
+    for (key, expected), found in zip(
+        plain.state_dict().items(), kept.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, expected), key
+    for expected, found in zip(plain.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast(name):
+    network = thin(name).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = network(some_clips(1, 3, 8, 16, 16))
+    assert torch.isfinite(features).all()
+
+
+def test_compiles_as_one_graph():
+    network = thin("r21d").eval().to(memory_format=torch.channels_last_3d)
+    clips = some_clips(1, 3, 4, 16, 16).to(memory_format=torch.channels_last_3d)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(clips), network(clips))
+
+
+def test_errors():
+    with pytest.raises(
+        PacecoreError, match="backbone must be one of c3d, r3d, r21d, s3dg, got 'i3d'"
+    ):
+        build_backbone("i3d")
+    with pytest.raises(PacecoreError, match=r"width of a backbone must be in \(0, 4\], got 0"):
+        build_backbone("r3d", width=0)
+    with pytest.raises(PacecoreError, match="c3d has one depth only"):
+        build_backbone("c3d", depth=18)
+    for depth in (34, (1, 1, 1), (1, 1, 1, 0)):
+        with pytest.raises(PacecoreError, match="depth must be one of 10, 18 or four block counts"):
+            build_backbone("r21d", depth=depth)
+    backbone = thin("r21d").eval()
+    with pytest.raises(PacecoreError, match=r"the stages are conv1, .*, got 'conv6'"):
+        backbone.maps(some_clips(1, 3, 4, 16, 16), ["conv6"])
+    with pytest.raises(
+        PacecoreError, match=r"clips must be \(B, 3, T, H, W\), got \(1, 4, 16, 16\)"
+    ):
+        backbone(some_clips(1, 4, 16, 16))
+    with pytest.raises(PacecoreError, match="features must be one of p4, p5, gap, got 'p6'"):
+        stage_features(backbone, some_clips(1, 3, 4, 16, 16), "p6")
+    with pytest.raises(PacecoreError, match="pool must be max or gap, got 'mean'"):
+        stage_features(backbone, some_clips(1, 3, 4, 16, 16), "p5", pool="mean")
+    with pytest.raises(PacecoreError, match=r"leave a conv5 map of \(1, 1, 1\), smaller than"):
+        stage_features(backbone, some_clips(1, 3, 4, 16, 16), "p5")
+
+
+def test_prepare_lays_weights_out():
+    network = tuning.prepare(thin("r3d"), "cpu")
+    assert network.conv1.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_layout_by_device_and_channels():
+    with torch.device("meta"):
+        full, quarter = build_backbone("r21d"), build_backbone("r21d", width=0.25)
+    assert tuning.memory_format(full, "cpu") is torch.contiguous_format
+    assert tuning.memory_format(quarter, "cpu") is torch.channels_last_3d
+    assert tuning.memory_format(full, "cuda") is torch.channels_last_3d
+
+
+def test_bf16_check_on_this_machine():
+    check = tuning.check_bf16_conv3d("cpu")
+    assert check.wrong == []
+    assert len(check.errors) == 8
+    assert all(0 < error < check.ERROR_ALLOWED for error in check.errors.values())
+    assert ("slow" in check.report()) == check.slow
+
+
+def test_bf16_check_finds_wrong_and_slow_convolutions():
+    def drops_a_tap(x: Tensor, w: Tensor, **how) -> Tensor:
+        if x.dtype == torch.bfloat16 and w.shape[2:] == (3, 1, 1):
+            w = torch.cat([w[:, :, :2], torch.zeros_like(w[:, :, 2:])], dim=2)
+        return F.conv3d(x, w, **how)
+
+    check = tuning.check_bf16_conv3d("cpu", drops_a_tap)
+    assert check.wrong == ["3x1x1 channels-last", "3x1x1 plain"]
+    assert min(check.errors[case] for case in check.wrong) > 0.3
+    assert not check.usable
+    assert "is wrong: 3x1x1 channels-last" in check.report()
+
+    slow = tuning.Bf16Check("cuda", {"3x3x3 plain": 0.001}, bf16_seconds=4.0, fp32_seconds=1.0)
+    assert slow.slow
+    assert not slow.usable
+    nan = tuning.Bf16Check("cuda", {"3x3x3 plain": float("nan")}, 1.0, 1.0)
+    assert nan.wrong == ["3x3x3 plain"]
+    good = tuning.Bf16Check("cuda", {"3x3x3 plain": 0.004}, 0.5, 1.0)
+    assert good.usable

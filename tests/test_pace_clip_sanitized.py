@@ -1,0 +1,54 @@
+"""pace_clip's CPU kernels under ASan and UBSan, over random shapes, strides and offsets."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+_CXX = os.environ.get("CXX", "g++")
+_FLAGS = ["-std=c++20", "-O0", "-g1", "-Wall", "-Wextra", "-fno-omit-frame-pointer"]
+_FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def compiled(source: Path, folder: Path, *flags: str) -> Path:
+    target = folder / f"{source.parent.name}_{source.stem}.o"
+    command = [_CXX, *_FLAGS, *flags, f"-I{_ROOT / 'csrc'}", "-c", source, "-o", target]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    """The kernels and tests/sanitize/pace_clip.cpp as one program."""
+    if shutil.which(_CXX) is None:
+        pytest.skip(f"no C++ compiler: {_CXX} is not on PATH")
+    folder = tmp_path_factory.mktemp("sanitized")
+    cpu = _ROOT / "csrc" / "cpu"
+    avx2 = ["-mavx2", "-mfma", "-mf16c"] if "x86_64" in sysconfig.get_platform() else []
+    objects = [
+        compiled(_ROOT / "tests" / "sanitize" / "pace_clip.cpp", folder),
+        compiled(cpu / "pace_clip_run.cpp", folder),
+        compiled(cpu / "pace_clip_avx2.cpp", folder, *avx2),
+        compiled(cpu / "pace_clip_avx512.cpp", folder),
+    ]
+    target = folder / "pace_clip"
+    done = subprocess.run([_CXX, *_FLAGS, *objects, "-o", target], capture_output=True, text=True)
+    if done.returncode and "san" in done.stderr and "cannot find" in done.stderr:
+        pytest.skip("this compiler has no sanitizer libraries")
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_access_outside_and_no_undefined_behaviour(program, seed):
+    done = subprocess.run(
+        [program, str(seed), "40"], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "40 computed" in done.stdout
