@@ -35,7 +35,8 @@ def case(source: VideoFiles, preset: str, device: torch.device, workers: int) ->
     model = ready(ActionModel(backbone, len(classes)), device)
     amp = options.amp == "bf16"
     runner = ClipRunner(model, options, device, batch_clips=CLIPS_AT_ONCE, workers=workers, amp=amp)
-    shape = (CLIPS_AT_ONCE, 3, options.clip_frames, options.crop, options.crop)
+    together = 8 if device.type == "cpu" else CLIPS_AT_ONCE  # as the test itself runs it
+    shape = (together, 3, options.clip_frames, options.crop, options.crop)
     clips = torch.rand(shape, device=device).to(memory_format=torch.channels_last_3d)
     with torch.inference_mode():
         alone = time_function(lambda: model(clips), device, min_seconds=5, max_runs=50)
@@ -53,7 +54,7 @@ def case(source: VideoFiles, preset: str, device: torch.device, workers: int) ->
     count = int(np.prod(result.clip_scores.shape[:2]))
     rates = {
         "test": count / seconds,
-        "network_alone": CLIPS_AT_ONCE / alone.p50,
+        "network_alone": together / alone.p50,
         "without_network": count / rest_seconds,
     }
     print(
