@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of
+from pacecore.cli.options import collect, options_of, say
 from pacecore.config import AttendOptions
 
 __all__ = ["attend"]
@@ -27,8 +27,6 @@ def attend(checkpoint: str, data: str | None, **given: Any) -> None:
     options = collect(AttendOptions, {"data": data, **given}, None, None)
     result = run_attend(load_trained(checkpoint), options)
     folder = Path(options.out or Path(checkpoint).parent)
-    click.echo(
-        f"rows from the top, columns of the film from the left: {', '.join(result['paces'])}"
-    )
+    say(f"rows from the top, columns of the film from the left: {', '.join(result['paces'])}")
     for video in result["videos"]:
-        click.echo(f"{video['path']}: {folder / video['sheet']}, {folder / video['film']}")
+        say(f"{video['path']}: {folder / video['sheet']}, {folder / video['film']}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of
+from pacecore.cli.options import collect, options_of, say
 from pacecore.config import ExtractOptions
 
 __all__ = ["extract"]
@@ -27,6 +27,6 @@ def extract(checkpoint: str, data: str | None, **given: Any) -> None:
     options = collect(ExtractOptions, {"data": data, **given}, None, None)
     for features in run_extract(load_trained(checkpoint), options):
         shape = " x ".join(map(str, features.values.shape))
-        click.echo(f"{features.path}: {shape}, {len(features.order['videos']):,} videos")
+        say(f"{features.path}: {shape}, {len(features.order['videos']):,} videos")
         for path, reason in features.order["unreadable"].items():
-            click.echo(f"left out: {path}: {reason}")
+            say(f"left out: {path}: {reason}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import options_of
+from pacecore.cli.options import options_of, say
 from pacecore.cli.train import next_run_folder, options_of_run, refuse_used_folder
 from pacecore.config import PRESETS, FinetuneOptions, OptionError, from_mapping, read_toml
 
@@ -58,7 +58,7 @@ def finetune(
         options, trained = _options(checkpoint, data, preset, config, given)
         refuse_used_folder(options.out)
         summary = run_finetune(options, trained=trained)
-    click.echo(closing_words(options, summary))
+    say(closing_words(options, summary))
 
 
 def _options(

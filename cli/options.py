@@ -1,5 +1,6 @@
 """Turns a dataclass of options into command line options, and back into an instance."""
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -8,7 +9,7 @@ import click
 
 from pacecore.config import PRESETS, AnyOptions, OptionError, from_mapping, option_type, read_toml
 
-__all__ = ["collect", "options_of"]
+__all__ = ["collect", "options_of", "say"]
 
 
 class _Pair(click.ParamType):
@@ -67,3 +68,9 @@ def collect(
         raise OptionError(f"{config}: preset must be one of {', '.join(PRESETS)}, got {named!r}")
     values.update({name: value for name, value in given.items() if value is not None})
     return from_mapping(kind, values, preset=preset or named, source=config or "")
+
+
+def say(text: str) -> None:
+    """Prints, of the processes that torchrun started, in the first one only."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        click.echo(text)

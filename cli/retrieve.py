@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of
+from pacecore.cli.options import collect, options_of, say
 from pacecore.config import OptionError, RetrieveOptions
 
 __all__ = ["retrieve"]
@@ -41,7 +41,7 @@ def retrieve(
         result = run_retrieve(load_trained(checkpoint), options)
     else:
         raise OptionError("CHECKPOINT is missing; or name --features GALLERY QUERIES")
-    click.echo(_words(result))
+    say(_words(result))
 
 
 def _words(result: dict[str, Any]) -> str:

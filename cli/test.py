@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of
+from pacecore.cli.options import collect, options_of, say
 from pacecore.config import TestOptions
 
 __all__ = ["test"]
@@ -26,7 +26,7 @@ def test(checkpoint: str, data: str | None, **given: Any) -> None:
 
     options = collect(TestOptions, {"data": data, **given}, None, None)
     result = run_test(load_trained(checkpoint), options)
-    click.echo(_words(result))
+    say(_words(result))
 
 
 def _words(result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pacecore.checkpoint import load_checkpoint
-from pacecore.cli.options import collect, options_of
+from pacecore.cli.options import collect, options_of, say
 from pacecore.config import PRESETS, AnyOptions, OptionError, TrainOptions
 
 __all__ = ["train"]
@@ -55,7 +55,7 @@ def train(
         options = replace(options, out=options.out or next_run_folder("train"))
         refuse_used_folder(options.out)
         summary = pretrain(options)
-    click.echo(closing_words(options, summary))
+    say(closing_words(options, summary))
 
 
 def next_run_folder(verb: str) -> str:

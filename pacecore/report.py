@@ -196,15 +196,17 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _differing(groups: list[tuple[dict[str, Any], list[Run]]], shown: set[str]) -> list[str]:
     """For each group, in words, the options that differ between the groups and have no column."""
-    words = []
+    words: list[dict[str, None]] = [{} for _ in groups]
     for part in ("learning", "own"):
         names = {name for setting, _ in groups for name in setting[part]} - shown
         for name in sorted(names):
             values = [setting[part].get(name) for setting, _ in groups]
-            if len({json.dumps(value, default=str) for value in values}) > 1:
-                words.append([f"{name} {value}" for value in values])
-    merged = [dict.fromkeys(each) for each in zip(*words, strict=True)] if words else []
-    return [", ".join(each) for each in merged] or [""] * len(groups)
+            known = {json.dumps(v, default=str) for v in values if v is not None}
+            if len(known) > 1:
+                for place, value in enumerate(values):
+                    if value is not None:  # from scratch there is no pre-training to differ
+                        words[place][f"{name} {value}"] = None
+    return [", ".join(each) for each in words]
 
 
 _IN_COLUMNS = {

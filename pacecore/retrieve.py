@@ -29,7 +29,8 @@ __all__ = ["hit_rates", "nearest", "retrieve_features", "retrieve_files", "run_r
 
 _BLOCK_BYTES = 256 * 2**20  # of queries, of gallery rows, and of similarities held at once
 _SPARE = 16  # candidates beyond k, so that rounding cannot push a true neighbour out
-_CLOSE = 2e-6  # similarities nearer than this are compared again in float64
+_CLOSE = 2e-6  # cosines nearer than this are compared again in float64
+_TINY = 1e-30  # in place of the length of a row of zeros, whose products are 0
 
 
 def nearest(
@@ -46,8 +47,8 @@ def nearest(
     Returns numbers int64 (Q, min(k, N)), nearest first, and cosines float32 of that shape. Rows of
     zeros have cosine 0. Blocks of both are loaded, so memory-mapped arrays larger than memory are
     fine; no Q x N matrix is held. The k nearest are exact: where the k-th and the next cosine of
-    some k in `boundaries` (default: every k) are too close for fp32, both are computed in float64;
-    of exact equals the lower number is nearer.
+    some k in `boundaries` (default: every k) are too close for fp32, they are computed in float64;
+    of exact equals the lower number is nearer, where no more than 16 beyond k are that close.
 
     Raises PacecoreError for shapes that do not fit.
     """
@@ -79,10 +80,11 @@ def _candidates(
     queries: np.ndarray, gallery: np.ndarray, wanted: int, rows: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `wanted` nearest of each query by fp32 cosine, nearest first."""
-    asked = _unit_rows(queries, device)
+    asked, asked_scale = _rows(queries, device)
     best: tuple[Tensor, Tensor] | None = None
     for first in range(0, len(gallery), rows):
-        cosines = asked @ _unit_rows(gallery[first : first + rows], device).T
+        answers, scale = _rows(gallery[first : first + rows], device)
+        cosines = (asked @ answers.T).mul_(scale).mul_(asked_scale[:, None])
         near, place = cosines.topk(min(wanted, cosines.shape[1]), dim=1)
         number = place + first
         if best is not None:
@@ -93,9 +95,11 @@ def _candidates(
     return best[1].cpu().numpy(), best[0].cpu().numpy()
 
 
-def _unit_rows(rows: np.ndarray, device: torch.device) -> Tensor:
-    values = torch.from_numpy(np.array(rows, dtype=np.float32)).to(device)
-    return values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+def _rows(rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows on the device, and 1 / their lengths: scaling the products is cheaper than the rows."""
+    whole = rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable
+    values = torch.from_numpy(rows if whole else np.array(rows, dtype=np.float32)).to(device)
+    return values, 1 / values.norm(dim=1).clamp_min(_TINY)
 
 
 def _settle(
@@ -106,25 +110,31 @@ def _settle(
     edges: list[int],
     block_bytes: int,
 ) -> None:
-    """Sorts the candidates anew, by float64 cosines, where fp32 leaves a boundary open."""
+    """Orders anew, by float64 cosines, the candidates between which fp32 leaves an edge open."""
+    edges = [edge for edge in edges if edge < found.shape[1]]
     if not edges:
         return
-    places = np.array([edge for edge in edges if edge < found.shape[1]])
-    gaps = near[:, places - 1] - near[:, places]
-    open_rows = np.flatnonzero((gaps < _CLOSE).any(axis=1))
-    per_row = 8 * found.shape[1] * queries.shape[1]
-    count = max(1, block_bytes // per_row)
-    for first in range(0, len(open_rows), count):
-        rows = open_rows[first : first + count]
-        asked = torch.from_numpy(np.array(queries[rows], dtype=np.float64))
-        answers = torch.from_numpy(np.array(gallery[found[rows]], dtype=np.float64))
-        tiny = torch.finfo(torch.float64).tiny
-        asked = asked / asked.norm(dim=1, keepdim=True).clamp_min(tiny)
-        lengths = answers.norm(dim=2).clamp_min(tiny)
-        cosines = (torch.bmm(answers, asked[:, :, None])[..., 0] / lengths).numpy()
-        order = np.lexsort((found[rows], -cosines))
-        found[rows] = np.take_along_axis(found[rows], order, axis=1)
-        near[rows] = np.take_along_axis(cosines, order, axis=1)
+    apart = near[:, :-1] - near[:, 1:] >= _CLOSE
+    run = np.zeros(found.shape, dtype=np.int64)  # candidates of a run are close, each to the next
+    np.cumsum(apart, axis=1, out=run[:, 1:])
+    open_run = np.zeros(found.shape, dtype=bool)
+    for edge in edges:
+        open_run |= (run == run[:, edge : edge + 1]) & ~apart[:, edge - 1 : edge]
+    rows, places = np.nonzero(open_run)
+    exact = near.astype(np.float64)
+    count = max(1, block_bytes // (16 * queries.shape[1]))
+    for first in range(0, len(rows), count):
+        row, place = rows[first : first + count], places[first : first + count]
+        asked, answers = (
+            torch.from_numpy(np.array(part, dtype=np.float64))
+            for part in (queries[row], gallery[found[row, place]])
+        )
+        lengths = asked.norm(dim=1).mul(answers.norm(dim=1)).clamp_min(_TINY)
+        exact[row, place] = ((asked * answers).sum(dim=1) / lengths).numpy()
+    touched = np.unique(rows)
+    order = np.lexsort((found[touched], -exact[touched], run[touched]))
+    found[touched] = np.take_along_axis(found[touched], order, axis=1)
+    near[touched] = np.take_along_axis(exact[touched], order, axis=1)
 
 
 def hit_rates(
