@@ -19,6 +19,7 @@ _VERBS = {
     "attend": "Show where the network looks, at each pace.",
     "extract": "Write features of videos to a file.",
     "report": "Lay runs side by side, beside the paper's figures.",
+    "convert": "Read other projects' weights, or write plain ones.",
     "data": "Index, check and pack videos, or make the demo set.",
     "doctor": "Say what was built, what was found, and what is missing.",
 }

@@ -1,3 +1,29 @@
 """pacecore: learning video representations without labels, by pace prediction."""
 
-__version__ = "0"
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+__all__ = ["build_backbone", "frame_indices", "info_nce", "load_weights", "ops", "pace_clip"]
+
+try:
+    __version__ = version("pacecore")
+except PackageNotFoundError:  # used from a source tree that was never installed
+    __version__ = "0"
+
+# Name -> module that has it; loaded at first use, so that importing pacecore does not import torch.
+_HOMES = {
+    "build_backbone": "pacecore.backbones",
+    "frame_indices": "pacecore.sampling",
+    "info_nce": "pacecore.ops",
+    "load_weights": "pacecore.convert",
+    "pace_clip": "pacecore.ops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("pacecore.ops")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'pacecore' has no attribute {name!r}")

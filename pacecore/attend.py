@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pacecore.backbones import Backbone
+from pacecore.backbones.tuning import memory_format
 from pacecore.config import AttendOptions
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import clip_format, pick_device
@@ -122,7 +123,7 @@ class _Drawing:
         names = self._names(videos)
         mine = videos[rank() :: world_size()]
         backbone = ready(self.trained.backbone, self.device)
-        form = clip_format(self.trained.options, self.device)
+        form = clip_format(self.trained.options, self.device, memory_format(backbone, self.device))
         progress = Progress("attend", len(mine), shows=is_main())
         progress.update(0)
         for batch in load_batches(

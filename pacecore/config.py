@@ -352,6 +352,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 5e-4,
         "nesterov": True,
         "batch": 8,
+        "epochs": 4,
         "views": 4,
         "view_augment": "shared",
         "z_norm": True,

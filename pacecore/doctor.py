@@ -299,27 +299,15 @@ def _info_nce() -> Rest:
 
 
 def _bf16_convolution() -> Rest:
-    """conv3d in bf16 against fp32: some torch and cuDNN versions get it wrong."""
-    import torch
+    """conv3d in bf16 against fp32: some torch and cuDNN versions get it wrong, or run it slowly."""
+    from pacecore.backbones.tuning import check_bf16_conv3d
 
-    generator = torch.Generator().manual_seed(0)
-    clips = torch.randn((2, 16, 8, 14, 14), generator=generator)
-    weights = {
-        "1x3x3": torch.randn((24, 16, 1, 3, 3), generator=generator) / 12,
-        "3x1x1": torch.randn((24, 16, 3, 1, 1), generator=generator) / 7,
-    }
     for device in _devices():
-        error = 0.0
-        for weight in weights.values():
-            padding = [side // 2 for side in weight.shape[2:]]
-            exact = torch.nn.functional.conv3d(clips, weight, padding=padding)
-            half = torch.nn.functional.conv3d(
-                clips.to(device, torch.bfloat16), weight.to(device, torch.bfloat16), padding=padding
-            )
-            error = max(error, ((half.float().cpu() - exact).norm() / exact.norm()).item())
-        # Inputs rounded to 8 bits of mantissa give about 0.3 %; a wrong kernel is off by far more.
-        state, found, *mend = _judged(device, error, 0.02, "relative")
-        yield (state, found) if not mend else ("warn", found, "train without --amp bf16")
+        check = check_bf16_conv3d(device)
+        if check.usable:
+            yield "ok", check.report()
+        else:
+            yield "warn", check.report(), "train without --amp bf16; training falls back by itself"
 
 
 def _judged(device: str, error: float, bound: float, unit: str) -> tuple[str, ...]:

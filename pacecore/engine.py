@@ -9,15 +9,21 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pacecore.backbones.tuning import (
+    MEMORY_FORMAT,
+    check_bf16_conv3d,
+    memory_format,
+    prepare,
+)
 from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
-from pacecore.config import RunOptions, input_scale, write_toml
+from pacecore.config import AnyOptions, RunOptions, input_scale, write_toml
 from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
 from pacecore.errors import PacecoreError
 from pacecore.inputs import resident_frames, worker_count
@@ -32,7 +38,7 @@ from pacecore.source import FrameSource
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
-__all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device"]
+__all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device", "trusted"]
 
 
 class TrainingError(PacecoreError):
@@ -82,8 +88,20 @@ def pick_device(wish: str) -> torch.device:
     return device
 
 
-def clip_format(options: RunOptions, device: torch.device) -> ClipFormat:
-    """How pace_clip lays out the network's input: the layout that convolutions are fastest on."""
+def trusted(options: AnyOptions, device: torch.device) -> AnyOptions:
+    """`options`, with fp32 for bf16 where this device's bf16 convolutions are wrong or slower."""
+    if options.amp != "bf16":
+        return options
+    check = check_bf16_conv3d(device)
+    if is_main():
+        print(check.report(), flush=True)
+    return options if check.usable else replace(options, amp="none")
+
+
+def clip_format(
+    options: RunOptions, device: torch.device, layout: torch.memory_format = MEMORY_FORMAT
+) -> ClipFormat:
+    """How pace_clip makes the network's input; `layout` as memory_format(network, device) says."""
     mean, std = input_scale(options.normalize)
     return ClipFormat(
         resize=tuple(options.resize),
@@ -92,7 +110,7 @@ def clip_format(options: RunOptions, device: torch.device) -> ClipFormat:
         std=std,
         channel_order=options.channel_order,
         dtype=torch.bfloat16 if options.amp == "bf16" and device.type == "cuda" else torch.float32,
-        memory_format=torch.channels_last_3d,
+        memory_format=layout,
     )
 
 
@@ -144,7 +162,7 @@ class _Run:
         self.per_epoch = schedule.steps_per_epoch
         planned = options.epochs * self.per_epoch
         self.total_steps = min(planned, options.max_steps) if options.max_steps else planned
-        task.model.to(device=device, memory_format=torch.channels_last_3d)
+        prepare(task.model, device)
         self.network = wrap(task.model, device, sync_bn=options.sync_bn)
         self.optimizer = torch.optim.SGD(
             task.model.parameters(),
@@ -154,7 +172,7 @@ class _Run:
             nesterov=options.nesterov,
             fused=True,
         )
-        self.form = clip_format(options, device)
+        self.form = clip_format(options, device, memory_format(task.model, device))
         self.resident = resident_frames(source, options.data_on, device)
         self.totals = _Totals()
         self.window: list[tuple[int, Tensor, dict[str, Tensor], int]] = []

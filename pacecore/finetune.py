@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.config import FinetuneOptions, OptionError
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import fit, load_resume, pick_device
+from pacecore.engine import fit, load_resume, pick_device, trusted
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.inputs import open_inputs, worker_count
@@ -196,6 +196,7 @@ def finetune(
     """
     device = pick_device(options.device)
     with join(device):
+        options = trusted(options, device)
         data = open_inputs(options)
         content = load_resume(options.out, fall_back=fall_back) if resume else None
         if content and content["identity"] != data.identity:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 from pacecore.config import MeasureOptions, RunOptions
 from pacecore.distributed import is_main, rank, world_size
 from pacecore.engine import clip_format
@@ -139,6 +140,7 @@ class ClipRunner:
     workers: int = 1
     decode_timeout: float = 120.0
     what: str = "test"  # name on the progress line
+    layout: torch.memory_format = MEMORY_FORMAT
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -160,13 +162,14 @@ class ClipRunner:
             workers=worker_count(options.workers, device),
             decode_timeout=options.decode_timeout,
             what=what,
+            layout=memory_format(trained.backbone, device),
         )
 
     @property
     def form(self) -> ClipFormat:
         """How clips are laid out: as in training, but for the arithmetic's type."""
         amp = "bf16" if self.amp else "none"
-        return clip_format(replace(self.options, amp=amp), self.device)
+        return clip_format(replace(self.options, amp=amp), self.device, self.layout)
 
     def run(
         self, source: FrameSource, videos: Sequence[int] | None = None
@@ -208,7 +211,7 @@ class ClipRunner:
 
 def ready(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` in evaluation mode on `device`, laid out as its convolutions are fastest."""
-    return model.to(device=device, memory_format=torch.channels_last_3d).eval()
+    return prepare(model, device).eval()
 
 
 def _within_memory(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pacecore.backbones.tuning import memory_format
 from pacecore.config import TestOptions
 from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.engine import clip_format, pick_device
@@ -299,7 +300,7 @@ def _test_pace(
         model,
         data.held_out,
         trained.options.sampling(),
-        clip_format(trained.options, device),
+        clip_format(trained.options, device, memory_format(model, device)),
         device,
         starts=options.clips,
         workers=worker_count(options.workers, device),

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.backbones import build_backbone
+from pacecore.backbones.tuning import memory_format
 from pacecore.config import TrainOptions
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import clip_format, fit, load_resume, pick_device
+from pacecore.engine import clip_format, fit, load_resume, pick_device, trusted
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.inputs import Inputs, open_inputs, worker_count
@@ -86,7 +87,7 @@ class PaceTask:
             self.model,
             self.held_out,
             self.options.sampling(),
-            clip_format(self.options, self.device),
+            clip_format(self.options, self.device, memory_format(self.model, self.device)),
             self.device,
             workers=worker_count(self.options.workers, self.device),
             amp=self.options.amp == "bf16",
@@ -132,6 +133,7 @@ def pretrain(
     """
     device = pick_device(options.device)
     with join(device):
+        options = trusted(options, device)
         data = open_inputs(options)
         content = load_resume(options.out, fall_back=fall_back) if resume else None
         if content and content["identity"] != data.identity:
