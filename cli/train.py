@@ -41,7 +41,7 @@ def train(
     """Learn from the videos of DATA, without labels, by predicting the pace of clips.
 
     DATA is a folder of videos, of class folders, a data set in its official layout, a list of
-    videos, or an index. With no DATA: the built-in demo set, made on the spot, and preset small.
+    videos, or an index. With no DATA: the built-in demo set, made on the spot, and preset demo.
     """
     from pacecore.train import pretrain
 
@@ -50,7 +50,7 @@ def train(
         summary = pretrain(options, resume=True, fall_back=resume_previous)
     else:
         if data is None and preset is None and config is None:
-            preset = "small"
+            preset = "demo"
         options = collect(TrainOptions, {"data": data, **given}, preset, config)
         options = replace(options, out=options.out or next_run_folder("train"))
         refuse_used_folder(options.out)
