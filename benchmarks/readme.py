@@ -57,7 +57,7 @@ def install() -> str:
 
 def first_run() -> str:
     """What `pacecore train` on the demo set reached, for each seed."""
-    record = _record("first_run")
+    record = _record("first_run-cpu")
     lines = [
         f"The first run, `pacecore train`, on {_machine(record)}:",
         "",
@@ -71,6 +71,43 @@ def first_run() -> str:
     return "\n".join(lines)
 
 
+def real_videos() -> str:
+    """What pre-training on UT-Interaction, split by sequence, reached with each seed."""
+    record = _record("real_videos-cpu")
+    cases = [case for case in record["cases"] if case["case"].startswith("ut_interaction")]
+    lines = [
+        f"Preset `small` on {_machine(record)}, {cases[0]['videos']} training videos of"
+        " UT-Interaction, measured on the videos of other sequences:",
+        "",
+        "| seed | threads | training took | held-out pace accuracy | chance |",
+        "|---|---|---|---|---|",
+    ]
+    for case in cases:
+        accuracy, chance = 100 * case["pace_accuracy"], 100 * case["chance"]
+        start = f"| {case['case'][-1]} | {case['threads']} | {case['seconds']:.0f} s"
+        lines.append(f"{start} | {accuracy:.1f} % | {chance:.1f} % |")
+    return "\n".join(lines)
+
+
+def pace_clip() -> str:
+    """The op beside the alternatives, in processor time of one thread."""
+    record = _record("pace_clip-cpu")
+    chosen = [case for case in record["cases"] if case["case"] == "paper, 320 x 240"]
+    ours = next(case for case in chosen if case["contender"] == "pace_clip")
+    lines = [
+        f"`pace_clip` on one core of a {record['machine']['processor']}: 16 x 112 x 112 from"
+        " 320 x 240 YUV with jitter, fp32, processor time, all in one run:",
+        "",
+        "| | ms a clip | times ours |",
+        "|---|---|---|",
+    ]
+    for case in chosen:
+        took = case["processor_ms_a_clip"]
+        ratio = took / ours["processor_ms_a_clip"]
+        lines.append(f"| {case['contender']} | {took:.2f} | {ratio:.1f} |")
+    return "\n".join(lines)
+
+
 def verbs() -> str:
     """The commands, as the command line lists them."""
     from pacecore.cli import _VERBS
@@ -79,10 +116,15 @@ def verbs() -> str:
     return "\n".join(["| command | does |", "|---|---|", *rows])
 
 
-_FROM_RECORDS = (install, first_run)
+_FROM_RECORDS = {
+    install: "install",
+    first_run: "first_run-cpu",
+    real_videos: "real_videos-cpu",
+    pace_clip: "pace_clip-cpu",
+}
 BLOCKS: dict[str, Callable[[], str]] = {
     "verbs": verbs,
-    **{f.__name__: f for f in _FROM_RECORDS if (RESULTS / f"{f.__name__}.json").is_file()},
+    **{f.__name__: f for f, name in _FROM_RECORDS.items() if (RESULTS / f"{name}.json").is_file()},
 }
 
 

@@ -365,7 +365,7 @@ PRESETS["demo"] = PRESETS["small"] | {
     "width": 0.125,
     "jitter": False,
     "lr": 0.01,
-    "max_steps": 200,
+    "max_steps": 260,
 }
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "Gathered",
     "all_reduce_any",
     "all_reduce_sum",
+    "barrier",
     "gather_rows",
     "is_main",
     "join",
@@ -25,8 +26,9 @@ __all__ = [
     "wrap",
 ]
 
-# A rank that waits longer than this for the others ends with an error: one of them is gone.
-_PATIENCE = timedelta(seconds=60)
+# A rank that waits longer than this for the others ends with an error. One that died is noticed at
+# once, by its closed connection; this is for one that hangs. It covers uneven evaluations.
+_PATIENCE = timedelta(minutes=10)
 
 
 def world_size() -> int:
@@ -49,7 +51,7 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
     """Within the block the processes that torchrun started form one group; alone, it does nothing.
 
     NCCL for CUDA devices, else gloo. patience: how long a rank waits for the others. Raises
-    PacecoreError when the others do not come.
+    PacecoreError when the others do not come, or one of them is lost on the way.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
@@ -63,8 +65,21 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
         ) from None
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise PacecoreError(
+            f"rank {rank()} lost another rank, whose own words tell why: {reason}"
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Waits until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn.Module:

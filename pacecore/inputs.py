@@ -11,7 +11,7 @@ import torch
 from pacecore.config import RunOptions
 from pacecore.datasets import VideoIndex, find_videos, probe_all
 from pacecore.demo import make_demo
-from pacecore.distributed import is_main
+from pacecore.distributed import barrier, is_main
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.runlog import Progress
@@ -123,13 +123,14 @@ def resident_frames(source: FrameSource, data_on: str, device: torch.device) -> 
 
 
 def _demo() -> Path:
+    """The demo set's folder; rank 0 makes what is missing while the others wait."""
     folder = Path(DEMO_FOLDER)
-    if not is_main():
-        return folder  # rank 0 makes it; the others find it at the barrier of open_index
-    fresh = not folder.exists()
-    if fresh:
-        print(f"no data named: making the demo set in {folder.resolve()}", flush=True)
-    return make_demo(folder)
+    if is_main():
+        if not folder.exists():
+            print(f"no data named: making the demo set in {folder.resolve()}", flush=True)
+        make_demo(folder)
+    barrier()
+    return folder
 
 
 def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
