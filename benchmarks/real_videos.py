@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from benchmarks.common import write_record
@@ -60,7 +59,6 @@ def _cases(data: Path, runs: Path) -> list[tuple[str, Path, list[str]]]:
 
 
 def _run(name: str, source: Path, arguments: list[str], out: Path) -> dict:
-    began = time.perf_counter()
     if not (out / "summary.json").exists():
         program = "from pacecore.cli import main; main()"
         command = [sys.executable, "-c", program, "train", str(source), "--preset", "small"]
@@ -71,7 +69,6 @@ def _run(name: str, source: Path, arguments: list[str], out: Path) -> dict:
     return {
         "case": name,
         "arguments": ["--preset", "small", *arguments],
-        "wall_seconds": round(time.perf_counter() - began, 1),
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         **{each: summary[each] for each in kept},
         **summary["results"],

@@ -1,0 +1,158 @@
+"""The verb `train` on real files, as a user calls it: what it leaves, and says of bad input."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from pacecore.checkpoint import load_checkpoint
+from pacecore.cli import main
+from tests.tiny import one_thread, tiny_set, write_tiny  # noqa: F401  a fixture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = [
+    "--backbone", "r3d", "--width", "0.125", "--clip-frames", "8", "--resize", "32,40",
+    "--crop", "32", "--normalize", "unit", "--workers", "0", "--device", "cpu", "--batch", "4",
+    "--repeat", "1", "--epochs", "1", "--lr", "0.01",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return tiny_set(tmp_path_factory.mktemp("videos"))
+
+
+def call(monkeypatch, capsys, *words):
+    """Exit code, standard output and standard error of `pacecore WORDS`."""
+    monkeypatch.setattr(sys, "argv", ["pacecore", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def train(monkeypatch, capsys, *words):
+    return call(monkeypatch, capsys, "train", *words, *TINY)
+
+
+def test_a_run_from_files_to_summary(monkeypatch, capsys, videos, tmp_path):
+    run = tmp_path / "run"
+    code, out, err = train(monkeypatch, capsys, videos, "--out", run)
+    assert code == 0, err
+    assert "12 training videos" in out
+    assert "held-out pace accuracy" in out
+    assert "times chance (25.0 %), on 72 clips" in out
+    assert {path.name for path in run.iterdir()} >= {
+        "options.toml", "metrics.jsonl", "last.pt", "clips.png", "summary.json",
+    }  # fmt: skip
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["videos"] == 12
+    assert summary["options"]["width"] == 0.125
+    assert summary["results"]["held_out_clips"] == 72
+
+    again = tmp_path / "again"
+    code, _, err = call(
+        monkeypatch, capsys, "train", "--config", run / "options.toml", "--out", again
+    )
+    assert code == 0, err
+    one, two = (load_checkpoint(folder / "last.pt")["model"] for folder in (run, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+    code, _, err = train(monkeypatch, capsys, videos, "--out", run)
+    assert code == 2
+    assert err.endswith(f"out: {run} holds a run already; name another, or --resume {run}\n")
+
+
+@pytest.mark.parametrize("contrast", ["context", "pace", "none"])
+def test_every_contrast_trains(monkeypatch, capsys, videos, tmp_path, contrast):
+    words = ["--contrast", contrast, "--max-steps", "2", "--held-out", "none", "--proj-dim", "8"]
+    code, _, err = train(monkeypatch, capsys, videos, "--out", tmp_path / "run", *words)
+    assert code == 0, err
+
+
+def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tmp_path):
+    run = tmp_path / "run"
+    train(monkeypatch, capsys, videos, "--out", run, "--max-steps", "2")
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--max-steps", "3")
+    assert code == 0, err
+    assert load_checkpoint(run / "last.pt")["totals"]["step"] == 3
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--lr", "0.5")
+    assert (code, err) == (
+        2,
+        f"pacecore: lr must stay 0.01 in the resumed run {run}, got 0.5\n",
+    )
+    whole = (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes(whole[:-500])
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", run)
+    assert code == 2
+    assert "last.pt: not a checkpoint, or cut short" in err
+    assert "--resume-previous uses it" in err
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--resume-previous")
+    assert code == 0, err
+
+
+def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys, videos, tmp_path):
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    victim = next((folder / "train").rglob("*.mp4"))
+    victim.write_bytes(victim.read_bytes()[:300])
+    code, out, err = train(monkeypatch, capsys, folder, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "11 training videos" in out
+    assert f"left out: {victim}: " in out
+    code, _, err = train(monkeypatch, capsys, folder, "--out", tmp_path / "no", "--max-bad", "0")
+    assert code == 2
+    assert "more than max_bad = 0 videos cannot be read" in err
+    assert victim.name in err
+
+
+def test_flat_folders_and_lists(monkeypatch, capsys, tmp_path):
+    flat = tmp_path / "flat"
+    for number in range(3):
+        write_tiny(flat / f"{number}.mp4", number, number, 20)
+    words = ["--max-steps", "1", "--start", "fit"]
+    code, out, err = train(monkeypatch, capsys, flat, "--out", tmp_path / "a", *words)
+    assert code == 0, err
+    assert "3 training videos" in out
+    assert "none held out" in out
+    listed = tmp_path / "list.txt"
+    listed.write_text("flat/0.mp4\nflat/2.mp4\n")
+    code, out, err = train(monkeypatch, capsys, listed, "--out", tmp_path / "b", *words)
+    assert code == 0, err
+    assert "2 training videos" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["missing-folder"], "missing-folder: no such file or folder"),
+        (["EMPTY"], "no video in it"),
+        (["VIDEOS", "--crop", "64"], "crop must be at most resize (32, 40), got 64"),
+        (["VIDEOS", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["VIDEOS", "--paces", "1,1"], "paces must differ from each other, got 1,1"),
+        (["VIDEOS", "--resize", "32"], "must be HEIGHT,WIDTH, such as 128,171"),
+        (["VIDEOS", "--preset", "papr"], "'papr' is not one of"),
+        (["VIDEOS", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:<n>, got 'tpu'"),
+        (["VIDEOS", "--data-on", "device"], "data_on device needs a frame store"),
+        (["VIDEOS", "--config", "none.toml"], "none.toml: options cannot be read"),
+        (["--resume", "none"], "last.pt: no such checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(monkeypatch, capsys, videos, tmp_path, words, expected):
+    (tmp_path / "empty").mkdir()
+    places = {"VIDEOS": videos, "EMPTY": tmp_path / "empty"}
+    given = [places.get(word, word) for word in words]
+    monkeypatch.chdir(tmp_path)
+    last = [] if "--resume" in words else [each for each in TINY if each not in ("--device", "cpu")]
+    for option in ("--crop", "--epochs", "--resize"):
+        if option in words:
+            place = last.index(option)
+            del last[place : place + 2]
+    code, _, err = call(monkeypatch, capsys, "train", *given, *last)
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/last.pt"))
