@@ -175,7 +175,7 @@ def write_record(path: str | Path | None, name: str, device: str, cases: list[di
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "benchmark": name,
-        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", f"benchmarks.{name}", *map(_shown, sys.argv[1:])]),
         "machine": machine_info(device),
         "cases": cases,
     }
@@ -183,6 +183,11 @@ def write_record(path: str | Path | None, name: str, device: str, cases: list[di
     aside.write_text(json.dumps(record, indent=1, default=_plain) + "\n")
     aside.replace(path)
     return path
+
+
+def _shown(word: str) -> str:
+    """A word of the command; of a path on this machine only its last part means anything."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _plain(value: object) -> object:

@@ -240,7 +240,7 @@ class _Writer:
         all_reduce_any(False, self.runner.device)
         values = np.load(self.part, mmap_mode="r+")
         state = np.load(self.state_part, mmap_mode="r+")
-        todo = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
+        remaining = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
         fresh: list[int] = []
 
         def flush() -> None:
@@ -250,7 +250,7 @@ class _Writer:
             fresh.clear()
 
         all_reduce_any(False, self.runner.device)  # all ranks have the same list before any writes
-        for video, outputs in self.runner.run(self.source, todo):
+        for video, outputs in self.runner.run(self.source, remaining):
             rows = outputs[0]
             values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
             fresh.append(video)

@@ -86,8 +86,8 @@ def pack(
     jobs = _jobs(index, folder, size)
     done = _resumed(folder, index, size, sum(job.frames for job in jobs) * record_bytes(size))
     with (folder / _JOURNAL).open("a", encoding="utf-8") as journal:
-        todo = [job for job in jobs if job.video not in done]
-        for count, (video, result) in enumerate(_run(todo, workers), len(done) + 1):
+        remaining = [job for job in jobs if job.video not in done]
+        for count, (video, result) in enumerate(_run(remaining, workers), len(done) + 1):
             done[video] = result
             journal.write(json.dumps({"video": video} | result) + "\n")
             journal.flush()

@@ -56,7 +56,7 @@ def library_path() -> Path:
         if namespace == build.NAMESPACE:
             kernel = getattr(getattr(torch.ops, namespace), op).default
             if kernel._schema.is_mutable:
-                raise NotImplementedError(f"{kernel} writes its arguments: it cannot be run thrice")
+                raise RuntimeError(f"{kernel} writes its arguments: it cannot be run thrice")
             definitions.define(str(kernel._schema).partition("::")[2])
             definitions.impl(op, functools.partial(run_every_schedule, kernel), "CPU")
     library.add_namespace(str(path), NAMESPACE)
