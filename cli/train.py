@@ -96,7 +96,9 @@ def options_of_run(
     options = kind(**{name: value for name, value in stored.items() if name in known})
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():
-        if name not in FREE_TO_CHANGE and value != getattr(options, name):
+        # A cosine ends where the run does, so its length sets every step's learning rate.
+        free = name in FREE_TO_CHANGE and (name, options.schedule) != ("max_steps", "cosine")
+        if not free and value != getattr(options, name):
             was = getattr(options, name)
             raise OptionError(f"{name} must stay {was!r} in the resumed run {run}, got {value!r}")
     return replace(options, **wanted, out=run).resolved()

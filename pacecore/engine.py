@@ -4,6 +4,7 @@ A task says what a network's outputs cost; the loop knows nothing of paces or ac
 """
 
 import math
+import os
 import platform
 import signal
 import time
@@ -162,6 +163,11 @@ class _Run:
         self.per_epoch = schedule.steps_per_epoch
         planned = options.epochs * self.per_epoch
         self.total_steps = min(planned, options.max_steps) if options.max_steps else planned
+        if options.deterministic:
+            # cuBLAS reads it when its first handle is made.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
         prepare(task.model, device)
         self.network = wrap(task.model, device, sync_bn=options.sync_bn)
         self.optimizer = torch.optim.SGD(

@@ -49,14 +49,16 @@ class RunFolder:
         if not self.writes:
             return
         path = self.path / "metrics.jsonl"
+        # JSON has no NaN, which a figure is where a batch has nothing to measure it on.
+        line = {n: None if isinstance(v, float) and v != v else v for n, v in values.items()}
 
         def action() -> None:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(line) + "\n")
 
         self._guard(action, path)
         if self._tensorboard:
-            for name, value in values.items():
+            for name, value in line.items():
                 if isinstance(value, int | float) and name != "step":
                     self._tensorboard.add_scalar(name, value, values.get("step"))
 

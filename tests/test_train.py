@@ -84,6 +84,11 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
         2,
         f"pacecore: lr must stay 0.01 in the resumed run {run}, got 0.5\n",
     )
+    turning = tmp_path / "cosine"
+    train(monkeypatch, capsys, videos, "--out", turning, "--max-steps", "2", "--schedule", "cosine")
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", turning, "--max-steps", "3")
+    assert code == 2
+    assert "max_steps must stay 2 in the resumed run" in err
     whole = (run / "last.pt").read_bytes()
     (run / "last.pt").write_bytes(whole[:-500])
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run)

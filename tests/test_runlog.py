@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from pacecore.errors import PacecoreError
+from pacecore.runlog import Progress, RunFolder, duration
+
+
+def test_metrics_are_json_lines_that_rewind(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for step in range(1, 5):
+        folder.log(step=step, loss=0.5 * step, share=float("nan"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines][1] == {
+        "step": 2, "loss": 1.0, "share": None,
+    }  # fmt: skip
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')  # what a kill leaves
+    folder.rewind(2)
+    assert [line["step"] for line in folder.metrics()] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PacecoreError, match=r"file/run: cannot be written: Not a directory"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "run", writes=False)
+    folder.log(step=1)
+    folder.write("a.txt", "b")
+    assert not (tmp_path / "run").exists()
+
+
+def test_durations_in_words():
+    assert [duration(s) for s in (7.4, 200, 7500)] == ["7 s", "3 min 20 s", "2 h 5 min"]
+
+
+def test_progress_in_a_file_is_plain_lines(capsys):
+    progress = Progress("train", 100, seconds_between=0)
+    for done in (0, 50, 100):
+        progress.update(done, "loss 1.0")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [
+        f"train {done}/100 loss 1.0" for done in (0, 50, 100)
+    ]
+    assert "\r" not in "".join(lines)
