@@ -47,5 +47,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             require("PACECORE_REQUIRE_EMULATION", reason)
         with devices.emulation(ARCHITECTURES[request.param]):
             yield torch.device("cpu")
-    else:
+    elif request.param == "cpu":
         yield torch.device("cpu")
+    else:  # a misspelt name must not run the CPU's kernels in place of those that it means
+        pytest.fail(f"no such device: {request.param}")

@@ -17,7 +17,7 @@ SMALL_SIZES = [(1, 3), (2, 1), (7, 600), (37, 24)]  # for the emulated device, w
 def on_devices(sizes, small_sizes):
     """Marks a test of (device, n, features) with the sizes that suit each device."""
     cases = [pytest.param("cpu", *size) for size in sizes]
-    cases += [pytest.param("emulated_sm90", *size) for size in small_sizes]
+    cases += [pytest.param("emulated", *size) for size in small_sizes]
     cases += [pytest.param("cuda", *size, marks=pytest.mark.cuda) for size in sizes]
     return pytest.mark.parametrize(("device", "n", "features"), cases, indirect=["device"])
 
