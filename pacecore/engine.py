@@ -192,8 +192,16 @@ class _Run:
             self.folder.write("options.toml", write_toml(options))
 
     def _restore(self, content: dict[str, Any]) -> None:
-        self.task.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        where = Path(self.options.out) / "last.pt"
+        if content["kind"] != self.task.kind:
+            verb = _VERBS.get(content["kind"], content["kind"])
+            raise CheckpointError(f"{where}: a run of pacecore {verb}; resume it with that")
+        try:
+            self.task.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{where}: a checkpoint of another model: {reason}") from None
         self.totals = _Totals(**content["totals"])
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from pacecore.checkpoint import load_checkpoint
+from pacecore.checkpoint import CheckpointError, load_checkpoint
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.distributed import rank, world_size
 from pacecore.engine import TrainingError, fit, learning_rate, load_resume, pick_device
@@ -100,6 +100,19 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, workers):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run(tmp_path, max_steps=2, held_out="none")
+    with pytest.raises(CheckpointError, match=r"last\.pt: a checkpoint of another model: Error"):
+        run(tmp_path, resume=True, held_out="none", width=0.25)
+
+    class Other(PaceTask):
+        def __post_init__(self):
+            self.kind = "finetune"
+
+    with pytest.raises(CheckpointError, match=r"a run of pacecore train; resume it with that"):
+        run(tmp_path, resume=True, held_out="none", task=Other)
 
 
 def test_the_seed_decides_the_weights(tmp_path):
