@@ -108,8 +108,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         run(tmp_path, resume=True, held_out="none", width=0.25)
 
     class Other(PaceTask):
-        def __post_init__(self):
-            self.kind = "finetune"
+        def __init__(self, *arguments):
+            super().__init__(*arguments, kind="finetune")
 
     with pytest.raises(CheckpointError, match=r"a run of pacecore train; resume it with that"):
         run(tmp_path, resume=True, held_out="none", task=Other)
