@@ -1,5 +1,5 @@
-// Which frames a clip shows: one definition for planner and kernels, no torch include. SPEC table
-// rows 3 to 6.
+// Which frames a clip shows: one definition for planner and kernels, no torch include
+// (section 3.1 of the paper).
 #pragma once
 
 #include <cstdint>

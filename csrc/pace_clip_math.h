@@ -1,7 +1,7 @@
 // The maths of pace_clip, for one pixel or one vector of pixels, on CPU and CUDA; no torch include.
 // Pixels are float, or GCC vectors of float (csrc/cpu), so every choice is written as a ?: that
 // both understand. Colours are in 0..255 throughout: brightness, contrast, saturation and hue mean
-// the same as on 0..1. SPEC table rows 9 to 14.
+// the same as on 0..1.
 #pragma once
 
 #include <cstdint>

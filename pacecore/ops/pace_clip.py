@@ -59,7 +59,7 @@ def pace_clip(
     Returns:
         clips (B, 3, T, H, W): ((values in 0..255) - mean) / std.
 
-    Definition (SPEC table rows 9 to 14). A pixel of the resized image lies in the source at
+    Definition. A pixel of the resized image lies in the source at
     (i + 1/2) * source size / size - 1/2, clamped to the frame, and is interpolated bilinearly
     there, without antialias, as torch's `interpolate(align_corners=False)`. For YUV 4:2:0 the luma
     plane and both chroma planes are each sampled at that position: chroma lies halfway between
