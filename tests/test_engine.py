@@ -249,7 +249,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_pa
     while kills < 20:
         process = start(tmp_path / "killed")
         moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
-        process.join(max(0.05, moment * length / 3))
+        process.join(max(0.05, moment * length / 5))
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
