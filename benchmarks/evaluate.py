@@ -20,7 +20,7 @@ from pacecore.datasets import find_videos, probe_all
 from pacecore.demo import make_demo
 from pacecore.finetune import ActionModel
 from pacecore.inputs import worker_count
-from pacecore.protocol import ClipRunner, class_names, ready
+from pacecore.protocol import ClipRunner, ready
 from pacecore.recognition import measure_actions
 from pacecore.source import VideoFiles
 
@@ -30,7 +30,7 @@ CLIPS_AT_ONCE = 40
 def case(source: VideoFiles, preset: str, device: torch.device, workers: int) -> dict:
     """Clips a second of the whole test, of the network alone, and of all but the network."""
     options = from_mapping(FinetuneOptions, {}, preset=preset)
-    classes = class_names(source)
+    classes = source.classes
     backbone = build_backbone(options.backbone, options.depth or None, options.width)
     model = ready(ActionModel(backbone, len(classes)), device)
     amp = options.amp == "bf16"

@@ -22,7 +22,6 @@ from pacecore.inputs import Inputs, worker_count
 from pacecore.protocol import (
     PATIENCE,
     ClipRunner,
-    class_names,
     labels_of,
     open_measured,
     out_folder,
@@ -169,7 +168,7 @@ def head_labels(source: FrameSource, classes: tuple[str, ...], what: str) -> np.
 
     Raises PacecoreError, by name, for classes that the head does not know.
     """
-    labels, names = labels_of(source, what), class_names(source)
+    labels, names = labels_of(source, what), source.classes
     if not names:
         if labels.max() >= len(classes):
             raise PacecoreError(
