@@ -28,6 +28,8 @@ from pacecore.video_writer import write_png
 __all__ = ["hit_rates", "nearest", "retrieve_features", "retrieve_files", "run_retrieve"]
 
 _BLOCK_BYTES = 256 * 2**20  # of queries, of gallery rows, and of similarities held at once
+_TOGETHER = 1024  # queries multiplied at once: their products stay in a processor's last cache
+_GROUP = 8  # columns of one group in the search for the largest
 _SPARE = 16  # candidates beyond k, so that rounding cannot push a true neighbour out
 _CLOSE = 2e-6  # cosines nearer than this are compared again in float64
 _TINY = 1e-30  # in place of the length of a row of zeros, whose products are 0
@@ -63,8 +65,8 @@ def nearest(
     edges = [edge for edge in boundaries or range(1, k + 1) if edge < len(gallery) and edge <= k]
     wanted = min(k + _SPARE, len(gallery))
     row_bytes = 4 * queries.shape[1]
-    gallery_rows = max(1, min(16384, block_bytes // row_bytes))
-    query_rows = max(1, min(4096, block_bytes // row_bytes, block_bytes // (4 * gallery_rows)))
+    gallery_rows = max(1, min(8192, block_bytes // row_bytes))
+    query_rows = max(1, min(4096, block_bytes // row_bytes))
     numbers = np.empty((len(queries), k), dtype=np.int64)
     cosines = np.empty((len(queries), k), dtype=np.float32)
     for first in range(0, len(queries), query_rows):
@@ -81,18 +83,44 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `wanted` nearest of each query by fp32 cosine, nearest first."""
     asked, asked_scale = _rows(queries, device)
-    best: tuple[Tensor, Tensor] | None = None
+    near = torch.full((len(asked), wanted), -torch.inf, device=device)
+    numbers = torch.zeros_like(near, dtype=torch.int64)
+    products = torch.empty(_TOGETHER * rows, device=device)  # one block, asked for once
     for first in range(0, len(gallery), rows):
         answers, scale = _rows(gallery[first : first + rows], device)
-        cosines = (asked @ answers.T).mul_(scale).mul_(asked_scale[:, None])
-        near, place = cosines.topk(min(wanted, cosines.shape[1]), dim=1)
-        number = place + first
-        if best is not None:
-            near, number = torch.cat([best[0], near], 1), torch.cat([best[1], number], 1)
-            near, place = near.topk(min(wanted, near.shape[1]), dim=1)
-            number = number.gather(1, place)
-        best = near, number
-    return best[1].cpu().numpy(), best[0].cpu().numpy()
+        for part in range(0, len(asked), _TOGETHER):
+            some = slice(part, part + _TOGETHER)
+            shape = len(asked[some]), len(answers)
+            cosines = products[: shape[0] * shape[1]].view(shape)
+            torch.mm(asked[some], answers.T, out=cosines).mul_(scale)
+            found, place = _largest(cosines, min(wanted, len(answers)))
+            if first:
+                found = torch.cat([near[some], found], 1)
+                place = torch.cat([numbers[some], place.add_(first)], 1)
+                found, order = found.topk(wanted, dim=1)
+                place = place.gather(1, order)
+            near[some, : found.shape[1]], numbers[some, : found.shape[1]] = found, place
+    return numbers.cpu().numpy(), near.mul_(asked_scale[:, None]).cpu().numpy()
+
+
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`values.topk(k, dim=1)`: the k largest of each row of (Q, N), largest first, and their places.
+
+    Of N / 8 groups of a row, the k with the largest maxima hold them: finding those groups first
+    took a third of the time that topk took for k = 66 of 4,000.
+    """
+    count, width = values.shape
+    groups = width // _GROUP
+    if groups < 2 * k:
+        return values.topk(k, dim=1)
+    grouped = values[:, : groups * _GROUP].view(count, _GROUP, groups)
+    chosen = grouped.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    steps = torch.arange(0, groups * _GROUP, groups, device=values.device)
+    places = (steps[:, None] + chosen[:, None, :]).flatten(1)
+    rest = torch.arange(groups * _GROUP, width, device=values.device).expand(count, -1)
+    places = torch.cat([places, rest], dim=1)
+    found, order = values.gather(1, places).topk(k, dim=1)
+    return found, places.gather(1, order)
 
 
 def _rows(rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
