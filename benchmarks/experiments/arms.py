@@ -68,7 +68,7 @@ ABLATIONS = (
     Arm("reverse-label", "backwards as classes", (*_NO_CONTRAST, "--reverse", "label")),
     Arm("no-jitter", "without colour jitter", (*_NO_CONTRAST, "--no-jitter")),
     Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
-    # With one crop, flip and jitter for all views, clips of a video are alike without their content.
+    # One crop, flip and jitter for all views make clips of a video alike whatever they show.
     Arm(
         "context-own",
         "same context, views with crops of their own",
