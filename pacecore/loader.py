@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ def on_device(batches: Iterator[ClipBatch], device: torch.device) -> Iterator[Cl
         computing.wait_stream(copying)
         # The memory belongs to the copying stream and must not be used again before the step is
         # done.
-        arrived._map(lambda tensor: _used_by(tensor, computing))
+        arrived._map(partial(_used_by, stream=computing))
         yield arrived
 
 
