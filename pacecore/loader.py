@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "LoaderError",
     "TrainingSchedule",
     "load_batches",
+    "on_device",
 ]
 
 
@@ -117,6 +119,30 @@ class ClipBatch:
             dtype=form.dtype,
             memory_format=form.memory_format,
         )
+
+
+def on_device(batches: Iterator[ClipBatch], device: torch.device) -> Iterator[ClipBatch]:
+    """The same batches on `device`; to a GPU each is copied on a stream of its own, so that the
+    copy runs beside the step before.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            arrived = batch.to(device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        # The memory belongs to the copying stream and must not be used again before the step is
+        # done.
+        arrived._map(partial(_used_by, stream=computing))
+        yield arrived
+
+
+def _used_by(tensor: Tensor, stream: "torch.cuda.Stream") -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
 
 
 @dataclass(frozen=True)
