@@ -135,6 +135,7 @@ def inference(
         workers=workers,
         timeout_seconds=timeout_seconds,
         pin_memory=device.type == "cuda",
+        give_way=device.type == "cpu",
     )
     for batch in batches:
         if len(batch) == 0:

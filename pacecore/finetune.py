@@ -21,9 +21,9 @@ from pacecore.config import FinetuneOptions, OptionError
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import fit, load_resume, pick_device, trusted
 from pacecore.errors import PacecoreError
-from pacecore.inputs import open_inputs, worker_count
+from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
-from pacecore.protocol import ClipRunner, labels_of
+from pacecore.protocol import ClipRunner, decoder_count, labels_of
 from pacecore.recognition import measure_actions
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
@@ -166,7 +166,7 @@ class _ActionTask:
             options,
             self.device,
             amp=options.amp == "bf16",
-            workers=worker_count(options.workers, self.device),
+            workers=decoder_count(options.workers, self.device),
             decode_timeout=options.decode_timeout,
             what="validate",
         )

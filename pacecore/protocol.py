@@ -29,6 +29,7 @@ from pacecore.trained import Trained
 __all__ = [
     "PATIENCE",
     "ClipRunner",
+    "decoder_count",
     "labels_of",
     "open_measured",
     "out_folder",
@@ -129,7 +130,7 @@ class ClipRunner:
             clips=options.clips,
             batch_clips=options.batch_clips,
             amp=options.amp == "bf16",
-            workers=worker_count(options.workers, device),
+            workers=decoder_count(options.workers, device),
             decode_timeout=options.decode_timeout,
             what=what,
             layout=memory_format(trained.backbone, device),
@@ -177,6 +178,18 @@ class ClipRunner:
                     done += 1
             progress.update(done, f"{self.clips} clips each")
         progress.close()
+
+
+def decoder_count(wish: int, device: torch.device) -> int:
+    """Decoding processes of a pass: `wish`, or for -1 what training takes, on a CPU two at least.
+
+    On a CPU they decode while the network waits for them (see `inference`), on all cores then:
+    r21d at a quarter of the width on two cores, 42 videos of 320 x 240 from MPEG-4, reached 0.70
+    of the network's own rate with one process and 0.78 with two; 0.65 with one or two that did not
+    give way.
+    """
+    count = worker_count(wish, device)
+    return max(2, count) if wish < 0 and device.type == "cpu" else count
 
 
 def ready(model: nn.Module, device: torch.device) -> nn.Module:

@@ -104,7 +104,7 @@ def _candidates(
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(k, dim=1)`: the k largest of each row of (Q, N), largest first, and their places.
+    """`values.topk(k, dim=1)`: the k largest of each row of (Q, N), largest first, their places.
 
     Of N / 8 groups of a row, the k with the largest maxima hold them: finding those groups first
     took a third of the time that topk took for k = 66 of 4,000.
