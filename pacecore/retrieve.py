@@ -29,7 +29,6 @@ __all__ = ["hit_rates", "nearest", "retrieve_features", "retrieve_files", "run_r
 
 _BLOCK_BYTES = 256 * 2**20  # of queries, of gallery rows, and of similarities held at once
 _TOGETHER = 1024  # queries multiplied at once: their products stay in a processor's last cache
-_GROUP = 8  # columns of one group in the search for the largest
 _SPARE = 16  # candidates beyond k, so that rounding cannot push a true neighbour out
 _CLOSE = 2e-6  # cosines nearer than this are compared again in float64
 _TINY = 1e-30  # in place of the length of a row of zeros, whose products are 0
@@ -88,43 +87,42 @@ def _candidates(
     products = torch.empty(_TOGETHER * rows, device=device)  # one block, asked for once
     for first in range(0, len(gallery), rows):
         answers, scale = _rows(gallery[first : first + rows], device)
+        by_rows = answers.shape[1] < len(asked)  # fewer numbers to scale than products
+        if by_rows:
+            answers = answers * scale[:, None]
         for part in range(0, len(asked), _TOGETHER):
             some = slice(part, part + _TOGETHER)
             shape = len(asked[some]), len(answers)
             cosines = products[: shape[0] * shape[1]].view(shape)
-            torch.mm(asked[some], answers.T, out=cosines).mul_(scale)
+            torch.mm(asked[some], answers.T, out=cosines)
+            if not by_rows:
+                cosines.mul_(scale)
             found, place = _largest(cosines, min(wanted, len(answers)))
             if first:
                 found = torch.cat([near[some], found], 1)
                 place = torch.cat([numbers[some], place.add_(first)], 1)
-                found, order = found.topk(wanted, dim=1)
+                found, order = _largest(found, wanted)
                 place = place.gather(1, order)
             near[some, : found.shape[1]], numbers[some, : found.shape[1]] = found, place
     return numbers.cpu().numpy(), near.mul_(asked_scale[:, None]).cpu().numpy()
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(k, dim=1)`: the k largest of each row of (Q, N), largest first, their places.
-
-    Of N / 8 groups of a row, the k with the largest maxima hold them: finding those groups first
-    took a third of the time that topk took for k = 66 of 4,000.
-    """
-    count, width = values.shape
-    groups = width // _GROUP
-    if groups < 2 * k:
+    """`values.topk(k, dim=1)`: the k largest of each row of (Q, N), largest first, their places."""
+    if values.device.type != "cpu" or k == values.shape[1]:
         return values.topk(k, dim=1)
-    grouped = values[:, : groups * _GROUP].view(count, _GROUP, groups)
-    chosen = grouped.amax(dim=1).topk(k, dim=1, sorted=False).indices
-    steps = torch.arange(0, groups * _GROUP, groups, device=values.device)
-    places = (steps[:, None] + chosen[:, None, :]).flatten(1)
-    rest = torch.arange(groups * _GROUP, width, device=values.device).expand(count, -1)
-    places = torch.cat([places, rest], dim=1)
-    found, order = values.gather(1, places).topk(k, dim=1)
-    return found, places.gather(1, order)
+    # NumPy selects with vector instructions: 66 of 4,000 in 12 ms for 1,024 rows on one core, for
+    # which topk took 56 on two.
+    array = values.numpy()
+    places = np.argpartition(array, -k, axis=1)[:, -k:]
+    found = np.take_along_axis(array, places, axis=1)
+    order = np.argsort(-found, axis=1)
+    found, places = (np.take_along_axis(each, order, axis=1) for each in (found, places))
+    return torch.from_numpy(found), torch.from_numpy(places)
 
 
 def _rows(rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows on the device, and 1 / their lengths: scaling the products is cheaper than the rows."""
+    """Rows on the device, and 1 / their lengths."""
     whole = rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable
     values = torch.from_numpy(rows if whole else np.array(rows, dtype=np.float32)).to(device)
     return values, 1 / values.norm(dim=1).clamp_min(_TINY)
