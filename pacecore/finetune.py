@@ -295,5 +295,7 @@ def labels_and_classes(source: FrameSource) -> tuple[np.ndarray, tuple[str, ...]
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lacking:
         names = ", ".join(classes[label] for label in lacking[:10])
-        raise PacecoreError(f"training split: no video of {len(lacking)} classes: {names}")
+        raise PacecoreError(
+            f"training split: {len(lacking)} of {len(classes)} classes have no video: {names}"
+        )
     return labels, classes

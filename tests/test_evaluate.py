@@ -335,3 +335,8 @@ def test_the_command_prints_the_figures(checkpoint, tmp_path):
     assert "6 videos, 10 clips each, mean of softmax; 0 unreadable" in shown.output
     assert "95 % interval" in shown.output
     assert "mean per class" in shown.output
+
+
+def test_a_folder_in_place_of_a_checkpoint_says_what_to_name(tmp_path):
+    with pytest.raises(PacecoreError, match=r"a folder; name the checkpoint in it, .*last\.pt"):
+        load_trained(tmp_path)

@@ -271,7 +271,7 @@ def test_one_class_is_refused():
 def test_a_class_of_the_test_split_alone_is_told_by_name(tmp_path):
     tiny_set(tmp_path / "set", train=2, test=1)
     write_tiny(tmp_path / "set/test/Violet/t.mp4", 0, 1, 20)
-    with pytest.raises(PacecoreError, match="training split: no video of 1 classes: Violet"):
+    with pytest.raises(PacecoreError, match="training split: 1 of 4 classes have no video: Violet"):
         finetune(tiny_options(tmp_path / "set", tmp_path / "run"))
 
 
