@@ -184,7 +184,7 @@ def decoder_count(wish: int, device: torch.device) -> int:
     """Decoding processes of a pass: `wish`, or for -1 what training takes, on a CPU two at least.
 
     On a CPU they decode while the network waits for them (see `inference`), on all cores then:
-    r21d at a quarter of the width on two cores, 42 videos of 320 x 240 from MPEG-4, reached 0.70
+    r21d at a quarter of the width on two cores, 60 videos of 320 x 240 from MPEG-4, reached 0.70
     of the network's own rate with one process and 0.78 with two; 0.65 with one or two that did not
     give way.
     """

@@ -82,8 +82,7 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `wanted` nearest of each query by fp32 cosine, nearest first."""
     asked, asked_scale = _rows(queries, device)
-    near = torch.full((len(asked), wanted), -torch.inf, device=device)
-    numbers = torch.zeros_like(near, dtype=torch.int64)
+    best: dict[int, tuple[Tensor, Tensor]] = {}  # by the part of the queries: cosines, numbers
     products = torch.empty(_TOGETHER * rows, device=device)  # one block, asked for once
     for first in range(0, len(gallery), rows):
         answers, scale = _rows(gallery[first : first + rows], device)
@@ -99,12 +98,13 @@ def _candidates(
                 cosines.mul_(scale)
             found, place = _largest(cosines, min(wanted, len(answers)))
             if first:
-                found = torch.cat([near[some], found], 1)
-                place = torch.cat([numbers[some], place.add_(first)], 1)
-                found, order = _largest(found, wanted)
+                found = torch.cat([best[part][0], found], 1)
+                place = torch.cat([best[part][1], place + first], 1)
+                found, order = _largest(found, min(wanted, found.shape[1]))
                 place = place.gather(1, order)
-            near[some, : found.shape[1]], numbers[some, : found.shape[1]] = found, place
-    return numbers.cpu().numpy(), near.mul_(asked_scale[:, None]).cpu().numpy()
+            best[part] = found, place
+    near, numbers = (torch.cat(each).cpu().numpy() for each in zip(*best.values(), strict=True))
+    return numbers, near * asked_scale.cpu().numpy()[:, None]
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
