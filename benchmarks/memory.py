@@ -3,8 +3,8 @@
     python -m benchmarks.memory                        the paper's shapes and batch, every network
     python -m benchmarks.memory --networks s3dg --clips 60 --accumulate 1 2 6 30
 
-The step is the trainer's: forward, loss, backward over one part of the batch after another, SGD with
-momentum; the whole batch of clips stays in memory. Where there is a GPU it is run there and
+The step is the trainer's: forward, loss, backward over one part of the batch after another, SGD
+with momentum; the whole batch of clips stays in memory. Where there is a GPU it is run there and
 torch.cuda.max_memory_allocated is taken. Elsewhere it runs on tensors without values, and the bytes
 of all storages alive are counted at each operation. That leaves out what kernels take for
 themselves (cuDNN's workspaces), the allocator's gaps, the CUDA context and the decoded frames of
@@ -17,7 +17,7 @@ import argparse
 import contextlib
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import add_arguments, peak_extra_bytes, write_record
 from pacecore.backbones import BACKBONES, build_backbone
+from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 
 CARD = 24 * 2**30
@@ -101,11 +102,30 @@ def case(
 
 
 def without_values(network: str, shape: tuple, bf16: bool, checkpointing: bool, parts: int) -> dict:
-    with FakeTensorMode(), LiveBytes() as live:
+    with as_on_a_gpu(), FakeTensorMode(), LiveBytes() as live:
         step = training_step(network, shape, bf16, checkpointing, parts)
         held = live.peak = live.now
         step()
         return {"held_bytes": held, "peak_bytes": live.peak}
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Convolutions as torch has them, and pooling in the type of its input.
+
+    CPU autocast pools in fp32, a GPU's does not.
+    """
+    convolve, pool = Conv3d.forward, F.max_pool3d
+
+    def pool_as_given(*args: object, **how: object) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return pool(*args, **how)
+
+    Conv3d.forward, F.max_pool3d = nn.Conv3d.forward, pool_as_given
+    try:
+        yield
+    finally:
+        Conv3d.forward, F.max_pool3d = convolve, pool
 
 
 def on_gpu(network: str, shape: tuple, bf16: bool, checkpointing: bool, parts: int) -> dict:

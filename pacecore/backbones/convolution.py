@@ -29,7 +29,7 @@ class _Convolve(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        if _only_over_time(weight, stride):
+        if _only_over_time(weight.shape[2:], stride):
             return over_time(x, weight, bias, stride[0], padding[0])
         return F.conv3d(x, weight, bias, stride, padding)
 
@@ -73,9 +73,9 @@ def weight_gradient(
     Both are channels-last, so a position is a row of channels. A tap of the kernel adds up grad's
     rows times x's rows some way on: one matrix product.
     """
-    if kernel[1:] == (1, 1) and stride == (1, 1, 1):
+    if _only_over_time(kernel, stride) and stride[0] == 1:
         sums = _taps_over_time(x, grad, kernel[0], padding[0])
-    elif _only_over_time_shape(kernel, stride):
+    elif _only_over_time(kernel, stride):  # oneDNN's own is faster there
         weight = x.new_empty(grad.shape[1], x.shape[1], *kernel)
         return _backward(grad, x, weight, stride, padding, (False, True, False))[1]
     else:
@@ -84,7 +84,7 @@ def weight_gradient(
 
 
 def _taps_over_time(x: Tensor, grad: Tensor, taps: int, padding: int) -> Tensor:
-    """(taps, Co, Ci): a tap's rows lie whole frames on, past either end of a clip there is nothing."""
+    """(taps, Co, Ci): a tap's rows lie whole frames on; past either end of a clip is nothing."""
     batch, _, _, height, width = x.shape
     rows_in, rows_out = (t.permute(0, 2, 3, 4, 1).flatten(1, 3) for t in (x, grad))
     ends, length = rows_in.shape[1], rows_out.shape[1]
@@ -137,7 +137,10 @@ def _taps_over_grids(
         for steps in product(*({step for _, step in axis} for axis in offsets))
     }
     taps = [
-        (rows_in[tuple(s for _, s in tap)], sum(on * p for (on, _), p in zip(tap, pitch, strict=True)))
+        (
+            rows_in[tuple(s for _, s in tap)],
+            sum(on * p for (on, _), p in zip(tap, pitch, strict=True)),
+        )
         for tap in product(*offsets)
     ]
     sums = x.new_zeros(len(taps), streams, grad.shape[-1], x.shape[-1])
@@ -146,8 +149,9 @@ def _taps_over_grids(
             clips = slice(first + stream * share, first + (stream + 1) * share)
             _fill(rows_out[stream].view(share, *grid, -1), grad[clips])
             for steps, rows in rows_in.items():
-                part = x[clips, *(slice(a, None, s) for a, s in zip(steps, stride, strict=True))]
-                _fill(rows[stream, margin : margin + length].view(share, *grid, -1), part)
+                picks = (slice(a, None, s) for a, s in zip(steps, stride, strict=True))
+                grids = rows[stream, margin : margin + length].view(share, *grid, -1)
+                _fill(grids, x[(clips, *picks)])
         for start in range(0, length, _ROWS):
             end = min(start + _ROWS, length)
             for total, (rows, shift) in zip(sums, taps, strict=True):
@@ -173,7 +177,7 @@ def _input_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: Triple, padding: Triple
 ) -> Tensor:
     wanted = (True, False, False)
-    if not _only_over_time(weight, stride):
+    if not _only_over_time(weight.shape[2:], stride):
         return _backward(grad, x, weight, stride, padding, wanted)[0]
     images = (_images(grad), _images(x), weight.squeeze(-1))
     found = _backward(*images, (stride[0], 1), (padding[0], 0), wanted)[0]
@@ -189,12 +193,8 @@ def _backward(
     )
 
 
-def _only_over_time(weight: Tensor, stride: Triple) -> bool:
-    return _only_over_time_shape(tuple(weight.shape[2:]), stride)
-
-
-def _only_over_time_shape(kernel: Triple, stride: Triple) -> bool:
-    return kernel[1:] == (1, 1) and stride[1:] == (1, 1)
+def _only_over_time(kernel: tuple[int, ...], stride: Triple) -> bool:
+    return tuple(kernel[1:]) == tuple(stride[1:]) == (1, 1)
 
 
 def _images(clips: Tensor) -> Tensor:

@@ -37,11 +37,10 @@ class Conv3d(nn.Conv3d):
         if (
             taps == 1
             or x.device.type != "cpu"
-            or torch.compiler.is_compiling()
             or not x.is_contiguous(memory_format=torch.channels_last_3d)
         ):
             return super().forward(x)
-        if self._wide() and not torch.is_autocast_enabled("cpu"):
+        if self._wide() and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
             return convolve(x, self.weight, self.bias, self.stride, self.padding)
         if self.kernel_size[1:] == self.stride[1:] == (1, 1):
             return over_time(x, self.weight, self.bias, self.stride[0], self.padding[0])
