@@ -2,7 +2,7 @@
 
     python -m benchmarks.backbones                     every network at the paper's shapes
     python -m benchmarks.backbones --networks r21d --width 0.25 --frames 16 --crop 56 --batch 30
-    python -m benchmarks.backbones --layers            the two forms of a convolution over time
+    python -m benchmarks.backbones --layers --networks r21d      its convolutions one by one
 
 A step is forward, backward and SGD on fixed clips. `plain` is the network as torch runs it unasked:
 contiguous fp32 without TF32, nn.Conv3d everywhere, SGD one tensor at a time. The others have
@@ -13,6 +13,7 @@ to the process, helps `plain` too.
 """
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, help="default 16, s3dg 64")
     parser.add_argument("--crop", type=int, help="default 112, s3dg 224")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", action="store_true", help="single convolutions over time")
+    parser.add_argument("--runs", type=int, default=2, help="at least, of a way in a round")
+    parser.add_argument("--layers", action="store_true", help="each convolution alone")
     arguments = parser.parse_args()
     on_cpu = torch.device(arguments.device).type == "cpu"
     arguments.ways = arguments.ways or list(ON_CPU if on_cpu else WAYS)
@@ -71,19 +73,16 @@ def main() -> None:
 
     cases = [{"bf16_check": check_bf16_conv3d(arguments.device).report()}]
     if arguments.layers:
-        cases += layer_cases(arguments)
+        for network in arguments.networks:
+            cases += layer_cases(network, arguments)
     else:
         for network in arguments.networks:
             cases += network_cases(network, arguments)
-    for case in cases:
-        print(case, flush=True)
     print(write_record(arguments.out, "backbones", arguments.device, cases))
 
 
 def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
-    large = network == "s3dg" and not arguments.quick
-    frames = arguments.frames or (64 if large else 16)
-    crop = arguments.crop or (224 if large else 112)
+    frames, crop, _ = input_size(network, arguments)
     clips = torch.rand(arguments.batch, 3, frames, crop, crop, device=arguments.device)
     flops = 3 * 2 * multiply_adds(network, arguments.width, clips)  # backward is two forwards
     steps = {
@@ -100,7 +99,9 @@ def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
                 with conv3d_as_torch_has_it(not WAYS[way].layout):
                     if way not in memory:
                         memory[way] = peak_extra_bytes(step, arguments.device)
-                    timing = time_function(step, arguments.device, min_seconds=0.5, min_runs=2)
+                    timing = time_function(
+                        step, arguments.device, min_seconds=0.5, min_runs=arguments.runs
+                    )
             except torch.OutOfMemoryError as error:
                 failed[way] = str(error).splitlines()[0]
                 torch.cuda.empty_cache()
@@ -126,7 +127,15 @@ def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
             ratios = [p / s for p, s in zip(seconds["plain"], seconds[way], strict=True)]
             case["times_plain"] = round(statistics.median(ratios), 3)
         cases.append(case)
+        print(case, flush=True)
     return cases
+
+
+def input_size(network: str, arguments: argparse.Namespace) -> tuple[int, int, int]:
+    """Frames, height and width of a clip: the paper's, unless asked for otherwise."""
+    frames, crop = (64, 224) if network == "s3dg" else (16, 112)
+    crop = arguments.crop or crop
+    return arguments.frames or frames, crop, crop
 
 
 def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callable[[], None]:
@@ -166,7 +175,7 @@ def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callab
 
 @contextmanager
 def conv3d_as_torch_has_it(wanted: bool) -> Iterator[None]:
-    """Turns off the 2D form of convolutions over time."""
+    """Turns off what `pacecore.backbones.convolution` does."""
     ours = Conv3d.forward
     try:
         if wanted:
@@ -193,38 +202,62 @@ def multiply_adds(network: str, width: float, clips: Tensor) -> int:
     return total
 
 
-def layer_cases(arguments: argparse.Namespace) -> list[dict]:
-    """R(2+1)D's convolutions over time at a quarter of the width, 16 x 56 x 56, in both forms."""
+def layer_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
+    """Every different convolution of a network alone: output and both gradients, three ways."""
+    clips = torch.Size((arguments.batch, 3, *input_size(network, arguments)))
     cases = []
-    batch = 2 if arguments.quick else 30
-    for inner, outer, frames, size, stride in (
-        *((32, 16, 16, 28, 1), (56, 32, 16, 14, 2), (72, 32, 8, 14, 1)),
-        *((144, 64, 4, 7, 1), (288, 128, 2, 4, 1)),
-    ):
-        conv = Conv3d(inner, outer, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
-        conv = prepare(conv, arguments.device)
-        clips = torch.rand(batch, inner, frames, size, size, device=arguments.device)
-        clips = clips.contiguous(memory_format=MEMORY_FORMAT).requires_grad_()
-
-        def step(conv: nn.Module = conv, clips: Tensor = clips) -> None:
-            torch.autograd.grad(conv(clips).sum(), (clips, conv.weight))
-
-        times: dict[str, list[float]] = {"3d": [], "2d": []}
+    for found, shape in convolutions(network, arguments.width, clips).items():
+        inner, outer, kernel, stride, padding = found
+        conv = Conv3d(inner, outer, kernel, stride, padding, bias=False).to(arguments.device)
+        steps = {
+            "plain": layer_step(conv, shape, torch.contiguous_format),
+            "channels-last": layer_step(conv, shape, MEMORY_FORMAT),
+            "ours": layer_step(conv, shape, MEMORY_FORMAT),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in steps}
         for _ in range(arguments.rounds):
-            for form, found in times.items():
-                with conv3d_as_torch_has_it(form == "3d"):
-                    timing = time_function(step, arguments.device, min_seconds=0.2, min_runs=3)
-                found.append(timing.p20)
-        ratios = [a / b for a, b in zip(times["3d"], times["2d"], strict=True)]
-        cases.append(
-            {
-                "convolution": f"{inner} -> {outer}, 3x1x1, stride {stride}",
-                "clips": list(clips.shape),
-                "seconds": times,
-                "times_3d": round(statistics.median(ratios), 3),
-            }
-        )
+            for way, step in steps.items():
+                with conv3d_as_torch_has_it(way != "ours"):
+                    timing = time_function(step, arguments.device, min_seconds=0.1, min_runs=2)
+                seconds[way].append(timing.p20)
+        case = {"network": network, "convolution": f"{inner} -> {outer}, {kernel}, {stride}"}
+        case |= {"input": list(shape), "seconds": seconds}
+        for way in ("channels-last", "ours"):
+            ratios = [a / b for a, b in zip(seconds["plain"], seconds[way], strict=True)]
+            case[f"{way} times plain"] = round(statistics.median(ratios), 3)
+        cases.append(case)
+        print(case, flush=True)
     return cases
+
+
+def layer_step(conv: Conv3d, shape: torch.Size, layout: torch.memory_format) -> Callable:
+    conv = copy.deepcopy(conv).to(memory_format=layout)
+    clips = torch.rand(shape, device=conv.weight.device).contiguous(memory_format=layout)
+    clips.requires_grad_(shape[1] != 3)  # the network's own input needs no gradient
+    wanted = [t for t in (clips, conv.weight) if t.requires_grad]
+    grad = torch.rand_like(conv(clips).detach())
+
+    def step() -> None:
+        torch.autograd.grad(conv(clips), wanted, grad)
+
+    return step
+
+
+def convolutions(network: str, width: float, clips: torch.Size) -> dict[tuple, torch.Size]:
+    """Channels, kernel, stride and padding of each different convolution -> shape of its input."""
+    found: dict[tuple, torch.Size] = {}
+
+    def note(module: nn.Conv3d, inputs: tuple[Tensor], _: Tensor) -> None:
+        size = (module.in_channels, module.out_channels, module.kernel_size)
+        found.setdefault((*size, module.stride, module.padding), inputs[0].shape)
+
+    with torch.device("meta"):
+        backbone = build_backbone(network, width=width)
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv3d):
+                module.register_forward_hook(note)
+        backbone(torch.empty(clips))
+    return found
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ _VERBS = {
 }
 
 
+_FULL = (
+    "the GPU's memory is full; in training --checkpointing, a higher --accumulate, --amp bf16 and a"
+    " smaller --batch need less, and --data-on host keeps the frames off it"
+)
+
+
 class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -53,6 +59,11 @@ def main() -> None:
         pacecore(prog_name="pacecore", standalone_mode=True)
     except PacecoreError as error:
         sys.stderr.write(f"pacecore: {error}\n")
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's own; its import would take seconds
+            raise
+        sys.stderr.write(f"pacecore: {_FULL}: {str(error).splitlines()[0]}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("pacecore: stopped\n")

@@ -81,7 +81,9 @@ class RunOptions:
     backbone: str = _option("r21d", "Network.", choices=("c3d", "r3d", "r21d", "s3dg"))
     depth: int = _option(0, "Depth of r3d and r21d; 0: one block a stage, as in the paper.", low=0)
     width: float = _option(1.0, "Factor on the number of channels.", low=0.01, high=8.0)
-    checkpointing: bool = _option(False, "Recompute activations to save memory.")
+    checkpointing: bool = _option(
+        False, "Compute activations again in the backward pass: less memory, more time."
+    )
     sync_bn: bool = _option(False, "Batch norm over all ranks.")
     # clips
     clip_frames: int = _option(0, "Frames of a clip; 0: 16, and 64 for s3dg.", low=0, high=4096)
@@ -100,7 +102,9 @@ class RunOptions:
     channel_order: str = _option("rgb", "Order of the channels.", choices=("rgb", "bgr"))
     # optimisation
     batch: int = _option(30, "Videos a step, over all ranks.", low=1)
-    accumulate: int = _option(1, "Parts that a batch is computed in, one after another.", low=1)
+    accumulate: int = _option(
+        1, "Parts that a batch is computed in, one after another, to save memory.", low=1
+    )
     epochs: int = _option(18, "Epochs.", low=1)
     max_steps: int = _option(0, "Stop after so many steps; 0: after the epochs.", low=0)
     repeat: int = _option(10, "How often an epoch visits each video.", low=1)

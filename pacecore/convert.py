@@ -132,7 +132,7 @@ def read_weights(
     if missing and not partial:
         raise PacecoreError(
             f"{path}: {found} lacks {len(missing)} of {len(shapes)} weights, the first "
-            f"{missing[0]}; ask for a partial load to take the rest"
+            f"{missing[0]}; --partial (partial=True) takes the rest"
             + (f" ({source.note})" if source.note else "")
         )
     return result
@@ -193,6 +193,8 @@ def _read_file(path: Path) -> Any:
     except Exception as error:  # torch and safetensors raise many types for a broken file
         if isinstance(error, PacecoreError):
             raise
+        if isinstance(error, LookupError | EOFError):  # of a pickle's inside, no words for a user
+            raise PacecoreError(f"{path}: not a file of weights: its pickle is broken") from error
         reason = (str(error) or repr(error)).splitlines()[0]
         raise PacecoreError(f"{path}: not a file of weights: {reason}") from error
 

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pacecore.backbones import BACKBONES, build_backbone, stage_features, tuning
+from pacecore.backbones import (
+    BACKBONES,
+    build_backbone,
+    convolution,
+    layers,
+    stage_features,
+    tuning,
+)
 from pacecore.backbones.layers import Conv3d
 from pacecore.errors import PacecoreError
 
@@ -174,18 +181,42 @@ def test_channels_last_gives_the_same_results_and_gradients(name):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("wide", [1, 99])
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (1, 3, 3), (3, 3, 3), (1, 7, 7)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    "shape", [(2, 5, 7, 6, 3), (1, 4, 1, 1, 1), (2, 3, 4, 1, 5), (0, 4, 4, 3, 3)]
+    "shape", [(2, 5, 7, 6, 3), (3, 4, 5, 8, 8), (1, 4, 1, 1, 1), (2, 3, 4, 1, 5), (0, 4, 4, 3, 3)]
 )
-def test_convolution_over_time_in_2d(shape, stride):
+def test_convolutions_of_channels_last_clips(shape, stride, kernel, wide, monkeypatch):
+    monkeypatch.setattr(layers, "WIDE", wide)
+    monkeypatch.setattr(convolution, "_ROWS", 24)
     torch.manual_seed(0)
-    conv = Conv3d(shape[1], 6, (3, 1, 1), (stride, 1, 1), (1, 0, 0)).double()
-    x = torch.randn(shape, dtype=torch.float64).to(memory_format=torch.channels_last_3d)
+    strides = tuple(stride if k > 1 else 1 for k in kernel)
+    padding = tuple(k // 2 for k in kernel)
+    conv = Conv3d(shape[1], 6, kernel, strides, padding).double()
+    clips = torch.randn(shape, dtype=torch.float64)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        x = clips.to(memory_format=layout).requires_grad_()
+        out = conv(x) if layout is torch.channels_last_3d else nn.Conv3d.forward(conv, x)
+        wave = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).reshape(out.shape)
+        results.append([out, *torch.autograd.grad(out, (x, conv.weight, conv.bias), wave)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_convolutions_of_channels_last_clips_in_float32(monkeypatch):
+    monkeypatch.setattr(layers, "WIDE", 1)
+    torch.manual_seed(0)
+    conv = Conv3d(9, 16, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)
+    x = torch.randn(2, 9, 4, 11, 10).to(memory_format=torch.channels_last_3d)
     found = conv(x)
-    expected = F.conv3d(x.contiguous(), conv.weight, conv.bias, (stride, 1, 1), (1, 0, 0))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    (grad,) = torch.autograd.grad(found.square().sum(), conv.weight)
+    conv.double()
+    out = nn.Conv3d.forward(conv, x.double())
+    (expected,) = torch.autograd.grad(out.square().sum(), conv.weight)
+    torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -262,12 +293,16 @@ def test_prepare_lays_weights_out():
     assert network.conv1.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_layout_by_device_and_channels():
+def test_layout_by_device_and_network():
     with torch.device("meta"):
-        full, quarter = build_backbone("r21d"), build_backbone("r21d", width=0.25)
-    assert tuning.memory_format(full, "cpu") is torch.contiguous_format
-    assert tuning.memory_format(quarter, "cpu") is torch.channels_last_3d
-    assert tuning.memory_format(full, "cuda") is torch.channels_last_3d
+        r21d, c3d, thin_c3d = (
+            nn.Sequential(build_backbone(name, width=width))
+            for name, width in (("r21d", 1), ("c3d", 1), ("c3d", 0.25))
+        )
+    assert tuning.memory_format(r21d, "cpu") is torch.channels_last_3d
+    assert tuning.memory_format(thin_c3d, "cpu") is torch.channels_last_3d
+    assert tuning.memory_format(c3d, "cpu") is torch.contiguous_format
+    assert tuning.memory_format(c3d, "cuda") is torch.channels_last_3d
 
 
 def test_bf16_check_on_this_machine():

@@ -1,12 +1,14 @@
 """The layers that all networks share."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pacecore.backbones.convolution import Triple, convolve, over_time
 
 __all__ = ["Conv3d", "ConvNorm", "Triple", "conv3d"]
 
-Triple = tuple[int, int, int]
+WIDE = 48
+"""Channels from which a convolution's weight gradient is faster as matrix products."""
 
 
 class ConvNorm(nn.Module):
@@ -23,36 +25,29 @@ class ConvNorm(nn.Module):
 
 
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d that runs t x 1 x 1 kernels over channels-last clips on a CPU as t x 1 in 2D.
+    """nn.Conv3d, run by `convolution` where clips are channels-last on a CPU.
 
-    H and W lie side by side in memory there, so (T, H, W) seen as (T, H * W) costs nothing, and
-    oneDNN has vector code for the weight gradient in 2D where in 3D it takes a general matrix
-    product, which is several times slower at few channels (benchmarks/backbones.py --layers).
+    Wide layers take their weight gradient from there. Narrow ones over time run in 2D, where oneDNN
+    has vector code for the weight gradient; in 3D it takes a general matrix product, which is
+    several times slower at few channels (benchmarks/backbones.py --layers).
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        taps = self.weight[0, 0].numel()
         if (
-            x.device.type == "cpu"
-            and self.kernel_size[0] > 1
-            and self.kernel_size[1:] == self.stride[1:] == (1, 1)
-            and x.is_contiguous(memory_format=torch.channels_last_3d)
+            taps == 1
+            or x.device.type != "cpu"
+            or not x.is_contiguous(memory_format=torch.channels_last_3d)
         ):
-            return self._over_time(x)
+            return super().forward(x)
+        if self._wide() and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
+            return convolve(x, self.weight, self.bias, self.stride, self.padding)
+        if self.kernel_size[1:] == self.stride[1:] == (1, 1):
+            return over_time(x, self.weight, self.bias, self.stride[0], self.padding[0])
         return super().forward(x)
 
-    def _over_time(self, x: Tensor) -> Tensor:
-        batch, channels, frames, height, width = x.shape
-        rows = x.permute(0, 2, 3, 4, 1).reshape(batch, frames, height * width, channels)
-        out = F.conv2d(
-            rows.permute(0, 3, 1, 2),
-            self.weight.squeeze(-1),
-            self.bias,
-            stride=(self.stride[0], 1),
-            padding=(self.padding[0], 0),
-        )
-        _, channels, frames, _ = out.shape
-        rows = out.permute(0, 2, 3, 1).reshape(batch, frames, height, width, channels)
-        return rows.permute(0, 4, 1, 2, 3)
+    def _wide(self) -> bool:
+        return min(self.in_channels, self.out_channels) >= WIDE
 
 
 def conv3d(

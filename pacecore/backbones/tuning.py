@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pacecore.backbones.c3d import C3D
+
 __all__ = [
     "MEMORY_FORMAT",
     "Bf16Check",
@@ -26,14 +28,15 @@ MEMORY_FORMAT = torch.channels_last_3d
 def memory_format(network: nn.Module, device: str | torch.device) -> torch.memory_format:
     """The layout of weights and clips in which `network` trains fastest on `device`.
 
-    GPU: MEMORY_FORMAT. CPU: MEMORY_FORMAT where all channel counts are multiples of 8, as in every
-    thinned network, else contiguous: R(2+1)D at a quarter of the width trained 2.2 times as fast in
-    the first, at full width, with its 83 or 921 middle channels, 1.7 times as fast in the second.
+    MEMORY_FORMAT, but contiguous for C3D at full width on a CPU. There, full steps at 112 x 112
+    and one thread took, as multiples of plain contiguous eager's processor time in the same run:
+    R(2+1)D 0.71 to 0.75, R3D 0.93 to 0.98, S3D-G (32 x 112 x 112) 1.01, C3D 1.05; at a quarter of
+    the width R(2+1)D 0.8, C3D 0.84.
     """
-    if torch.device(device).type == "cpu":
-        convolutions = (m for m in network.modules() if isinstance(m, nn.Conv3d))
-        if any(conv.out_channels % 8 for conv in convolutions):
-            return torch.contiguous_format
+    if torch.device(device).type == "cpu" and any(
+        isinstance(part, C3D) and part.feature_dim >= 512 for part in network.modules()
+    ):
+        return torch.contiguous_format
     return MEMORY_FORMAT
 
 

@@ -1,0 +1,35 @@
+"""The command itself: how it ends on errors that no verb expects."""
+
+import click
+import pytest
+import torch
+
+from pacecore import cli
+
+
+def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
+    @click.command()
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore words")
+
+    monkeypatch.setattr(cli, "pacecore", full)
+    monkeypatch.setattr("sys.argv", ["pacecore"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    words = capsys.readouterr().err
+    assert words.count("\n") == 1
+    for option in ("--checkpointing", "--accumulate", "--amp bf16", "--batch", "--data-on host"):
+        assert option in words
+    assert words.endswith("CUDA out of memory. Tried to allocate 2 GiB.\n")
+
+
+def test_other_runtime_errors_keep_their_traceback(monkeypatch):
+    @click.command()
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "pacecore", broken)
+    monkeypatch.setattr("sys.argv", ["pacecore"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
