@@ -15,7 +15,7 @@ __all__ = ["train"]
 # What may change when a run goes on: nothing that its result depends on.
 FREE_TO_CHANGE = (
     "device", "workers", "data_on", "max_bad", "decode_timeout", "save_minutes", "log_every",
-    "tensorboard", "max_steps",
+    "tensorboard", "max_steps", "compile", "graph",
 )  # fmt: skip
 
 

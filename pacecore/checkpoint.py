@@ -10,7 +10,14 @@ import torch
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["FORMAT", "CheckpointError", "load_checkpoint", "previous", "save_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "load_checkpoint",
+    "load_resume",
+    "previous",
+    "save_checkpoint",
+]
 
 FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form would go wrong
 
@@ -72,3 +79,18 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: not a pacecore checkpoint of format {FORMAT}; see pacecore convert"
         )
     return content
+
+
+def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
+    """The last checkpoint of a run; with `fall_back`, the one before it where that is damaged."""
+    path = Path(folder) / "last.pt"
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        if fall_back and previous(path).exists():
+            return load_checkpoint(previous(path))
+        if previous(path).exists():
+            raise CheckpointError(
+                f"{error}; the one before it is {previous(path)}: --resume-previous uses it"
+            ) from None
+        raise

@@ -14,8 +14,8 @@ from pacecore.errors import PacecoreError
 
 __all__ = [
     "Gathered",
-    "all_reduce_any",
     "all_reduce_sum",
+    "any_rank",
     "barrier",
     "gather_rows",
     "is_main",
@@ -50,14 +50,15 @@ def is_main() -> bool:
 def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[None]:
     """Within the block the processes that torchrun started form one group; alone, it does nothing.
 
-    NCCL for CUDA devices, else gloo. patience: how long a rank waits for the others. Raises
-    PacecoreError when the others do not come, or one of them is lost on the way.
+    Gloo for what lies on the CPU, NCCL for what lies on CUDA devices. patience: how long a rank
+    waits for the others. Raises PacecoreError when the others do not come, or one of them is lost
+    on the way.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
         return
     try:
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise PacecoreError(
@@ -94,13 +95,16 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
-def all_reduce_any(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` holds on any rank; every rank must call it."""
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """Of each flag whether it holds on any rank; every rank must call it.
+
+    The flags travel between the processes by gloo: no rank waits for its GPU to learn of them.
+    """
     if world_size() == 1:
-        return flag
-    value = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return bool(value.item())
+        return flags
+    values = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return tuple(bool(value) for value in values.tolist())
 
 
 def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:

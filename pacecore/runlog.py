@@ -32,6 +32,17 @@ class RunFolder:
         except OSError as error:
             raise PacecoreError(f"{path}: cannot be written: {error.strerror}") from None
 
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raises PacecoreError where a folder `path` could not be made or written; makes none."""
+        place = path
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise PacecoreError(f"{path}: cannot be written: {place} is not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PacecoreError(f"{path}: cannot be written: no right to write in {place}")
+
     def write(self, name: str, text: str) -> None:
         """Writes a small file aside and renames it."""
         if not self.writes:

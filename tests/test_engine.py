@@ -10,12 +10,13 @@ from functools import partial
 import pytest
 import torch
 
-from pacecore.checkpoint import CheckpointError, load_checkpoint
+from pacecore.checkpoint import CheckpointError, load_checkpoint, load_resume
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.distributed import rank, world_size
-from pacecore.engine import TrainingError, fit, learning_rate, load_resume, pick_device
+from pacecore.engine import TrainingError, fit, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
+from pacecore.step import learning_rate
 from pacecore.train import PaceTask, pace_model
 from tests.ranks import run_ranks
 from tests.sources import PacketSource
