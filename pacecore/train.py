@@ -129,8 +129,9 @@ def pretrain(
     """Pre-trains as `options` (resolved) say and returns the run's summary.
 
     Writes into options.out: options.toml, metrics.jsonl, last.pt, clips.png, summary.json, and with
-    matplotlib curves.png. With `resume` it goes on from the last checkpoint there (`fall_back`: from the one before, where the
-    last is damaged). Raises PacecoreError for input that cannot be used.
+    matplotlib curves.png. With `resume` it goes on from the last checkpoint there (`fall_back`:
+    from the one before, where the last is damaged). Raises PacecoreError for input that cannot be
+    used.
     """
     device = pick_device(options.device)
     with join(device):
