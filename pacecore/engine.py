@@ -141,6 +141,7 @@ class _Run:
         self.form = clip_format(options, device, self.step.layout)
         self.resident = resident_frames(source, options.data_on, device)
         self.totals, self.meter = Totals(), Meter(device)
+        self.counted = time.monotonic()  # up to here the seconds are in totals
         self.bad: dict[str, str] = {}
         self.results: dict[str, Any] = {}
         self.best: dict[str, Any] = {}  # results of the step that best.pt was written at
@@ -172,7 +173,7 @@ class _Run:
         self.step.capture(self._shapes(), self.form.dtype)
         progress = Progress("train", self.total_steps, shows=is_main())
         progress.update(totals.step)
-        saved = time.monotonic()
+        saved = self.counted = time.monotonic()
         with _stop_signals() as stop:
             for batch in self._timed_batches():
                 if self._usable(batch):
@@ -200,7 +201,7 @@ class _Run:
         return self._summary()
 
     def _timed_batches(self) -> Iterator[ClipBatch]:
-        """Batches on the device; counts how long the loop waited for them, and how long it ran."""
+        """Batches on the device; counts how long the loop waited for them."""
         batches = load_batches(
             self.source,
             self.schedule,
@@ -216,10 +217,14 @@ class _Run:
             batch = next(batches, None)
             if batch is None:
                 return
-            arrived = time.monotonic()
+            self.totals.waited_seconds += time.monotonic() - before
             yield batch.to(self.device)
-            self.totals.waited_seconds += arrived - before
-            self.totals.seconds += time.monotonic() - before
+
+    def _count_seconds(self) -> None:
+        """Brings the seconds of the run up to now."""
+        now = time.monotonic()
+        self.totals.seconds += now - self.counted
+        self.counted = now
 
     def _shapes(self) -> list[tuple[int, ...]]:
         """Of the clips of the epoch's batches, which differ by one video at most."""
@@ -258,6 +263,7 @@ class _Run:
             requests = self.schedule(error.step)
             names = ", ".join(str(self.source.path(request.video)) for request in requests[:30])
             raise TrainingError(f"{error}; {self._kept()}; videos of the step: {names}") from None
+        self._count_seconds()
         if not means:
             return
         totals = self.totals

@@ -101,8 +101,9 @@ class TrainingStep:
                 outputs = network(clips)
         except RuntimeError as error:
             if self.options.compile and type(error).__module__.startswith("torch._"):
-                reason = next(line for line in str(error).splitlines() if line.strip())
-                raise PacecoreError(f"compile: torch cannot compile here: {reason}") from error
+                inner = getattr(error, "inner_exception", error)
+                lines = [line for line in str(inner).splitlines() if line.strip()]
+                raise PacecoreError(f"compile: torch cannot compile here: {lines[0]}") from error
             raise
         return tuple(output.float() for output in outputs)
 
