@@ -123,6 +123,7 @@ def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
     where = f" {options.data}" if options.data else ""
     lines += [
         f"run: {options.out}   checkpoint: {kept}",
+        f"curves: {summary['curves']}",
         "next:",
         f"  pacecore test {kept}{where}            held-out pace accuracy, with its confusions",
         f"  pacecore finetune {kept}{where}        action recognition from this checkpoint",

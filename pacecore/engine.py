@@ -273,6 +273,7 @@ class _Run:
             "epoch": round(totals.step / self.per_epoch, 4),
             **means,
             "lr": self.step.optimizer.param_groups[0]["lr"],
+            "clips": totals.clips,
             "clips_per_second": totals.clips_per_second,
             "waiting_share": totals.waiting_share,
         }

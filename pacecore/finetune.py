@@ -194,7 +194,8 @@ def finetune(
 
     trained: what options.checkpoint holds, where the caller has read it already. Writes into
     options.out: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above 0,
-    summary.json. Raises PacecoreError for input that cannot be used.
+    summary.json, and with matplotlib curves.png. Raises PacecoreError for input that cannot be
+    used.
     """
     device = pick_device(options.device)
     with join(device):
