@@ -1,4 +1,4 @@
-"""python -m pacecore.cli, which is what torchrun starts: torchrun ... -m pacecore.cli train DATA."""
+"""python -m pacecore.cli, as torchrun starts it: torchrun ... -m pacecore.cli train DATA."""
 
 from pacecore.cli import main
 
