@@ -43,10 +43,18 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             previous(path).unlink(missing_ok=True)
             os.link(path, previous(path))
         os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer wraps the system's error
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        reason = _reason(error)
         aside.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: checkpoint cannot be written: {reason}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for it; torch's zip writer fails anew while it closes the file."""
+    earlier: BaseException | None = error
+    while earlier is not None and not isinstance(earlier, OSError):
+        earlier = earlier.__cause__ or earlier.__context__
+    return getattr(earlier, "strerror", None) or str(error).splitlines()[0]
 
 
 def previous(path: Path) -> Path:
@@ -72,8 +80,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: damaged checkpoint, {damaged} has a wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: checkpoint cannot be read: {reason}") from None
+        raise CheckpointError(f"{path}: checkpoint cannot be read: {_reason(error)}") from None
     if not isinstance(content, dict) or content.get("pacecore") != FORMAT:
         raise CheckpointError(
             f"{path}: not a pacecore checkpoint of format {FORMAT}; see pacecore convert"

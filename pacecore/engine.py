@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -116,10 +115,18 @@ def fit(
     """Trains `task` to the end of its schedule and returns the run's summary.
 
     identity: what the data are, so that a checkpoint is not resumed on others.
-    resume: the content of a checkpoint of this run. Raises TrainingError for a loss that is not
-    finite, or more than max_bad unreadable videos; the last checkpoint stays.
+    resume: the content of a checkpoint of this run. Raises TrainingError for a loss or weights that
+    are not finite, more than max_bad unreadable videos, or a signal to stop; the last checkpoint
+    stays.
     """
-    return _Run(task, source, schedule, options, device, identity, resume).train()
+    run = _Run(task, source, schedule, options, device, identity, resume)
+    try:
+        return run.train()
+    except KeyboardInterrupt:  # the second one: the first waits for the end of the step
+        raise TrainingError(
+            f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
+            f" go on with: {run.resuming()}"
+        ) from None
 
 
 class _Run:
@@ -196,7 +203,7 @@ class _Run:
                     raise TrainingError(
                         f"stopped by {stop[0] if stop else 'another rank'} after step"
                         f" {totals.step} of {self.total_steps}, saved; go on with:"
-                        f" pacecore {_VERBS[self.task.kind]} --resume {options.out}"
+                        f" {self.resuming()}"
                     )
         return self._summary()
 
@@ -262,7 +269,7 @@ class _Run:
         except NotFinite as error:
             requests = self.schedule(error.step)
             names = ", ".join(str(self.source.path(request.video)) for request in requests[:30])
-            raise TrainingError(f"{error}; {self._kept()}; videos of the step: {names}") from None
+            raise TrainingError(f"{error}; {self.kept()}; videos of the step: {names}") from None
         self._count_seconds()
         if not means:
             return
@@ -290,7 +297,12 @@ class _Run:
             f" clips/s  waiting {100 * line['waiting_share']:.0f} %"
         )
 
-    def _kept(self) -> str:
+    def resuming(self) -> str:
+        """The command that goes on with this run."""
+        return f"pacecore {_VERBS[self.task.kind]} --resume {self.options.out}"
+
+    def kept(self) -> str:
+        """Which checkpoint there is, in words."""
         kept = Path(self.options.out) / "last.pt"
         return f"the last good checkpoint is {kept}" if kept.exists() else "nothing was saved yet"
 
@@ -323,7 +335,7 @@ class _Run:
             where = spoilt[0] if spoilt else "another rank"
             raise TrainingError(
                 f"step {self.totals.step}: the weights are not finite any more ({where});"
-                f" {self._kept()}"
+                f" {self.kept()}"
             )
         if not is_main():
             return
@@ -360,23 +372,8 @@ class _Run:
             "results": self.results,
             "best": self.best,
             "time": duration(totals.seconds),
-            "curves": _curves(self.folder, self.task.kind) if is_main() else "",
+            "curves": self.folder.curves(self.task.kind),
         }
-
-
-def _curves(folder: RunFolder, kind: str) -> str:
-    """Draws curves.png and names it, or says why there is none; a finished run fails by nothing."""
-    try:
-        from pacecore.plots import draw_curves  # matplotlib comes with it
-
-        metrics = folder.metrics()
-        run = SimpleNamespace(name=folder.path.name, kind=kind, metrics=metrics, test={})
-        draw_curves([run], folder.path / "curves.png")
-    except PacecoreError:
-        return "none, as matplotlib is not installed; pip install 'pacecore[plots]' brings it"
-    except OSError as error:
-        return f"none: {folder.path / 'curves.png'}: {error.strerror}"
-    return str(folder.path / "curves.png")
 
 
 _VERBS = {"pretrain": "train", "finetune": "finetune"}

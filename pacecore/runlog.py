@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pacecore.errors import PacecoreError
@@ -92,6 +93,24 @@ class RunFolder:
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         if self.writes and (self.path / "metrics.jsonl").exists():
             self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def curves(self, kind: str) -> str:
+        """Draws curves.png of a run of `kind`, "pretrain" or "finetune"; its path, or in words why
+        there is none: a finished run fails by nothing that is only drawn.
+        """
+        if not self.writes:
+            return "none"
+        path = self.path / "curves.png"
+        try:
+            from pacecore.plots import draw_curves  # matplotlib comes with it
+
+            run = SimpleNamespace(name=self.path.name, kind=kind, metrics=self.metrics(), test={})
+            draw_curves([run], path)
+        except PacecoreError:
+            return "none, as matplotlib is not installed; pip install 'pacecore[plots]' brings it"
+        except OSError as error:
+            return f"none, as {path} cannot be written: {error.strerror}"
+        return str(path)
 
 
 def _tensorboard(path: Path) -> Any:
