@@ -6,9 +6,11 @@ Two ranks hold half of each batch, joined by torchrun over gloo (NCCL where ther
 one process computes the same batch in two parts (--accumulate 2), so that batch norm averages over
 the same halves; everything else, the negatives of the contrastive loss too, is of the whole batch.
 
-The learning rate is small on purpose. At the preset's own, 0.03, training amplifies rounding: one
+The learning rate is small on purpose: training amplifies rounding. At the preset's own, 0.03, one
 process beside itself with initial weights 1e-7 apart was 9e-4 apart in the loss of the second step,
-1e-2 in the fourth.
+1e-2 in the fourth. At 1e-6 the losses still move, and what ranks do wrong would move them otherwise:
+`largest_loss_difference` is to be read beside `largest_loss_change`, between the losses with and
+without training (learning rate 0) on the same videos.
 """
 
 import argparse
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("data", help="folder, list or index of videos")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--contrasts", nargs="+", default=["context", "pace", "none"])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path)
@@ -49,10 +51,15 @@ def main() -> None:
 def compared(arguments: argparse.Namespace, contrast: str, folder: Path) -> dict:
     words = [arguments.data, "--preset", arguments.preset, "--device", arguments.device]
     words += ["--contrast", contrast, "--max-steps", str(arguments.steps), "--log-every", "1"]
-    words += ["--held-out", "none", "--lr", str(arguments.lr)]
-    one = trained([*words, "--accumulate", "2"], folder / "one", ranks=1)
-    two = trained(words, folder / "two", ranks=2)
-    differences = [abs(a - b) / abs(a) for a, b in zip(one["losses"], two["losses"], strict=True)]
+    words += ["--held-out", "none"]
+    parts, rate = ["--accumulate", "2"], ["--lr", str(arguments.lr)]
+    still = trained([*words, *parts, "--lr", "0"], folder / "still", ranks=1)
+    one = trained([*words, *parts, *rate], folder / "one", ranks=1)
+    two = trained([*words, *rate], folder / "two", ranks=2)
+    differences, changes = (
+        [abs(a - b) / abs(a) for a, b in zip(one["losses"], other["losses"], strict=True)]
+        for other in (two, still)
+    )
     weights = [load_checkpoint(folder / name / "last.pt")["model"] for name in ("one", "two")]
     apart = max(
         (a - b).abs().max().item() / a.abs().max().item()
@@ -66,6 +73,7 @@ def compared(arguments: argparse.Namespace, contrast: str, folder: Path) -> dict
         "lr": arguments.lr,
         "steps": arguments.steps,
         "largest_loss_difference": max(differences),
+        "largest_loss_change": max(changes),
         "loss_difference_of_step": differences,
         "largest_weight_difference": apart,
         "one": one,

@@ -1,6 +1,7 @@
 """Several processes training one network: who am I, what do we agree on, and who writes."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -91,6 +92,8 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn
         if device.type != "cuda":
             raise PacecoreError("sync_bn needs CUDA devices; torch has none of it for the CPU")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    # True of axes of size 1 in channels-last weights, where a stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
