@@ -8,7 +8,7 @@ the same halves; everything else, the negatives of the contrastive loss too, is 
 
 The learning rate is small on purpose: training amplifies rounding. At the preset's own, 0.03, one
 process beside itself with initial weights 1e-7 apart was 9e-4 apart in the loss of the second step,
-1e-2 in the fourth. At 1e-6 the losses still move, and what ranks do wrong would move them otherwise:
+1e-2 in the fourth. At 1e-6 the losses still move, and a wrong gradient would move them otherwise:
 `largest_loss_difference` is to be read beside `largest_loss_change`, between the losses with and
 without training (learning rate 0) on the same videos.
 """
