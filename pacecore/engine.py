@@ -23,7 +23,7 @@ from pacecore.config import AnyOptions, RunOptions, input_scale, write_toml
 from pacecore.distributed import any_rank, is_main, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.inputs import resident_frames, worker_count
-from pacecore.loader import ClipBatch, ClipFormat, TrainingSchedule, load_batches
+from pacecore.loader import ClipBatch, ClipFormat, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.runlog import Progress, RunFolder, duration
 from pacecore.source import FrameSource
@@ -219,13 +219,14 @@ class _Run:
             pin_memory=self.device.type == "cuda",
             resident=self.resident is not None,
         )
+        batches = on_device(batches, self.device)
         while True:
             before = time.monotonic()
             batch = next(batches, None)
             if batch is None:
                 return
             self.totals.waited_seconds += time.monotonic() - before
-            yield batch.to(self.device)
+            yield batch
 
     def _count_seconds(self) -> None:
         """Brings the seconds of the run up to now."""
