@@ -115,5 +115,5 @@ def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:
         lines.append("no validation share (--val-share): last.pt is the result")
     for path, reason in summary["unreadable"].items():
         lines.append(f"left out: {path}: {reason}")
-    lines += [f"run: {folder}", "next:", f"  pacecore test {kept}"]
+    lines += [f"run: {folder}", f"curves: {summary['curves']}", "next:", f"  pacecore test {kept}"]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ __all__ = ["train"]
 # What may change when a run goes on: nothing that its result depends on.
 FREE_TO_CHANGE = (
     "device", "workers", "data_on", "max_bad", "decode_timeout", "save_minutes", "log_every",
-    "tensorboard", "max_steps",
+    "tensorboard", "max_steps", "compile", "graph",
 )  # fmt: skip
 
 
@@ -123,6 +123,7 @@ def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
     where = f" {options.data}" if options.data else ""
     lines += [
         f"run: {options.out}   checkpoint: {kept}",
+        f"curves: {summary['curves']}",
         "next:",
         f"  pacecore test {kept}{where}            held-out pace accuracy, with its confusions",
         f"  pacecore finetune {kept}{where}        action recognition from this checkpoint",

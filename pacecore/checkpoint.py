@@ -10,7 +10,14 @@ import torch
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["FORMAT", "CheckpointError", "load_checkpoint", "previous", "save_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "load_checkpoint",
+    "load_resume",
+    "previous",
+    "save_checkpoint",
+]
 
 FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form would go wrong
 
@@ -36,10 +43,18 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             previous(path).unlink(missing_ok=True)
             os.link(path, previous(path))
         os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer wraps the system's error
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        reason = _reason(error)
         aside.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: checkpoint cannot be written: {reason}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for it; torch's zip writer fails anew while it closes the file."""
+    earlier: BaseException | None = error
+    while earlier is not None and not isinstance(earlier, OSError):
+        earlier = earlier.__cause__ or earlier.__context__
+    return getattr(earlier, "strerror", None) or str(error).splitlines()[0]
 
 
 def previous(path: Path) -> Path:
@@ -65,10 +80,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: damaged checkpoint, {damaged} has a wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: checkpoint cannot be read: {reason}") from None
+        raise CheckpointError(f"{path}: checkpoint cannot be read: {_reason(error)}") from None
     if not isinstance(content, dict) or content.get("pacecore") != FORMAT:
         raise CheckpointError(
             f"{path}: not a pacecore checkpoint of format {FORMAT}; see pacecore convert"
         )
     return content
+
+
+def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
+    """The last checkpoint of a run; with `fall_back`, the one before it where that is damaged."""
+    path = Path(folder) / "last.pt"
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        if fall_back and previous(path).exists():
+            return load_checkpoint(previous(path))
+        if previous(path).exists():
+            raise CheckpointError(
+                f"{error}; the one before it is {previous(path)}: --resume-previous uses it"
+            ) from None
+        raise

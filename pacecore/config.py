@@ -116,6 +116,8 @@ class RunOptions:
     lr_step: int = _option(6, "Epochs between divisions by ten (schedule step).", low=1)
     warmup_steps: int = _option(0, "Steps of linear warm-up.", low=0)
     amp: str = _option("none", "Type of the network's arithmetic.", choices=("none", "bf16"))
+    compile: bool = _option(False, "Compile the network by torch.compile.")
+    graph: bool = _option(False, "Replay the network from a CUDA graph.")
     # record
     save_minutes: float = _option(10.0, "Minutes between checkpoints; also at each epoch.", low=0)
     log_every: int = _option(10, "Steps between lines of metrics.jsonl.", low=1)
@@ -145,6 +147,12 @@ class RunOptions:
             raise OptionError(
                 f"accumulate must be at most batch, {self.batch}, got {self.accumulate}"
             )
+        if self.graph:
+            for name, off in (("accumulate", 1), ("checkpointing", False), ("compile", False)):
+                if getattr(self, name) != off:
+                    raise OptionError(
+                        f"graph does not work with {name}, got {name} = {getattr(self, name)}"
+                    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Several processes training one network: who am I, what do we agree on, and who writes."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,8 +15,8 @@ from pacecore.errors import PacecoreError
 
 __all__ = [
     "Gathered",
-    "all_reduce_any",
     "all_reduce_sum",
+    "any_rank",
     "barrier",
     "gather_rows",
     "is_main",
@@ -50,14 +51,15 @@ def is_main() -> bool:
 def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[None]:
     """Within the block the processes that torchrun started form one group; alone, it does nothing.
 
-    NCCL for CUDA devices, else gloo. patience: how long a rank waits for the others. Raises
-    PacecoreError when the others do not come, or one of them is lost on the way.
+    Gloo for what lies on the CPU, NCCL for what lies on CUDA devices. patience: how long a rank
+    waits for the others. Raises PacecoreError when the others do not come, or one of them is lost
+    on the way.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
         return
     try:
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise PacecoreError(
@@ -90,17 +92,22 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn
         if device.type != "cuda":
             raise PacecoreError("sync_bn needs CUDA devices; torch has none of it for the CPU")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    # True of axes of size 1 in channels-last weights, where a stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
-def all_reduce_any(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` holds on any rank; every rank must call it."""
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """Of each flag whether it holds on any rank; every rank must call it.
+
+    The flags travel between the processes by gloo: no rank waits for its GPU to learn of them.
+    """
     if world_size() == 1:
-        return flag
-    value = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return bool(value.item())
+        return flags
+    values = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return tuple(bool(value) for value in values.tolist())
 
 
 def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:

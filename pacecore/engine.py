@@ -7,56 +7,43 @@ import math
 import os
 import platform
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
-from pacecore.backbones.tuning import (
-    MEMORY_FORMAT,
-    check_bf16_conv3d,
-    memory_format,
-    prepare,
-)
-from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
+from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d
+from pacecore.checkpoint import CheckpointError, save_checkpoint
 from pacecore.config import AnyOptions, RunOptions, input_scale, write_toml
-from pacecore.distributed import all_reduce_any, all_reduce_sum, is_main, rank, world_size, wrap
+from pacecore.distributed import any_rank, is_main, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.inputs import resident_frames, worker_count
-from pacecore.loader import (
-    ClipBatch,
-    ClipFormat,
-    TrainingSchedule,
-    load_batches,
-)
+from pacecore.loader import ClipBatch, ClipFormat, TrainingSchedule, load_batches, on_device
+from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.runlog import Progress, RunFolder, duration
 from pacecore.source import FrameSource
+from pacecore.step import Learnt, TrainingStep, learning_rate
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
-__all__ = ["Task", "TrainingError", "clip_format", "fit", "learning_rate", "pick_device", "trusted"]
+__all__ = ["Task", "TrainingError", "clip_format", "fit", "pick_device", "trusted"]
 
 
 class TrainingError(PacecoreError):
     """Training cannot go on; names the step, the rule and the videos concerned."""
 
 
-class Task(Protocol):
-    """What is learnt: a network and the loss of its outputs."""
+class Task(Learnt, Protocol):
+    """What is learnt: a network, the loss of its outputs, and how well it does."""
 
     kind: str  # "pretrain" or "finetune"
-    model: nn.Module  # clips (B, 3, T, H, W) -> tuple of outputs, each (B, ...)
     headline: str  # the metric that the progress line shows beside the loss
     chosen_by: str  # the held-out result whose highest value marks best.pt; "": none is kept
-
-    def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
-        """Scalar loss and, for the log, scalars without gradient."""
-        ...
 
     def evaluate(self) -> dict[str, Any]:
         """Metrics on the held-out videos, run after each epoch; empty when there are none."""
@@ -115,15 +102,6 @@ def clip_format(
     )
 
 
-def learning_rate(options: RunOptions, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """Learning rate of step `step`: a function of the step alone, so that a resume repeats it."""
-    if options.schedule == "cosine":
-        rate = options.lr * 0.5 * (1 + math.cos(math.pi * step / max(1, total_steps)))
-    else:
-        rate = options.lr * 0.1 ** (step // steps_per_epoch // options.lr_step)
-    return rate * min(1.0, (step + 1) / max(1, options.warmup_steps))
-
-
 def fit(
     task: Task,
     source: FrameSource,
@@ -137,20 +115,18 @@ def fit(
     """Trains `task` to the end of its schedule and returns the run's summary.
 
     identity: what the data are, so that a checkpoint is not resumed on others.
-    resume: the content of a checkpoint of this run. Raises TrainingError for a loss that is not
-    finite, or more than max_bad unreadable videos; the last checkpoint stays.
+    resume: the content of a checkpoint of this run. Raises TrainingError for a loss or weights that
+    are not finite, more than max_bad unreadable videos, or a signal to stop; the last checkpoint
+    stays.
     """
-    return _Run(task, source, schedule, options, device, identity, resume).train()
-
-
-@dataclass
-class _Totals:
-    """Counts that go on over a resume."""
-
-    step: int = 0
-    clips: int = 0
-    seconds: float = 0.0
-    waited_seconds: float = 0.0
+    run = _Run(task, source, schedule, options, device, identity, resume)
+    try:
+        return run.train()
+    except KeyboardInterrupt:  # the second one: the first waits for the end of the step
+        raise TrainingError(
+            f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
+            f" go on with: {run.resuming()}"
+        ) from None
 
 
 class _Run:
@@ -168,28 +144,19 @@ class _Run:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        prepare(task.model, device)
-        self.network = wrap(task.model, device, sync_bn=options.sync_bn)
-        self.optimizer = torch.optim.SGD(
-            task.model.parameters(),
-            lr=options.lr,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            nesterov=options.nesterov,
-            fused=True,
-        )
-        self.form = clip_format(options, device, memory_format(task.model, device))
+        self.step = TrainingStep(task, options, device)
+        self.form = clip_format(options, device, self.step.layout)
         self.resident = resident_frames(source, options.data_on, device)
-        self.totals = _Totals()
-        self.window: list[tuple[int, Tensor, dict[str, Tensor], int]] = []
+        self.totals, self.meter = Totals(), Meter(device)
+        self.counted = time.monotonic()  # up to here the seconds are in totals
         self.bad: dict[str, str] = {}
         self.results: dict[str, Any] = {}
         self.best: dict[str, Any] = {}  # results of the step that best.pt was written at
         self.last_text = ""
         if resume:
             self._restore(resume)
-        else:
-            self.folder.write("options.toml", write_toml(options))
+        self.folder.rewind(self.totals.step if resume else -1)
+        self.folder.write("options.toml", write_toml(options))
 
     def _restore(self, content: dict[str, Any]) -> None:
         where = Path(self.options.out) / "last.pt"
@@ -198,41 +165,37 @@ class _Run:
             raise CheckpointError(f"{where}: a run of pacecore {verb}; resume it with that")
         try:
             self.task.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            self.step.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{where}: a checkpoint of another model: {reason}") from None
-        self.totals = _Totals(**content["totals"])
+        self.totals = Totals(**content["totals"])
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])
         self.best = dict(content["best"])
-        self.folder.rewind(self.totals.step)
 
     def train(self) -> dict[str, Any]:
-        self.task.model.train()
         options, totals = self.options, self.totals
+        self.task.model.train()
+        self.step.capture(self._shapes(), self.form.dtype)
         progress = Progress("train", self.total_steps, shows=is_main())
         progress.update(totals.step)
-        saved = time.monotonic()
+        saved = self.counted = time.monotonic()
         with _stop_signals() as stop:
             for batch in self._timed_batches():
-                self._note_bad(batch)
-                if not all_reduce_any(len(batch) == 0, self.device):
-                    self._step(batch)
+                if self._usable(batch):
+                    self._learn(batch)
                 totals.step += 1
                 epoch_ends = totals.step % self.per_epoch == 0 or totals.step == self.total_steps
                 if totals.step % options.log_every == 0 or epoch_ends:
-                    self._flush()
+                    self._log()
                 progress.update(totals.step, self.last_text)
-                stopping = all_reduce_any(bool(stop), self.device)
+                late = time.monotonic() - saved >= 60 * options.save_minutes
+                stopping, due = any_rank(bool(stop), late)
                 if epoch_ends:
                     progress.close()
                     self._measure()
-                due = time.monotonic() - saved >= 60 * options.save_minutes
-                if epoch_ends and self._is_best():
-                    self.best = {"step": totals.step, **self.results}
-                    self.save("best.pt")
-                if epoch_ends or stopping or all_reduce_any(due, self.device):
+                if epoch_ends or stopping or due:
                     self.save()
                     saved = time.monotonic()
                 if stopping and totals.step < self.total_steps:
@@ -240,12 +203,12 @@ class _Run:
                     raise TrainingError(
                         f"stopped by {stop[0] if stop else 'another rank'} after step"
                         f" {totals.step} of {self.total_steps}, saved; go on with:"
-                        f" pacecore {_VERBS[self.task.kind]} --resume {options.out}"
+                        f" {self.resuming()}"
                     )
         return self._summary()
 
     def _timed_batches(self) -> Iterator[ClipBatch]:
-        """Batches on the device; counts how long the loop waited for them, and how long it ran."""
+        """Batches on the device; counts how long the loop waited for them."""
         batches = load_batches(
             self.source,
             self.schedule,
@@ -256,160 +219,133 @@ class _Run:
             pin_memory=self.device.type == "cuda",
             resident=self.resident is not None,
         )
+        batches = on_device(batches, self.device)
         while True:
             before = time.monotonic()
             batch = next(batches, None)
             if batch is None:
                 return
-            arrived = time.monotonic()
-            yield batch.to(self.device)
-            self.totals.waited_seconds += arrived - before
-            self.totals.seconds += time.monotonic() - before
+            self.totals.waited_seconds += time.monotonic() - before
+            yield batch
 
-    def _step(self, batch: ClipBatch) -> None:
-        rate = learning_rate(self.options, self.totals.step, self.per_epoch, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        clips = batch.clips(self.form, self.resident)
-        if self.options.accumulate == 1:
-            loss, metrics = self.task.loss(self._forward(self.network, clips), batch)
-            loss.backward()
-        else:
-            loss, metrics = self._accumulated(clips, batch)
-        self.optimizer.step()
-        self.window.append((batch.number, loss.detach(), metrics, len(batch)))
+    def _count_seconds(self) -> None:
+        """Brings the seconds of the run up to now."""
+        now = time.monotonic()
+        self.totals.seconds += now - self.counted
+        self.counted = now
 
-    def _forward(self, network: Callable, clips: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.options.amp == "bf16", cache_enabled=True
-        ):
-            outputs = network(clips)
-        return tuple(output.float() for output in outputs)
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of the clips of the epoch's batches, which differ by one video at most."""
+        frames, side = self.options.clip_frames, self.options.crop
+        shown = len(self.schedule.frame_counts) * self.schedule.repeat
+        counts = sorted({shown // self.per_epoch, -(-shown // self.per_epoch)})
+        return [(n * self.schedule.sampling.views, 3, frames, side, side) for n in counts]
 
-    def _accumulated(self, clips: Tensor, batch: ClipBatch) -> tuple[Tensor, dict]:
-        """The whole batch's loss with the activations of one part at a time in memory.
-
-        The contrastive loss needs all embeddings at once: a first pass without gradients gives
-        them, the loss gives their gradients, and a second pass carries those into the weights.
-        Batch norm sees one part at a time, and its running averages move in the second pass only.
-        """
-        parts = clips.tensor_split(min(self.options.accumulate, len(clips)))
-        buffers = {name: value.clone() for name, value in self.task.model.named_buffers()}
-        with torch.no_grad():
-            outputs = [self._forward(self.task.model, part) for part in parts]
-            for name, value in self.task.model.named_buffers():
-                value.copy_(buffers[name])
-        whole = tuple(torch.cat(each).requires_grad_() for each in zip(*outputs, strict=True))
-        loss, metrics = self.task.loss(whole, batch)
-        gradients = torch.autograd.grad(loss, whole, allow_unused=True)
-        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        split = [gradients[index].tensor_split(len(parts)) for index in used]
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
-            quiet = nullcontext() if last or world_size() == 1 else self.network.no_sync()
-            with quiet:
-                again = self._forward(self.network, part)
-                torch.autograd.backward(
-                    [again[index] for index in used], [each[number] for each in split]
-                )
-        return loss.detach(), metrics
-
-    def _note_bad(self, batch: ClipBatch) -> None:
+    def _usable(self, batch: ClipBatch) -> bool:
+        """Notes the videos that could not be read; whether every rank has clips to learn from."""
         for path, reason in batch.bad:
             if path not in self.bad:
                 self.bad[path] = reason
                 self.folder.log(step=self.totals.step, event="unreadable", path=path, reason=reason)
-        if all_reduce_any(len(self.bad) > self.options.max_bad, self.device):
+        limit = self.options.max_bad
+        empty, too_many = any_rank(len(batch) == 0, len(self.bad) > limit)
+        if too_many:
             name, reason = list(self.bad.items())[-1] if self.bad else ("on another rank", "")
             raise TrainingError(
-                f"more than max_bad = {self.options.max_bad} videos cannot be read; the last one:"
-                f" {name}: {reason}"
+                f"more than max_bad = {limit} videos cannot be read; the last one: {name}: {reason}"
             )
+        return not empty
 
-    def _flush(self) -> None:
-        """Reads the losses of the last steps: one line of the log, and the guard against NaN."""
-        if not self.window:
+    def _learn(self, batch: ClipBatch) -> None:
+        number = self.totals.step
+        rate = learning_rate(self.options, number, self.per_epoch, self.total_steps)
+        clips = batch.clips(self.form, self.resident)
+        loss, metrics = self.step(clips, batch, number, rate)
+        self.meter.add(number, loss, metrics, len(batch))
+
+    def _log(self) -> None:
+        """One line of the log from the last steps; stops the run at a loss that is not finite."""
+        try:
+            means, clips = self.meter.read()
+        except NotFinite as error:
+            requests = self.schedule(error.step)
+            names = ", ".join(str(self.source.path(request.video)) for request in requests[:30])
+            raise TrainingError(f"{error}; {self.kept()}; videos of the step: {names}") from None
+        self._count_seconds()
+        if not means:
             return
-        names = list(self.window[0][2])
-        rows = [
-            torch.stack([loss, *(metrics[name].float() for name in names)])
-            for _, loss, metrics, _ in self.window
-        ]
-        # Each rank's figures are scaled so that their mean over the ranks is the whole batch's.
-        table = all_reduce_sum(torch.stack(rows).cpu(), self.device) / world_size()
-        losses = table[:, 0]
-        if not torch.isfinite(losses).all():
-            place = int((~torch.isfinite(losses)).nonzero()[0])
-            self._report_not_finite(self.window[place][0], float(losses[place]))
-        values = dict(zip(names, table.mean(dim=0)[1:].tolist(), strict=True))
-        clips = torch.tensor(sum(count for _, _, _, count in self.window))
-        self.totals.clips += int(all_reduce_sum(clips, self.device))
         totals = self.totals
+        totals.clips += clips
         line = {
             "step": totals.step,
             "epoch": round(totals.step / self.per_epoch, 4),
-            "loss": float(losses.mean()),
-            **values,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "clips_per_second": self._rate(),
-            "waiting_share": totals.waited_seconds / max(totals.seconds, 1e-9),
+            **means,
+            "lr": self.step.optimizer.param_groups[0]["lr"],
+            "clips": totals.clips,
+            "clips_per_second": totals.clips_per_second,
+            "waiting_share": totals.waiting_share,
         }
-        self.window.clear()
         self.folder.log(**line)
-        if values.get("z_spread", 1.0) < _COLLAPSED and is_main():
+        if means.get("z_spread", 1.0) < _COLLAPSED and is_main():
             print(
                 f"warning: step {totals.step}: the embeddings have collapsed, z_spread"
-                f" {values['z_spread']:.1e}: every clip gets the same one",
+                f" {means['z_spread']:.1e}: every clip gets the same one",
                 flush=True,
             )
         self.last_text = (
             f"loss {line['loss']:.3f}  {self.task.headline}"
-            f" {values.get(self.task.headline, math.nan):.3f}  {line['clips_per_second']:.1f}"
+            f" {means.get(self.task.headline, math.nan):.3f}  {line['clips_per_second']:.1f}"
             f" clips/s  waiting {100 * line['waiting_share']:.0f} %"
         )
 
-    def _rate(self) -> float:
-        return self.totals.clips / max(self.totals.seconds, 1e-9)
+    def resuming(self) -> str:
+        """The command that goes on with this run."""
+        return f"pacecore {_VERBS[self.task.kind]} --resume {self.options.out}"
 
-    def _report_not_finite(self, step: int, loss: float) -> None:
-        requests = self.schedule(step)
-        names = ", ".join(str(self.source.path(request.video)) for request in requests[:30])
+    def kept(self) -> str:
+        """Which checkpoint there is, in words."""
         kept = Path(self.options.out) / "last.pt"
-        where = f"the last good checkpoint is {kept}" if kept.exists() else "nothing was saved yet"
-        raise TrainingError(
-            f"step {step}: the loss is {loss}; {where}; videos of the step: {names}"
-        )
+        return f"the last good checkpoint is {kept}" if kept.exists() else "nothing was saved yet"
 
     def _measure(self) -> None:
+        """Measures on held-out videos, and keeps the best."""
         self.task.model.eval()
         with torch.no_grad():
             results = self.task.evaluate()
         self.task.model.train()
-        if results:
-            self.results = results
-            self.folder.log(step=self.totals.step, **results)
-            if is_main():
-                shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
-                print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
-                if "warning" in results:
-                    print(f"warning: {results['warning']}", flush=True)
-
-    def _is_best(self) -> bool:
+        if not results:
+            return
+        self.results = results
+        self.folder.log(step=self.totals.step, **results)
+        if is_main():
+            shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
+            print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
+            if "warning" in results:
+                print(f"warning: {results['warning']}", flush=True)
         name = self.task.chosen_by
-        return name in self.results and self.results[name] > self.best.get(name, -math.inf)
+        if name in results and results[name] > self.best.get(name, -math.inf):
+            self.best = {"step": self.totals.step, **results}
+            self.save("best.pt")
 
     def save(self, name: str = "last.pt") -> None:
-        """Writes a checkpoint; only after the losses so far are known to be finite."""
-        self._flush()
+        """Writes a checkpoint; only after losses and weights are known to be finite."""
+        self._log()
+        model = self.task.model.state_dict()
+        spoilt = [n for n, value in model.items() if not torch.isfinite(value).all()]
+        if any_rank(bool(spoilt))[0]:
+            where = spoilt[0] if spoilt else "another rank"
+            raise TrainingError(
+                f"step {self.totals.step}: the weights are not finite any more ({where});"
+                f" {self.kept()}"
+            )
         if not is_main():
             return
         save_checkpoint(
             Path(self.options.out) / name,
             {
                 "kind": self.task.kind,
-                "model": self.task.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "model": model,
+                "optimizer": self.step.optimizer.state_dict(),
                 "totals": asdict(self.totals),
                 "results": self.results,
                 "best": self.best,
@@ -428,8 +364,8 @@ class _Run:
             "epochs": totals.step / self.per_epoch,
             "clips": totals.clips,
             "seconds": totals.seconds,
-            "clips_per_second": self._rate(),
-            "waiting_share": totals.waited_seconds / max(totals.seconds, 1e-9),
+            "clips_per_second": totals.clips_per_second,
+            "waiting_share": totals.waiting_share,
             "device": str(self.device),
             "ranks": world_size(),
             "torch": str(torch.__version__),
@@ -437,6 +373,7 @@ class _Run:
             "results": self.results,
             "best": self.best,
             "time": duration(totals.seconds),
+            "curves": self.folder.curves(self.task.kind),
         }
 
 
@@ -453,24 +390,12 @@ def _stop_signals() -> Iterator[list[str]]:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python lets no other thread have the signals
+        return
     old = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
         for number, action in old.items():
             signal.signal(number, action)
-
-
-def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
-    """The last checkpoint of a run; with `fall_back`, the one before it where that is damaged."""
-    path = Path(folder) / "last.pt"
-    try:
-        return load_checkpoint(path)
-    except CheckpointError as error:
-        if fall_back and previous(path).exists():
-            return load_checkpoint(previous(path))
-        if previous(path).exists():
-            raise CheckpointError(
-                f"{error}; the one before it is {previous(path)}: --resume-previous uses it"
-            ) from None
-        raise

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pacecore.backbones import Backbone, stage_features
 from pacecore.config import ExtractOptions, RetrieveOptions
-from pacecore.distributed import all_reduce_any, is_main, join, merge_over_ranks
+from pacecore.distributed import any_rank, is_main, join, merge_over_ranks
 from pacecore.engine import pick_device
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs
@@ -211,11 +211,11 @@ class _Writer:
 
     def write(self) -> Features:
         found = self._finished()
-        if all_reduce_any(found is None, self.runner.device):
+        if any_rank(found is None)[0]:
             self._fill()
             if is_main():
                 self._finish()
-            all_reduce_any(False, self.runner.device)  # nobody reads before it is finished
+            any_rank(False)  # nobody reads before it is finished
             found = load_features(self.path)
         return found
 
@@ -236,7 +236,7 @@ class _Writer:
         shape = (count, *shape) if self.unit == "clip" else (count, shape[1])
         if is_main() and not self._goes_on(shape):
             self._begin(shape)
-        all_reduce_any(False, self.runner.device)
+        any_rank(False)
         values = np.load(self.part, mmap_mode="r+")
         state = np.load(self.state_part, mmap_mode="r+")
         remaining = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
@@ -248,7 +248,7 @@ class _Writer:
             state.flush()
             fresh.clear()
 
-        all_reduce_any(False, self.runner.device)  # all ranks have the same list before any writes
+        any_rank(False)  # all ranks have the same list before any writes
         for video, outputs in self.runner.run(self.source, remaining):
             rows = outputs[0]
             values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()

@@ -17,14 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
+from pacecore.checkpoint import load_resume
 from pacecore.config import FinetuneOptions, OptionError
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import fit, load_resume, pick_device, trusted
+from pacecore.engine import fit, pick_device, trusted
 from pacecore.errors import PacecoreError
 from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, decoder_count, labels_of
 from pacecore.recognition import measure_actions
+from pacecore.runlog import RunFolder
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
 
@@ -192,10 +194,13 @@ def finetune(
 
     trained: what options.checkpoint holds, where the caller has read it already. Writes into
     options.out: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above 0,
-    summary.json. Raises PacecoreError for input that cannot be used.
+    summary.json, and with matplotlib curves.png. Raises PacecoreError for input that cannot be
+    used.
     """
     device = pick_device(options.device)
     with join(device):
+        if is_main():
+            RunFolder.check(Path(options.out))  # not after an hour's reading of videos
         options = trusted(options, device)
         data = open_inputs(options)
         content = load_resume(options.out, fall_back=fall_back) if resume else None
@@ -249,9 +254,8 @@ def finetune(
             "pretrained": task.pretrained,
             "options": asdict(options),
         }
-        if is_main():
-            text = json.dumps(summary, indent=1, default=str)
-            (Path(options.out) / "summary.json").write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(summary, indent=1, default=str)
+        RunFolder(Path(options.out), writes=is_main()).write("summary.json", text + "\n")
         return summary
 
 

@@ -22,7 +22,7 @@ __all__ = ["Run", "Table", "make_report", "mean_words", "read_run"]
 _INCIDENTAL = {
     "data", "held_out", "fold", "out", "seed", "device", "workers", "max_bad", "decode_timeout",
     "deterministic", "checkpointing", "accumulate", "save_minutes", "log_every", "tensorboard",
-    "checkpoint", "kind",
+    "checkpoint", "kind", "compile", "graph",
 }  # fmt: skip
 
 

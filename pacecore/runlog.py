@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pacecore.errors import PacecoreError
@@ -31,6 +32,17 @@ class RunFolder:
             action()
         except OSError as error:
             raise PacecoreError(f"{path}: cannot be written: {error.strerror}") from None
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raises PacecoreError where a folder `path` could not be made or written; makes none."""
+        place = path
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise PacecoreError(f"{path}: cannot be written: {place} is not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PacecoreError(f"{path}: cannot be written: no right to write in {place}")
 
     def write(self, name: str, text: str) -> None:
         """Writes a small file aside and renames it."""
@@ -81,6 +93,24 @@ class RunFolder:
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         if self.writes and (self.path / "metrics.jsonl").exists():
             self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def curves(self, kind: str) -> str:
+        """Draws curves.png of a run of `kind`, "pretrain" or "finetune"; its path, or in words why
+        there is none: a finished run fails by nothing that is only drawn.
+        """
+        if not self.writes:
+            return "none"
+        path = self.path / "curves.png"
+        try:
+            from pacecore.plots import draw_curves  # matplotlib comes with it
+
+            run = SimpleNamespace(name=self.path.name, kind=kind, metrics=self.metrics(), test={})
+            draw_curves([run], path)
+        except PacecoreError:
+            return "none, as matplotlib is not installed; pip install 'pacecore[plots]' brings it"
+        except OSError as error:
+            return f"none, as {path} cannot be written: {error.strerror}"
+        return str(path)
 
 
 def _tensorboard(path: Path) -> Any:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from pacecore.backbones import build_backbone
 from pacecore.backbones.tuning import memory_format
+from pacecore.checkpoint import load_resume
 from pacecore.config import TrainOptions
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import clip_format, fit, load_resume, pick_device, trusted
+from pacecore.engine import clip_format, fit, pick_device, trusted
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.inputs import Inputs, open_inputs, worker_count
@@ -127,12 +128,15 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pre-trains as `options` (resolved) say and returns the run's summary.
 
-    Writes into options.out: options.toml, metrics.jsonl, last.pt, clips.png, summary.json. With
-    `resume` it goes on from the last checkpoint there (`fall_back`: from the one before, where the
-    last is damaged). Raises PacecoreError for input that cannot be used.
+    Writes into options.out: options.toml, metrics.jsonl, last.pt, clips.png, summary.json, and with
+    matplotlib curves.png. With `resume` it goes on from the last checkpoint there (`fall_back`:
+    from the one before, where the last is damaged). Raises PacecoreError for input that cannot be
+    used.
     """
     device = pick_device(options.device)
     with join(device):
+        if is_main():
+            RunFolder.check(Path(options.out))  # not after an hour's reading of videos
         options = trusted(options, device)
         data = open_inputs(options)
         content = load_resume(options.out, fall_back=fall_back) if resume else None
@@ -156,9 +160,8 @@ def pretrain(
             task, data.train, schedule, options, device, identity=data.identity, resume=content
         )
         summary = {**summary, "videos": len(data.train), "options": asdict(options)}
-        if is_main():
-            text = json.dumps(summary, indent=1, default=str)
-            (Path(options.out) / "summary.json").write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(summary, indent=1, default=str)
+        RunFolder(Path(options.out), writes=is_main()).write("summary.json", text + "\n")
         return summary
 
 

@@ -10,12 +10,13 @@ from functools import partial
 import pytest
 import torch
 
-from pacecore.checkpoint import CheckpointError, load_checkpoint
+from pacecore.checkpoint import CheckpointError, load_checkpoint, load_resume
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.distributed import rank, world_size
-from pacecore.engine import TrainingError, fit, learning_rate, load_resume, pick_device
+from pacecore.engine import TrainingError, fit, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
+from pacecore.step import learning_rate
 from pacecore.train import PaceTask, pace_model
 from tests.ranks import run_ranks
 from tests.sources import PacketSource
@@ -179,6 +180,47 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert words.startswith("step 4: the loss is nan; the last good checkpoint is")
     assert "video-" in words
     assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 3
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class Broken(PaceTask):
+        def loss(self, outputs, batch):
+            loss, metrics = super().loss(outputs, batch)
+            if batch.number == 4:  # adds 0, with a gradient of infinity times 0
+                loss = loss + (0 * outputs[0]).abs().sum().sqrt()
+            return loss, metrics
+
+    with pytest.raises(TrainingError, match=r"step 5: the weights are not finite any more \(") as e:
+        run(tmp_path, task=Broken, save_minutes=0)
+    assert f"the last good checkpoint is {tmp_path / 'last.pt'}" in str(e.value)
+    saved = load_checkpoint(tmp_path / "last.pt")
+    assert saved["totals"]["step"] == 4
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+
+
+def test_a_fresh_run_leaves_no_lines_of_one_that_broke_off_before_it_saved(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"step": 70, "lo')
+    run(tmp_path, held_out="none")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    assert 9.0 not in [line["loss"] for line in lines]
+
+
+def test_a_second_signal_stops_at_once_and_says_what_is_kept(tmp_path):
+    class Signalled(PaceTask):
+        def loss(self, outputs, batch):
+            if batch.number == 4:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(outputs, batch)
+
+    with pytest.raises(TrainingError) as caught:
+        run(tmp_path, task=Signalled, save_minutes=0)
+    assert str(caught.value) == (
+        f"stopped at once after step 4, nothing saved since; the last good checkpoint is"
+        f" {tmp_path / 'last.pt'}; go on with: pacecore train --resume {tmp_path}"
+    )
+    assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 4
 
 
 def test_unreadable_videos_are_counted_and_limited(tmp_path):

@@ -15,7 +15,8 @@ LEVELS = tuple(
     for names in (
         "cli",
         "train finetune evaluate protocol recognition retrieve attend extract report doctor",
-        "engine inputs runlog loader losses checkpoint trained stills config distributed",
+        "engine step meter inputs runlog loader losses checkpoint trained stills config"
+        " distributed",
         "demo backbones convert weight_names datasets index layouts check isolated store source"
         " arena sampling video video_writer pictures plots paper media timeline planes resample"
         " ops",

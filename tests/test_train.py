@@ -66,6 +66,24 @@ def test_a_run_from_files_to_summary(monkeypatch, capsys, videos, tmp_path):
     assert err.endswith(f"out: {run} holds a run already; name another, or --resume {run}\n")
 
 
+@pytest.mark.parametrize("verb", ["train", "finetune"])
+def test_the_curves_of_a_run_are_drawn_at_its_end(monkeypatch, capsys, videos, tmp_path, verb):
+    pytest.importorskip("matplotlib", reason="curves need matplotlib")
+    words = [verb, *(["--scratch"] if verb == "finetune" else []), videos, *TINY]
+    code, out, err = call(monkeypatch, capsys, *words, "--out", tmp_path / "a")
+    assert code == 0, err
+    curves = tmp_path / "a" / "curves.png"
+    assert f"curves: {curves}\n" in out
+    assert curves.read_bytes().startswith(b"\x89PNG")
+    for module in ("matplotlib", "matplotlib.figure"):  # as where it is not installed
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "pacecore.plots")
+    code, out, err = call(monkeypatch, capsys, *words, "--out", tmp_path / "b")
+    assert code == 0, err
+    assert out.count("curves: none, as matplotlib is not installed; pip install") == 1
+    assert not (tmp_path / "b" / "curves.png").exists()
+
+
 @pytest.mark.parametrize("contrast", ["context", "pace", "none"])
 def test_every_contrast_trains(monkeypatch, capsys, videos, tmp_path, contrast):
     words = ["--contrast", contrast, "--max-steps", "2", "--held-out", "none", "--proj-dim", "8"]

@@ -1,0 +1,193 @@
+"""One step of training: forward, loss, backward, optimiser, and the ways to run them.
+
+The whole batch at once or in parts, in fp32 or under bf16 autocast, compiled, or replayed from a
+CUDA graph: the loss is the same to rounding.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pacecore.backbones.tuning import memory_format, prepare
+from pacecore.config import RunOptions
+from pacecore.distributed import rank, world_size, wrap
+from pacecore.errors import PacecoreError
+from pacecore.loader import ClipBatch
+
+__all__ = ["Learnt", "TrainingStep", "learning_rate"]
+
+
+class Learnt(Protocol):
+    """A network and the loss of its outputs."""
+
+    model: nn.Module  # clips (B, 3, T, H, W) -> tuple of outputs, each (B, ...)
+
+    def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
+        """Scalar loss and, for the log, scalars without gradient."""
+        ...
+
+
+def learning_rate(options: RunOptions, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """Learning rate of step `step`: a function of the step alone, so that a resume repeats it."""
+    if options.schedule == "cosine":
+        rate = options.lr * 0.5 * (1 + math.cos(math.pi * step / max(1, total_steps)))
+    else:
+        rate = options.lr * 0.1 ** (step // steps_per_epoch // options.lr_step)
+    return rate * min(1.0, (step + 1) / max(1, options.warmup_steps))
+
+
+class TrainingStep:
+    """The network on its device and its optimiser; a call trains them on one batch.
+
+    Raises PacecoreError for options that this device or number of ranks cannot do.
+    """
+
+    def __init__(self, task: Learnt, options: RunOptions, device: torch.device):
+        self.task, self.options, self.device = task, options, device
+        if options.graph:
+            _check_graph(device)
+        prepare(task.model, device)
+        self.layout = memory_format(task.model, device)
+        self.network = wrap(task.model, device, sync_bn=options.sync_bn)
+        if options.compile:
+            self.network = torch.compile(self.network)
+        self.optimizer = torch.optim.SGD(
+            task.model.parameters(),
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.nesterov,
+            fused=True,
+        )
+        self._graphs: dict[torch.Size, nn.Module] = {}
+
+    def __call__(
+        self, clips: Tensor, batch: ClipBatch, number: int, rate: float
+    ) -> tuple[Tensor, dict]:
+        """Loss, (), detached, and figures of step `number`, run with learning rate `rate`.
+
+        clips: (B, 3, T, H, W), the batch's, on the device.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.options.accumulate == 1:
+            self._seed(number)
+            loss, metrics = self.task.loss(self._forward(self._network_for(clips), clips), batch)
+            loss.backward()
+        else:
+            loss, metrics = self._in_parts(clips, batch, number)
+        self.optimizer.step()
+        return loss.detach(), metrics
+
+    def _seed(self, number: int, part: int = 0) -> None:
+        """Makes dropout a function of seed, step, part and rank, so that a resume repeats it."""
+        words = np.random.SeedSequence((self.options.seed, number, part, rank()))
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
+
+    def _forward(self, network: Callable, clips: Tensor) -> tuple[Tensor, ...]:
+        bf16 = self.options.amp == "bf16"
+        # A graph casts its weights anew in each replay, so none may be kept from before it.
+        cached = not self.options.graph
+        try:
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=cached
+            ):
+                outputs = network(clips)
+        except RuntimeError as error:
+            if self.options.compile and type(error).__module__.startswith("torch._"):
+                inner = getattr(error, "inner_exception", error)
+                lines = [line for line in str(inner).splitlines() if line.strip()]
+                raise PacecoreError(f"compile: torch cannot compile here: {lines[0]}") from error
+            raise
+        return tuple(output.float() for output in outputs)
+
+    def _in_parts(self, clips: Tensor, batch: ClipBatch, number: int) -> tuple[Tensor, dict]:
+        """The whole batch's loss with the activations of one part at a time in memory.
+
+        The contrastive loss needs all embeddings at once: a first pass without gradients gives
+        them, the loss gives their gradients, and a second pass carries those into the weights.
+        Batch norm sees one part at a time, and its running averages move in the second pass only.
+        """
+        parts = clips.tensor_split(min(self.options.accumulate, len(clips)))
+        outputs = []
+        with torch.no_grad(), _buffers_kept(self.task.model):
+            for place, part in enumerate(parts):
+                self._seed(number, place)
+                outputs.append(self._forward(self.task.model, part))
+        whole = tuple(torch.cat(each).requires_grad_() for each in zip(*outputs, strict=True))
+        loss, metrics = self.task.loss(whole, batch)
+        gradients = torch.autograd.grad(loss, whole, allow_unused=True)
+        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        split = [gradients[index].tensor_split(len(parts)) for index in used]
+        for place, part in enumerate(parts):
+            last = place == len(parts) - 1
+            quiet = nullcontext() if last or world_size() == 1 else self.network.no_sync()
+            with quiet:
+                self._seed(number, place)
+                again = self._forward(self.network, part)
+                torch.autograd.backward(
+                    [again[index] for index in used], [each[place] for each in split]
+                )
+        return loss, metrics
+
+    def capture(self, shapes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> None:
+        """With the option `graph`: records forward and backward for clips of these shapes.
+
+        The loss and the optimiser, a handful of kernels, run as ever, so a learning rate that
+        changes and a loss that looks at its values are no concern of the graph. Clips of another
+        shape, a batch with a video left out, run without one. To be called before anything else,
+        a loader's pinning thread for one, uses the device: that would spoil the recording.
+        """
+        if not self.options.graph:
+            return
+        pool = torch.cuda.graph_pool_handle()
+        for shape in shapes:
+            clips = torch.zeros(shape, dtype=dtype, device=self.device)
+            clips = clips.contiguous(memory_format=self.layout)
+            with _buffers_kept(self.task.model):  # the recording's trial runs move the averages
+                graphed = torch.cuda.make_graphed_callables(_Forward(self), (clips,), pool=pool)
+            self._graphs[clips.shape] = graphed
+
+    def _network_for(self, clips: Tensor) -> Callable:
+        return self._graphs.get(clips.shape, self.network)
+
+
+class _Forward(nn.Module):
+    """What a graph records: make_graphed_callables replaces `forward` of this, not the network's,
+    which goes on to be used for other shapes and for measuring.
+    """
+
+    def __init__(self, step: TrainingStep):
+        super().__init__()
+        self.network = step.task.model
+        self.run = step._forward
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, ...]:
+        return self.run(self.network, clips)
+
+
+def _check_graph(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise PacecoreError(f"graph needs a CUDA device, got {device}")
+    if world_size() > 1:
+        raise PacecoreError(
+            f"graph works with one rank: averaging gradients cannot be recorded; got {world_size()}"
+        )
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the buffers back, in place: running averages of batch norm, mostly."""
+    kept = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(kept[name])

@@ -1,0 +1,74 @@
+"""Two processes train together, one is killed: the other ends, says why, and both can resume."""
+
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+import torch
+
+from pacecore.checkpoint import load_checkpoint
+from pacecore.distributed import join
+from pacecore.errors import PacecoreError
+from tests.test_engine import PROCESSES, assert_same, run, weights
+
+STEPS = 12  # 7 videos in batches of 3, four epochs
+
+
+def _rank(number, port, out):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    resume = (out / "last.pt").exists()
+    try:
+        with join(torch.device("cpu")):
+            run(out, resume=resume, epochs=4, held_out="none", save_minutes=0)
+    except PacecoreError as error:
+        (out / f"words-{number}").write_text(str(error))
+        sys.exit(2)
+
+
+def start(out):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [PROCESSES.Process(target=_rank, args=(number, port, out)) for number in (0, 1)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def finish(ranks):
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Weights of the run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole")
+    finish(start(out))
+    return weights(out)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(tmp_path, whole, victim):
+    ranks = start(tmp_path)
+    while not (tmp_path / "last.pt").exists():
+        assert all(process.is_alive() for process in ranks)
+        time.sleep(0.01)
+    os.kill(ranks[victim].pid, signal.SIGKILL)
+    survivor = ranks[1 - victim]
+    survivor.join(60)
+    assert survivor.exitcode == 2, "the survivor goes on, or ended without words"
+    words = (tmp_path / f"words-{1 - victim}").read_text()
+    assert words.startswith(f"rank {1 - victim} lost another rank, whose own words tell why: ")
+    assert 0 < load_checkpoint(tmp_path / "last.pt")["totals"]["step"] < STEPS
+    finish(start(tmp_path))
+    assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == STEPS
+    assert_same(whole, weights(tmp_path))
