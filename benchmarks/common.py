@@ -25,11 +25,13 @@ __all__ = [
     "machine_info",
     "peak_extra_bytes",
     "time_function",
+    "write_aside",
     "write_record",
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]  # of the source tree; installed, pacecore's own folder
+IN_SOURCE = (ROOT / "setup.py").is_file()
+RESULTS = ROOT / "benchmarks" / "results" if IN_SOURCE else Path()  # installed: where the user is
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class Timing:
 
 def machine_info(device: str | torch.device = "cpu") -> dict:
     """Processor, GPU, threads, versions and commit: what a figure means nothing without."""
+    # Installed, the folder may lie in someone's repository, whose commit says nothing of ours.
     info = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": _git("rev-parse", "HEAD") if IN_SOURCE else "",
+        "uncommitted_changes": IN_SOURCE
+        and bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pacecore": extension().build_info(),
@@ -168,21 +172,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write_record(path: str | Path | None, name: str, device: str, cases: list[dict]) -> Path:
     """Writes {"benchmark", "command", "machine", "cases"} as JSON and gives its path.
 
-    path: the file; None for benchmarks/results/NAME-DEVICE.json. Timings among the values become
-    plain numbers.
+    path: the file; None for benchmarks/results/NAME-DEVICE.json, and in the current folder where
+    pacecore is installed. Timings among the values become plain numbers.
     """
     path = Path(path) if path else RESULTS / f"{name}-{torch.device(device).type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "benchmark": name,
-        "command": " ".join(["python -m", f"benchmarks.{name}", *map(_shown, sys.argv[1:])]),
+        "command": " ".join(["python -m", _module(name), *map(_shown, sys.argv[1:])]),
         "machine": machine_info(device),
         "cases": cases,
     }
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(record, indent=1, default=_plain) + "\n")
-    aside.replace(path)
+    write_aside(path, json.dumps(record, indent=1, default=_plain) + "\n")
     return path
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Writes the file under another name and renames it, so that nobody reads half of it."""
+    aside = path.with_suffix(path.suffix + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _module(name: str) -> str:
+    """What this process was started as: benchmarks.NAME in a source tree, else pacecore's."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    started = spec.name if spec else ""
+    return started if started.endswith(f"benchmarks.{name}") else f"benchmarks.{name}"
 
 
 def _shown(word: str) -> str:

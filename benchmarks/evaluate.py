@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import add_arguments, time_function, write_record
 from pacecore.backbones import build_backbone
 from pacecore.config import FinetuneOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
@@ -23,6 +22,8 @@ from pacecore.inputs import worker_count
 from pacecore.protocol import ClipRunner, class_names, ready
 from pacecore.recognition import measure_actions
 from pacecore.source import VideoFiles
+
+from .common import add_arguments, time_function, write_record
 
 CLIPS_AT_ONCE = 40
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.common import ROOT
+from .common import ROOT
 
 __all__ = ["STEPS", "Context", "Result", "main", "run_step"]
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.common import add_arguments, time_function, write_record
 from pacecore.frames import FrameFormat, Frames, concatenate
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
+
+from .common import add_arguments, time_function, write_record
 
 __all__ = ["main"]
 

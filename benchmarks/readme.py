@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT
+from .common import RESULTS, ROOT
 
 __all__ = ["BLOCKS", "rendered"]
 

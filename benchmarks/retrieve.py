@@ -14,8 +14,9 @@ import numpy as np
 from sklearn.metrics.pairwise import cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
-from benchmarks.common import add_arguments, peak_extra_bytes, time_function, write_record
 from pacecore.retrieve import hit_rates, nearest
+
+from .common import add_arguments, peak_extra_bytes, time_function, write_record
 
 KS = (1, 5, 10, 20, 50)
 CLASSES = 101
