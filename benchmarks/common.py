@@ -1,11 +1,13 @@
 """What every benchmark shares: machine, timing, peak memory, and the JSON record it leaves."""
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ __all__ = [
     "add_arguments",
     "machine_info",
     "peak_extra_bytes",
+    "run_limited",
     "time_function",
     "write_aside",
     "write_record",
@@ -185,6 +188,33 @@ def write_record(path: str | Path | None, name: str, device: str, cases: list[di
     }
     write_aside(path, json.dumps(record, indent=1, default=_plain) + "\n")
     return path
+
+
+def run_limited(
+    command: list[str],
+    log: Path,
+    limit_seconds: float,
+    *,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> tuple[int | None, str]:
+    """(exit code, output) of a command in a process group of its own; None past its limit.
+
+    Whatever ends the wait, the command's children end too. The output is in `log` meanwhile.
+    """
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, start_new_session=True
+        )
+        try:
+            code = process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return code, log.read_text(errors="replace")
 
 
 def write_aside(path: Path, text: str) -> None:

@@ -41,8 +41,15 @@ SHAPE = Shape()
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     """Which videos, and the copy of the authors' repository."""
     parser.add_argument("--data", help="videos; default PACECORE_DATA/ucf101, else the demo set")
-    parser.add_argument("--official", type=Path, help="a copy of laura-wang/video-pace")
+    parser.add_argument("--official", type=_copy, help="a copy of laura-wang/video-pace")
     parser.add_argument("--videos", type=int, default=36)
+
+
+def _copy(folder: str) -> Official:
+    try:
+        return Official(folder)
+    except PacecoreError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def open_videos(options: argparse.Namespace, folder: Path) -> tuple[VideoIndex, str]:
@@ -70,11 +77,10 @@ def main() -> None:
     if options.quick:
         options.videos, options.rounds = 6, 2
     _one_core()
-    official = Official(options.official) if options.official else None
     with tempfile.TemporaryDirectory() as folder:
         index, words = open_videos(options, Path(folder))
         facts = {"videos": words, **_facts(index)}
-        ways = _ways(index, Path(folder), official)
+        ways = _ways(index, Path(folder), options.official)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for data_pass in range(options.rounds + 1):  # the first warms up caches and is left out
             for name, (way, _) in ways.items():

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from .common import ROOT
+from .common import ROOT, run_limited
 
 __all__ = ["STEPS", "Context", "Result", "main", "run_step"]
 
@@ -56,18 +56,7 @@ class Context:
         """(exit code, output) of a command in the tree; None for a code past its limit."""
         environ = {**os.environ, "PYTHONPATH": str(self.tree), **environment}
         log = self.out / f"{name}.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=self.tree, env=environ,
-                start_new_session=True,
-            )  # fmt: skip
-            try:
-                code = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)  # its children too
-                process.wait()
-                code = None
-        return code, log.read_text(errors="replace")
+        return run_limited(command, log, limit, cwd=self.tree, env=environ)
 
 
 def _judged(name: str, code: int | None, output: str, limit: float) -> Result:

@@ -140,6 +140,10 @@ class Official:
         sys.modules.pop(f"{package}.{name}", None)
         try:
             return importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            raise PacecoreError(
+                f"official: {path} needs {error.name}, which is not installed"
+            ) from None
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise PacecoreError(f"official: {path} cannot be imported: {reason}") from error
