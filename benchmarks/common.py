@@ -26,6 +26,7 @@ __all__ = [
     "add_arguments",
     "machine_info",
     "peak_extra_bytes",
+    "processor",
     "run_limited",
     "time_function",
     "write_aside",
@@ -75,6 +76,12 @@ def machine_info(device: str | torch.device = "cpu") -> dict:
             "--format=csv,noheader",
         )
     return info
+
+
+def processor(machine: dict) -> str:
+    """The processor of a record's machine, with its article."""
+    name = machine["processor"] or "unknown processor"
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def time_function(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .common import RESULTS, ROOT
+from .common import RESULTS, ROOT, processor
 
 __all__ = ["BLOCKS", "rendered"]
 
@@ -26,7 +26,7 @@ def _record(name: str) -> dict:
 
 def _machine(record: dict) -> str:
     machine = record["machine"]
-    return f"{machine['processors']} cores of a {machine['processor']}, torch {machine['torch']}"
+    return f"{machine['processors']} cores of {processor(machine)}, torch {machine['torch']}"
 
 
 def install() -> str:
@@ -95,7 +95,7 @@ def pace_clip() -> str:
     chosen = [case for case in record["cases"] if case["case"] == "paper, 320 x 240"]
     ours = next(case for case in chosen if case["contender"] == "pace_clip")
     lines = [
-        f"`pace_clip` on one core of a {record['machine']['processor']}: 16 x 112 x 112 from"
+        f"`pace_clip` on one core of {processor(record['machine'])}: 16 x 112 x 112 from"
         " 320 x 240 YUV with jitter, fp32, processor time, all in one run:",
         "",
         "| | ms a clip | times ours |",

@@ -36,7 +36,14 @@ from pacecore.store import pack
 from pacecore.train import pretrain
 
 from .backbones import Way, training_step
-from .common import add_arguments, peak_extra_bytes, time_function, write_aside, write_record
+from .common import (
+    add_arguments,
+    peak_extra_bytes,
+    processor,
+    time_function,
+    write_aside,
+    write_record,
+)
 from .pretrain import rate_between
 from .processes import watched
 from .rows import short
@@ -240,7 +247,7 @@ _TITLES = {
 def page(record: dict) -> str:
     """The record as a Markdown page."""
     machine = record["machine"]
-    what = machine.get("gpu") or f"{machine['processors']} cores of a {machine['processor']}"
+    what = machine.get("gpu") or f"{machine['processors']} cores of {processor(machine)}"
     lines = [
         "# How cost grows",
         "",

@@ -173,8 +173,10 @@ def _run(
 
 def page(record: dict) -> str:
     """The record as a Markdown page."""
+    from .common import processor
+
     machine = record["machine"]
-    what = machine.get("gpu") or f"{machine['processors']} cores of a {machine['processor']}"
+    what = machine.get("gpu") or f"{machine['processors']} cores of {processor(machine)}"
     load = machine["load_average"][0]
     lines = [
         f"# {record['command']}",
