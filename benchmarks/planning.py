@@ -202,8 +202,8 @@ def _one_gpu(inputs: Inputs, found: Measured, gpu: dict | None) -> list[str]:
         "",
         *_table(("fed from", "cores", "over the bus", "share of the bus"), rows),
         "cores = clips a second of the GPU / clips a second of a core. Over the bus: clips a second"
-        f" x {inputs.clip_frames} frames x bytes of a frame, {ways['files'][1]:,} for a file's frame"
-        f" of {height} x {width} in YUV 4:2:0, {record:,} for a record of the store.",
+        f" x {inputs.clip_frames} frames x bytes of a frame: {ways['files'][1]:,} of a file's, of"
+        f" {height} x {width} in YUV 4:2:0, and {record:,} of a record of the store.",
         "",
         f"Several GPUs exchange R(2+1)D's gradients, {gradients / 1e6:.1f} MB in fp32, once a step"
         f" of {1000 * step_seconds:.0f} ms. By a ring that is twice the gradients a step,"
@@ -216,16 +216,17 @@ def _plan(plan: Plan, inputs: Inputs, found: Measured) -> list[str]:
     frames = plan.videos * plan.frames
     clips = plan.videos * plan.epochs * inputs.views
     store = frames * record_bytes(inputs.size)
+    epochs = "epoch" if plan.epochs == 1 else "epochs"
     fits = store < inputs.gpu_bytes / 2
     where = "can be held there" if fits else "stays on disks, and frames go over the bus"
     lines = [
         f"## {plan.name}",
         "",
-        f"{plan.videos:,.0f} videos x {plan.epochs} epochs x {inputs.views} views ="
+        f"{plan.videos:,.0f} videos x {plan.epochs} {epochs} x {inputs.views} views ="
         f" {clips:,.0f} clips. {plan.videos:,.0f} x {plan.frames:,.0f} = {frames:,.0f} frames.",
         "",
-        f"- Store: frames x {record_bytes(inputs.size):,} bytes = {_bytes(store)}. A rank that holds"
-        f" the store in its GPU's memory holds all of it, so it {where}.",
+        f"- Store: frames x {record_bytes(inputs.size):,} bytes = {_bytes(store)}. A rank that has"
+        f" the store in its GPU's memory has all of it there, so it {where}.",
     ]
     if found.file_bytes_per_frame:
         files = frames * found.file_bytes_per_frame
@@ -251,16 +252,8 @@ def _plan(plan: Plan, inputs: Inputs, found: Measured) -> list[str]:
                 f"{ranks * inputs.batch:,}",
             )
         )
-    slower = "time at a quarter of the rate"
-    heads = (
-        "GPUs",
-        "time",
-        slower,
-        "cores, files",
-        "cores, store",
-        "read from the store",
-        "embeddings",
-    )
+    heads = ("GPUs", "time", "time at a quarter of the rate", "cores, files", "cores, store")
+    heads += ("read from the store", "embeddings")
     return [
         *lines,
         "",
