@@ -78,7 +78,7 @@ def grid(device: torch.device, quick: bool) -> Grid:
         )
     ranks = (1, 2) if cores > 1 else (1,)
     if quick:
-        return Grid(0.125, (2, 4, 8), (8, 16), (32, 56), workers[:2], (1,), (256, 512, 1024), 512)
+        return Grid(0.125, (2, 4, 8), (8, 16), (32, 56), workers[:3], ranks, (256, 512, 1024), 512)
     rows = (512, 1024, 2048, 4096, 8192)
     return Grid(0.25, (2, 4, 8, 16, 32), (8, 16, 32), (28, 56, 112), workers, ranks, rows, 4096)
 

@@ -15,11 +15,14 @@ from pathlib import Path
 
 from pacecore.errors import PacecoreError
 
+from .common import machine_info, processor, run_limited, write_aside
+from .official import Official
 from .rows import Row, rows_of, short
 
 __all__ = ["BENCHMARKS", "PEERS", "Benchmark", "Run", "available", "page", "run_suite", "tables"]
 
 LIMITS = "limits"
+_PACKAGE = __package__  # benchmarks in a source tree, else pacecore.benchmarks
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,9 @@ def run_suite(
     on_done is told of each run as it ends. Raises PacecoreError for an unknown name, and for a copy
     of the authors' repository that lacks something.
     """
-    from .common import machine_info, write_aside
-
     names = _chosen(only)
     options = {"data": data, "official": official}
     if official:
-        from .official import Official
-
         Official(official)  # refused now, with the reason, and not by two benchmarks later
     out.mkdir(parents=True, exist_ok=True)
     kind = device.partition(":")[0]
@@ -141,10 +140,8 @@ def _version(distribution: str) -> str | None:
 def _run(
     name: str, device: str, path: Path, quick: bool, options: dict, record: dict
 ) -> tuple[Run, list[dict]]:
-    from .common import run_limited
-
     benchmark = BENCHMARKS[name]
-    command = [sys.executable, "-m", f"{__package__}.{name}", "--device", device]
+    command = [sys.executable, "-m", f"{_PACKAGE}.{name}", "--device", device]
     command += ["--quick"] if quick else []
     command += ["--out", str(path.resolve())]
     for option in benchmark.takes:
@@ -173,8 +170,6 @@ def _run(
 
 def page(record: dict) -> str:
     """The record as a Markdown page."""
-    from .common import processor
-
     machine = record["machine"]
     what = machine.get("gpu") or f"{machine['processors']} cores of {processor(machine)}"
     load = machine["load_average"][0]
