@@ -197,6 +197,12 @@ def write_record(path: str | Path | None, name: str, device: str, cases: list[di
     return path
 
 
+# Not a session of its own: Linux schedules that as a new task, whatever niceness it was given.
+_OWN_GROUP: dict = (
+    {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
+)
+
+
 def run_limited(
     command: list[str],
     log: Path,
@@ -211,7 +217,7 @@ def run_limited(
     """
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, start_new_session=True
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, **_OWN_GROUP
         )
         try:
             code = process.wait(limit_seconds)

@@ -15,7 +15,7 @@ from .common import add_arguments, time_function, write_record
 __all__ = ["main", "measure"]
 
 # Far beyond any cache, and a product long enough that its start does not count.
-_SIZES = {"cuda": (2**31, 8192), "cpu": (2**28, 2048)}
+_SIZES = {"cuda": (2**31, 8192), "cpu": (2**28, 2048), "quick cpu": (2**27, 1024)}
 
 
 def measure(
@@ -24,12 +24,12 @@ def measure(
     """Bytes read and written a second by a copy, and operations a second of a matrix product."""
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = time_function(lambda: target.copy_(source), device, min_seconds=0.5).p50
+    seconds = time_function(lambda: target.copy_(source), device, min_seconds=0.3).p50
     found = {"copy_bytes_per_second": 2 * copy_bytes / seconds}
     for kind in types:
         # Random data: zeros draw less power and so run faster than any real product.
         a, b = (torch.randn((side, side), device=device).to(kind) for _ in range(2))
-        seconds = time_function(lambda a=a, b=b: a @ b, device, min_seconds=0.5).p50
+        seconds = time_function(lambda a=a, b=b: a @ b, device, min_seconds=0.3).p50
         found[f"{str(kind).partition('.')[2]}_flops"] = 2 * side**3 / seconds
     return found
 
@@ -38,14 +38,14 @@ def bus_bytes_per_second(device: str, size: int = 2**28) -> float:
     """Bytes a second from pinned memory to the GPU."""
     source = torch.ones(size, dtype=torch.uint8, pin_memory=True)
     target = torch.empty(size, dtype=torch.uint8, device=device)
-    timing = time_function(lambda: target.copy_(source, non_blocking=True), device, min_seconds=0.5)
+    timing = time_function(lambda: target.copy_(source, non_blocking=True), device, min_seconds=0.3)
     return size / timing.p50
 
 
-def cases(device: str) -> list[dict]:
+def cases(device: str, quick: bool) -> list[dict]:
     """One for each number of threads."""
     on_gpu = torch.device(device).type == "cuda"
-    copy_bytes, side = _SIZES["cuda" if on_gpu else "cpu"]
+    copy_bytes, side = _SIZES["cuda" if on_gpu else "quick cpu" if quick else "cpu"]
     if on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = False
         found = measure(device, copy_bytes, side, (torch.float32, torch.bfloat16))
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser)
     options = parser.parse_args()
-    found = cases(options.device)
+    found = cases(options.device, options.quick)
     for case in found:
         print(", ".join(f"{name} {value:.4g}" for name, value in case.items()), flush=True)
     print(f"record: {write_record(options.out, 'limits', options.device, found)}")

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,9 +38,10 @@ parser.add_argument("--quick", action="store_true")
 options = parser.parse_args()
 print("kornia left out: No module named 'kornia'")
 case = {"threads": 1, "copy_bytes_per_second": 5e9, "float32_flops": 25e9}
-case |= {"queries": 10, "gallery": 20, "dimensions": 30, "k": 5}
-case["pacecore"] = {"seconds": {"p50": 0.5}, "peak_extra_bytes": 1e6}
-case["other"] = {"seconds": {"p50": 1.5}}
+if "limits" not in __file__:
+    case |= {"queries": 10, "gallery": 20, "dimensions": 30, "k": 5}
+    case["pacecore"] = {"seconds": {"p50": 0.5}, "peak_extra_bytes": 1e6}
+    case["other"] = {"seconds": {"p50": 1.5}}
 open(options.out, "w").write(json.dumps({"cases": [case]}))
 """
 
@@ -56,9 +58,8 @@ def small_suite(tmp_path, monkeypatch):
     (package / "data.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
     monkeypatch.setattr(suite, "_PACKAGE", "benches")
     monkeypatch.setattr(suite, "__file__", str(package / "suite.py"))
-    monkeypatch.setattr(
-        suite, "BENCHMARKS", {n: suite.Benchmark(n, 2 if n == "data" else 60, 60) for n in NAMES}
-    )
+    monkeypatch.setattr(suite, "BENCHMARKS", {name: suite.Benchmark(name) for name in NAMES})
+    monkeypatch.setattr(suite, "QUICK_SECONDS", 10)
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     return tmp_path / "out"
 
@@ -68,12 +69,10 @@ NAMES = ("limits", "evaluate", "data", "retrieve")
 
 def test_one_that_fails_or_hangs_leaves_the_rest(small_suite):
     told = []
-    runs = suite.run_suite(
-        "cpu", small_suite, quick=True, on_done=lambda run: told.append(run.name)
-    )
+    runs = suite.run_suite("cpu", small_suite, quick=True, on_done=told.append)
     assert [run.name for run in told] == list(NAMES)
     assert [run.state for run in runs] == ["passed", "failed", "failed", "passed"]
-    assert [run.said for run in runs][1:3] == ["no such kernel", "not done after 2 s"]
+    assert [run.said for run in runs][1:3] == ["no such kernel", "not done after 10 s"]
     assert runs[3].said == "kornia left out: No module named 'kornia'"
     record = json.loads((small_suite / "bench-cpu.json").read_text())
     assert record["runs"] == [asdict(run) for run in runs]
@@ -155,7 +154,12 @@ def test_children_end_with_the_command_that_started_them(tmp_path):
         "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
     )
     _, output = run_limited([sys.executable, "-c", script], tmp_path / "log", 30)
-    assert not Path(f"/proc/{output.strip()}/fd").exists()
+    state = Path(f"/proc/{output.strip()}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] in "ZX":
+            return
+        time.sleep(0.1)
+    pytest.fail("its child lives on")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
