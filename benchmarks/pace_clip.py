@@ -353,6 +353,7 @@ def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespac
             f"({times:6.1f} times the first), {100 * row['share_of_copy']:5.1f} % of a copy",
             flush=True,
         )
+        torch._dynamo.reset()  # what was compiled for one case would count against the next
     return rows
 
 
@@ -373,7 +374,9 @@ def main() -> None:
             if threads > 1 and case.name != "paper, 320 x 240":
                 continue
             rows += run_case(case, threads, bandwidth, args)
-    print(f"record: {write_record(args.out, 'pace_clip', args.device, rows)}")
+            # Again after each case, so that a run which is cut off leaves what it has.
+            path = write_record(args.out, "pace_clip", args.device, rows)
+    print(f"record: {path}")
 
 
 if __name__ == "__main__":

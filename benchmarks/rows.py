@@ -6,6 +6,7 @@ of the limit that the way reaches; `limit` says in words what the limit is.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 
 __all__ = ["ADAPTERS", "Row", "rows_of", "short"]
 
@@ -122,7 +123,7 @@ def data(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             limit, share = f"copy of {short(copy / 1e9)} GB/s", rate * store_bytes / copy
         peer = not way.startswith(tuple(best_of))
         yield Row(
-            f"clips from {case['videos']}, one core",
+            f"clips from {case.get('videos', 'video files')}, one core",
             way,
             rate,
             "clips a core second",
@@ -131,6 +132,28 @@ def data(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             share,
             f"from the store {short(rates['store, where it lies'] / rate)} times" if peer else "",
         )
+
+
+def train_step(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    for case in cases:
+        if case["case"] == "overhead":
+            bare, took = (
+                1000 * median(each[name] for each in case["rounds"])
+                for name in ("bare_step_seconds", "step_seconds")
+            )
+            name = f"a step of training, preset {case['preset']}, {case['batch_clips']} clips"
+            waiting = 1000 * median(each["waiting_seconds"] for each in case["rounds"])
+            limit, share = f"bare loop, {short(bare)} ms", 1 / (1 + case["overhead_share"])
+            note = f"of it waiting for data {short(waiting)} ms, which the share leaves out"
+            yield Row(name, f"pacecore, {case['data']}", took, "ms", None, limit, share, note)
+        elif case["case"] == "start":
+            seconds = median(each["seconds_to_first_step"] for each in case["runs"])
+            yield Row("from the command to the first step", "pacecore", seconds, "s")
+        elif case["case"] == "memory":
+            first, last = case["steps"]
+            held = case["process_megabytes"][1] + case["workers_megabytes"][1]
+            note = f"grown by {short(case['grown_megabytes'])} MB since step {first:,}"
+            yield Row(f"memory at step {last:,}", "pacecore", held, "MB", note=note)
 
 
 def evaluate(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
@@ -190,7 +213,7 @@ def pretrain(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
 
 ADAPTERS: dict[str, Callable[[list[dict], list[dict]], Iterator[Row]]] = {
     each.__name__: each
-    for each in (pace_clip, info_nce, backbones, data, evaluate, retrieve, pretrain)
+    for each in (pace_clip, info_nce, backbones, data, train_step, evaluate, retrieve, pretrain)
 }
 
 

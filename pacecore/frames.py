@@ -6,7 +6,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["FRAME_COLUMNS", "FrameFormat", "Frames", "Matrix", "concatenate"]
+__all__ = ["FRAME_COLUMNS", "FrameFormat", "Frames", "Matrix", "concatenate", "shifted"]
 
 # Columns of Frames.table, in order; the enum Column in csrc/pace_clip_math.h mirrors them.
 FRAME_COLUMNS = (
@@ -75,17 +75,22 @@ class Frames:
         )
 
 
+def shifted(table: Tensor, start: int) -> Tensor:
+    """A copy of Frames.table, (F, 8) int64, for data that begin `start` bytes later."""
+    table = table.clone()
+    planar = table[:, 7] & 1
+    table[:, 0] += start
+    table[:, 1] += start * planar
+    table[:, 2] += start * planar
+    return table
+
+
 def concatenate(parts: list[Frames]) -> Frames:
     """One Frames of all frames of `parts`, in order: row numbers shift by the lengths of the parts
     before.
     """
     tables, start = [], 0
     for part in parts:
-        table = part.table.clone()
-        planar = table[:, 7] & 1
-        table[:, 0] += start
-        table[:, 1] += start * planar
-        table[:, 2] += start * planar
-        tables.append(table)
+        tables.append(shifted(part.table, start))
         start += part.data.numel()
     return Frames(torch.cat([part.data for part in parts]), torch.cat(tables))

@@ -9,14 +9,16 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from pacecore.arena import Arena, Room, RoomWriter
 from pacecore.errors import PacecoreError
-from pacecore.frames import Frames, concatenate
+from pacecore.frames import Frames
 from pacecore.ops import pace_clip
 from pacecore.sampling import ClipPlan, Sampling, epoch_order, plan_views
 from pacecore.source import FrameSource
@@ -28,6 +30,7 @@ __all__ = [
     "LoaderError",
     "TrainingSchedule",
     "load_batches",
+    "on_device",
 ]
 
 
@@ -69,6 +72,7 @@ class ClipBatch:
     labels: Tensor  # (B,) int64, pace labels
     videos: Tensor  # (B,) int64, numbers of the videos in the source
     bad: list[tuple[str, str]] = field(default_factory=list)  # files left out, and why
+    room: Room | None = None  # on its way from a worker: where the bytes of the frames are
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -81,8 +85,14 @@ class ClipBatch:
             **{name: change(getattr(self, name)) for name in names},
         )
 
+    def arrived(self) -> "ClipBatch":
+        """The same batch with its frames at hand."""
+        if self.room is None:
+            return self
+        return replace(self, frames=Frames(self.room.data(), self.frames.table), room=None)
+
     def pin_memory(self) -> "ClipBatch":
-        return self._map(Tensor.pin_memory)
+        return self.arrived()._map(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "ClipBatch":
         """The same batch on `device`, without waiting for the copy."""
@@ -109,6 +119,30 @@ class ClipBatch:
             dtype=form.dtype,
             memory_format=form.memory_format,
         )
+
+
+def on_device(batches: Iterator[ClipBatch], device: torch.device) -> Iterator[ClipBatch]:
+    """The same batches on `device`; to a GPU each is copied on a stream of its own, so that the
+    copy runs beside the step before.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            arrived = batch.to(device)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        # The memory belongs to the copying stream and must not be used again before the step is
+        # done.
+        arrived._map(partial(_used_by, stream=computing))
+        yield arrived
+
+
+def _used_by(tensor: Tensor, stream: "torch.cuda.Stream") -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -180,14 +214,15 @@ class _Batches(Dataset):
         workers: int,
         resident: bool,
     ):
+        self.arena = None if resident else Arena.make(max(1, workers))
         self.source, self.requests, self.clip_frames = source, requests, clip_frames
         self.resident = resident
         # What each worker reads at the moment, so that a worker that dies leaves its file's name.
         self.reading = torch.zeros(max(1, workers), 4096, dtype=torch.uint8).share_memory_()
 
     def __getitem__(self, number: int) -> ClipBatch:
-        parts, rows, plans, videos, bad = [], [], [], [], []
-        start = 0
+        rows, plans, videos, bad = [], [], [], []
+        start, writer = 0, RoomWriter(self.arena, _writer())
         for request in self.requests(number):
             if self.resident:
                 first = self.source.first_row(request.video)
@@ -206,14 +241,13 @@ class _Batches(Dataset):
                 rows.append(start + np.searchsorted(wanted, plan.frame_numbers))
                 plans.append(plan)
                 videos.append(request.video)
-            parts.append(part)
+            writer.add(part)
             start += len(part)
-        return self._collate(number, parts, rows, plans, videos, bad)
+        return self._collate(number, *writer.finish(), rows, plans, videos, bad)
 
     def _announce(self, video: int) -> None:
-        worker = get_worker_info()
         text = os.fsencode(self.source.path(video))[:4096]
-        line = self.reading[worker.id if worker else 0]
+        line = self.reading[_writer()]
         line.zero_()
         line[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
@@ -222,17 +256,16 @@ class _Batches(Dataset):
         names = [bytes(line.tolist()).rstrip(b"\0") for line in self.reading]
         return ", ".join(os.fsdecode(name) for name in names if name) or "none yet"
 
-    def _collate(self, number, parts, rows, plans, videos, bad) -> ClipBatch:
+    def _collate(self, number, frames, room, rows, plans, videos, bad) -> ClipBatch:
         def stack(arrays: list[np.ndarray], shape: tuple[int, ...], dtype: type) -> Tensor:
             if not arrays:
                 return torch.from_numpy(np.empty((0, *shape), dtype))
             return torch.from_numpy(np.stack(arrays).astype(dtype, copy=False))
 
         length = self.clip_frames
-        empty = Frames(torch.empty(0, dtype=torch.uint8), torch.empty(0, 8, dtype=torch.int64))
         return ClipBatch(
             number=number,
-            frames=concatenate(parts) if parts else empty,
+            frames=frames,
             plan=stack(rows, (length,), np.int32),
             crop=stack([plan.crop for plan in plans], (3,), np.int32),
             jitter=stack([plan.jitter for plan in plans], (length, 4), np.float32),
@@ -240,7 +273,14 @@ class _Batches(Dataset):
             labels=torch.tensor([plan.label for plan in plans], dtype=torch.int64),
             videos=torch.tensor(videos, dtype=torch.int64),
             bad=bad,
+            room=room,
         )
+
+
+def _writer() -> int:
+    """Number of this decoding process; 0 where the trainer itself decodes."""
+    worker = get_worker_info()
+    return worker.id if worker else 0
 
 
 def _start_worker(_: int) -> None:
@@ -290,6 +330,7 @@ def load_batches(
                 raise LoaderError(
                     f"decoding stopped: {reason}; reading {dataset.read_now()}"
                 ) from None
-            yield batch
+            yield batch.arrived()
+            del batch  # its slot is free as soon as the user is done with it
     finally:
         del batches  # ends the workers

@@ -18,7 +18,8 @@ LEVELS = tuple(
         "train finetune evaluate protocol recognition retrieve attend extract report doctor",
         "engine inputs runlog loader losses checkpoint trained stills config distributed",
         "demo backbones convert weight_names datasets index layouts check isolated store source"
-        " sampling video video_writer pictures plots paper media timeline planes resample ops",
+        " arena sampling video video_writer pictures plots paper media timeline planes resample"
+        " ops",
         "reference frames _extension errors",
     )
 )

@@ -10,9 +10,11 @@ import torch
 
 from pacecore.errors import PacecoreError
 from pacecore.frames import concatenate
-from pacecore.loader import ClipFormat, LoaderError, TrainingSchedule, load_batches
+from pacecore.loader import ClipFormat, LoaderError, TrainingSchedule, load_batches, on_device
 from pacecore.sampling import Sampling
 from tests.sources import PacketSource
+
+DEVICES = ("cpu", "cuda")
 
 SAMPLING = Sampling(clip_frames=4, resize=(18, 20), crop=(16, 16), seed=5)
 FORM = ClipFormat(resize=(18, 20), crop_size=(16, 16))
@@ -64,6 +66,20 @@ def test_batches_are_the_same_with_any_number_of_workers(workers):
     assert [batch.number for batch in spread] == [2, 3, 4, 5]
     assert all(equal(a, b) for a, b in zip(alone[2:], spread, strict=True))
     assert alone[0].labels.numel() == 4  # two videos, two views
+
+
+def test_batches_on_a_device_are_the_same(device):
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    here = list(load_batches(source, plan, range(6), clip_frames=4, workers=0))
+    pinned = device.type == "cuda"
+    there = load_batches(source, plan, range(6), clip_frames=4, workers=1, pin_memory=pinned)
+    count = 0
+    for one, other in zip(here, on_device(there, device), strict=True):
+        assert other.frames.data.device.type == device.type
+        assert equal(one, other._map(torch.Tensor.cpu))
+        count += 1
+    assert count == 6
 
 
 def test_rows_show_the_frames_that_were_planned():

@@ -1,0 +1,119 @@
+"""The paper's claims on labelled real videos: which pre-training helps, by how much, how surely.
+
+    python -m benchmarks.experiments DATA --runs FOLDER [--grid main|ablations] [--seeds 0,1,2]
+        [--setting small|full] [--arms pace,context] [--jobs 2]
+
+Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed: pre-trained
+without labels on the training videos of DATA, then used for retrieval, fine-tuned, probed linearly
+and tested, by the verbs that a user types. All arms run with one seed before the next seed begins.
+A cell that is finished in FOLDER is not run again, one that was stopped goes on, and after each
+cell the pages are written anew: FOLDER/evidence.md, with the differences and their intervals, and
+FOLDER/report/report.md, the runs side by side. --pages writes them from what there is.
+"""
+
+import argparse
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pacecore.errors import PacecoreError
+from pacecore.report import make_report
+
+from ..common import RESULTS, write_record
+from .arms import ABLATIONS, ARMS, SETTINGS, Arm
+from .cells import Cell, CellError
+from .page import evidence_page, summary
+
+_PACE = next(arm for arm in ARMS if arm.name == "pace")
+_GRIDS = {"main": ARMS, "ablations": (_PACE, *ABLATIONS)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the cells")
+    parser.add_argument("--grid", choices=list(_GRIDS), default="main")
+    parser.add_argument("--setting", choices=list(SETTINGS), default="small")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--arms", help="some of the grid's, by name; default all")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, sharing the cores")
+    parser.add_argument("--threads", type=int, help="of a cell; default its share of the cores")
+    parser.add_argument("--limit-minutes", type=float, default=40.0, help="of one cell")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--pages", action="store_true", help="only write the pages")
+    parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
+    options = parser.parse_args()
+    arms = _chosen(parser, options.grid, options.arms)
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    cells = [
+        Cell(
+            arm,
+            seed,
+            SETTINGS[options.setting],
+            options.data.resolve(),
+            options.runs.resolve() / f"{arm.name}-seed{seed}",
+            60 * options.limit_minutes,
+            threads,
+            options.device,
+        )
+        for seed in map(int, options.seeds.split(","))
+        for arm in arms
+    ]
+    if options.pages:
+        _write_pages(cells, options)
+        return 0
+    lock, failed = threading.Lock(), []
+
+    def run(cell: Cell) -> None:
+        try:
+            if not cell.finished():
+                cell.run()
+        except CellError as error:
+            failed.append(str(error))
+            print(error, file=sys.stderr, flush=True)
+        with lock:
+            print(f"{cell.name}: {'done' if cell.finished() else 'not done'}", flush=True)
+            _write_pages(cells, options)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for _ in pool.map(run, cells):
+            pass
+    return 1 if failed else 0
+
+
+def _chosen(parser: argparse.ArgumentParser, grid: str, names: str | None) -> list[Arm]:
+    known = {arm.name: arm for arm in _GRIDS[grid]}
+    wanted = names.split(",") if names else list(known)
+    for name in wanted:
+        if name not in known:
+            parser.error(f"--arms must be of {', '.join(known)}, got {name}")
+    return [known[name] for name in wanted]
+
+
+def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
+    folders = [folder for cell in cells for folder in cell.run_folders()]
+    if not folders:
+        return
+    done = sum(cell.finished() for cell in cells)
+    about = (
+        f"{done} of {len(cells)} cells are done: {options.data.name}, setting {options.setting}."
+        " Shares are of held-out videos, mean and sample deviation over the seeds. The intervals"
+        " draw videos and seeds anew; an arm is above or below its baseline where the whole"
+        " interval is."
+    )
+    page = evidence_page(cells, about)
+    (options.runs / "evidence.md").write_text(page, encoding="utf-8")
+    try:
+        make_report(folders, options.runs / "report")
+    except PacecoreError as error:  # matplotlib is not installed
+        print(error, file=sys.stderr)
+        make_report(folders, options.runs / "report", pictures=False)
+    suffix = "" if options.grid == "main" else f"-{options.grid}"
+    path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
+    write_record(path, "experiments", "cpu", summary(cells))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What is compared: the pre-trainings of the paper's Table 3, its ablations, and their settings."""
+
+from dataclasses import dataclass
+
+__all__ = ["ABLATIONS", "ARMS", "RANDOM", "SCRATCH", "SETTINGS", "Arm", "Setting"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to get weights before the labels are used."""
+
+    name: str  # of its folder
+    words: str
+    pretraining: tuple[str, ...] | None  # options of `pacecore train`; None: no pre-training
+    finetunes: bool = True  # all weights, beside the linear probe
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes and schedules of one scale. Each tuple holds options of a verb."""
+
+    common: tuple[str, ...]  # of every training
+    pretrain: tuple[str, ...]
+    clips: int  # of a pre-training batch, over the views
+    views: int  # of a video, at most; fewer where there are fewer paces
+    finetune: tuple[str, ...]
+    probe: tuple[str, ...]
+    random: tuple[str, ...]  # steps that measure the batch norms' statistics of random weights
+
+
+_NO_CONTRAST = ("--contrast", "none", "--lambda-ctr", "0")
+_NO_PACE = ("--lambda-cls", "0", "--lambda-ctr", "1")
+
+SCRATCH = Arm("scratch", "from scratch", None)
+# Weights as drawn: the learning rate is 0.
+RANDOM = Arm("random", "random weights", ("--lr", "0", *_NO_CONTRAST), finetunes=False)
+
+ARMS = (
+    SCRATCH,
+    Arm("pace", "pace", _NO_CONTRAST),
+    Arm("pace-context", "pace + same context", ("--contrast", "context")),
+    Arm("pace-pace", "pace + same pace", ("--contrast", "pace")),
+    Arm("context", "same context", ("--contrast", "context", *_NO_PACE)),
+    Arm("contrast-pace", "same pace", ("--contrast", "pace", *_NO_PACE)),
+    RANDOM,
+)
+
+
+def _paces(name: str, paces: str, *more: str) -> Arm:
+    return Arm(f"paces-{name}", f"paces {paces}", (*_NO_CONTRAST, "--paces", paces, *more))
+
+
+# Pace prediction alone, as in the supplement, so that nothing else explains a difference. The arm
+# `pace` of the grid above is their paces 1 to 4.
+ABLATIONS = (
+    _paces("1-3", "1,2,3"),
+    _paces("1-5", "1,2,3,4,5"),
+    _paces("1-6", "1,2,3,4,5,6"),
+    _paces("slow", "1/4,1/3,1/2,1"),
+    _paces("slow-fast", "1/3,1/2,1,2,3"),
+    _paces("step2", "1,3,5,7"),
+    _paces("step3", "1,4,7,10"),
+    Arm(
+        "reverse-augment",
+        "backwards as augmentation",
+        (*_NO_CONTRAST, "--reverse", "augment"),
+    ),
+    Arm("reverse-label", "backwards as classes", (*_NO_CONTRAST, "--reverse", "label")),
+    Arm("no-jitter", "without colour jitter", (*_NO_CONTRAST, "--no-jitter")),
+    Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
+    # One crop, flip and jitter for all views make clips of a video alike whatever they show.
+    Arm(
+        "context-own",
+        "same context, views with crops of their own",
+        ("--contrast", "context", *_NO_PACE, "--view-augment", "own"),
+    ),
+)
+
+SETTINGS = {
+    # A cell is about 12 minutes of one core of an AMD EPYC.
+    "small": Setting(
+        common=("--preset", "small"),
+        pretrain=("--max-steps", "240"),
+        clips=32,
+        views=4,
+        finetune=("--batch", "16", "--epochs", "100", "--max-steps", "200"),
+        probe=("--batch", "16", "--epochs", "100", "--max-steps", "200", "--lr", "0.1"),
+        random=("--max-steps", "20"),
+    ),
+    # The paper's own, for a GPU and a data set in full.
+    "full": Setting(
+        common=("--preset", "paper", "--amp", "bf16"),
+        pretrain=(),
+        clips=60,
+        views=2,
+        finetune=("--preset", "paper"),
+        probe=("--preset", "paper", "--lr", "0.1"),
+        random=("--max-steps", "50"),
+    ),
+}

@@ -1,0 +1,143 @@
+"""Runs the stages of one cell, an arm with one seed, each by the verb that a user would type.
+
+A stage that has left its result is not run again; a training that was stopped goes on.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .arms import RANDOM, Arm, Setting
+
+__all__ = ["Cell", "CellError"]
+
+_PROGRAM = "from pacecore.cli import main; main()"
+_GRACE_SECONDS = 60.0  # from SIGTERM, at which a training saves, to SIGKILL
+
+
+class CellError(Exception):
+    """A stage ended without its result; names it and its log."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm with one seed, in a folder of its own: pretrain/, finetune/, probe/, cell.log."""
+
+    arm: Arm
+    seed: int
+    setting: Setting
+    data: Path
+    folder: Path
+    limit_seconds: float
+    threads: int
+    device: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}-seed{self.seed}"
+
+    @property
+    def pretrained(self) -> Path:
+        return self.folder / "pretrain"
+
+    def run_folders(self) -> list[Path]:
+        """Folders of the cell's runs that have a result."""
+        found = (self.folder / name for name in ("pretrain", "finetune", "probe"))
+        return [path for path in found if (path / "summary.json").is_file()]
+
+    def finished(self) -> bool:
+        return all(path.is_file() for _, path, _ in self._stages())
+
+    def run(self) -> None:
+        """Runs what is missing. Raises CellError when a stage fails or the time is over."""
+        end_time = time.monotonic() + self.limit_seconds
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for words, result, command in self._stages():
+            if not result.is_file():
+                if "--resume" not in command and command[0] in ("train", "finetune"):
+                    shutil.rmtree(result.parent, ignore_errors=True)  # had no checkpoint yet
+                self._run_stage(words, result, command, end_time)
+
+    def _stages(self) -> list[tuple[str, Path, list[str]]]:
+        """(what it is, file that it leaves, arguments of pacecore), in order."""
+        stages = []
+        setting, own = self.setting, ["--seed", str(self.seed), "--device", self.device]
+        weights = str(self.pretrained / "last.pt")
+        scratch = self.arm.pretraining is None
+        if not scratch:
+            steps = setting.random if self.arm is RANDOM else setting.pretrain
+            options = [*setting.common, *steps, *self._views(), *self.arm.pretraining, *own]
+            stages.append(self._training("pretrain", ["train", str(self.data), *options]))
+            found = self.pretrained / "retrieve-p5-video.json"
+            stages.append(("retrieve", found, ["retrieve", weights, "--device", self.device]))
+        source = ["--scratch", str(self.data)] if scratch else [weights, str(self.data)]
+        trainings = [("finetune", setting.finetune)] if self.arm.finetunes else []
+        if not scratch:
+            trainings.append(("probe", (*setting.probe, "--freeze", "backbone")))
+        for name, options in trainings:
+            arguments = ["finetune", *source, *setting.common, *options, *own]
+            stages.append(self._training(name, arguments))
+            folder = self.folder / name
+            test = ["test", str(folder / "last.pt"), "--device", self.device]
+            stages.append((f"test {name}", folder / "test.json", test))
+        return stages
+
+    def _views(self) -> list[str]:
+        """A batch of the setting's clips: all paces of a video, as far as the setting goes."""
+        chosen = self.arm.pretraining
+        paces = chosen[chosen.index("--paces") + 1] if "--paces" in chosen else "1,2,3,4"
+        views = min(self.setting.views, len(paces.split(",")))
+        return ["--views", str(views), "--batch", str(self.setting.clips // views)]
+
+    def _training(self, name: str, arguments: list[str]) -> tuple[str, Path, list[str]]:
+        out = self.folder / name
+        if (out / "last.pt").is_file():
+            arguments = [arguments[0], "--resume", str(out)]
+        else:
+            arguments = [*arguments, "--out", str(out)]
+        return name, out / "summary.json", arguments
+
+    def _run_stage(self, words: str, result: Path, command: list[str], end_time: float) -> None:
+        threads = str(self.threads)
+        with (self.folder / "cell.log").open("a") as log:
+            log.write(f"\n$ pacecore {' '.join(command)}\n")
+            log.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *command],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": threads},
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(max(1.0, end_time - time.monotonic()))
+            except BaseException as error:  # past the limit, or Ctrl-C here: it saves and ends
+                _end(process)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                raise CellError(
+                    f"{self.name}: {words} stopped after {self.limit_seconds / 60:.0f} minutes;"
+                    " the same command goes on with it"
+                ) from None
+        if code != 0 or not result.is_file():
+            raise CellError(f"{self.name}: {words} ended with code {code}: {self.folder}/cell.log")
+
+
+def _end(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def read(path: Path) -> dict:
+    """A result that a verb left."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,212 @@
+"""What the cells say: each arm against its baseline, by how much, and how surely."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arms import RANDOM, SCRATCH, Arm
+from .cells import Cell
+
+__all__ = ["Comparison", "Measure", "compare", "evidence_page", "hits_of"]
+
+_RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is counted right or wrong for each held-out video."""
+
+    name: str
+    words: str
+    file: str  # in the cell's folder
+    baseline: Arm
+
+
+MEASURES = (
+    Measure("finetune", "fine-tuned, 10 clips, top-1", "finetune/predictions.jsonl", SCRATCH),
+    Measure("probe", "linear probe, 10 clips, top-1", "probe/predictions.jsonl", RANDOM),
+    Measure("retrieve-1", "retrieval, p5, top-1", "pretrain/neighbours-p5-video.jsonl", RANDOM),
+    Measure("retrieve-5", "retrieval, p5, top-5", "pretrain/neighbours-p5-video.jsonl", RANDOM),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm's share of right videos, and how far it is above the baseline's."""
+
+    arm: str
+    measure: str
+    seeds: int
+    share: float
+    deviation: float  # over seeds, of the sample; 0 for one seed
+    difference: float | None  # None where there is no baseline, or for the baseline itself
+    low: float | None  # 95 % interval of the difference
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.difference is None:
+            return ""
+        if self.low > 0:
+            return "above"
+        return "below" if self.high < 0 else "not told apart"
+
+
+def hits_of(cell: Cell, measure: Measure) -> dict[str, bool]:
+    """Right or wrong, by video; {} where the cell has no such result."""
+    path = cell.folder / measure.file
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if "right" in lines[0]:
+        return {line["path"]: line["right"] for line in lines}
+    labels = {}
+    for split in ("train", "test"):
+        listed = json.loads((path.parent / f"features-p5-video-{split}.json").read_text())
+        labels |= {video["path"]: video["label"] for video in listed["videos"]}
+    k = int(measure.name.rpartition("-")[2])
+    return {
+        line["query"]: any(
+            labels[found["path"]] == labels[line["query"]] for found in line["neighbours"][:k]
+        )
+        for line in lines
+    }
+
+
+def compare(
+    mine: np.ndarray, theirs: np.ndarray, generator: np.random.Generator
+) -> tuple[float, float, float]:
+    """Difference of two means and its 95 % bootstrap interval.
+
+    mine, theirs: (seeds, videos), 0 or 1, the same videos in the same order. Videos are drawn anew
+    together, since both were measured on them; seeds apart, since they are different trainings.
+    """
+    videos = mine.shape[1]
+    drawn = generator.multinomial(videos, np.full(videos, 1 / videos), _RESAMPLES) / videos
+    shares = []
+    for right in (mine, theirs):
+        seeds = len(right)
+        weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES) / seeds
+        shares.append(np.einsum("rs,sv,rv->r", weights, right, drawn))
+    low, high = np.quantile(shares[0] - shares[1], [0.025, 0.975])
+    return float(mine.mean() - theirs.mean()), float(low), float(high)
+
+
+def _right(cells: list[Cell], arm: Arm, measure: Measure) -> np.ndarray:
+    """(seeds, videos) of an arm's finished cells; (0, 0) where there is none."""
+    found = [hits_of(cell, measure) for cell in cells if cell.arm.name == arm.name]
+    found = [hits for hits in found if hits]
+    if not found:
+        return np.zeros((0, 0))
+    videos = sorted(found[0])
+    return np.array([[hits[video] for video in videos] for hits in found], dtype=np.float64)
+
+
+def comparisons(cells: list[Cell]) -> list[Comparison]:
+    """Every arm under every measure, in the order of the grid."""
+    arms = {cell.arm.name: cell.arm for cell in cells}
+    result = []
+    for measure in MEASURES:
+        theirs = _right(cells, measure.baseline, measure)
+        for arm in arms.values():
+            mine = _right(cells, arm, measure)
+            if not len(mine):
+                continue
+            spread = mine.mean(axis=1)
+            figures = (None, None, None)
+            if len(theirs) and arm.name != measure.baseline.name:
+                figures = compare(mine, theirs, np.random.default_rng(0))
+            result.append(
+                Comparison(
+                    arm.words,
+                    measure.name,
+                    len(mine),
+                    float(mine.mean()),
+                    float(spread.std(ddof=1)) if len(mine) > 1 else 0.0,
+                    *figures,
+                )
+            )
+    return result
+
+
+def _pace_accuracy(cells: list[Cell]) -> list[tuple[str, list[float], float]]:
+    """(arm, accuracy of each seed, chance) of held-out pace prediction."""
+    rows = []
+    for name in dict.fromkeys(cell.arm.name for cell in cells):
+        found = []
+        for cell in cells:
+            path = cell.pretrained / "summary.json"
+            if cell.arm.name == name and path.is_file():
+                results = json.loads(path.read_text(encoding="utf-8"))["results"]
+                found.append((cell.arm.words, results["pace_accuracy"], results["chance"]))
+        if found:
+            rows.append((found[0][0], [each[1] for each in found], found[0][2]))
+    return rows
+
+
+def evidence_page(cells: list[Cell], about: str) -> str:
+    """Markdown: the claims first, then a table for each measure."""
+    found = comparisons(cells)
+    lines = ["# The paper's claims on real videos", "", about, "", *_claims(found)]
+    for measure in MEASURES:
+        rows = [each for each in found if each.measure == measure.name]
+        if not rows:
+            continue
+        lines += ["", f"## {measure.words[0].upper()}{measure.words[1:]}", ""]
+        lines += [
+            f"| weights | seeds | % | above {measure.baseline.words} by | 95 % interval | |",
+            "|---|---|---|---|---|---|",
+        ]
+        for each in rows:
+            spread = f" ± {100 * each.deviation:.1f}" if each.seeds > 1 else ""
+            share = f"{100 * each.share:.1f}{spread}"
+            if each.difference is None:
+                lines.append(f"| {each.arm} | {each.seeds} | {share} | | | |")
+            else:
+                lines.append(
+                    f"| {each.arm} | {each.seeds} | {share} | {100 * each.difference:+.1f}"
+                    f" | {100 * each.low:+.1f} to {100 * each.high:+.1f} | {each.verdict} |"
+                )
+    lines += ["", "## Held-out pace accuracy", "", "| weights | % by seed | chance % |"]
+    lines += ["|---|---|---|"]
+    for words, shares, chance in _pace_accuracy(cells):
+        each = ", ".join(f"{100 * share:.1f}" for share in shares)
+        lines.append(f"| {words} | {each} | {100 * chance:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _claims(found: list[Comparison]) -> list[str]:
+    """The paper's three claims, each with what these cells say of it."""
+
+    def rows(measure: str) -> list[Comparison]:
+        return [each for each in found if each.measure == measure and each.difference is not None]
+
+    lines = []
+    for title, measure in (
+        ("Pre-training is above training from scratch", "finetune"),
+        ("Retrieval is above random weights", "retrieve-1"),
+    ):
+        told = {
+            verdict: [each.arm for each in rows(measure) if each.verdict == verdict]
+            for verdict in ("above", "below", "not told apart")
+        }
+        words = "; ".join(
+            f"{verdict}: {', '.join(names)}" for verdict, names in told.items() if names
+        )
+        lines.append(f"- {title}: {words or 'not measured yet'}.")
+    best = sorted(
+        (each for each in found if each.measure == "finetune"), key=lambda each: -each.share
+    )
+    if best:
+        order = ", ".join(f"{each.arm} {100 * each.share:.1f} %" for each in best)
+        lines.append(f"- Pace + same context is the best: in order, {order}.")
+    return lines
+
+
+def summary(cells: list[Cell]) -> list[dict]:
+    """The same for the record."""
+    cases: list[dict] = [{**vars(each), "verdict": each.verdict} for each in comparisons(cells)]
+    for words, shares, chance in _pace_accuracy(cells):
+        cases.append({"arm": words, "measure": "pace", "by_seed": shares, "chance": chance})
+    return cases

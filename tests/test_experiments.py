@@ -1,0 +1,135 @@
+"""The grid of experiments: its cells, run by the verbs on tiny videos, and its statistics."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.experiments import page
+from benchmarks.experiments.arms import ABLATIONS, ARMS, SETTINGS, Arm, Setting
+from benchmarks.experiments.cells import Cell, CellError
+from pacecore.config import PRESETS, FinetuneOptions, TrainOptions, from_mapping
+from tests.tiny import SMALL, tiny_set
+
+_TINY = tuple(
+    word
+    for name, value in SMALL.items()
+    if name != "device"
+    for word in (
+        f"--{name.replace('_', '-')}",
+        ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
+    )
+)
+_STEPS = ("--max-steps", "2")
+TINY = Setting(_TINY, _STEPS, 4, 2, (*_STEPS, "--batch", "4"), (*_STEPS, "--batch", "4"), _STEPS)
+
+
+def cell(folder: Path, arm: Arm, data: Path = Path(), seed: int = 0, limit: float = 300) -> Cell:
+    return Cell(arm, seed, TINY, data, folder / f"{arm.name}-seed{seed}", limit, 1, "cpu")
+
+
+def by_name(name: str) -> Arm:
+    return next(arm for arm in ARMS if arm.name == name)
+
+
+def test_cell_runs_every_stage_and_then_none(tmp_path):
+    data = tiny_set(tmp_path / "videos", train=2, test=1)
+    mine = cell(tmp_path, by_name("pace"), data)
+    assert not mine.finished()
+    mine.run()
+    assert mine.finished()
+    assert [path.name for path in mine.run_folders()] == ["pretrain", "finetune", "probe"]
+    log = (mine.folder / "cell.log").read_text()
+    assert log.count("$ pacecore") == 6  # pretrain, retrieve, twice a training and its test
+    for measure in page.MEASURES:
+        assert len(page.hits_of(mine, measure)) == 3
+    mine.run()
+    assert (mine.folder / "cell.log").read_text() == log
+    written = page.evidence_page([mine], "tiny")
+    assert "| pace | 1 |" in written
+    assert "## Held-out pace accuracy" in written
+
+
+def test_cell_past_its_limit_says_so_and_goes_on(tmp_path):
+    data = tiny_set(tmp_path / "videos", train=2, test=1)
+    short = cell(tmp_path, by_name("scratch"), data, limit=1.0)
+    with pytest.raises(CellError, match="finetune stopped after"):
+        short.run()
+    again = replace(short, limit_seconds=300)
+    again.run()
+    assert again.finished()
+
+
+def test_cell_names_the_stage_that_failed(tmp_path):
+    with pytest.raises(CellError, match=r"scratch-seed0: finetune ended with code 2: .*cell\.log"):
+        cell(tmp_path, by_name("scratch"), tmp_path / "missing").run()
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
+@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS], ids=lambda arm: arm.name)
+def test_options_of_every_arm_are_options(arm, setting, tmp_path):
+    mine = Cell(arm, 0, setting, tmp_path, tmp_path / "cell", 1, 1, "cpu")
+    for words, _, command in mine._stages():
+        if words in ("pretrain", "finetune", "probe"):
+            kind = TrainOptions if words == "pretrain" else FinetuneOptions
+            values, preset = {}, None
+            given = command[command.index(str(tmp_path)) + 1 :]
+            while given:
+                name, *given = given
+                name = name.removeprefix("--").replace("-", "_")
+                if name.startswith("no_"):
+                    values[name.removeprefix("no_")] = False
+                    continue
+                word, *given = given
+                if name == "preset":
+                    preset = word
+                else:
+                    (field,) = (each for each in kind.__dataclass_fields__ if each == name)
+                    default = getattr(kind(), field)
+                    values[field] = type(default)(word)
+            assert preset in PRESETS
+            from_mapping(kind, values, preset=preset)
+
+
+def test_interval_holds_the_difference_and_shrinks_with_videos():
+    rng = np.random.default_rng(3)
+    widths = []
+    for videos in (40, 4000):
+        mine, theirs = (rng.random((3, videos)) < share for share in (0.7, 0.5))
+        difference, low, high = page.compare(
+            mine.astype(float), theirs.astype(float), np.random.default_rng(0)
+        )
+        assert low < difference < high
+        assert low < 0.2 < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+
+
+def test_interval_of_equal_results_is_zero():
+    right = np.tile(np.arange(10) % 2, (2, 1)).astype(float)
+    difference, low, high = page.compare(right, right, np.random.default_rng(0))
+    assert difference == 0
+    assert -0.5 < low <= 0 <= high < 0.5  # seeds are drawn apart, and give the same here
+
+
+def test_verdicts():
+    made = {"arm": "a", "measure": "finetune", "seeds": 3, "share": 0.5, "deviation": 0.1}
+    cases = [(0.1, 0.05, 0.2), (-0.1, -0.2, -0.05), (0.1, -0.05, 0.2), (None, None, None)]
+    found = [page.Comparison(**made, difference=d, low=lo, high=hi) for d, lo, hi in cases]
+    assert [each.verdict for each in found] == ["above", "below", "not told apart", ""]
+
+
+def test_hits_of_retrieval_look_at_k_neighbours(tmp_path):
+    mine = cell(tmp_path, by_name("pace"))
+    mine.pretrained.mkdir(parents=True)
+    for split, names in (("train", "abc"), ("test", "q")):
+        videos = [{"path": name, "label": int(name in "cq")} for name in names]
+        path = mine.pretrained / f"features-p5-video-{split}.json"
+        path.write_text(json.dumps({"videos": videos}))
+    line = {"query": "q", "neighbours": [{"path": name} for name in "abc"]}
+    (mine.pretrained / "neighbours-p5-video.jsonl").write_text(json.dumps(line) + "\n")
+    one, five = (measure for measure in page.MEASURES if measure.name.startswith("retrieve"))
+    assert page.hits_of(mine, one) == {"q": False}
+    assert page.hits_of(mine, five) == {"q": True}
