@@ -160,6 +160,7 @@ def evaluate(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     for case in cases:
         rates = case["clips_per_second"]
         name = f"10-clip test, {case['backbone']}, preset {case['preset']}"
+        name += f", from {case['from']}" if "from" in case else ""
         limit = f"network alone, {short(rates['network_alone'])} clips/s"
         share = case["share_of_network_rate"]
         yield Row(name, "pacecore", rates["test"], "clips/s", None, limit, share)
