@@ -309,7 +309,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.gpu_clips <= 0:
         parser.error(f"--gpu-clips must be above 0, got {options.gpu_clips:g}")
-    record = json.loads((RESULTS / "data-cpu.json").read_text())
+    source = RESULTS / "data-cpu.json"
+    if not source.is_file():
+        parser.error(f"{source} is not here: python -m benchmarks.data writes it")
+    record = json.loads(source.read_text())
     text = planned() if options.gpu_clips == GOAL else page(record, Inputs(options.gpu_clips))
     write_aside(options.out, text)
     print(f"page: {options.out}")
