@@ -61,7 +61,7 @@ def setting(device: torch.device, quick: bool) -> Setting:
         return Setting(device, Shape(), 60, workers)
     small = {"resize": (64, 86), "crop": 56}
     if quick:
-        return Setting(device, Shape(clip_frames=8, **small), 4, workers)
+        return Setting(device, Shape(clip_frames=8, **small), 2, workers)
     return Setting(device, Shape(**small), 8, workers)
 
 
