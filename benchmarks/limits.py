@@ -7,10 +7,11 @@ run. On a CPU with one thread and with all; on a GPU also over the bus, from pin
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
-from .common import add_arguments, time_function, write_record
+from .common import add_arguments, processor_seconds, time_function, write_record
 
 __all__ = ["main", "measure"]
 
@@ -24,14 +25,22 @@ def measure(
     """Bytes read and written a second by a copy, and operations a second of a matrix product."""
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = time_function(lambda: target.copy_(source), device, min_seconds=0.3).p50
+    seconds = _seconds(lambda: target.copy_(source), device)
     found = {"copy_bytes_per_second": 2 * copy_bytes / seconds}
     for kind in types:
         # Random data: zeros draw less power and so run faster than any real product.
         a, b = (torch.randn((side, side), device=device).to(kind) for _ in range(2))
-        seconds = time_function(lambda a=a, b=b: a @ b, device, min_seconds=0.3).p50
+        seconds = _seconds(lambda a=a, b=b: a @ b, device)
         found[f"{str(kind).partition('.')[2]}_flops"] = 2 * side**3 / seconds
     return found
+
+
+def _seconds(function: Callable[[], object], device: str) -> float:
+    """Of one thread the processor's time, which other programs hardly change."""
+    function()
+    if torch.device(device).type == "cpu" and torch.get_num_threads() == 1:
+        return processor_seconds(function)
+    return time_function(function, device, min_seconds=0.3).p50
 
 
 def bus_bytes_per_second(device: str, size: int = 2**28) -> float:

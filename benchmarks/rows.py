@@ -38,7 +38,7 @@ def _limit_of(limits: list[dict], threads: int | None, kind: str) -> float | Non
 
 
 def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
-    copies = {case["threads"]: case["bytes_a_second"] for case in cases if case["case"] == "copy"}
+    copies = {case["threads"]: case for case in cases if case["case"] == "copy"}
     ours: dict[tuple, float] = {}
     for case in cases:
         if case["case"] == "copy":
@@ -47,6 +47,9 @@ def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
         # Of one thread the processor's time: other programs hardly change it.
         of_core = one_thread and "processor_ms_a_clip" in case
         took = case["processor_ms_a_clip"] if of_core else case["ms_a_clip"]
+        copied = copies[case["threads"]]
+        copy = copied.get("processor_bytes_a_second") if of_core else None
+        copy = copy or copied["bytes_a_second"]
         key = (case["case"], case["threads"])
         ours.setdefault(key, took)
         yield Row(
@@ -55,8 +58,8 @@ def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             took,
             "ms of a core a clip" if of_core else "ms a clip",
             took / ours[key],
-            f"copy of {short(copies[case['threads']] / 1e9)} GB/s",
-            case["share_of_copy"] * case["ms_a_clip"] / took,
+            f"copy of {short(copy / 1e9)} GB/s",
+            case["bytes_a_second"] * case["ms_a_clip"] / took / copy,
         )
 
 
