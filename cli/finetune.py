@@ -107,7 +107,8 @@ def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:
     if summary["best"]:
         best = summary["best"]
         lines.append(
-            f"best on {best['val_videos']} videos of the training split:"
+            f"best on {best['val_videos']} videos of the training split, set aside by"
+            f" {summary['validation_by']}:"
             f" {100 * best['val_accuracy']:.1f} % after step {best['step']}: {kept}"
         )
     else:

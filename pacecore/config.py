@@ -211,7 +211,11 @@ class FinetuneOptions(RunOptions):
         choices=("none", "backbone"),
     )  # fmt: skip
     val_share: float = _option(
-        0.0, "Share of the training videos to choose the best checkpoint on.", low=0.0, high=0.9
+        0.0,
+        "Share of the training videos to choose the best checkpoint on; of names such as"
+        " v_Punch_g01_c02 in whole groups.",
+        low=0.0,
+        high=0.9,
     )
     dropout: float = _option(0.0, "Dropout before the head.", low=0.0, high=0.99)
     label_smoothing: float = _option(0.0, "Label smoothing.", low=0.0, high=0.99)

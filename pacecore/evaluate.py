@@ -13,7 +13,7 @@ from pacecore.loader import ClipBatch, ClipFormat, ClipRequest, load_batches
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
 
-__all__ = ["PaceResult", "evenly_spaced", "inference", "pace_accuracy"]
+__all__ = ["EvenRequests", "PaceResult", "evenly_spaced", "inference", "pace_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,23 @@ def evenly_spaced(count: int, clips: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _PaceRequests:
-    """Batch `number`: a few videos, each at every pace and at evenly spaced starts, centre crop."""
+class EvenRequests:
+    """Batch `number`: a few videos, each at every pace and at evenly spaced starts, centre crop.
+
+    A clip's label is the place of its pace; only videos shorter than a clip loop.
+    """
 
     sampling: Sampling
-    frame_counts: tuple[int, ...]
+    paces: tuple[Fraction, ...]
+    frame_counts: tuple[int, ...]  # of all videos of the source
     videos: tuple[int, ...]
-    starts: int
+    starts: int  # clips of each pace
     videos_per_batch: int
+
+    @property
+    def numbers(self) -> range:
+        """The batches that hold all videos."""
+        return range(-(-len(self.videos) // self.videos_per_batch))
 
     def __call__(self, number: int) -> list[ClipRequest]:
         first = number * self.videos_per_batch
@@ -60,12 +69,11 @@ class _PaceRequests:
     def _plans(self, num_frames: int) -> tuple:
         return tuple(
             centre_plan(self.sampling, num_frames, int(start), pace, label)
-            for label, pace in enumerate(self.sampling.classes)
-            for start in evenly_spaced(self._starts(num_frames, pace), self.starts)
+            for label, pace in enumerate(self.paces)
+            for start in evenly_spaced(
+                fitting_starts(num_frames, pace, self.sampling.clip_frames), self.starts
+            )
         )
-
-    def _starts(self, num_frames: int, pace: Fraction) -> int:
-        return fitting_starts(num_frames, pace, self.sampling.clip_frames)
 
 
 def pace_accuracy(
@@ -90,12 +98,11 @@ def pace_accuracy(
     mine = tuple(range(rank(), len(source), world_size()))
     per_video = starts * len(sampling.classes)
     per_batch = max(1, clips_per_batch // per_video)
-    requests = _PaceRequests(sampling, counts, mine, starts, per_batch)
+    requests = EvenRequests(sampling, sampling.classes, counts, mine, starts, per_batch)
     confusion = torch.zeros(len(sampling.classes), len(sampling.classes), dtype=torch.int64)
     unreadable: list[str] = []
-    numbers = range(-(-len(mine) // per_batch))
     for batch, outputs in inference(
-        model, source, requests, numbers, form, device, sampling.clip_frames, workers, amp
+        model, source, requests, requests.numbers, form, device, sampling.clip_frames, workers, amp
     ):
         unreadable += [path for path, _ in batch.bad]
         if outputs is not None:
@@ -128,6 +135,7 @@ def inference(
         workers=workers,
         timeout_seconds=timeout_seconds,
         pin_memory=device.type == "cuda",
+        give_way=device.type == "cpu",
     )
     for batch in batches:
         if len(batch) == 0:

@@ -23,7 +23,6 @@ from pacecore.inputs import Inputs
 from pacecore.protocol import (
     PATIENCE,
     ClipRunner,
-    class_names,
     open_measured,
     out_folder,
     ready,
@@ -181,7 +180,7 @@ def _description(
         },
         "identity": _identity(source),
         "split": split,
-        "classes": list(class_names(source)),
+        "classes": list(source.classes),
     }
 
 
@@ -304,7 +303,7 @@ class _Writer:
                 values[row] = whole[video]
             values.flush()
             os.replace(shorter, self.part)
-        names = class_names(self.source)
+        names = self.source.classes
         videos = [self._video_words(int(video), names) for video in kept]
         order = {
             **self.description,

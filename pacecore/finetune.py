@@ -5,7 +5,9 @@ paper). The best checkpoint is chosen on a share of the training videos, never o
 """
 
 import json
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,14 @@ from pacecore.config import FinetuneOptions, OptionError
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import fit, load_resume, pick_device, trusted
 from pacecore.errors import PacecoreError
-from pacecore.frames import Frames
-from pacecore.inputs import open_inputs, worker_count
+from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
-from pacecore.protocol import ClipRunner, class_names, labels_of
+from pacecore.protocol import ClipRunner, decoder_count, labels_of
 from pacecore.recognition import measure_actions
-from pacecore.source import FrameSource
+from pacecore.source import FrameSource, Subset
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
 
-__all__ = ["ActionModel", "ChosenVideos", "finetune", "inherit_options", "validation_split"]
+__all__ = ["ActionModel", "finetune", "inherit_options", "recordings", "validation_split"]
 
 
 class ActionModel(nn.Module):
@@ -80,53 +81,52 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
     return values, notes
 
 
-def validation_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+# UCF101 names a clip v_CLASS_gGROUP_cCLIP: clips of one group were cut from one recording.
+_GROUPED = re.compile(r"(.*_g\d+)_c\d+")
+
+
+def recordings(source: FrameSource) -> list[str]:
+    """What each video was cut from: its group where its name tells one, else the video itself."""
+    paths = [source.path(video) for video in range(len(source))]
+    found = [_GROUPED.fullmatch(path.stem) for path in paths]
+    return [match[1] if match else str(path) for match, path in zip(found, paths, strict=True)]
+
+
+def validation_split(
+    labels: np.ndarray, share: float, seed: int, groups: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the videos to train on and to validate on, int64, ascending.
 
-    round(share * N) videos (at least one, where share > 0) are for validation, spread over the
-    classes by their sizes; each class keeps at least one to train on. A function of its arguments.
+    About round(share * N) videos (at least one, where share > 0) are for validation, spread over
+    the classes by their sizes. groups: videos of one class and group stay together; by default
+    each is a group of its own, and the number is exact. Each class keeps one group at least to
+    train on. A function of its arguments.
     """
     count = len(labels)
     wanted = max(1, round(share * count)) if share > 0 else 0
-    draws = np.random.Philox(key=[seed, 64]).random_raw(count)
-    # A class of n videos gives its i-th drawn one at rank (i + 1/2) / n: the lowest ranks over all
-    # classes are an even share of each; the last of a class is never given.
-    rank_in_class = np.empty(count, dtype=np.float64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = members[np.argsort(draws[members], kind="stable")]
-        rank_in_class[order] = (np.arange(len(members)) + 0.5) / len(members)
-        rank_in_class[order[-1]] = np.inf
-    order = np.lexsort((draws, rank_in_class))[:wanted]
-    validation = np.sort(order[np.isfinite(rank_in_class[order])])
+    keys = groups if groups is not None else range(count)
+    members: dict[tuple, list[int]] = {}
+    for video, key in enumerate(zip(labels.tolist(), keys, strict=True)):
+        members.setdefault(key, []).append(video)
+    draws = np.random.Philox(key=[seed, 64]).random_raw(len(members))
+    drawn = [key for _, key in sorted(zip(draws.tolist(), members, strict=True))]
+    # Each class's groups in the order drawn lie along 0..1 by their sizes, at their middles: the
+    # lowest over all classes are an even share of each; the last of a class is never given.
+    sizes = np.bincount(labels)
+    behind = np.zeros(len(sizes))
+    places = []
+    for key in drawn:
+        size = len(members[key])
+        if behind[key[0]] + size < sizes[key[0]]:
+            places.append(((behind[key[0]] + size / 2) / sizes[key[0]], len(places), key))
+        behind[key[0]] += size
+    taken: list[int] = []
+    for _, _, key in sorted(places):
+        if not wanted or (taken and len(taken) + len(members[key]) / 2 > wanted):
+            break
+        taken += members[key]
+    validation = np.array(sorted(taken), dtype=np.int64)
     return np.setdiff1d(np.arange(count), validation), validation
-
-
-@dataclass(frozen=True)
-class ChosenVideos:
-    """Some videos of a source, numbered anew."""
-
-    source: FrameSource
-    chosen: tuple[int, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return class_names(self.source)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def num_frames(self, video: int) -> int:
-        return self.source.num_frames(self.chosen[video])
-
-    def decode(self, video: int, wanted: np.ndarray) -> Frames:
-        return self.source.decode(self.chosen[video], wanted)
-
-    def path(self, video: int) -> Path:
-        return self.source.path(self.chosen[video])
-
-    def label(self, video: int) -> int | None:
-        return self.source.label(self.chosen[video])
 
 
 class _ActionTask:
@@ -166,7 +166,7 @@ class _ActionTask:
             options,
             self.device,
             amp=options.amp == "bf16",
-            workers=worker_count(options.workers, self.device),
+            workers=decoder_count(options.workers, self.device),
             decode_timeout=options.decode_timeout,
             what="validate",
         )
@@ -209,22 +209,30 @@ def finetune(
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
         if trained is None and options.checkpoint and not content:
             trained = load_trained(options.checkpoint)
-        chosen, validation = validation_split(labels, options.val_share, options.seed)
+        cut_from = recordings(data.train)
+        chosen, validation = validation_split(labels, options.val_share, options.seed, cut_from)
+        grouped = len(set(cut_from)) < len(cut_from)
         if options.val_share and not len(validation):
-            raise PacecoreError("val_share: each class has one video, which is needed for training")
+            unit = "group of clips" if grouped else "video"
+            raise PacecoreError(
+                f"val_share: each class has one {unit}, which is needed for training"
+            )
         task = _ActionTask(
             options,
             action_model(options, len(classes), trained),
             labels[chosen],
-            ChosenVideos(data.train, tuple(validation.tolist())) if len(validation) else None,
+            Subset(data.train, validation.tolist()) if len(validation) else None,
             classes,
             content["pretrained"] if content else pretraining_of(trained),
             device,
         )
         if is_main():
             words = f"; {len(validation)} of them to choose the best on" if len(validation) else ""
+            if words and grouped:
+                groups = len({cut_from[video] for video in validation})
+                words += f", which are {groups} whole groups by their names (_gNN_)"
             print(f"data: {data.words}\n{len(classes)} classes, {len(labels)} videos{words}")
-        train = ChosenVideos(data.train, tuple(chosen.tolist()))
+        train = Subset(data.train, chosen.tolist())
         counts = tuple(train.num_frames(video) for video in range(len(train)))
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
@@ -236,6 +244,7 @@ def finetune(
             "kind": "finetune",
             "videos": len(train),
             "validation_videos": len(validation),
+            "validation_by": "group" if grouped else "video",
             "classes": list(classes),
             "pretrained": task.pretrained,
             "options": asdict(options),
@@ -278,7 +287,7 @@ def labels_and_classes(source: FrameSource) -> tuple[np.ndarray, tuple[str, ...]
 
     Raises PacecoreError, by name, for videos without labels and classes without videos.
     """
-    labels, classes = labels_of(source, "training split"), class_names(source)
+    labels, classes = labels_of(source, "training split"), source.classes
     if not classes:
         classes = tuple(str(label) for label in range(int(labels.max()) + 1))
     if len(classes) < 2:
@@ -286,5 +295,7 @@ def labels_and_classes(source: FrameSource) -> tuple[np.ndarray, tuple[str, ...]
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lacking:
         names = ", ".join(classes[label] for label in lacking[:10])
-        raise PacecoreError(f"training split: no video of {len(lacking)} classes: {names}")
+        raise PacecoreError(
+            f"training split: {len(lacking)} of {len(classes)} classes have no video: {names}"
+        )
     return labels, classes

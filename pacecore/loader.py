@@ -289,6 +289,11 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _start_worker_that_gives_way(number: int) -> None:
+    _start_worker(number)
+    os.nice(19)
+
+
 def load_batches(
     source: FrameSource,
     requests: Callable[[int], list[ClipRequest]],
@@ -299,11 +304,14 @@ def load_batches(
     timeout_seconds: float = 120.0,
     pin_memory: bool = False,
     resident: bool = False,
+    give_way: bool = False,
 ) -> Iterator[ClipBatch]:
     """Batches `numbers` in order, prefetched two a worker; workers=0 decodes in this process.
 
     resident: the batches carry no frames; their plans are rows of one table of all frames of the
     source, which gives each video's first one (FrameStore).
+    give_way: workers decode while this process waits for them, for a network on the same cores,
+    whose threads would otherwise wait for the one whose core a worker has taken.
     Unreadable videos are left out of their batch and named in its `bad`. Raises LoaderError, with
     the files being read, when a worker dies or gives nothing for `timeout_seconds`.
     """
@@ -315,7 +323,7 @@ def load_batches(
         num_workers=workers,
         timeout=timeout_seconds if workers else 0,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_start_worker_that_gives_way if give_way else _start_worker,
         multiprocessing_context="fork" if workers else None,
     )
     batches = iter(loader)

@@ -12,9 +12,11 @@ __all__ = ["PaperFigure", "data_set_of", "matching", "method_of", "paper_figures
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One figure. measure: "top1" of action recognition, "p5-top1" and the like of retrieval."""
+    """One figure. measure: "top1" of action recognition; of retrieval the layer and k, "p4-top1" to
+    "p5-top50".
+    """
 
-    table: str
+    table: str  # "" where the source does not tell
     network: str  # c3d, r3d, r21d, s3dg
     method: str  # as method_of says it
     paces: str  # "" where the table does not tell
@@ -31,17 +33,22 @@ class PaperFigure:
         return f"{self.network}, {self.method}{paces}{before}; {self.data} {self.measure}"
 
 
-_QUOTED = "Tong et al., VideoMAE (arXiv 2203.12602), Table 13, which quotes the paper"
+_VIDEOMAE = "Tong et al., VideoMAE (arXiv 2203.12602), Table 13, which quotes the paper"
+_SURVEY = (
+    "Schiappa et al., Self-Supervised Learning for Videos: A Survey, table of pretext methods in"
+    " github.com/Maddy12/SSL4VideoSurvey, which quotes the paper; the variant is not told"
+)
 
 # Only what could be read in a source that is named; others come by `figures`, a JSON list of the
-# same fields.
+# same fields. What a source calls the paper's result is taken as that of its full method.
 _KNOWN = tuple(
-    PaperFigure(
-        "4", "r21d", "pace + same context", "", "Kinetics-400", data, "top1", percent,
-        _QUOTED,
+    PaperFigure(table, network, "pace + same context", "", before, data, "top1", percent, source)
+    for table, network, before, source, results in (
+        ("4", "r21d", "Kinetics-400", _VIDEOMAE, {"UCF101": 77.1, "HMDB51": 36.6}),
+        ("", "s3dg", "UCF101", _SURVEY, {"UCF101": 87.1, "HMDB51": 52.6}),
     )
-    for data, percent in (("UCF101", 77.1), ("HMDB51", 36.6))
-)  # fmt: skip
+    for data, percent in results.items()
+)
 
 
 def paper_figures(path: str | Path | None = None) -> tuple[PaperFigure, ...]:
@@ -91,11 +98,13 @@ def data_set_of(path: str, result: dict[str, Any]) -> str:
 
 
 def _pretraining_set(options: dict[str, Any], learning: dict[str, Any], data: str) -> str:
-    """Kinetics by the folder's name; else the measured data set, where both were one folder."""
+    """The measured data set, where both were one folder; else by the folder's name."""
     folder = str(learning.get("data", ""))
+    if folder and folder == options.get("data"):
+        return data
     if any(word in folder.lower() for word in ("kinetics", "k400")):
         return "Kinetics-400"
-    return data if folder and folder == options.get("data") else ""
+    return "UCF101" if "ucf101" in folder.lower() else ""
 
 
 def matching(

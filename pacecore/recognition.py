@@ -18,11 +18,11 @@ from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.engine import clip_format, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
-from pacecore.inputs import Inputs, worker_count
+from pacecore.inputs import Inputs
 from pacecore.protocol import (
     PATIENCE,
     ClipRunner,
-    class_names,
+    decoder_count,
     labels_of,
     open_measured,
     out_folder,
@@ -169,7 +169,7 @@ def head_labels(source: FrameSource, classes: tuple[str, ...], what: str) -> np.
 
     Raises PacecoreError, by name, for classes that the head does not know.
     """
-    labels, names = labels_of(source, what), class_names(source)
+    labels, names = labels_of(source, what), source.classes
     if not names:
         if labels.max() >= len(classes):
             raise PacecoreError(
@@ -303,7 +303,7 @@ def _test_pace(
         clip_format(trained.options, device, memory_format(model, device)),
         device,
         starts=options.clips,
-        workers=worker_count(options.workers, device),
+        workers=decoder_count(options.workers, device),
         amp=options.amp == "bf16",
         clips_per_batch=options.batch_clips,
     )

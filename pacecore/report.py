@@ -292,7 +292,7 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
 def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     ks = sorted({int(k) for run in runs for each in run.retrievals for k in each["top"]})
     heads = ["network", "weights", "features", "by", "data", *(f"top-{k} %" for k in ks)]
-    table = Table("Retrieval (Table 5)", [*heads, "paper, top-1 %", "differs in"])
+    table = Table("Retrieval (Table 5)", [*heads, "paper %", "differs in"])
     kinds = {(each["stage"], each["pool"], each["unit"]) for run in runs for each in run.retrievals}
     for kind in sorted(kinds):
         stage, pool, unit = kind
@@ -309,9 +309,10 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
             weights = method_of(run.learning)
             if run.kind == "finetune":
                 weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
-            paper = ""
+            paper = {}
             if run.kind == "pretrain" and unit == "video":
-                paper = matching(known, f"{stage}-top1", run.options, run.learning, data)
+                setting = run.options, run.learning, data
+                paper = {k: matching(known, f"{stage}-top{k}", *setting) for k in ks}
             table.rows.append(
                 [
                     _network(run.options),
@@ -325,7 +326,7 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
                         else "-"
                         for k in ks
                     ),
-                    paper or "-",
+                    ", ".join(f"top-{k} {figure}" for k, figure in paper.items() if figure) or "-",
                     other,
                 ]
             )
@@ -385,7 +386,8 @@ def _page(
             "|---|---|---|---|",
         ]
         parts += [
-            f"| {each.table} | {each.words} | {each.percent} | {each.source} |" for each in known
+            f"| {each.table or '-'} | {each.words} | {each.percent} | {each.source} |"
+            for each in known
         ]
         parts.append("")
     parts += ["## Runs", ""]

@@ -28,6 +28,7 @@ from pacecore.video_writer import write_png
 __all__ = ["hit_rates", "nearest", "retrieve_features", "retrieve_files", "run_retrieve"]
 
 _BLOCK_BYTES = 256 * 2**20  # of queries, of gallery rows, and of similarities held at once
+_TOGETHER = 1024  # queries multiplied at once: their products stay in a processor's last cache
 _SPARE = 16  # candidates beyond k, so that rounding cannot push a true neighbour out
 _CLOSE = 2e-6  # cosines nearer than this are compared again in float64
 _TINY = 1e-30  # in place of the length of a row of zeros, whose products are 0
@@ -63,8 +64,8 @@ def nearest(
     edges = [edge for edge in boundaries or range(1, k + 1) if edge < len(gallery) and edge <= k]
     wanted = min(k + _SPARE, len(gallery))
     row_bytes = 4 * queries.shape[1]
-    gallery_rows = max(1, min(16384, block_bytes // row_bytes))
-    query_rows = max(1, min(4096, block_bytes // row_bytes, block_bytes // (4 * gallery_rows)))
+    gallery_rows = max(1, min(8192, block_bytes // row_bytes))
+    query_rows = max(1, min(4096, block_bytes // row_bytes))
     numbers = np.empty((len(queries), k), dtype=np.int64)
     cosines = np.empty((len(queries), k), dtype=np.float32)
     for first in range(0, len(queries), query_rows):
@@ -81,22 +82,47 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `wanted` nearest of each query by fp32 cosine, nearest first."""
     asked, asked_scale = _rows(queries, device)
-    best: tuple[Tensor, Tensor] | None = None
+    best: dict[int, tuple[Tensor, Tensor]] = {}  # by the part of the queries: cosines, numbers
+    products = torch.empty(_TOGETHER * rows, device=device)  # one block, asked for once
     for first in range(0, len(gallery), rows):
         answers, scale = _rows(gallery[first : first + rows], device)
-        cosines = (asked @ answers.T).mul_(scale).mul_(asked_scale[:, None])
-        near, place = cosines.topk(min(wanted, cosines.shape[1]), dim=1)
-        number = place + first
-        if best is not None:
-            near, number = torch.cat([best[0], near], 1), torch.cat([best[1], number], 1)
-            near, place = near.topk(min(wanted, near.shape[1]), dim=1)
-            number = number.gather(1, place)
-        best = near, number
-    return best[1].cpu().numpy(), best[0].cpu().numpy()
+        by_rows = answers.shape[1] < len(asked)  # fewer numbers to scale than products
+        if by_rows:
+            answers = answers * scale[:, None]
+        for part in range(0, len(asked), _TOGETHER):
+            some = slice(part, part + _TOGETHER)
+            shape = len(asked[some]), len(answers)
+            cosines = products[: shape[0] * shape[1]].view(shape)
+            torch.mm(asked[some], answers.T, out=cosines)
+            if not by_rows:
+                cosines.mul_(scale)
+            found, place = _largest(cosines, min(wanted, len(answers)))
+            if first:
+                found = torch.cat([best[part][0], found], 1)
+                place = torch.cat([best[part][1], place + first], 1)
+                found, order = _largest(found, min(wanted, found.shape[1]))
+                place = place.gather(1, order)
+            best[part] = found, place
+    near, numbers = (torch.cat(each).cpu().numpy() for each in zip(*best.values(), strict=True))
+    return numbers, near * asked_scale.cpu().numpy()[:, None]
+
+
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`values.topk(k, dim=1)`: the k largest of each row of (Q, N), largest first, their places."""
+    if values.device.type != "cpu" or k == values.shape[1]:
+        return values.topk(k, dim=1)
+    # NumPy selects with vector instructions: 66 of 4,000 in 12 ms for 1,024 rows on one core, for
+    # which topk took 56 on two.
+    array = values.numpy()
+    places = np.argpartition(array, -k, axis=1)[:, -k:]
+    found = np.take_along_axis(array, places, axis=1)
+    order = np.argsort(-found, axis=1)
+    found, places = (np.take_along_axis(each, order, axis=1) for each in (found, places))
+    return torch.from_numpy(found), torch.from_numpy(places)
 
 
 def _rows(rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows on the device, and 1 / their lengths: scaling the products is cheaper than the rows."""
+    """Rows on the device, and 1 / their lengths."""
     whole = rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable
     values = torch.from_numpy(rows if whole else np.array(rows, dtype=np.float32)).to(device)
     return values, 1 / values.norm(dim=1).clamp_min(_TINY)

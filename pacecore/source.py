@@ -18,6 +18,8 @@ __all__ = ["FrameSource", "Subset", "VideoFiles"]
 class FrameSource(Protocol):
     """Videos by number, however their frames are kept."""
 
+    classes: tuple[str, ...]  # names of the classes, by label; empty where nothing is labelled
+
     def __len__(self) -> int: ...
 
     def num_frames(self, video: int) -> int: ...
@@ -38,7 +40,7 @@ class VideoFiles:
 
     def __init__(self, index: VideoIndex) -> None:
         self._entries = list(index.entries)
-        self.classes = index.classes  # names by label; empty where nothing is labelled
+        self.classes = index.classes
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -82,7 +84,13 @@ class Subset:
     """Some videos of another source, numbered anew; its frames are the other one's."""
 
     def __init__(self, source: FrameSource, videos: Sequence[int]) -> None:
+        if isinstance(source, Subset):  # a part of a part is a part of the whole
+            source, videos = source.source, [source.videos[video] for video in videos]
         self.source, self.videos = source, tuple(videos)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
 
     def __len__(self) -> int:
         return len(self.videos)

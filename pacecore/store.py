@@ -235,6 +235,8 @@ class FrameStore:
             size = tuple(content["size"])
             if content["pacecore_store"] != 1 or len(size) != 2:
                 raise ValueError("of another version")
+            if not isinstance(content["classes"], list):
+                raise ValueError("classes must be a list")
             total = max(v["first"] + v["frames"] for v in content["videos"]) * record_bytes(size)
             have = (folder / _FRAMES).stat().st_size
         except FileNotFoundError:
@@ -255,6 +257,10 @@ class FrameStore:
         return FrameStore.open, (self.folder,)  # another process maps the file itself
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self._content["classes"])
+
+    @property
     def index(self) -> VideoIndex:
         """The videos in the store, in its order."""
         entries = tuple(
@@ -262,7 +268,7 @@ class FrameStore:
             for v in self._videos
         )
         content = self._content
-        return VideoIndex(content["root"], content["layout"], entries, tuple(content["classes"]))
+        return VideoIndex(content["root"], content["layout"], entries, self.classes)
 
     def path(self, video: int) -> Path:
         return Path(self._videos[video]["path"])

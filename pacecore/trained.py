@@ -51,6 +51,8 @@ def load_trained(path: str | Path) -> Trained:
     Raises PacecoreError for a file that is neither, or whose weights do not fit its options.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder; name the checkpoint in it, {path / 'last.pt'}")
     try:
         content = load_checkpoint(path)
     except CheckpointError as error:

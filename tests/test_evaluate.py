@@ -26,6 +26,7 @@ from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 from pacecore.video import decode, probe
 
+from .ranks import run_ranks
 from .tiny import CLASSES, finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,6 +168,49 @@ def test_every_video_is_decoded_once_and_none_is_dropped(videos, checkpoint, tmp
     assert result["top1"] == np.mean([line["right"] for line in lines])
 
 
+def result_of_a_rank(rank, checkpoint, out):
+    result = run_test(load_trained(checkpoint), options_of(out=out, batch_clips=20))
+    return {name: result[name] for name in ("top1", "videos", "confusion", "unreadable")}
+
+
+@pytest.mark.parametrize("kind", ["whole", "one unreadable", "fewer videos than ranks"])
+def test_two_ranks_predict_what_one_process_does(checkpoint, tmp_path, kind):
+    videos = tiny_set(tmp_path / "set", train=1, test=2)
+    paths = sorted((videos / "test").rglob("*.mp4"))
+    if kind == "one unreadable":
+        paths[1].write_bytes(paths[1].read_bytes()[:600] + b"cut")
+    if kind == "fewer videos than ranks":
+        for path in paths[1:]:
+            path.unlink()
+    trained = finetuned(tmp_path / "best.pt", data=str(videos))
+    one = run_test(load_trained(trained), options_of(out=str(tmp_path / "one"), batch_clips=20))
+    both = run_ranks(result_of_a_rank, 2, str(trained), str(tmp_path / "two"))
+    assert both[0] == both[1] == {name: one[name] for name in both[0]}
+    assert one["videos"] == {"whole": 6, "one unreadable": 5, "fewer videos than ranks": 1}[kind]
+    alone, together = (
+        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").open()]
+        for name in ("one", "two")
+    )
+    assert len(alone) == len(together)
+    for ours, theirs in zip(alone, together, strict=True):
+        np.testing.assert_allclose(
+            ours.pop("probabilities"), theirs.pop("probabilities"), rtol=0, atol=2e-6
+        )
+        assert ours == theirs
+
+
+def pace_of_a_rank(rank, checkpoint, out):
+    result = run_test(load_trained(checkpoint), options_of(out=out, clips=2))
+    return {name: result[name] for name in ("pace_accuracy", "clips", "confusion")}
+
+
+def test_two_ranks_measure_the_pace_as_one_process_does(videos, tmp_path):
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    one = run_test(load_trained(checkpoint), options_of(out=str(tmp_path / "one"), clips=2))
+    both = run_ranks(pace_of_a_rank, 2, str(checkpoint), str(tmp_path / "two"))
+    assert both[0] == both[1] == {name: one[name] for name in both[0]}
+
+
 def test_batch_size_changes_nothing(checkpoint, tmp_path):
     one, other = (
         run_test(load_trained(checkpoint), options_of(out=str(tmp_path), batch_clips=size))
@@ -291,3 +335,8 @@ def test_the_command_prints_the_figures(checkpoint, tmp_path):
     assert "6 videos, 10 clips each, mean of softmax; 0 unreadable" in shown.output
     assert "95 % interval" in shown.output
     assert "mean per class" in shown.output
+
+
+def test_a_folder_in_place_of_a_checkpoint_says_what_to_name(tmp_path):
+    with pytest.raises(PacecoreError, match=r"a folder; name the checkpoint in it, .*last\.pt"):
+        load_trained(tmp_path)

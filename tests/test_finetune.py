@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,18 +10,20 @@ import torch
 
 from pacecore.backbones import build_backbone
 from pacecore.checkpoint import load_checkpoint
-from pacecore.config import FinetuneOptions, OptionError, from_mapping
+from pacecore.config import FinetuneOptions, OptionError, TestOptions, from_mapping
+from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.finetune import (
     ActionModel,
-    ChosenVideos,
     finetune,
     inherit_options,
     labels_and_classes,
+    recordings,
     validation_split,
 )
-from pacecore.protocol import class_names
+from pacecore.recognition import run_test
 from pacecore.source import VideoFiles
+from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
 
 from .tiny import CLASSES, SMALL, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
@@ -72,6 +75,68 @@ def test_each_class_keeps_a_video_to_train_on():
     assert len(validation) == 3  # 5 wanted, but a class of one video has none to give
 
 
+def ucf_names(classes, groups, clips):
+    """Stems of a set that is named as UCF101 is, and their labels."""
+    names = [
+        f"v_{name}_g{group:02}_c{clip:02}"
+        for name in classes
+        for group in range(1, groups + 1)
+        for clip in range(1, clips + 1)
+    ]
+    return names, np.repeat(np.arange(len(classes)), groups * clips)
+
+
+class Named:
+    """A source of paths alone."""
+
+    def __init__(self, names):
+        self.paths = [Path(f"set/{name}.avi") for name in names]
+
+    def __len__(self):
+        return len(self.paths)
+
+    def path(self, video):
+        return self.paths[video]
+
+
+def test_clips_of_one_group_are_known_by_their_names():
+    names = ["v_Punch_g01_c01", "v_Punch_g01_c02", "v_Punch_g02_c01", "v_Kick_g01_c01", "wave_f_nm"]
+    found = recordings(Named(names))
+    assert [found.index(each) for each in found] == [0, 0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+def test_no_group_is_in_both_parts_and_the_share_is_even(share):
+    names, labels = ucf_names(("Punch", "Kick", "PushUps"), groups=20, clips=4)
+    groups = recordings(Named(names))
+    train, validation = validation_split(labels, share, 3, groups)
+    assert sorted([*train, *validation]) == list(range(240))
+    assert not {groups[video] for video in train} & {groups[video] for video in validation}
+    counts = np.bincount(labels[validation], minlength=3)
+    assert abs(counts.sum() - 240 * share) <= 2  # half a group
+    assert np.abs(counts - 80 * share).max() <= 4  # a group
+
+
+def test_groups_of_many_sizes_come_near_the_share_and_leave_each_class_one():
+    rng = np.random.default_rng(0)
+    groups = [f"{label}-{group}" for label in range(4) for group in range(12)]
+    names = np.repeat(groups, rng.integers(1, 8, len(groups)))
+    labels = np.array([int(name[0]) for name in names])
+    train, validation = validation_split(labels, 0.3, 1, names.tolist())
+    assert not set(names[train]) & set(names[validation])
+    assert abs(len(validation) - 0.3 * len(names)) <= 4  # half the largest group
+    train, validation = validation_split(labels, 0.99, 1, names.tolist())
+    assert set(labels[train]) == {0, 1, 2, 3}
+    assert len(validation_split(np.zeros(5, int), 0.2, 0, ["a"] * 5)[1]) == 0
+
+
+def test_groups_of_one_video_are_the_split_by_video():
+    labels = np.random.default_rng(0).integers(0, 5, 100)
+    by_video = validation_split(labels, 0.3, 7)
+    by_group = validation_split(labels, 0.3, 7, [str(video) for video in range(100)])
+    assert all(map(np.array_equal, by_video, by_group))
+
+
 def test_linear_probe_moves_the_head_alone(videos, tmp_path):
     checkpoint = pretrained(tmp_path / "pre.pt")
     before = load_trained(checkpoint)
@@ -120,7 +185,7 @@ def test_learns_and_keeps_the_best_by_the_validation_share(videos, tmp_path, mon
         videos, tmp_path / "run", val_share=0.25, epochs=6, repeat=2, schedule="cosine"
     )
     summary = finetune(options)
-    assert summary["validation_videos"] == 3
+    assert (summary["validation_videos"], summary["validation_by"]) == (3, "video")
     assert summary["videos"] == 9
     assert not [path for path in opened if "/test/" in path]  # the test split is never looked at
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
@@ -134,6 +199,29 @@ def test_learns_and_keeps_the_best_by_the_validation_share(videos, tmp_path, mon
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
 
 
+def test_validation_takes_whole_groups_and_says_so(tmp_path, capsys):
+    for label, name in enumerate(CLASSES):
+        for group in range(1, 4):
+            for clip in (1, 2):
+                path = tmp_path / f"set/train/{name}/v_{name}_g{group:02}_c{clip:02}.mp4"
+                write_tiny(path, 2 - label, 10 * label + group, frames=20)
+    options = tiny_options(tmp_path / "set", tmp_path / "run", val_share=0.33, max_steps=1)
+    summary = finetune(options)
+    assert (summary["validation_videos"], summary["validation_by"]) == (6, "group")
+    assert "6 of them to choose the best on, which are 3 whole groups" in capsys.readouterr().out
+
+
+def test_a_packed_store_gives_the_names_of_its_classes_to_head_and_test(videos, tmp_path):
+    index, _ = probe_all(find_videos(videos))
+    pack(index, tmp_path / "store", (32, 40), workers=1)
+    options = tiny_options(tmp_path / "store", tmp_path / "run", max_steps=1, val_share=0.25)
+    finetune(options)
+    trained = load_trained(tmp_path / "run" / "last.pt")
+    assert trained.classes == CLASSES
+    result = run_test(trained, TestOptions(workers=0, device="cpu", clips=2).resolved())
+    assert tuple(result["per_class"]) == CLASSES
+
+
 def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
     whole = tiny_options(videos, tmp_path / "whole", val_share=0.25, epochs=2)
     finetune(whole)
@@ -144,29 +232,6 @@ def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
     assert one["totals"]["step"] == other["totals"]["step"]
     for name, value in one["model"].items():
         assert torch.equal(value, other["model"][name]), name
-
-
-def test_chosen_videos_are_renumbered():
-    class Source:
-        classes = ("a", "b")
-
-        def num_frames(self, video):
-            return 100 + video
-
-        def path(self, video):
-            return f"video{video}"
-
-        def label(self, video):
-            return video % 2
-
-        def decode(self, video, wanted):
-            return (video, wanted)
-
-    chosen = ChosenVideos(Source(), (4, 1))
-    assert len(chosen) == 2
-    assert [chosen.num_frames(0), chosen.path(1), chosen.label(0)] == [104, "video1", 0]
-    assert chosen.decode(1, [0]) == (1, [0])
-    assert class_names(chosen) == ("a", "b")
 
 
 def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path):
@@ -206,7 +271,7 @@ def test_one_class_is_refused():
 def test_a_class_of_the_test_split_alone_is_told_by_name(tmp_path):
     tiny_set(tmp_path / "set", train=2, test=1)
     write_tiny(tmp_path / "set/test/Violet/t.mp4", 0, 1, 20)
-    with pytest.raises(PacecoreError, match="training split: no video of 1 classes: Violet"):
+    with pytest.raises(PacecoreError, match="training split: 1 of 4 classes have no video: Violet"):
         finetune(tiny_options(tmp_path / "set", tmp_path / "run"))
 
 

@@ -1,7 +1,11 @@
 import numpy as np
+import pytest
 import torch
 
 from pacecore.pictures import clip_sheet, to_rgb
+from pacecore.stills import still_frames
+
+from .sources import PacketSource
 
 
 def test_input_back_to_pictures():
@@ -22,3 +26,16 @@ def test_sheet_places_every_frame():
     assert [sheet[1 + 5 * r, 1 + 6 * c, 0] for r in range(2) for c in range(3)] == list(range(6))
     assert sheet[0].min() == 255
     assert clip_sheet(clips, gap=1, columns=2).shape == (11, 13, 3)
+
+
+@pytest.mark.parametrize(("size", "bars"), [((96, 32), "beside"), ((30, 120), "above and below")])
+def test_stills_keep_their_shape_between_grey_bars(size, bars):
+    source = PacketSource((5, 5), size=size, bad=(1,))
+    still, unreadable = still_frames(source, [0, 1], size=(48, 64))
+    grey = (still == 127).all(axis=2)
+    height, width = (~grey).any(axis=1).sum(), (~grey).any(axis=0).sum()
+    assert (height, width) == {"beside": (48, 16), "above and below": (16, 64)}[bars]
+    rows, columns = np.flatnonzero((~grey).any(axis=1)), np.flatnonzero((~grey).any(axis=0))
+    assert abs(rows[0] - (47 - rows[-1])) <= 1
+    assert abs(columns[0] - (63 - columns[-1])) <= 1
+    assert (unreadable == 127).all()

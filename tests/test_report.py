@@ -115,6 +115,44 @@ def test_the_papers_figure_stands_beside_its_own_setting_alone(tmp_path):
     assert "VideoMAE" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_figure_of_another_data_set_than_the_pretraining(tmp_path):
+    learning = asdict(TrainOptions(data="/data/UCF101", backbone="s3dg").resolved())
+    names = [f"class{number}" for number in range(51)]
+    changes = {"backbone": "s3dg", "videos": 1530, "classes": names, "data": "/data/hmdb"}
+    finetuning(tmp_path / "same", 0.5, learning, **changes)
+    finetuning(tmp_path / "elsewhere", 0.5, {**learning, "data": "/data/own"}, **changes)
+    folders = [tmp_path / "same", tmp_path / "elsewhere"]
+    rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Action")
+    assert [(row["data"], row["paper %"]) for row in rows] == [("HMDB51", "52.6"), ("HMDB51", "-")]
+
+
+def test_retrieval_figures_of_every_k_stand_beside_the_layer_they_are_of(tmp_path):
+    options = pretraining(tmp_path / "pre", 0.5)
+    shares = {"1": 0.3, "5": 0.4, "10": 0.5, "20": 0.6, "50": 0.7}
+    for stage, unit in (("p4", "video"), ("p5", "video"), ("p5", "clip")):
+        content = {"stage": stage, "pool": "max", "unit": unit, "query_videos": 3783}
+        content |= {"top": shares, "trained_with": options, "pretrained": {}}
+        write(tmp_path / "pre" / f"retrieve-{stage}-{unit}.json", content)
+    figures = [
+        {
+            "table": "5", "network": "r21d", "method": "pace + same context", "paces": "",
+            "pretraining": "UCF101", "data": "UCF101", "measure": f"p5-top{k}", "percent": k + 0.5,
+            "source": "made for the test",
+        }
+        for k in (1, 5, 50)
+    ]  # fmt: skip
+    write(tmp_path / "figures.json", figures)
+    result = make_report(
+        [tmp_path / "pre"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
+    )
+    rows = table_of(result, "Retrieval")
+    assert [(row["features"], row["by"], row["paper %"]) for row in rows] == [
+        ("p4", "video", "-"),
+        ("p5", "clip", "-"),
+        ("p5", "video", "top-1 1.5, top-5 5.5, top-50 50.5"),
+    ]
+
+
 def test_more_figures_of_the_paper_from_a_file(tmp_path):
     learning = pretraining(tmp_path / "pre", 0.5, contrast="none")
     finetuning(tmp_path / "ft", 0.7, learning, videos=3783, classes=[str(n) for n in range(101)])

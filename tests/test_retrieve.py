@@ -4,16 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pacecore.cli import retrieve as retrieve_verb
 from pacecore.config import OptionError, RetrieveOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features
-from pacecore.retrieve import hit_rates, nearest, retrieve_features, run_retrieve
+from pacecore.retrieve import _largest, hit_rates, nearest, retrieve_features, run_retrieve
 from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 
+from .ranks import run_ranks
 from .tiny import CLASSES, finetuned, one_thread, pretrained, tiny_set  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +54,31 @@ def test_neighbours_are_exact_whatever_the_blocks(block_bytes, k):
     np.testing.assert_allclose(
         cosines, np.take_along_axis(expected, order, axis=1), rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("width", [50, 160, 167, 1000])
+@pytest.mark.parametrize("values", ["random", "few", "equal"])
+def test_the_largest_of_each_row_are_those_of_a_sort(width, values):
+    generator = torch.Generator().manual_seed(width)
+    rows = {
+        "random": torch.randn(30, width, generator=generator),
+        "few": torch.randint(0, 4, (30, width), generator=generator).float(),
+        "equal": torch.zeros(30, width),
+    }[values]
+    found, places = _largest(rows, 10)
+    assert torch.equal(found, rows.sort(dim=1, descending=True).values[:, :10])
+    assert torch.equal(rows.gather(1, places), found)
+    assert all(len(set(row)) == 10 for row in places.tolist())  # none twice
+
+
+@pytest.mark.parametrize("block_bytes", [2**14, 2**28])
+def test_neighbours_among_many_rows_are_exact(block_bytes):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((1100, 16), dtype=np.float32)
+    gallery = rng.standard_normal((1500, 16), dtype=np.float32)
+    numbers, _ = nearest(queries, gallery, 20, block_bytes=block_bytes)
+    order = np.argsort(-plain_cosines(queries, gallery), axis=1, kind="stable")[:, :20]
+    assert np.array_equal(numbers, order)
 
 
 def test_cosines_that_fp32_cannot_tell_apart_are_settled_exactly():
@@ -163,6 +190,35 @@ def test_end_to_end(videos, tmp_path, unit, monkeypatch):
 
     monkeypatch.setattr(VideoFiles, "decode", refuse)
     assert run_retrieve(trained, options_of(tmp_path, unit=unit))["top"] == result["top"]
+
+
+def retrieved_by_rank(rank, checkpoint, out, unit):
+    result = run_retrieve(load_trained(checkpoint), options_of(out, unit=unit))
+    return {name: result[name] for name in ("top", "queries", "gallery", "dimensions")}
+
+
+@pytest.mark.parametrize("unit", ["video", "clip"])
+def test_two_ranks_find_what_one_process_does(videos, tmp_path, unit):
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    one = run_retrieve(load_trained(checkpoint), options_of(tmp_path / "one", unit=unit))
+    both = run_ranks(retrieved_by_rank, 2, str(checkpoint), str(tmp_path / "two"), unit)
+    assert both[0] == both[1] == {name: one[name] for name in both[0]}
+    name = f"gap-{unit}"
+    for split in ("train", "test"):
+        alone, together = (
+            np.load(tmp_path / ranks / f"features-{name}-{split}.npy") for ranks in ("one", "two")
+        )
+        np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-6)
+    alone, together = (
+        [json.loads(line) for line in (tmp_path / ranks / f"neighbours-{name}.jsonl").open()]
+        for ranks in ("one", "two")
+    )
+    for ours, theirs in zip(alone, together, strict=True):
+        near, far = ours.pop("neighbours"), theirs.pop("neighbours")
+        assert [(each["path"], each["clip"]) for each in near] == [
+            (each["path"], each["clip"]) for each in far
+        ]
+        assert ours == theirs
 
 
 def features_of(path, labels, classes=CLASSES, **changes) -> Features:

@@ -201,9 +201,13 @@ def test_damage_is_refused(index, tmp_path):
     file.write_bytes(raw[:-1])
     with pytest.raises(StoreError, match="bytes of"):
         FrameStore.open(tmp_path / "store")
-    (tmp_path / "store" / "index.json").write_text("{")
-    with pytest.raises(StoreError, match=r"index\.json is damaged"):
-        FrameStore.open(tmp_path / "store")
+    content = json.loads((tmp_path / "store" / "index.json").read_text())
+    del content["classes"]
+    file.write_bytes(raw)
+    for text in (json.dumps(content), json.dumps(content | {"classes": "abc"}), "{"):
+        (tmp_path / "store" / "index.json").write_text(text)
+        with pytest.raises(StoreError, match=r"index\.json is damaged"):
+            FrameStore.open(tmp_path / "store")
     with pytest.raises(StoreError, match="no frame store"):
         FrameStore.open(tmp_path)
 

@@ -15,7 +15,7 @@ _RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Measure:
-    """What is counted right or wrong for each held-out video."""
+    """What is counted right or wrong, or in part right, for each held-out video."""
 
     name: str
     words: str
@@ -25,6 +25,9 @@ class Measure:
 
 MEASURES = (
     Measure("finetune", "fine-tuned, 10 clips, top-1", "finetune/predictions.jsonl", SCRATCH),
+    Measure(
+        "finetune-clips", "fine-tuned, clip by clip, top-1", "finetune/predictions.jsonl", SCRATCH
+    ),
     Measure("probe", "linear probe, 10 clips, top-1", "probe/predictions.jsonl", RANDOM),
     Measure("retrieve-1", "retrieval, p5, top-1", "pretrain/neighbours-p5-video.jsonl", RANDOM),
     Measure("retrieve-5", "retrieval, p5, top-5", "pretrain/neighbours-p5-video.jsonl", RANDOM),
@@ -53,22 +56,30 @@ class Comparison:
         return "below" if self.high < 0 else "not told apart"
 
 
-def hits_of(cell: Cell, measure: Measure) -> dict[str, bool]:
-    """Right or wrong, by video; {} where the cell has no such result."""
+def hits_of(cell: Cell, measure: Measure) -> dict[str, float]:
+    """1 for right, 0 for wrong, or the share of right clips, by video; {} where the cell has no
+    such result.
+    """
     path = cell.folder / measure.file
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if measure.name == "finetune-clips":
+        return {
+            line["path"]: line["clips_predicted"].count(line["label"])
+            / len(line["clips_predicted"])
+            for line in lines
+        }
     if "right" in lines[0]:
-        return {line["path"]: line["right"] for line in lines}
+        return {line["path"]: float(line["right"]) for line in lines}
     labels = {}
     for split in ("train", "test"):
         listed = json.loads((path.parent / f"features-p5-video-{split}.json").read_text())
         labels |= {video["path"]: video["label"] for video in listed["videos"]}
     k = int(measure.name.rpartition("-")[2])
     return {
-        line["query"]: any(
-            labels[found["path"]] == labels[line["query"]] for found in line["neighbours"][:k]
+        line["query"]: float(
+            any(labels[found["path"]] == labels[line["query"]] for found in line["neighbours"][:k])
         )
         for line in lines
     }
@@ -79,7 +90,7 @@ def compare(
 ) -> tuple[float, float, float]:
     """Difference of two means and its 95 % bootstrap interval.
 
-    mine, theirs: (seeds, videos), 0 or 1, the same videos in the same order. Videos are drawn anew
+    mine, theirs: (seeds, videos), 0 to 1, the same videos in the same order. Videos are drawn anew
     together, since both were measured on them; seeds apart, since they are different trainings.
     """
     videos = mine.shape[1]
