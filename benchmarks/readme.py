@@ -119,7 +119,9 @@ def speed() -> str:
     cpu = RESULTS / "bench-cpu.json"
     if cpu.is_file():
         record = json.loads(cpu.read_text())
-        lines += [f"`{record['command']}` on {_machine(record)}:", "", *_summary(record["runs"])]
+        load = record["machine"]["load_average"][0]
+        words = f"`{record['command']}` on {_machine(record)}, load average {load:.1f} at its start:"
+        lines += [words, "", *_summary(record["runs"])]
     gpu = sorted(RESULTS.glob("gpu_check*cuda.json"))
     if not gpu:
         words = "No GPU has run these measurements yet; what a GPU reaches is not known."
