@@ -120,7 +120,7 @@ def speed() -> str:
     if cpu.is_file():
         record = json.loads(cpu.read_text())
         load = record["machine"]["load_average"][0]
-        words = f"`{record['command']}` on {_machine(record)}, load average {load:.1f} at its start:"
+        words = f"`{record['command']}` on {_machine(record)}, at a load average of {load:.1f}:"
         lines += [words, "", *_summary(record["runs"])]
     gpu = sorted(RESULTS.glob("gpu_check*cuda.json"))
     if not gpu:

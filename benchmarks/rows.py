@@ -91,7 +91,13 @@ def backbones(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
         kind = "bfloat16_flops" if case["way"].startswith("bf16") else "float32_flops"
         rate = _limit_of(limits, None, kind)
         name = f"{case['network']}, width {case['width']:g}, batch {case['batch']}"
-        beside = [c for c in cases if c.get("network") == case["network"] and "times_plain" in c]
+        beside = [
+            other
+            for other in cases
+            if other.get("network") == case["network"]
+            and other["way"] != "plain"
+            and "times_plain" in other
+        ]
         best = max(beside, key=lambda c: c["times_plain"], default=None)
         plain = case["way"] == "plain"
         yield Row(
