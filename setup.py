@@ -251,8 +251,12 @@ def sources():
 
 setup(
     version=local_version(),
-    packages=[*find_packages(include=["pacecore", "pacecore.*"]), "pacecore.cli"],
-    package_dir={"pacecore.cli": "cli"},
+    packages=[
+        *find_packages(include=["pacecore", "pacecore.*"]),
+        *("pacecore.cli", "pacecore.benchmarks"),
+    ],
+    package_dir={"pacecore.cli": "cli", "pacecore.benchmarks": "benchmarks"},
+    exclude_package_data={"pacecore.benchmarks": ["results/*", "experiments/*"]},
     ext_modules=[Extension("pacecore._C", sources())],
     cmdclass={"build_ext": NinjaBuild},
     # A torch is fetched for the build only where the target environment has none that serves.

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import add_arguments, peak_extra_bytes, time_function, write_record
 from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, memory_format, prepare
+
+from .common import add_arguments, peak_extra_bytes, time_function, write_record
 
 
 @dataclass(frozen=True)

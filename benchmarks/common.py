@@ -1,11 +1,13 @@
 """What every benchmark shares: machine, timing, peak memory, and the JSON record it leaves."""
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -24,12 +26,17 @@ __all__ = [
     "add_arguments",
     "machine_info",
     "peak_extra_bytes",
+    "processor",
+    "processor_seconds",
+    "run_limited",
     "time_function",
+    "write_aside",
     "write_record",
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]  # of the source tree; installed, pacecore's own folder
+IN_SOURCE = (ROOT / "setup.py").is_file()
+RESULTS = ROOT / "benchmarks" / "results" if IN_SOURCE else Path()  # installed: where the user is
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,12 @@ class Timing:
 
 def machine_info(device: str | torch.device = "cpu") -> dict:
     """Processor, GPU, threads, versions and commit: what a figure means nothing without."""
+    # Installed, the folder may lie in someone's repository, whose commit says nothing of ours.
     info = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": _git("rev-parse", "HEAD") if IN_SOURCE else "",
+        "uncommitted_changes": IN_SOURCE
+        and bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pacecore": extension().build_info(),
@@ -68,6 +77,12 @@ def machine_info(device: str | torch.device = "cpu") -> dict:
             "--format=csv,noheader",
         )
     return info
+
+
+def processor(machine: dict) -> str:
+    """The processor of a record's machine, with its article."""
+    name = machine["processor"] or "unknown processor"
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def time_function(
@@ -120,6 +135,16 @@ def time_function(
     return Timing(p20.item(), p50.item(), p80.item(), len(seconds))
 
 
+def processor_seconds(function: Callable[[], object]) -> float:
+    """Median time that this process computes in one run, which other programs hardly change."""
+    spent: list[float] = []
+    while len(spent) < 3 or sum(spent) < 0.3:
+        start = time.process_time()
+        function()
+        spent.append(time.process_time() - start)
+    return sorted(spent)[len(spent) // 2]
+
+
 def peak_extra_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
     """Most bytes that one run of `function` holds beyond those held before it, results included.
 
@@ -168,21 +193,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write_record(path: str | Path | None, name: str, device: str, cases: list[dict]) -> Path:
     """Writes {"benchmark", "command", "machine", "cases"} as JSON and gives its path.
 
-    path: the file; None for benchmarks/results/NAME-DEVICE.json. Timings among the values become
-    plain numbers.
+    path: the file; None for benchmarks/results/NAME-DEVICE.json, and in the current folder where
+    pacecore is installed. Timings among the values become plain numbers.
     """
     path = Path(path) if path else RESULTS / f"{name}-{torch.device(device).type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "benchmark": name,
-        "command": " ".join(["python -m", f"benchmarks.{name}", *map(_shown, sys.argv[1:])]),
+        "command": " ".join(["python -m", _module(name), *map(_shown, sys.argv[1:])]),
         "machine": machine_info(device),
         "cases": cases,
     }
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(record, indent=1, default=_plain) + "\n")
-    aside.replace(path)
+    write_aside(path, json.dumps(record, indent=1, default=_plain) + "\n")
     return path
+
+
+# Not a session of its own: Linux schedules that as a new task, whatever niceness it was given.
+_OWN_GROUP: dict = (
+    {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
+)
+
+
+def run_limited(
+    command: list[str],
+    log: Path,
+    limit_seconds: float,
+    *,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> tuple[int | None, str]:
+    """(exit code, output) of a command in a process group of its own; None past its limit.
+
+    Whatever ends the wait, the command's children end too. The output is in `log` meanwhile.
+    """
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, **_OWN_GROUP
+        )
+        try:
+            code = process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return code, log.read_text(errors="replace")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Writes the file under another name and renames it, so that nobody reads half of it."""
+    aside = path.with_suffix(path.suffix + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _module(name: str) -> str:
+    """What this process was started as: benchmarks.NAME in a source tree, else pacecore's."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    started = spec.name if spec else ""
+    return started if started.endswith(f"benchmarks.{name}") else f"benchmarks.{name}"
 
 
 def _shown(word: str) -> str:

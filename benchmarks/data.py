@@ -1,11 +1,12 @@
 """Clips a second of one core, from every way to feed, beside the way of the authors' code.
 
-    PACECORE_DATA=FOLDER python -m benchmarks.data
+    python -m benchmarks.data [--data FOLDER] [--official FOLDER] [--quick]
 
-All ways make the same clips of the same UCF101 videos: 16 frames at paces 1 to 4, 128 x 171, crop
-112, flip, jitter of every frame. The authors' way reads frames extracted to JPEG beforehand with
-cv2 and jitters them with PIL. Rounds of the ways take turns, and CPU time is what is compared, so
-that other work on the machine counts little.
+All ways make the same clips of the same videos: 16 frames at paces 1 to 4, 128 x 171, crop 112,
+flip, jitter of every frame. The authors' way reads frames extracted to JPEG beforehand with cv2 and
+jitters them with PIL; --official names a copy of their repository, whose own loader then runs
+beside ours. Rounds of the ways take turns, and CPU time is what is compared, so that other work on
+the machine counts little.
 """
 
 import argparse
@@ -20,44 +21,88 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import add_arguments, write_record
-from benchmarks.hostile import data_folder
 from pacecore.datasets import VideoIndex, find_videos, probe_all
+from pacecore.demo import make_demo
+from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.source import VideoFiles
-from pacecore.store import pack
-from pacecore.video import decode_all
+from pacecore.store import FrameStore, pack, record_bytes
 
-CLIP = 112
-RESIZE = (128, 171)  # height, width
+from .common import add_arguments, write_record
+from .official import ExtractedFrames, Official, Rebuilt, Shape, extract
+
+__all__ = ["add_video_arguments", "main", "open_videos"]
+
+SHAPE = Shape()
+
+
+def add_video_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which videos, and the copy of the authors' repository."""
+    parser.add_argument("--data", help="videos; default PACECORE_DATA/ucf101, else the demo set")
+    parser.add_argument("--official", type=_copy, help="a copy of laura-wang/video-pace")
+    parser.add_argument("--videos", type=int, default=36)
+
+
+def _copy(folder: str) -> Official:
+    try:
+        return Official(folder)
+    except PacecoreError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def open_videos(options: argparse.Namespace, folder: Path) -> tuple[VideoIndex, str]:
+    """At most `videos` training videos, evenly drawn, counted; and what they are, in words."""
+    data, words = options.data, "the videos named by --data"
+    if data is None and os.environ.get("PACECORE_DATA"):
+        data, words = str(Path(os.environ["PACECORE_DATA"]) / "ucf101"), "UCF101, three classes"
+    if data is None:
+        data, words = str(make_demo(folder / "demo", groups=2, clips=2)), "the demo set"
+    index = find_videos(data).select("train")
+    step = max(1, len(index) // options.videos)
+    index, bad = probe_all(replace(index, entries=index.entries[::step][: options.videos]), 1)
+    if bad:
+        raise PacecoreError(f"{bad[0].path}: {bad[0].reason}")
+    return index, words
 
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser)
-    parser.add_argument("--videos", type=int, default=36)
+    add_video_arguments(parser)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    videos, rounds = (6, 2) if options.quick else (options.videos, options.rounds)
+    if options.quick:
+        options.videos, options.rounds = 6, 2
     _one_core()
-    index = find_videos(data_folder() / "ucf101", split="train")
-    step = max(1, len(index) // videos)
-    index, bad = probe_all(replace(index, entries=index.entries[::step][:videos]), 1)
-    assert not bad
     with tempfile.TemporaryDirectory() as folder:
-        ways = _ways(index, Path(folder))
-        seconds = {name: [] for name in ways}
-        for data_pass in range(rounds + 1):  # the first warms up caches and is left out
+        index, words = open_videos(options, Path(folder))
+        start = time.process_time()
+        store, _ = pack(index, Path(folder) / "store", SHAPE.resize, workers=1)
+        facts = {"videos": words, **_facts(index)}
+        facts["packed_frames_per_core_second"] = facts["frames"] / (time.process_time() - start)
+        ways = _ways(index, Path(folder), store, options.official)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for data_pass in range(options.rounds + 1):  # the first warms up caches and is left out
             for name, (way, _) in ways.items():
                 start = time.process_time()
                 for video in range(len(index)):
                     way(video, data_pass)
                 if data_pass:
                     seconds[name].append(time.process_time() - start)
-    _report(options, ways, seconds, len(index))
+    _report(options, ways, seconds, len(index), facts)
+
+
+def _facts(index: VideoIndex) -> dict[str, float]:
+    """What the videos are like, as whoever plans a larger set has to know."""
+    frames = sum(entry.num_frames for entry in index.entries)
+    return {
+        "frames": frames,
+        "file_bytes_per_frame": sum(os.path.getsize(e.path) for e in index.entries) / frames,
+        "store_bytes_per_frame": record_bytes(SHAPE.resize),
+    }
 
 
 def _one_core() -> None:
@@ -66,12 +111,12 @@ def _one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def _ways(index: VideoIndex, folder: Path) -> dict[str, tuple[Callable[[int, int], None], int]]:
+def _ways(
+    index: VideoIndex, folder: Path, store: FrameStore, official: Official | None
+) -> dict[str, tuple[Callable[[int, int], None], int]]:
     """Name -> (function of a video and a pass over the data, clips that it makes)."""
     one, two = Sampling(views=1), Sampling(views=2)
     files = VideoFiles(index)
-    store, _ = pack(index, folder / "store", RESIZE, workers=1)
-    pictures = _extract(index, folder / "frames")
 
     def fed(source: Callable[[int, np.ndarray], Frames], sampling: Sampling) -> Callable:
         def way(video: int, data_pass: int) -> None:
@@ -81,16 +126,12 @@ def _ways(index: VideoIndex, folder: Path) -> dict[str, tuple[Callable[[int, int
 
         return way
 
-    def official(video: int, data_pass: int) -> None:
-        (plan,) = plan_views(one, files.num_frames(video), data_pass, video)
-        _official_clip(pictures[video], plan)
-
     def decoding_only(video: int, data_pass: int) -> None:
         (plan,) = plan_views(one, files.num_frames(video), data_pass, video)
         files.decode(video, np.unique(plan.frame_numbers))
 
     return {
-        "authors' way: extracted JPEG, cv2, PIL": (official, 1),
+        **_authors_ways(index, folder, official),
         "files": (fed(files.decode, one), 1),
         "files, decoding alone": (decoding_only, 1),
         "files, two views decoded once": (fed(files.decode, two), 2),
@@ -98,6 +139,36 @@ def _ways(index: VideoIndex, folder: Path) -> dict[str, tuple[Callable[[int, int
         "store, where it lies": (fed(store.frames, one), 1),
         "store, two views": (fed(store.frames, two), 2),
     }
+
+
+def _authors_ways(index: VideoIndex, folder: Path, official: Official | None) -> dict:
+    """Their way as far as what it needs is installed: cv2 and PIL; a copy needs torchvision too."""
+    result = {}
+    try:
+        pictures = extract(index, folder / "frames")
+    except ImportError as missing:
+        print(f"left out: {missing}")
+        return {}
+    for way in (Rebuilt(), official):
+        if way is None:
+            continue
+        try:
+            clips = way.dataset(pictures, SHAPE)
+        except ImportError as missing:
+            print(f"{way.name} left out: {missing}")
+            continue
+        result[way.name] = (_reader(clips, pictures), 1)
+    return result
+
+
+def _reader(clips: torch.utils.data.Dataset, pictures: ExtractedFrames) -> Callable:
+    """An item of their data set as the float tensor that their step makes of it."""
+    videos = len(pictures.counts)
+
+    def way(video: int, data_pass: int) -> None:
+        torch.from_numpy(clips[(data_pass * videos + video) % len(clips)][0]).float()
+
+    return way
 
 
 def _clips(frames: Frames, wanted: np.ndarray, plans: list[ClipPlan]) -> torch.Tensor:
@@ -108,91 +179,30 @@ def _clips(frames: Frames, wanted: np.ndarray, plans: list[ClipPlan]) -> torch.T
         torch.from_numpy(np.stack([plan.crop for plan in plans])),
         torch.from_numpy(np.stack([plan.jitter for plan in plans])),
         torch.from_numpy(np.stack([plan.jitter_order for plan in plans])),
-        resize=RESIZE,
-        crop_size=(CLIP, CLIP),
+        resize=SHAPE.resize,
+        crop_size=(SHAPE.crop, SHAPE.crop),
     )
 
 
-def _extract(index: VideoIndex, folder: Path) -> list[list[str]]:
-    """Every frame as a JPEG of the video's own size, cv2's quality, as one does for that code."""
-    import cv2
-
-    result = []
-    for video, entry in enumerate(index.entries):
-        (folder / str(video)).mkdir(parents=True)
-        names = []
-        for part in decode_all(entry.path):
-            for row in part.table.tolist():
-                y, u, v, height, width, stride, chroma_stride, _ = row
-                half = (height + 1) // 2, (width + 1) // 2
-                planes = [
-                    part.data.as_strided(shape, (step, 1), offset).numpy().ravel()
-                    for shape, step, offset in (
-                        ((height, width), stride, y),
-                        (half, chroma_stride, u),
-                        (half, chroma_stride, v),
-                    )
-                ]
-                picture = np.concatenate(planes).reshape(height * 3 // 2, width)
-                names.append(str(folder / str(video) / f"{len(names) + 1}.jpg"))
-                cv2.imwrite(names[-1], cv2.cvtColor(picture, cv2.COLOR_YUV2BGR_I420))
-        result.append(names)
-    return result
-
-
-def _official_clip(names: list[str], plan: ClipPlan) -> torch.Tensor:
-    """cv2.imread and resize, then crop, flip and jitter on PIL pictures, then a float tensor."""
-    import cv2
-    from PIL import Image
-
-    top, left, flip = plan.crop.tolist()
-    clip = np.empty((len(plan.frame_numbers), CLIP, CLIP, 3), dtype=np.float32)
-    for place, number in enumerate(plan.frame_numbers):
-        picture = cv2.resize(cv2.imread(names[number]), RESIZE[::-1])
-        picture = Image.fromarray(picture).crop((left, top, left + CLIP, top + CLIP))
-        if flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        order = int(plan.jitter_order[place])
-        if order >= 0:
-            picture = _jittered(picture, plan.jitter[place], order)
-        clip[place] = np.asarray(picture)
-    return torch.from_numpy(clip).permute(3, 0, 1, 2)
-
-
-def _jittered(picture: object, factors: np.ndarray, order: int) -> object:
-    """ColorJitter as torchvision does it on PIL pictures."""
-    from PIL import Image, ImageEnhance
-
-    steps = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for step in range(4):
-        kind = order >> 2 * step & 3
-        if kind < 3:
-            picture = steps[kind](picture).enhance(float(factors[kind]))
-            continue
-        hue, saturation, value = picture.convert("HSV").split()
-        turned = np.array(hue, dtype=np.uint8)
-        turned += np.uint8(int(factors[3] * 255) % 256)
-        planes = (Image.fromarray(turned, "L"), saturation, value)
-        picture = Image.merge("HSV", planes).convert("RGB")
-    return picture
-
-
 def _report(
-    options: argparse.Namespace, ways: dict, seconds: dict[str, list[float]], videos: int
+    options: argparse.Namespace, ways: dict, seconds: dict, videos: int, facts: dict
 ) -> None:
     rates = {
         name: videos * ways[name][1] / np.array(times) for name, times in seconds.items()
     }  # clips a CPU second, of each round
-    base = rates[next(iter(ways))]
+    authors = [name for name in (Official.name, Rebuilt.name) if name in rates]
     cases = []
     for name, rate in rates.items():
-        # Rounds side by side: what slowed one down slowed the other too.
-        ratio = float(np.median(rate / base))
-        case = {"way": name, "clips_per_core_second": float(np.median(rate)), "ratio": ratio}
-        cases.append(case | {"least": float(rate.min()), "most": float(rate.max())})
-        print(f"{name:42} {np.median(rate):8.1f} clips a second of a core, {ratio:6.2f} times")
+        case = {"way": name, "clips_per_core_second": float(np.median(rate))}
+        case |= {"least": float(rate.min()), "most": float(rate.max()), **facts}
+        for other in authors:
+            # Rounds side by side: what slowed one down slowed the other too.
+            case[f"times {other}"] = float(np.median(rate / rates[other]))
+        cases.append(case)
+        times = ", ".join(f"{case[f'times {each}']:6.2f} times {each}" for each in authors)
+        print(f"{name:42} {np.median(rate):8.1f} clips a second of a core, {times}")
     path = write_record(options.out, "data", "cpu", cases)
-    print(f"record: {path.name}", file=sys.stderr)
+    print(f"record: {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import write_record
+from .common import write_record
 
 __all__ = ["main"]
 

@@ -1,15 +1,21 @@
 """One command for a machine with a GPU: builds, tests, sanitizes, times and trains, cheapest first.
 
-    python -m benchmarks.gpu_check --out DIR [--only build,rates] [--train-steps 60]
+    python -m benchmarks.gpu_check --out DIR [--only build,limits] [--train-steps 60]
 
 Works from a source tree, with the torch of the running Python, in a copy of the tree; nothing needs
 to be installed and nothing is fetched. Each step is a process of its own with a limit in seconds,
-so what one step found stays when a later one fails. DIR/gpu_check.json and DIR/gpu_check.md are
-written after every step. Exit codes: 0 all passed, 1 a step failed, 2 no GPU.
+so what one step found stays when a later one fails, and all end within 8 minutes. DIR then holds
+gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step. Exit codes: 0 all passed,
+1 a step failed, 2 no GPU. The README shows the record of a GPU that lies in benchmarks/results.
+
+    python -m benchmarks.gpu_check --out DIR --device cpu
+
+rehearses it on a CPU: what needs a GPU is skipped, and says so.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -23,13 +29,17 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.common import ROOT
+from .common import ROOT, run_limited, write_aside
+from .rows import rows_of
+from .suite import BENCHMARKS, LIMITS, tables
 
 __all__ = ["STEPS", "Context", "Result", "main", "run_step"]
 
 STATES = ("passed", "failed", "skipped")
+ALL_SECONDS = 475  # of all steps, so that the whole stays within 8 minutes
 _KEPT_CHARACTERS = 4000  # of a step's output, in the record; the whole of it is in DIR/STEP.log
 _LEFT_BEHIND = ("build", "dist", "runs", "shared", "*.so", "*.egg-info", ".*", "__pycache__")
+_PROGRAM = [sys.executable, "-c", "from pacecore.cli import main; main()"]
 
 
 @dataclass
@@ -51,30 +61,31 @@ class Context:
     tree: Path  # the copy of the source tree
     out: Path
     train_steps: int = 60
+    device: str = "cuda"
+    deadline: float = math.inf  # of time.perf_counter()
 
     def run(self, name: str, command: list[str], limit: float, **environment: str) -> tuple:
         """(exit code, output) of a command in the tree; None for a code past its limit."""
         environ = {**os.environ, "PYTHONPATH": str(self.tree), **environment}
-        log = self.out / f"{name}.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=self.tree, env=environ,
-                start_new_session=True,
-            )  # fmt: skip
-            try:
-                code = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)  # its children too
-                process.wait()
-                code = None
-        return code, log.read_text(errors="replace")
+        limit = max(1.0, min(limit, self.deadline - time.perf_counter()))
+        return run_limited(command, self.out / f"{name}.log", limit, cwd=self.tree, env=environ)
 
 
 def _judged(name: str, code: int | None, output: str, limit: float) -> Result:
     if code is None:
-        return Result(name, "failed", f"not done after {limit:.0f} s", output=output)
+        said = f"not done after {limit:.0f} s, or in the time of all steps"
+        return Result(name, "failed", said, output=output)
     last = (output.strip().splitlines() or [""])[-1]
     return Result(name, "failed" if code else "passed", last, output=output)
+
+
+def _on_gpu_only(step: Callable[[Context], Result], name: str) -> Callable[[Context], Result]:
+    def judged(context: Context) -> Result:
+        if context.device != "cuda":
+            return Result(name, "skipped", "a rehearsal without a GPU")
+        return step(context)
+
+    return judged
 
 
 # ---- the steps, each Context -> Result
@@ -83,12 +94,12 @@ def _judged(name: str, code: int | None, output: str, limit: float) -> Result:
 def build(context: Context) -> Result:
     import torch
 
-    capability = torch.cuda.get_device_capability()
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    architecture = f"{capability[0]}.{capability[1]}"
-    code, output = context.run(
-        "build", command, 180, PACECORE_CUDA="1", TORCH_CUDA_ARCH_LIST=architecture
-    )
+    architecture, settings = "none", {"PACECORE_CUDA": "0"}
+    if context.device == "cuda":
+        architecture = "{}.{}".format(*torch.cuda.get_device_capability())
+        settings = {"PACECORE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture}
+    code, output = context.run("build", command, 180, **settings)
     result = _judged("build", code, output, 180)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)
     result.values = {
@@ -119,18 +130,8 @@ def doctor(context: Context) -> Result:
 
 
 def exercise(context: Context) -> Result:
-    command = [sys.executable, "-m", "benchmarks.gpu_exercise"]
+    command = [sys.executable, "-m", "benchmarks.gpu_exercise", "--device", context.device]
     return _judged("exercise", *context.run("exercise", command, 60), 60)
-
-
-def rates(context: Context) -> Result:
-    command = [sys.executable, "-m", "benchmarks.gpu_rates"]
-    code, output = context.run("rates", command, 60)
-    result = _judged("rates", code, output, 60)
-    if code == 0:
-        result.values = json.loads(output.strip().splitlines()[-1])
-        result.said = ", ".join(f"{name} {value:.1f}" for name, value in result.values.items())
-    return result
 
 
 def tests(context: Context) -> Result:
@@ -190,13 +191,16 @@ def sanitizer(tool: str) -> Callable[[Context], Result]:
     return step
 
 
-def benchmark(name: str, limit: float) -> Callable[[Context], Result]:
+def benchmark(name: str) -> Callable[[Context], Result]:
     def step(context: Context) -> Result:
         if not (context.tree / "benchmarks" / f"{name}.py").is_file():
             return Result(name, "skipped", f"benchmarks/{name}.py is not in this tree")
-        record = context.out / f"{name}.json"
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cuda", "--quick"]
-        code, output = context.run(name, [*command, "--out", str(record)], limit)
+        if not find_spec("av") and name not in _WITHOUT_VIDEO:
+            return Result(name, "skipped", "PyAV is not installed, so no video can be read")
+        record, limit = context.out / f"{name}-{context.device}.json", _SECONDS
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", context.device]
+        command += ["--quick", "--out", str(record)]
+        code, output = context.run(name, command, limit)
         result = _judged(name, code, output, limit)
         if record.is_file():
             result.values = {"cases": json.loads(record.read_text())["cases"]}
@@ -208,35 +212,58 @@ def benchmark(name: str, limit: float) -> Callable[[Context], Result]:
 
 def train(context: Context) -> Result:
     """A short run of the trainer on the demo set, from files to checkpoint."""
+    return _trained("train", context, [])
+
+
+def train_resident(context: Context) -> Result:
+    """The same from a frame store that is held in the GPU's memory."""
+    name, demo, store = "train_resident", context.tree / "demo-set", context.tree / "store"
+    pack = ["data", "pack", str(demo), str(store), "--size", "64x86"]
+    if find_spec("av"):
+        for arguments in (["data", "demo", str(demo)], pack):
+            result = _judged(name, *context.run(name, [*_PROGRAM, *arguments], 60), 60)
+            if result.state == "failed":
+                return result
+    result = _trained(name, context, [str(store), "--data-on", "device"])
+    if result.state == "passed" and "all frames are held on" not in result.output:
+        result.state, result.said = "failed", "the frames were not held on the device"
+    return result
+
+
+def _trained(name: str, context: Context, arguments: list[str]) -> Result:
     if not find_spec("av"):
-        return Result(
-            "train", "skipped", "PyAV is not installed, so no video can be written or read"
-        )
-    program = "from pacecore.cli import main; main()"
-    out = context.tree / "run"
-    command = [sys.executable, "-c", program, "train", "--preset", "small", "--device", "cuda"]
+        return Result(name, "skipped", "PyAV is not installed, so no video can be written or read")
+    out = context.tree / name
+    command = [*_PROGRAM, "train", *arguments, "--preset", "small", "--device", context.device]
     command += ["--max-steps", str(context.train_steps), "--out", str(out)]
-    code, output = context.run("train", command, 120)
-    result = _judged("train", code, output, 120)
+    code, output = context.run(name, command, 120)
+    result = _judged(name, code, output, 120)
+    rates = re.findall(r"^trained .*", output, re.MULTILINE)
+    result.said = rates[-1] if rates and code == 0 else result.said
     if (out / "metrics.jsonl").is_file():
         lines = (out / "metrics.jsonl").read_text().splitlines()
         result.values = {"metrics": [json.loads(line) for line in lines]}
     return result
 
 
+_SECONDS = 60  # for a benchmark's quick run
+_WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "retrieve")
+
 STEPS: dict[str, Callable[[Context], Result]] = {
     "build": build,
     "doctor": doctor,
     "exercise": exercise,
-    "rates": rates,
-    "tests": tests,
-    "memcheck": sanitizer("memcheck"),
-    "racecheck": sanitizer("racecheck"),
-    "initcheck": sanitizer("initcheck"),
-    "pace_clip": benchmark("pace_clip", 60),
-    "info_nce": benchmark("info_nce", 60),
-    "backbones": benchmark("backbones", 60),
+    LIMITS: benchmark(LIMITS),
+    "tests": _on_gpu_only(tests, "tests"),
+    "memcheck": _on_gpu_only(sanitizer("memcheck"), "memcheck"),
+    **{name: benchmark(name) for name in ("pace_clip", "info_nce", "backbones")},
     "train": train,
+    "train_resident": train_resident,
+    **{name: benchmark(name) for name in BENCHMARKS if name not in _WITHOUT_VIDEO},
+    "retrieve": benchmark("retrieve"),
+    "scaling": benchmark("scaling"),
+    "racecheck": _on_gpu_only(sanitizer("racecheck"), "racecheck"),
+    "initcheck": _on_gpu_only(sanitizer("initcheck"), "initcheck"),
 }
 
 
@@ -260,51 +287,64 @@ def copy_tree(folder: Path) -> Path:
     return tree
 
 
-def machine() -> dict:
+def machine(device: str) -> dict:
     import torch
 
-    properties = torch.cuda.get_device_properties(0)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
-    return {
+    about = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "commit": commit or None,
-        "gpu": properties.name,
-        "gpu_bytes": properties.total_memory,
-        "capability": f"{properties.major}.{properties.minor}",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
         "processors": os.cpu_count(),
     }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        about |= {
+            "gpu": properties.name,
+            "gpu_bytes": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+    return about
 
 
-def write(out: Path, about: dict, results: list[Result]) -> None:
-    """gpu_check.json and gpu_check.md; each written aside and renamed."""
-    record = {"benchmark": "gpu_check", "machine": about, "steps": [asdict(r) for r in results]}
-    for name, text in (
-        ("gpu_check.json", json.dumps(record, indent=1) + "\n"),
-        ("gpu_check.md", page(about, results)),
-    ):
-        aside = out / f"{name}.partial"
-        aside.write_text(text)
-        aside.replace(out / name)
+def write(out: Path, device: str, about: dict, results: list[Result]) -> None:
+    """The record and the page; each written aside and renamed."""
+    steps = [asdict(result) for result in results]
+    record = {"benchmark": "gpu_check", "machine": about, "steps": steps}
+    write_aside(out / f"gpu_check-{device}.json", json.dumps(record, indent=1) + "\n")
+    write_aside(out / f"gpu_check-{device}.md", page(record))
 
 
-def page(about: dict, results: list[Result]) -> str:
-    """The results as one Markdown page."""
-    lines = ["# GPU check", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
+def measured(record: dict) -> list[str]:
+    """The tables of the benchmarks in a record, as lines of Markdown."""
+    limits: list[dict] = []
+    runs = []
+    for step in record["steps"]:
+        cases = step["values"].get("cases", [])
+        if step["name"] == LIMITS:
+            limits = cases
+        elif step["name"] in BENCHMARKS and cases:
+            rows = [asdict(row) for row in rows_of(step["name"], cases, limits)]
+            runs.append({**step, "rows": rows})
+    return tables(limits, runs)
+
+
+def page(record: dict) -> str:
+    """A record as a Markdown page: the steps, what failed, and the figures."""
+    about = [f"- {name}: {value}" for name, value in record["machine"].items()]
+    lines = ["# GPU check", "", *about, ""]
     lines += ["| step | state | seconds | |", "|---|---|---|---|"]
-    for result in results:
-        said = result.said.replace("|", "\\|")
-        lines.append(f"| {result.name} | {result.state} | {result.seconds} | {said} |")
-    for result in results:
-        if result.state == "failed" and result.output:
-            lines += ["", f"## {result.name}", "", "```", result.output.strip(), "```"]
-        for case in result.values.get("cases", [])[:40]:
-            lines += ["", f"- {result.name}: `{json.dumps(case)}`"]
-    return "\n".join(lines) + "\n"
+    for step in record["steps"]:
+        said = step["said"].replace("|", "\\|")
+        lines.append(f"| {step['name']} | {step['state']} | {step['seconds']} | {said} |")
+    for step in record["steps"]:
+        if step["state"] == "failed" and step["output"]:
+            lines += ["", f"## {step['name']}", "", "```", step["output"].strip(), "```"]
+    return "\n".join([*lines, "", *measured(record)]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -317,8 +357,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--train-steps", type=int, default=60)
     parser.add_argument(
-        "--limit", type=float, default=460, help="seconds after which no step begins"
+        "--limit", type=float, default=ALL_SECONDS, help="seconds in which all steps end"
     )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args(arguments)
     names = options.only.split(",")
     unknown = [name for name in names if name not in STEPS]
@@ -326,23 +367,29 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--only must be of {', '.join(STEPS)}, got {', '.join(unknown)}")
     import torch
 
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print(
             f"gpu_check: torch {torch.__version__} sees no GPU, so there is nothing to check here"
         )
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    about, results, start_time = machine(), [], time.perf_counter()
+    about, results, deadline = machine(options.device), [], time.perf_counter() + options.limit
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(copy_tree(Path(folder)), options.out.resolve(), options.train_steps)
+        context = Context(
+            copy_tree(Path(folder)),
+            options.out.resolve(),
+            options.train_steps,
+            options.device,
+            deadline,
+        )
         for name in names:
-            if time.perf_counter() - start_time > options.limit:
+            if time.perf_counter() > deadline:
                 results.append(Result(name, "failed", f"not begun within {options.limit:.0f} s"))
             else:
                 results.append(run_step(name, context))
-            print(f"{results[-1].state:8}{name:12}{results[-1].seconds:6.1f} s  {results[-1].said}")
-            write(options.out, about, results)
-    print(f"written: {options.out / 'gpu_check.json'}, {options.out / 'gpu_check.md'}")
+            print(f"{results[-1].state:8}{name:15}{results[-1].seconds:6.1f} s  {results[-1].said}")
+            write(options.out, options.device, about, results)
+    print(f"written: gpu_check-{options.device}.json and .md in {options.out}")
     return 1 if any(result.state == "failed" for result in results) else 0
 
 

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import add_arguments, write_record
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.media import is_video_name
 from pacecore.video import VideoError, decode, decode_all, probe
+
+from .common import add_arguments, write_record
 
 __all__ = ["KINDS", "mutations", "read_hostile", "run"]
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT, machine_info
+from .common import RESULTS, ROOT, machine_info
 
 __all__ = ["main"]
 

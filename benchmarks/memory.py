@@ -26,10 +26,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.common import add_arguments, peak_extra_bytes, write_record
 from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
+
+from .common import add_arguments, peak_extra_bytes, write_record
 
 CARD = 24 * 2**30
 RESERVE = 3 * 2**30

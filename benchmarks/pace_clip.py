@@ -10,17 +10,17 @@ are spared the conversion from YUV that the first three do. Each frame has its o
 
 import argparse
 import itertools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import add_arguments, time_function, write_record
 from pacecore.frames import FrameFormat, Frames, concatenate
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
+
+from .common import add_arguments, processor_seconds, time_function, write_record
 
 __all__ = ["main"]
 
@@ -299,22 +299,16 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     ]
 
 
-def copy_bandwidth(device: torch.device) -> float:
+def copy_bandwidth(device: torch.device) -> dict[str, float]:
     """Bytes a second of a copy within the device's memory, those read and those written."""
     source = torch.empty(2**28, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     timing = time_function(lambda: target.copy_(source), device, min_seconds=0.5)
-    return 2 * source.numel() / timing.p50
-
-
-def processor_seconds(function: Callable[[], object]) -> float:
-    """Median time that this process computes in one run, which other programs hardly change."""
-    spent: list[float] = []
-    while len(spent) < 3 or sum(spent) < 0.3:
-        start = time.process_time()
-        function()
-        spent.append(time.process_time() - start)
-    return sorted(spent)[len(spent) // 2]
+    found = {"bytes_a_second": 2 * source.numel() / timing.p50}
+    if device.type == "cpu":
+        spent = processor_seconds(lambda: target.copy_(source))
+        found["processor_bytes_a_second"] = 2 * source.numel() / spent
+    return found
 
 
 def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespace) -> list[dict]:
@@ -367,12 +361,12 @@ def main() -> None:
     rows = []
     for threads in [1] if device.type == "cuda" else sorted({1, every}):
         torch.set_num_threads(threads)
-        bandwidth = copy_bandwidth(device)
-        rows.append({"case": "copy", "threads": threads, "bytes_a_second": bandwidth})
+        copy = copy_bandwidth(device)
+        rows.append({"case": "copy", "threads": threads, **copy})
         for case in cases(device, args.quick):
             if threads > 1 and case.name != "paper, 320 x 240":
                 continue
-            rows += run_case(case, threads, bandwidth, args)
+            rows += run_case(case, threads, copy["bytes_a_second"], args)
             # Again after each case, so that a run which is cut off leaves what it has.
             path = write_record(args.out, "pace_clip", args.device, rows)
     print(f"record: {path}")

@@ -1,4 +1,4 @@
-"""Writes the README's figures from the records, and the verbs from the command line.
+"""Writes the README's figures and the pages in results/ from the records, and the list of verbs.
 
     python -m benchmarks.readme [--check]
 
@@ -13,7 +13,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT
+from .common import RESULTS, ROOT, processor
+from .gpu_check import measured
+from .planning import planned
+from .rows import short
+from .scaling import page as scaling_page
+from .suite import page as suite_page
 
 __all__ = ["BLOCKS", "rendered"]
 
@@ -26,7 +31,7 @@ def _record(name: str) -> dict:
 
 def _machine(record: dict) -> str:
     machine = record["machine"]
-    return f"{machine['processors']} cores of a {machine['processor']}, torch {machine['torch']}"
+    return f"{machine['processors']} cores of {processor(machine)}, torch {machine['torch']}"
 
 
 def install() -> str:
@@ -95,7 +100,7 @@ def pace_clip() -> str:
     chosen = [case for case in record["cases"] if case["case"] == "paper, 320 x 240"]
     ours = next(case for case in chosen if case["contender"] == "pace_clip")
     lines = [
-        f"`pace_clip` on one core of a {record['machine']['processor']}: 16 x 112 x 112 from"
+        f"`pace_clip` on one core of {processor(record['machine'])}: 16 x 112 x 112 from"
         " 320 x 240 YUV with jitter, fp32, processor time, all in one run:",
         "",
         "| | ms a clip | times ours |",
@@ -106,6 +111,51 @@ def pace_clip() -> str:
         ratio = took / ours["processor_ms_a_clip"]
         lines.append(f"| {case['contender']} | {took:.2f} | {ratio:.1f} |")
     return "\n".join(lines)
+
+
+def speed() -> str:
+    """What `pacecore bench` found on a CPU, and what a GPU reached where one has run."""
+    lines = []
+    cpu = RESULTS / "bench-cpu.json"
+    if cpu.is_file():
+        record = json.loads(cpu.read_text())
+        load = record["machine"]["load_average"][0]
+        words = f"`{record['command']}` on {_machine(record)}, at a load average of {load:.1f}:"
+        lines += [words, "", *_summary(record["runs"])]
+    gpu = sorted(RESULTS.glob("gpu_check*cuda.json"))
+    if not gpu:
+        words = "No GPU has run these measurements yet; what a GPU reaches is not known."
+        return "\n".join([*lines, words])
+    record = json.loads(gpu[-1].read_text())
+    machine = record["machine"]
+    passed = sum(step["state"] == "passed" for step in record["steps"])
+    lines += [
+        f"`python -m benchmarks.gpu_check` on one {machine['gpu']}, torch {machine['torch']}:"
+        f" {passed} of {len(record['steps'])} steps passed.",
+        "",
+        *(line.replace("## ", "### ") for line in measured(record)),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def _summary(runs: list[dict]) -> list[str]:
+    """Of each case the row of ours, and by how much it is faster than which other way."""
+    lines = ["| measured | ours | limit | share | faster than |", "|---|---|---|---|---|"]
+    for run in runs:
+        cases: dict[str, list[dict]] = {}
+        for row in run["rows"]:
+            cases.setdefault(row["case"], []).append(row)
+        for case, rows in cases.items():
+            own = [row for row in rows if row["times"] in (None, 1.0)]
+            if not own:
+                continue
+            ours = max(own, key=lambda row: row["share"] or 0)
+            others = [f"{row['way']} {short(row['times'])} x" for row in rows if row not in own]
+            share = f"{100 * ours['share']:.0f} %" if ours["share"] is not None else ""
+            value = f"{short(ours['value'])} {ours['unit']}"
+            cells = [case, value, ours["limit"], share, ", ".join(others)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def verbs() -> str:
@@ -124,6 +174,7 @@ _FROM_RECORDS = {
 }
 BLOCKS: dict[str, Callable[[], str]] = {
     "verbs": verbs,
+    "speed": speed,
     **{f.__name__: f for f, name in _FROM_RECORDS.items() if (RESULTS / f"{name}.json").is_file()},
 }
 
@@ -133,16 +184,26 @@ def rendered(page: str) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[4]}", page)
 
 
+def pages() -> dict[Path, str]:
+    """The pages in results/ that records alone determine, and what they should hold."""
+    found = {RESULTS / "planning.md": planned()}
+    for record in sorted(RESULTS.glob("scaling-*.json")):
+        found[record.with_suffix(".md")] = scaling_page(json.loads(record.read_text()))
+    for record in sorted(RESULTS.glob("bench-*.json")):
+        found[record.with_suffix(".md")] = suite_page(json.loads(record.read_text()))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing, compare only")
     check = parser.parse_args().check
-    path: Path = ROOT / "README.md"
-    page = path.read_text()
-    new = rendered(page)
+    readme = ROOT / "README.md"
+    wanted = {readme: rendered(readme.read_text()), **pages()}
     if check:
-        sys.exit(new != page)
-    path.write_text(new)
+        sys.exit(any(not p.is_file() or p.read_text() != text for p, text in wanted.items()))
+    for path, text in wanted.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

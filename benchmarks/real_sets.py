@@ -8,11 +8,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import add_arguments, write_record
-from benchmarks.hostile import data_folder
 from pacecore.check import data_check
 from pacecore.datasets import find_videos, probe_all
 from pacecore.store import pack, store_bytes
+
+from .common import add_arguments, write_record
+from .hostile import data_folder
 
 SIZE = (128, 171)  # height, width
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.common import write_record
+from .common import write_record
 
 __all__ = ["main"]
 

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import add_arguments, write_record
 from pacecore.backbones.tuning import memory_format, prepare
 from pacecore.config import PRESETS, TrainOptions, from_mapping
 from pacecore.demo import make_demo
@@ -39,6 +38,8 @@ from pacecore.ops.info_nce import info_nce
 from pacecore.source import FrameSource
 from pacecore.store import FrameStore
 from pacecore.train import PaceTask, pace_model
+
+from .common import add_arguments, write_record
 
 THIN = {
     "backbone": "r3d", "width": 0.125, "clip_frames": 4, "resize": (32, 43), "crop": 16,

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import write_record
 from pacecore.checkpoint import load_checkpoint
+
+from .common import write_record
 
 __all__ = ["main"]
 

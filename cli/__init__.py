@@ -21,6 +21,7 @@ _VERBS = {
     "report": "Lay runs side by side, beside the paper's figures.",
     "convert": "Read other projects' weights, or write plain ones.",
     "data": "Index, check and pack videos, or make the demo set.",
+    "bench": "Measure the speed here, beside what else one would use.",
     "doctor": "Say what was built, what was found, and what is missing.",
 }
 

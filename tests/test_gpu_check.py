@@ -2,13 +2,15 @@
 
 import json
 import sys
+import time
 from collections import Counter
 
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_exercise, gpu_rates
+from benchmarks import gpu_check, gpu_exercise, limits
 from benchmarks.gpu_check import Context, Result
+from benchmarks.suite import BENCHMARKS
 
 
 @pytest.fixture
@@ -28,7 +30,10 @@ def test_a_step_past_its_limit_is_killed_and_keeps_what_it_said(context):
     script = "import time; print('so far', flush=True); time.sleep(60)"
     code, output = context.run("slow", [sys.executable, "-c", script], 2)
     result = gpu_check._judged("slow", code, output, 2)
-    assert (result.state, result.said) == ("failed", "not done after 2 s")
+    assert (result.state, result.said) == (
+        "failed",
+        "not done after 2 s, or in the time of all steps",
+    )
     assert result.output.strip() == "so far"
     assert (context.out / "slow.log").read_text().strip() == "so far"
 
@@ -44,25 +49,24 @@ def test_later_steps_run_after_a_failed_one_and_each_is_kept(tmp_path, monkeypat
     }
     monkeypatch.setattr(gpu_check, "STEPS", steps)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", lambda: {"gpu": "Card"})
+    monkeypatch.setattr(gpu_check, "machine", lambda device: {"gpu": "Card"})
     assert gpu_check.main(["--out", str(tmp_path), "--only", "first,second,third"]) == 1
-    record = json.loads((tmp_path / "gpu_check.json").read_text())
+    record = json.loads((tmp_path / "gpu_check-cuda.json").read_text())
     assert [step["state"] for step in record["steps"]] == ["failed", "passed", "skipped"]
     assert record["steps"][0]["said"] == "RuntimeError: no such kernel"
     assert record["steps"][1]["values"] == {"cases": [{"n": 3}]}
-    page = (tmp_path / "gpu_check.md").read_text()
+    page = (tmp_path / "gpu_check-cuda.md").read_text()
     assert "| first | failed |" in page
     assert "- gpu: Card" in page
-    assert '{"n": 3}' in page
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "STEPS", {"a": lambda context: pytest.fail("begun")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", dict)
+    monkeypatch.setattr(gpu_check, "machine", lambda device: {})
     assert gpu_check.main(["--out", str(tmp_path), "--only", "a", "--limit", "-1"]) == 1
-    assert "not begun" in (tmp_path / "gpu_check.json").read_text()
+    assert "not begun" in (tmp_path / "gpu_check-cuda.json").read_text()
 
 
 def test_unknown_step_is_an_error(tmp_path):
@@ -129,12 +133,63 @@ def test_exercise_agrees_on_the_cpu_and_sees_a_difference(monkeypatch):
     assert all(error > bound for _, error, bound in gpu_exercise.pace_clip_cases("cpu"))
 
 
-def test_rates_count_bytes_both_ways_and_two_operations_a_term(monkeypatch):
-    monkeypatch.setattr(gpu_rates, "time_function", lambda function, device: (function(), _Half)[1])
-    found = gpu_rates.measure("cpu", copy_bytes=10**6, side=100)
-    assert found["copy_gigabytes_per_second"] == pytest.approx(0.004)
-    assert found["bf16_teraflops"] == pytest.approx(4e-6)
+def test_no_step_outlasts_the_time_of_all(tmp_path):
+    (tmp_path / "tree").mkdir()
+    soon = Context(tmp_path / "tree", tmp_path, deadline=time.perf_counter() + 1)
+    start = time.perf_counter()
+    code, _ = soon.run("slow", [sys.executable, "-c", "import time; time.sleep(60)"], 50)
+    assert code is None
+    assert time.perf_counter() - start < 20
 
 
-class _Half:
-    p50 = 0.5
+def test_the_steps_cover_every_benchmark():
+    assert set(BENCHMARKS) <= set(gpu_check.STEPS)
+
+
+def test_a_rehearsal_skips_what_needs_a_gpu(tmp_path):
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--only", "tests,memcheck,racecheck"]
+    assert gpu_check.main(arguments) == 0
+    record = json.loads((tmp_path / "gpu_check-cpu.json").read_text())
+    assert [step["state"] for step in record["steps"]] == ["skipped"] * 3
+    assert "rehearsal" in (tmp_path / "gpu_check-cpu.md").read_text()
+
+
+def test_the_page_has_the_figures_beside_the_limits():
+    found = {"threads": 1, "copy_bytes_per_second": 3e12, "float32_flops": 5e13}
+    found |= {"bfloat16_flops": 8e14, "bus_bytes_per_second": 5e10}
+    network = {"network": "r21d", "width": 1.0, "way": "bf16", "batch": 60, "frames": 16}
+    network |= {"crop": 112, "clips_per_second": 1234.0, "tflop_per_second": 200.0}
+    network |= {"peak_bytes": 2e9, "times_plain": 5.0}
+    record = {
+        "machine": {"gpu": "Card"},
+        "steps": [
+            _step("limits", {"cases": [found]}),
+            _step("backbones", {"cases": [{"bf16_check": "fine"}, network]}),
+        ],
+    }
+    page = gpu_check.page(record)
+    assert "| 1 | 3,000 | 50.0 | 800 | 50.0 |" in page
+    assert "1,234 clips/s" in page
+    assert "25.0 %" in page  # of the bf16 rate
+
+
+def _step(name, values):
+    return {"name": name, "state": "passed", "seconds": 1, "said": "", "output": ""} | {
+        "values": values
+    }
+
+
+def test_a_store_that_is_not_on_the_device_is_a_failure(context, monkeypatch):
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (0, "trained 3 clips"))
+    result = gpu_check.train_resident(context)
+    assert (result.state, result.said) == ("failed", "the frames were not held on the device")
+    said = "all frames are held on cuda: 0.1 GB\ntrained 3 clips"
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (0, said))
+    assert gpu_check.train_resident(context).state == "passed"
+
+
+def test_limits_count_bytes_both_ways_and_two_operations_a_term(monkeypatch):
+    monkeypatch.setattr(limits, "_seconds", lambda function, device: (function(), 0.5)[1])
+    found = limits.measure("cpu", 10**6, 100, (torch.float32, torch.bfloat16))
+    assert found["copy_bytes_per_second"] == pytest.approx(4e6)
+    assert found["float32_flops"] == found["bfloat16_flops"] == pytest.approx(4e6)

@@ -14,6 +14,7 @@ LEVELS = tuple(
     tuple(names.split())
     for names in (
         "cli",
+        "benchmarks",
         "train finetune evaluate protocol recognition retrieve attend extract report doctor",
         "engine step meter inputs runlog loader losses checkpoint trained stills config"
         " distributed",
@@ -97,6 +98,8 @@ def test_reference_stands_on_torch_alone():
 def test_tests_and_benchmarks_are_not_imported_by_the_package():
     for path, _, names in modules():
         assert not any(name.split(".")[0] in ("tests", "benchmarks", "cli") for name in names), path
+        if path.relative_to(ROOT) != Path("cli/bench.py"):
+            assert not any(name.startswith("pacecore.benchmarks") for name in names), path
 
 
 @pytest.mark.parametrize("module", ["pacecore.cli", "pacecore.demo"])

@@ -1,0 +1,46 @@
+"""Memory of a process and of those it started."""
+
+import os
+import threading
+from pathlib import Path
+
+__all__ = ["watched"]
+
+
+class watched:
+    """Most bytes that this process and those it started hold within the block; see `bytes`."""
+
+    def __enter__(self) -> "watched":
+        self.bytes: int | None = _held()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.25):
+            self.bytes = max(self.bytes or 0, _held() or 0) or None
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def _held() -> int | None:
+    """Bytes of this process and its children; each shared page is divided among its sharers."""
+    total = 0
+    for process in _family(os.getpid()):
+        try:
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:
+            continue  # it has just ended
+        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return 1024 * total or None
+
+
+def _family(process: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    except OSError:
+        return [process]
+    return [process, *(each for child in text.split() for each in _family(int(child)))]

@@ -1,0 +1,237 @@
+"""From each benchmark's record to rows of one form: a way, its figure, ours beside it, a limit.
+
+`times` is by how much ours is faster than that way, in the same run; 1 is ours. `share` is the part
+of the limit that the way reaches; `limit` says in words what the limit is.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+__all__ = ["ADAPTERS", "Row", "rows_of", "short"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the page."""
+
+    case: str
+    way: str
+    value: float
+    unit: str
+    times: float | None = None
+    limit: str = ""
+    share: float | None = None
+    note: str = ""
+
+
+def short(number: float) -> str:
+    """Three figures, without an exponent."""
+    digits = 2 if abs(number) < 10 else 1 if abs(number) < 100 else 0
+    return f"{number:,.4f}" if abs(number) < 0.1 else f"{number:,.{digits}f}"
+
+
+def _limit_of(limits: list[dict], threads: int | None, kind: str) -> float | None:
+    """A figure of the limits, for so many threads or, with None, for all of them."""
+    chosen = [case for case in limits if threads is None or case["threads"] == threads]
+    return chosen[-1].get(kind) if chosen else None
+
+
+def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    copies = {case["threads"]: case for case in cases if case["case"] == "copy"}
+    ours: dict[tuple, float] = {}
+    for case in cases:
+        if case["case"] == "copy":
+            continue
+        one_thread = case["threads"] == 1
+        # Of one thread the processor's time: other programs hardly change it.
+        of_core = one_thread and "processor_ms_a_clip" in case
+        took = case["processor_ms_a_clip"] if of_core else case["ms_a_clip"]
+        copied = copies[case["threads"]]
+        copy = copied.get("processor_bytes_a_second") if of_core else None
+        copy = copy or copied["bytes_a_second"]
+        key = (case["case"], case["threads"])
+        ours.setdefault(key, took)
+        yield Row(
+            f"{case['case']}, {'1 thread' if one_thread else str(case['threads']) + ' threads'}",
+            case["contender"],
+            took,
+            "ms of a core a clip" if of_core else "ms a clip",
+            took / ours[key],
+            f"copy of {short(copy / 1e9)} GB/s",
+            case["bytes_a_second"] * case["ms_a_clip"] / took / copy,
+        )
+
+
+def info_nce(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    ours: dict[str, float] = {}
+    for case in cases:
+        name = f"{case['rows']:,} x {case['features']}, {case['type']}, forward and backward"
+        if "seconds" not in case:
+            continue
+        took = 1000 * case["seconds"]["p50"]
+        ours.setdefault(name, took)
+        rate = case["tflops"] / case["share"]
+        yield Row(
+            name,
+            case["name"],
+            took,
+            "ms",
+            took / ours[name],
+            f"matrix product at {short(rate)} TFLOP/s",
+            case["share"],
+            f"{case['peak_extra_bytes'] / 1e6:,.0f} MB extra",
+        )
+
+
+def backbones(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    for case in cases:
+        if "clips_per_second" not in case:
+            continue
+        kind = "bfloat16_flops" if case["way"].startswith("bf16") else "float32_flops"
+        rate = _limit_of(limits, None, kind)
+        name = f"{case['network']}, width {case['width']:g}, batch {case['batch']}"
+        beside = [
+            other
+            for other in cases
+            if other.get("network") == case["network"]
+            and other["way"] != "plain"
+            and "times_plain" in other
+        ]
+        best = max(beside, key=lambda c: c["times_plain"], default=None)
+        plain = case["way"] == "plain"
+        yield Row(
+            f"{name}, {case['frames']} x {case['crop']} x {case['crop']}, a training step",
+            "torch unasked" if plain else f"ours, {case['way']}",
+            case["clips_per_second"],
+            "clips/s",
+            best["times_plain"] if plain and best else None,
+            f"matrix product at {short(rate / 1e12)} TFLOP/s" if rate else "",
+            1e12 * case["tflop_per_second"] / rate if rate else None,
+            f"{case['peak_bytes'] / 1e6:,.0f} MB"
+            + (f"; ours is {best['way']}" if plain and best else ""),
+        )
+
+
+def data(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    rates = {case["way"]: case["clips_per_core_second"] for case in cases}
+    decoding = "files, decoding alone"
+    best_of = {"files": "files", "store": "store, where it lies"}
+    copy = _limit_of(limits, 1, "copy_bytes_per_second")
+    # 16 frames: the crop's part of the stored planes read, 3 x 112 x 112 numbers written.
+    store_bytes = 16 * (1.5 * 112 * 112 + 4 * 3 * 112 * 112)
+    for case in cases:
+        way, rate = case["way"], case["clips_per_core_second"]
+        limit, share = "", None
+        if way == "files":
+            limit, share = (
+                f"decoding alone, {short(rates[decoding])} clips/s",
+                rate / rates[decoding],
+            )
+        elif way == "store, where it lies" and copy:
+            limit, share = f"copy of {short(copy / 1e9)} GB/s", rate * store_bytes / copy
+        peer = not way.startswith(tuple(best_of))
+        yield Row(
+            f"clips from {case.get('videos', 'video files')}, one core",
+            way,
+            rate,
+            "clips a core second",
+            rates["files"] / rate if peer else None,
+            limit,
+            share,
+            f"from the store {short(rates['store, where it lies'] / rate)} times" if peer else "",
+        )
+
+
+def train_step(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    for case in cases:
+        if case["case"] == "overhead":
+            bare, took = (
+                1000 * median(each[name] for each in case["rounds"])
+                for name in ("bare_step_seconds", "step_seconds")
+            )
+            name = f"a step of training, preset {case['preset']}, {case['batch_clips']} clips"
+            waiting = 1000 * median(each["waiting_seconds"] for each in case["rounds"])
+            limit, share = f"bare loop, {short(bare)} ms", 1 / (1 + case["overhead_share"])
+            note = f"of it waiting for data {short(waiting)} ms, which the share leaves out"
+            yield Row(name, f"pacecore, {case['data']}", took, "ms", None, limit, share, note)
+        elif case["case"] == "start":
+            seconds = median(each["seconds_to_first_step"] for each in case["runs"])
+            yield Row("from the command to the first step", "pacecore", seconds, "s")
+        elif case["case"] == "memory":
+            first, last = case["steps"]
+            held = case["process_megabytes"][1] + case["workers_megabytes"][1]
+            note = f"grown by {short(case['grown_megabytes'])} MB since step {first:,}"
+            yield Row(f"memory at step {last:,}", "pacecore", held, "MB", note=note)
+
+
+def evaluate(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    for case in cases:
+        rates = case["clips_per_second"]
+        name = f"10-clip test, {case['backbone']}, preset {case['preset']}"
+        name += f", from {case['from']}" if "from" in case else ""
+        limit = f"network alone, {short(rates['network_alone'])} clips/s"
+        share = case["share_of_network_rate"]
+        yield Row(name, "pacecore", rates["test"], "clips/s", None, limit, share)
+
+
+def retrieve(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    flops = _limit_of(limits, None, "float32_flops")
+    for case in cases:
+        name = f"{case['queries']:,} queries on {case['gallery']:,} x {case['dimensions']:,}"
+        work = 2 * case["queries"] * case["gallery"] * case["dimensions"]
+        if "pacecore" not in case:
+            continue  # the memory of a gallery in a file, which has no peers
+        ways = {n: found for n, found in case.items() if isinstance(found, dict)}
+        first = None
+        for way, found in ways.items():
+            took = found["seconds"]["p50"]
+            first = first or took
+            yield Row(
+                name,
+                way,
+                1000 * took,
+                "ms",
+                took / first,
+                f"matrix product at {short(flops / 1e12)} TFLOP/s" if flops else "",
+                work / took / flops if flops else None,
+                f"{found['peak_extra_bytes'] / 1e6:,.0f} MB extra"
+                if "peak_extra_bytes" in found
+                else "",
+            )
+
+
+def pretrain(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    best = max(
+        (case["clips_per_second"] for case in cases if case["way"].startswith("pacecore")),
+        default=None,
+    )
+    for case in cases:
+        clip = " x ".join(map(str, case["clip"]))
+        peer = not case["way"].startswith("pacecore")
+        yield Row(
+            f"r21d, {clip}, batch {case['batch']}, {case['workers']} workers, end to end",
+            case["way"],
+            case["clips_per_second"],
+            "clips/s",
+            best / case["clips_per_second"] if peer and best else None,
+            f"network alone, {short(case['network_alone'])} clips/s",
+            case["clips_per_second"] / case["network_alone"],
+            f"waiting for data {100 * case['waiting_share']:.0f} %"
+            if "waiting_share" in case
+            else "",
+        )
+
+
+ADAPTERS: dict[str, Callable[[list[dict], list[dict]], Iterator[Row]]] = {
+    each.__name__: each
+    for each in (pace_clip, info_nce, backbones, data, train_step, evaluate, retrieve, pretrain)
+}
+
+
+def rows_of(name: str, cases: list[dict], limits: list[dict]) -> list[Row]:
+    """The rows of a benchmark's cases; `limits` are the cases of benchmarks.limits, or empty.
+
+    Raises KeyError where the record holds something else than the benchmark writes.
+    """
+    return list(ADAPTERS[name](cases, limits))

@@ -1,0 +1,353 @@
+"""How cost grows: speed and memory against batch, clip, frame size, workers, ranks, embeddings.
+
+    python -m benchmarks.scaling [--device cuda] [--quick] [--out FILE]
+    python -m benchmarks.scaling --page RECORD          draws the page of a record again
+
+One thing changes at a time. A step is forward, backward and SGD of R(2+1)D on clips that lie ready;
+workers feed clips from files without a network; ranks are processes that train together, each
+with one thread on a CPU (gloo) or a GPU of its own (NCCL). Memory is what a step adds at most, and
+for workers and ranks what all their processes hold at most, pages that they share counted once.
+The page lies beside the record, its name ending in .md.
+"""
+
+import argparse
+import json
+import math
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+from pacecore.config import TrainOptions, from_mapping
+from pacecore.datasets import VideoIndex, find_videos, probe_all
+from pacecore.demo import make_demo
+from pacecore.engine import clip_format
+from pacecore.loader import TrainingSchedule, load_batches
+from pacecore.ops.info_nce import info_nce
+from pacecore.reference.info_nce import info_nce as reference
+from pacecore.source import VideoFiles
+from pacecore.store import pack
+from pacecore.train import pretrain
+
+from .backbones import Way, training_step
+from .common import (
+    add_arguments,
+    peak_extra_bytes,
+    processor,
+    time_function,
+    write_aside,
+    write_record,
+)
+from .pretrain import rate_between
+from .processes import watched
+from .rows import short
+
+__all__ = ["growth", "main", "page"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that each thing takes; the middle of the first three is the others' setting."""
+
+    width: float
+    batch: tuple[int, ...]
+    clip_frames: tuple[int, ...]
+    side_px: tuple[int, ...]
+    workers: tuple[int, ...]
+    ranks: tuple[int, ...]
+    rows: tuple[int, ...]
+    eager_rows: int  # beyond, the (n, n) matrices of plain torch take too long or too much
+
+
+def grid(device: torch.device, quick: bool) -> Grid:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = tuple(n for n in (0, 1, 2, 4, 8, 16) if n <= cores)
+    if device.type == "cuda":
+        ranks = tuple(n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count())
+        rows = (4096, 16384, 65536) if quick else (1024, 4096, 16384, 65536, 131072, 262144)
+        batch, frames = ((15, 60), (16, 32)) if quick else ((15, 30, 60, 120, 240), (8, 16, 32, 64))
+        sides = (112, 224) if quick else (56, 112, 168, 224)
+        return Grid(
+            1.0, batch, frames, sides, workers[-3:] if quick else workers, ranks, rows, 32768
+        )
+    ranks = (1, 2) if cores > 1 else (1,)
+    if quick:
+        return Grid(0.125, (2, 4, 8), (8, 16), (32, 56), workers[:3], ranks, (256, 512, 1024), 512)
+    rows = (512, 1024, 2048, 4096, 8192)
+    return Grid(0.25, (2, 4, 8, 16, 32), (8, 16, 32), (28, 56, 112), workers, ranks, rows, 4096)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A training step's size."""
+
+    batch: int
+    clip_frames: int
+    side_px: int
+
+
+def base(grid: Grid, device: torch.device) -> Point:
+    on_gpu = device.type == "cuda"
+    batch = grid.batch[-1] if on_gpu and len(grid.batch) < 3 else grid.batch[len(grid.batch) // 2]
+    return Point(batch, 16, 112 if on_gpu else 56)
+
+
+def steps(grid: Grid, device: torch.device) -> Iterator[dict]:
+    """Speed and memory of training steps."""
+    middle = base(grid, device)
+    for name in ("batch", "clip_frames", "side_px"):
+        for value in getattr(grid, name):
+            at = replace(middle, **{name: value})
+            shape = (at.batch, 3, at.clip_frames, at.side_px, at.side_px)
+            way = Way(bf16=device.type == "cuda")
+            step = training_step("r21d", grid.width, torch.rand(shape, device=device), way)
+            case = {"grows": name, "value": value, **vars(at), "width": grid.width}
+            try:
+                case["peak_bytes"] = peak_extra_bytes(step, device)
+                took = time_function(step, device, min_seconds=0.5, min_runs=2)
+                case["clips_per_second"] = at.batch / took.p50
+            except torch.OutOfMemoryError as error:
+                case["failed"] = str(error).splitlines()[0][:200]
+            yield case
+
+
+def embeddings(grid: Grid, device: torch.device) -> Iterator[dict]:
+    """Time and memory of the contrastive loss, forward and backward, fp32, 512 features."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    ways = {
+        "info_nce": lambda z, groups: info_nce(z, groups).loss,
+        "plain torch": lambda z, groups: reference(z, groups)[0],
+    }
+    for name, function in ways.items():
+        for n in grid.rows:
+            if name != "info_nce" and n > grid.eager_rows:
+                continue
+            z = (torch.randn(n, 512, device=device) * 512**-0.5).requires_grad_()
+            groups = torch.arange(n, device=device) // 2
+
+            def step(function=function, z=z, groups=groups) -> None:
+                z.grad = None
+                function(z, groups).backward()
+
+            step()
+            case = {"grows": "rows", "way": name, "value": n, "features": 512}
+            case["peak_bytes"] = max(0, peak_extra_bytes(step, device) - 4 * z.numel())
+            case["seconds"] = time_function(step, device, min_seconds=0.3, min_runs=2).p50
+            yield case
+
+
+def feeding(grid: Grid, device: torch.device, index: VideoIndex, quick: bool) -> Iterator[dict]:
+    """Clips a second from files, with more and more workers, without a network."""
+    source = VideoFiles(index)
+    counts = tuple(source.num_frames(video) for video in range(len(source)))
+    options = from_mapping(TrainOptions, {"views": 1, "lambda_ctr": 0.0})
+    schedule = TrainingSchedule(options.sampling(), counts, 8, 100_000)
+    form = clip_format(options, device, torch.contiguous_format)
+    for workers in grid.workers:
+        warm = 1 + 3 * workers  # what is prefetched, and the start
+        measured = max(4, 3 * workers) * (1 if quick else 3)
+        batches = load_batches(
+            source,
+            schedule,
+            range(warm + measured),
+            clip_frames=options.clip_frames,
+            workers=workers,
+            pin_memory=device.type == "cuda",
+        )
+        clips = 0
+        with watched() as held:
+            for number, batch in enumerate(batches):
+                made = batch.to(device).clips(form)
+                if number == warm - 1:
+                    start = time.perf_counter()
+                elif number >= warm:
+                    clips += len(made)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
+        yield {
+            "grows": "workers",
+            "value": workers,
+            "clips_per_second": clips / seconds,
+            "peak_bytes": held.bytes,
+        }
+
+
+def together(grid: Grid, device: torch.device, index: VideoIndex, folder: Path) -> Iterator[dict]:
+    """Ranks that share one batch, and those that each have the batch of a single one."""
+    size, side = ((128, 171), 112) if device.type == "cuda" else ((64, 86), 56)
+    store, _ = pack(index, folder / "store", size)
+    batch = base(grid, device).batch
+    for ranks in grid.ranks:
+        for whole in sorted({batch, batch * ranks}):
+            out = folder / f"ranks{ranks}-{whole}"
+            values = {
+                **{"data": str(store.folder), "held_out": "none", "out": str(out)},
+                **{"device": device.type, "workers": 0 if device.type == "cpu" else 4},
+                **{"width": grid.width, "resize": size, "crop": side, "batch": whole},
+                **{"views": 1, "lambda_ctr": 0.0, "repeat": 100_000, "log_every": 2},
+                **{"max_steps": 8, "amp": "bf16" if device.type == "cuda" else "none"},
+            }
+            port = _free_port()
+            with watched() as held:
+                multiprocessing.spawn(_rank, (ranks, port, values), nprocs=ranks)
+            text = (out / "metrics.jsonl").read_text()
+            lines = [json.loads(line) for line in text.splitlines() if "clips_per_second" in line]
+            yield {
+                "grows": "ranks",
+                "value": ranks,
+                "batch": whole,
+                "clips_per_second": rate_between(lines[0], lines[-1], whole),
+                "peak_bytes": held.bytes,
+            }
+
+
+def _rank(rank: int, ranks: int, port: int, values: dict) -> None:
+    """One of the processes that train together, set up as torchrun would."""
+    torch.set_num_threads(1)
+    if values["device"] == "cpu":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    pretrain(from_mapping(TrainOptions, values))
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def growth(points: list[tuple[float, float]]) -> float | None:
+    """The power p of the least-squares line through log(cost) = p log(size) + c; None of one."""
+    logs = [(math.log(size), math.log(cost)) for size, cost in points if size > 0 and cost > 0]
+    if len(logs) < 2:
+        return None
+    mean_x, mean_y = (sum(axis) / len(logs) for axis in zip(*logs, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in logs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+
+
+_TITLES = {
+    "batch": "Clips of a batch",
+    "clip_frames": "Frames of a clip",
+    "side_px": "Side of a frame, pixels",
+    "workers": "Decoding processes, without a network",
+    "ranks": "Processes that train together",
+    "rows": "Embeddings of the contrastive loss, forward and backward",
+}
+
+
+def page(record: dict) -> str:
+    """The record as a Markdown page."""
+    machine = record["machine"]
+    what = machine.get("gpu") or f"{machine['processors']} cores of {processor(machine)}"
+    lines = [
+        "# How cost grows",
+        "",
+        f"{what}, torch {machine['torch']}, {machine['threads']} threads, {machine['date'][:10]},"
+        f" load average {machine['load_average'][0]:.1f} at the end; `{record['command']}`.",
+        "A power of 1 means that twice the size costs twice as much.",
+    ]
+    for name, title in _TITLES.items():
+        cases = [case for case in record["cases"] if case["grows"] == name]
+        for way in sorted({case.get("way", "") for case in cases}):
+            chosen = [case for case in cases if case.get("way", "") == way]
+            lines += ["", f"## {title}{f': {way}' if way else ''}", "", *_table(name, chosen)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, cases: list[dict]) -> list[str]:
+    def memory(case: dict) -> str:
+        return f"{case['peak_bytes'] / 1e6:,.0f} MB" if case.get("peak_bytes") else "below 1 MB"
+
+    if name == "rows":
+        lines = ["| embeddings | ms | memory beside z and its gradient |", "|---|---|---|"]
+        for case in cases:
+            lines.append(
+                f"| {case['value']:,} | {short(1000 * case['seconds'])} | {memory(case)} |"
+            )
+        costs = {"time": "seconds", "memory": "peak_bytes"}
+        powers = {
+            what: growth([(case["value"], case[key]) for case in cases])
+            for what, key in costs.items()
+        }
+        return [*lines, "", *_powers(powers)]
+    if name in ("workers", "ranks"):
+        batches = "batch" in cases[0]
+        lines = [f"| {name} | {'batch | ' * batches}clips/s | times the first | memory of all |"]
+        lines += ["|---" * (4 + batches) + "|"]
+        for case in cases:
+            times = case["clips_per_second"] / cases[0]["clips_per_second"]
+            size = f"{case['batch']} | " if batches else ""
+            row = f"{case['value']} | {size}{short(case['clips_per_second'])} | {times:.2f}"
+            lines.append(f"| {row} | {memory(case)} |")
+        return lines
+    done = [case for case in cases if "clips_per_second" in case]
+    lines = [f"| {name.replace('_', ' ')} | clips/s | step, ms | memory of a step |"]
+    lines += ["|---" * 4 + "|"]
+    for case in cases:
+        if "failed" in case:
+            lines.append(f"| {case['value']} | {case['failed']} | | |")
+            continue
+        took = short(1000 * case["batch"] / case["clips_per_second"])
+        rate = short(case["clips_per_second"])
+        lines.append(f"| {case['value']} | {rate} | {took} | {memory(case)} |")
+    powers = {
+        "time": growth([(c["value"], c["batch"] / c["clips_per_second"]) for c in done]),
+        "memory": growth([(c["value"], c["peak_bytes"]) for c in done]),
+    }
+    units = {"batch": "clips", "clip_frames": "frames", "side_px": "pixels"}
+    held = [f"{cases[0][key]} {unit}" for key, unit in units.items() if key != name]
+    words = f"A training step of R(2+1)D, width {cases[0]['width']:g}, {' and '.join(held)}."
+    return [words, "", *lines, "", *_powers(powers)]
+
+
+def _powers(powers: dict[str, float | None]) -> list[str]:
+    words = [f"{what} grows as the power {power:.2f}" for what, power in powers.items() if power]
+    return [f"Fitted: {', '.join(words)}."] if words else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--page", type=Path, help="only draw the page of this record")
+    parser.add_argument("--data", help="videos for the workers; default: the demo set")
+    options = parser.parse_args()
+    if options.page:
+        _write_page(options.page)
+        return
+    device = torch.device(options.device)
+    found = grid(device, options.quick)
+    cases: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data or make_demo(Path(folder) / "demo", groups=2, clips=2)
+        index, _ = probe_all(find_videos(data).select("train"), 1)
+        parts: list[Callable[[], Iterator[dict]]] = [
+            lambda: feeding(found, device, index, options.quick),
+            lambda: steps(found, device),
+            lambda: embeddings(found, device),
+            lambda: together(found, device, index, Path(folder)),
+        ]
+        for part in parts:
+            for case in part():
+                cases.append(case)
+                print(json.dumps(case), flush=True)
+                path = write_record(options.out, "scaling", options.device, cases)
+    print(f"record: {path}, page: {_write_page(path)}")
+
+
+def _write_page(record: Path) -> Path:
+    path = record.with_suffix(".md")
+    write_aside(path, page(json.loads(record.read_text())))
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""pacecore bench: how fast it is here, beside what else one would use."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["bench"]
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<n>.")
+@click.option("--quick", is_flag=True, help="Few and small cases: minutes instead of an hour.")
+@click.option("--only", default="", help="Benchmarks by name, such as pace_clip,info_nce.")
+@click.option("--out", default="bench", show_default=True, help="Folder of the record and page.")
+@click.option("--data", type=click.Path(), help="Videos to feed from; default: the demo set.")
+@click.option(
+    "--official",
+    type=click.Path(),
+    help="Your copy of laura-wang/video-pace, whose own loader and network then run beside ours.",
+)
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    device: str,
+    quick: bool,
+    only: str,
+    out: str,
+    data: str | None,
+    official: str | None,
+) -> None:
+    """Measure kernels, paths and training against the alternatives that are installed.
+
+    Writes bench-DEVICE.json and the page bench-DEVICE.md: each row a way, its figure, by how much
+    ours is faster, the hardware's limit measured in the same run, and the share of it reached.
+    What is not installed is said and left out. Exit code 1 when a benchmark failed.
+    """
+    from pacecore.benchmarks.suite import run_suite
+    from pacecore.engine import pick_device
+
+    place = pick_device(device)
+    shown = [f"--device {place.type}", *(["--quick"] if quick else [])]
+    shown += [f"--only {only}"] if only else []
+    shown += [f"--{name} {Path(path).name}" for name, path in _given(data, official) if path]
+    runs = run_suite(
+        str(place),
+        Path(out),
+        quick=quick,
+        only=[name.strip() for name in only.split(",") if name.strip()],
+        data=data,
+        official=official,
+        command=" ".join(["pacecore bench", *shown]),
+        on_done=_say,
+    )
+    click.echo(f"page: {Path(out) / f'bench-{place.type}.md'}")
+    if any(run.state == "failed" for run in runs):
+        ctx.exit(1)
+
+
+def _given(data: str | None, official: str | None) -> list[tuple[str, str | None]]:
+    return [("data", data), ("official", official)]
+
+
+def _say(run) -> None:
+    click.echo(f"{run.state:8}{run.name:12}{run.seconds:6.1f} s  {run.said}".rstrip())
+    for row in run.rows:
+        times = f"ours {row.times:.1f} x" if row.times is not None else ""
+        share = f"{100 * row.share:.0f} % of the limit" if row.share is not None else ""
+        words = f"{row.value:12.2f} {row.unit:20} {times:14} {share}".rstrip()
+        click.echo(f"    {row.way[:36]:38}{words}")

@@ -1,0 +1,224 @@
+"""pacecore bench: what runs, what a failure leaves, rows and pages; installed from any folder."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import suite
+from benchmarks.common import RESULTS, run_limited
+from benchmarks.rows import ADAPTERS, Row, rows_of, short
+from pacecore.cli import pacecore
+from pacecore.errors import PacecoreError
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMITS = [{"threads": 1, "copy_bytes_per_second": 5e9, "float32_flops": 25e9}]
+MACHINE = {
+    "processors": 2,
+    "processor": "AMD",
+    "torch": "2.13.0",
+    "pacecore": {"version": "0.1.0"},
+    "commit": "",
+    "date": "2026-01-01T00:00:00",
+    "load_average": [1.0, 1.0, 1.0],
+}
+
+# A benchmark's process in few words; what it does is the name of the file.
+SCRIPT = """
+import argparse, json, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--device"); parser.add_argument("--out"); parser.add_argument("--data")
+parser.add_argument("--quick", action="store_true")
+options = parser.parse_args()
+print("kornia left out: No module named 'kornia'")
+case = {"threads": 1, "copy_bytes_per_second": 5e9, "float32_flops": 25e9}
+if "limits" not in __file__:
+    case |= {"queries": 10, "gallery": 20, "dimensions": 30, "k": 5}
+    case["pacecore"] = {"seconds": {"p50": 0.5}, "peak_extra_bytes": 1e6}
+    case["other"] = {"seconds": {"p50": 1.5}}
+open(options.out, "w").write(json.dumps({"cases": [case]}))
+"""
+
+
+@pytest.fixture
+def small_suite(tmp_path, monkeypatch):
+    """A package of benchmarks of our own: limits, one that works, one that dies, one that hangs."""
+    package = tmp_path / "fake" / "benches"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "limits.py").write_text(SCRIPT)
+    (package / "retrieve.py").write_text(SCRIPT)
+    (package / "evaluate.py").write_text("raise SystemExit('no such kernel')")
+    (package / "data.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
+    monkeypatch.setattr(suite, "_PACKAGE", "benches")
+    monkeypatch.setattr(suite, "__file__", str(package / "suite.py"))
+    monkeypatch.setattr(suite, "BENCHMARKS", {name: suite.Benchmark(name) for name in NAMES})
+    monkeypatch.setattr(suite, "QUICK_SECONDS", 10)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    return tmp_path / "out"
+
+
+NAMES = ("limits", "evaluate", "data", "retrieve")
+
+
+def test_one_that_fails_or_hangs_leaves_the_rest(small_suite):
+    told = []
+    runs = suite.run_suite("cpu", small_suite, quick=True, on_done=told.append)
+    assert [run.name for run in told] == list(NAMES)
+    assert [run.state for run in runs] == ["passed", "failed", "failed", "passed"]
+    assert [run.said for run in runs][1:3] == ["no such kernel", "not done after 10 s"]
+    assert runs[3].said == "kornia left out: No module named 'kornia'"
+    record = json.loads((small_suite / "bench-cpu.json").read_text())
+    assert record["runs"] == [asdict(run) for run in runs]
+    assert record["limits"][0]["float32_flops"] == 25e9
+    page = (small_suite / "bench-cpu.md").read_text()
+    assert page == suite.page(record)
+    assert "Failed after" in page
+    assert "| other | 1,500 ms | 3.00 x |" in page
+    assert (small_suite / "data-cpu.log").read_text() == "begun\n"
+    assert not list(small_suite.glob("*.partial"))
+
+
+def test_a_record_of_an_earlier_run_is_not_taken_for_this_one(small_suite):
+    small_suite.mkdir()
+    old = small_suite / "evaluate-cpu.json"
+    old.write_text(json.dumps({"cases": [{"preset": "small"}]}))
+    subprocess.run(["touch", "-d", "2020-01-01", old], check=True)
+    runs = suite.run_suite("cpu", small_suite, only=["evaluate"])
+    assert [(run.name, run.state, run.rows) for run in runs][1] == ("evaluate", "failed", [])
+    assert old.is_file()
+
+
+def test_a_record_that_is_not_understood_is_a_failure(small_suite, monkeypatch):
+    monkeypatch.setitem(ADAPTERS, "retrieve", lambda cases, limits: [cases[0]["nothing"]])
+    runs = suite.run_suite("cpu", small_suite, only=["retrieve"])
+    assert runs[-1].state == "failed"
+    assert runs[-1].said == "its record is not understood: KeyError 'nothing'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"only": ["pace"]}, "only must be of limits, pace_clip"),
+        ({"official": "/nowhere"}, "official: /nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_does(tmp_path, arguments, words):
+    with pytest.raises(PacecoreError, match=words):
+        suite.run_suite("cpu", tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_verb_says_each_benchmark_and_exits_1_when_one_failed(monkeypatch, tmp_path):
+    import pacecore.benchmarks.suite as installed
+
+    def run_suite(device, out, *, on_done, **given):
+        seen.update(given, device=device)
+        runs = [installed.Run("retrieve", "passed", "", 1.0, [Row("c", "ours", 2.0, "ms", 1.0)])]
+        runs += [installed.Run("data", "failed", "no videos", 2.0)]
+        for run in runs:
+            on_done(run)
+        return runs
+
+    seen: dict = {}
+    monkeypatch.setattr(installed, "run_suite", run_suite)
+    arguments = ["bench", "--device", "cpu", "--quick", "--only", "retrieve, data"]
+    done = CliRunner().invoke(pacecore, [*arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "failed  data" in done.output
+    assert seen["only"] == ["retrieve", "data"]
+    assert seen["command"] == "pacecore bench --device cpu --quick --only retrieve, data"
+
+
+def test_it_runs_as_a_verb_from_another_folder(tmp_path):
+    program = "from pacecore.cli import main; main()"
+    command = [sys.executable, "-c", program, "bench", "--only", "limits", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--quick", "--out", "found"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "found" / "bench-cpu.json").read_text())
+    assert record["limits"][0]["copy_bytes_per_second"] > 0
+    said = json.loads((tmp_path / "found" / "limits-cpu.json").read_text())["command"]
+    assert said == "python -m pacecore.benchmarks.limits --device cpu --quick --out limits-cpu.json"
+
+
+def test_children_end_with_the_command_that_started_them(tmp_path):
+    script = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+    )
+    _, output = run_limited([sys.executable, "-c", script], tmp_path / "log", 30)
+    state = Path(f"/proc/{output.strip()}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] in "ZX":
+            return
+        time.sleep(0.1)
+    pytest.fail("its child lives on")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_benchmarks_import_each_other_by_dots(path):
+    """Installed, they are pacecore.benchmarks; a package `benchmarks` is not there."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        assert not [name for name in names if name.split(".")[0] in ("benchmarks", "tests")]
+
+
+def test_every_benchmark_of_the_suite_has_rows():
+    assert set(suite.available()) - {"limits"} <= set(ADAPTERS)
+
+
+@pytest.mark.parametrize("name", ["pace_clip-cpu", "data-cpu", "backbones-small-cpu"])
+def test_rows_of_the_records_that_are_here(name):
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    rows = rows_of(name.split("-")[0], record["cases"], LIMITS)
+    assert len(rows) > 1
+    assert all(row.value > 0 and row.unit for row in rows)
+    assert any(row.share for row in rows)
+    assert any(row.times and row.times > 1 for row in rows)
+
+
+def test_rows_of_one_benchmark_by_hand():
+    case = {"queries": 10, "gallery": 100, "dimensions": 50}
+    case["pacecore"] = {"seconds": {"p50": 0.001}, "peak_extra_bytes": 2e6}
+    case["scikit-learn brute"] = {"seconds": {"p50": 0.004}, "peak_extra_bytes": 8e6}
+    ours, other = rows_of("retrieve", [case], LIMITS)
+    assert (ours.times, other.times) == (1.0, 4.0)
+    assert ours.share == pytest.approx(2 * 10 * 100 * 50 / 0.001 / 25e9)
+    assert other.note == "8 MB extra"
+
+
+def test_end_to_end_rows_compare_our_best_with_each_peer():
+    common = {"batch": 4, "workers": 1, "clip": [8, 56, 56], "network_alone": 10.0, "amp": "none"}
+    cases = [
+        {"way": "the authors' way, rebuilt", "clips_per_second": 2.0, **common},
+        {"way": "pacecore, store", "clips_per_second": 9.0, "waiting_share": 0.02, **common},
+    ]
+    peer, ours = rows_of("pretrain", cases, LIMITS)
+    assert (peer.times, ours.times) == (4.5, None)
+    assert ours.share == 0.9
+
+
+def test_a_missing_peer_is_said():
+    record = {"command": "pacecore bench", "quick": True, "machine": MACHINE, "limits": LIMITS}
+    record |= {"runs": [], "peers": {"kornia": None, "cv2": "4.9"}}
+    page = suite.page(record)
+    assert "Not installed, so not compared: kornia." in page
+    assert "an AMD" in page
+    assert "| 1 | 5.00 | 0.0250 |" in page
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(1234.5, "1,234"), (56.78, "56.8"), (5.678, "5.68"), (0.0123, "0.0123"), (0.5, "0.50")],
+)
+def test_three_figures(number, words):
+    assert short(number) == words

@@ -1,0 +1,96 @@
+"""How cost grows, and what is planned from it: the fits, the pages, and where figures come from."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks import planning, scaling
+from benchmarks.common import RESULTS
+from benchmarks.planning import Inputs
+from benchmarks.processes import watched
+from benchmarks.readme import pages
+from pacecore.store import record_bytes
+
+MACHINE = {"processors": 2, "processor": "AMD", "torch": "2", "threads": 1}
+MACHINE |= {"date": "2026-01-01T", "load_average": [0.5]}
+
+
+def test_growth_is_the_power_of_the_size():
+    assert scaling.growth([(n, 3 * n**2) for n in (1, 2, 5)]) == pytest.approx(2)
+    assert scaling.growth([(4, 7.0)]) is None
+    assert scaling.growth([(4, 7.0), (8, 0)]) is None
+
+
+def test_steps_and_embeddings_are_measured_as_their_grid_says():
+    grid = scaling.Grid(0.125, (1, 2), (4,), (16,), (), (), (16, 32), 16)
+    device = torch.device("cpu")
+    cases = list(scaling.steps(grid, device))
+    assert [(case["grows"], case["value"]) for case in cases] == [
+        ("batch", 1), ("batch", 2), ("clip_frames", 4), ("side_px", 16),
+    ]  # fmt: skip
+    assert all(case["clips_per_second"] > 0 for case in cases)
+    found = list(scaling.embeddings(grid, device))
+    assert [(case["way"], case["value"]) for case in found] == [
+        ("info_nce", 16), ("info_nce", 32), ("plain torch", 16),
+    ]  # fmt: skip
+    page = scaling.page({"machine": MACHINE, "command": "x", "cases": [*cases, *found]})
+    assert "## Clips of a batch" in page
+    assert page.count("Fitted: time grows as the power") == 2
+    assert "Embeddings of the contrastive loss, forward and backward: plain torch" in page
+
+
+def test_memory_counts_the_processes_that_were_started():
+    script = "import time; kept = bytearray(64 << 20); print(flush=True); time.sleep(30)"
+    with watched() as held:
+        before = held.bytes
+        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        try:
+            child.stdout.readline()
+            time.sleep(0.6)
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+    if before is None:
+        pytest.skip("this system does not tell what processes hold")
+    assert held.bytes - before > 60 << 20
+
+
+def test_the_pages_are_those_of_the_records():
+    for path, text in pages().items():
+        assert path.read_text() == text, f"{path.name}: run python -m benchmarks.readme"
+
+
+def test_a_plan_follows_from_its_inputs_and_the_record():
+    rates = {"files, two views decoded once": 100.0, "store, two views": 500.0}
+    cases = [{"way": way, "clips_per_core_second": rate} for way, rate in rates.items()]
+    cases[0] |= {"packed_frames_per_core_second": 2000.0, "file_bytes_per_frame": 1000.0}
+    page = planning.page({"machine": MACHINE, "cases": cases}, Inputs())
+    store = record_bytes((128, 171))
+    assert f"{2000 * 16 * store / 1e9:.2f} GB/s" in page  # the bus of one GPU
+    assert "| files | 20 |" in page  # 2,000 / 100 cores
+    assert "8,640,000 clips" in page  # 240,000 x 18 x 2
+    assert "| 1 | 1.20 hours | 4.80 hours | 20 | 4 |" in page
+    assert f"{240_000 * 250 * store / 1e12:.2f} TB" in page
+    assert "Packing once: 0.35 days of one core" in page  # 60 million / 2,000 / 86,400
+    assert f"{1e9 * 2 / 2000 / 1024 / 60:.1f} minutes" in page
+
+
+def test_a_goal_is_called_one_and_a_given_rate_is_not():
+    record = json.loads((RESULTS / "data-cpu.json").read_text())
+    assert "**a goal, not a measurement**" in planning.page(record, Inputs())
+    given = planning.page(record, Inputs(gpu_clips=500.0))
+    assert "a goal" not in given
+    assert "| clips a second of a GPU | 500 | given with --gpu-clips |" in given
+
+
+def test_a_measured_bus_takes_the_place_of_the_stated_one():
+    record = json.loads((RESULTS / "data-cpu.json").read_text())
+    gpu = {"cases": [{"bus_bytes_per_second": 55e9}]}
+    page = planning.page(record, Inputs(), gpu)
+    assert re.search(r"\| bus to a GPU \| 55 GB/s \| measured, limits-cuda\.json \|", page)
