@@ -70,6 +70,8 @@ def method_of(learning: dict[str, Any]) -> str:
         return "from scratch"
     if learning.get("kind") == "weights":
         return "weights of another project"
+    if learning.get("lr") == 0:
+        return "random weights"
     contrast = learning.get("contrast", "none") if learning.get("lambda_ctr", 0) > 0 else "none"
     predicts = learning.get("lambda_cls", 1) > 0
     if contrast == "none":

@@ -94,6 +94,7 @@ def test_what_differs_without_a_column_is_named(tmp_path):
         ({"contrast": "none"}, "pace"),
         ({"lambda_ctr": 0.0}, "pace"),
         ({"lambda_cls": 0.0}, "same context"),
+        ({"lr": 0.0}, "random weights"),
     ],
 )
 def test_methods_in_the_words_of_the_paper(changes, words):

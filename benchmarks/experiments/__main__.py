@@ -7,8 +7,9 @@ Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed
 without labels on the training videos of DATA, then used for retrieval, fine-tuned, probed linearly
 and tested, by the verbs that a user types. All arms run with one seed before the next seed begins.
 A cell that is finished in FOLDER is not run again, one that was stopped goes on, and after each
-cell the pages are written anew: FOLDER/evidence.md, with the differences and their intervals, and
-FOLDER/report/report.md, the runs side by side. --pages writes them from what there is.
+cell the pages are written anew: FOLDER/evidence.md, with the differences and their intervals (also
+beside the record), and FOLDER/report/report.md, the runs side by side. --pages writes them from
+what there is.
 """
 
 import argparse
@@ -104,7 +105,6 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         " interval is."
     )
     page = evidence_page(cells, about)
-    (options.runs / "evidence.md").write_text(page, encoding="utf-8")
     try:
         make_report(folders, options.runs / "report")
     except PacecoreError as error:  # matplotlib is not installed
@@ -113,6 +113,8 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
     suffix = "" if options.grid == "main" else f"-{options.grid}"
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
     write_record(path, "experiments", "cpu", summary(cells))
+    for place in (options.runs / "evidence.md", path.with_suffix(".md")):
+        place.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
