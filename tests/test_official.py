@@ -5,7 +5,6 @@ The copies here are made by the tests: files of the names and signatures that th
 
 import sys
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,9 @@ from benchmarks.pretrain import Setting, rate_between
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from tests.video_files import write_video
+
+cv2 = pytest.importorskip("cv2", reason="the authors' way of loading needs cv2 and PIL")
+pytest.importorskip("PIL", reason="the authors' way of loading needs cv2 and PIL")
 
 SHAPE = Shape(clip_frames=4, resize=(24, 32), crop=16)
 
