@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pacecore.ops import info_nce, pace_clip
+from tests.conftest import require
 from tests.cuda_on_cpu import devices
 from tests.pace_clip_cases import FORMATS, random_frames, random_jitter, random_plan
 
@@ -21,7 +22,7 @@ STEP = {torch.float32: 2.0**-13, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-
 def emulation_there():
     reason = devices.emulation_missing()
     if reason:
-        pytest.skip(reason)
+        require("PACECORE_REQUIRE_EMULATION", reason)
 
 
 def architecture(device: torch.device) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import require
 from tests.cuda_on_cpu import build, devices
 from tests.cuda_on_cpu.devices import SCHEDULES
 
@@ -62,7 +63,7 @@ DIFFERING = [
 def planted_faults() -> Path:
     reason = build.compiler_missing()
     if reason:
-        pytest.skip(reason)
+        require("PACECORE_REQUIRE_EMULATION", reason)
     return build.build(program=HERE / "planted_faults.cu", sanitize=True)
 
 
@@ -127,7 +128,7 @@ def test_fault_changes_the_result(planted_faults, name):
 def emulation():
     reason = devices.emulation_missing()
     if reason:
-        pytest.skip(reason)
+        require("PACECORE_REQUIRE_EMULATION", reason)
     with devices.emulation(90):
         yield
 
@@ -152,7 +153,7 @@ def test_memory_of_results_starts_as_nan(emulation):
 def test_what_is_not_modelled_is_an_error_that_says_what_to_do(tmp_path):
     reason = build.compiler_missing()
     if reason:
-        pytest.skip(reason)
+        require("PACECORE_REQUIRE_EMULATION", reason)
     source = tmp_path / "unknown.cu"
     source.write_text(
         '#include "launch.h"\n'
