@@ -135,7 +135,7 @@ Tensor prepare(const Tensor& z, bool normalize, float* inverse_norms, NceArgs& a
 template <typename T>
 void gradient(const Tensor& z, const NceArgs& args, const float* rows, bool normalize,
               const float* grad_loss, const Tensor& grad_z, cudaStream_t stream) {
-  const int64_t n = args.n, tile = kNceBlockRows;
+  const int64_t n = args.n, tile = kTile;
   const int64_t weight_pitch = ceil_div(n, tile) * tile;
   const int64_t row_bytes = weight_pitch * static_cast<int64_t>(sizeof(T));
   const int64_t budget = kWeightBytes * multiprocessor_count(z);
@@ -194,13 +194,22 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
     return;
   }
   const Tensor prepared = prepare<T>(z, options.normalize, outputs.rows + 4 * n, args, stream);
-  const int64_t tiles = ceil_div(n, kNceBlockRows);
-  const int splits =
-      static_cast<int>(std::clamp<int64_t>(2 * multiprocessor_count(z) / tiles, 1, tiles));
-  const Tensor partial =
-      allocate(z, {splits, n, static_cast<int64_t>(sizeof(NceRowSums))}, ScalarType::Byte);
-  launch_nce_sums<T>(args, data<T>(prepared), splits, data<NceRowSums>(partial),
-                     data<NceRowSums>(sums), outputs, stream);
+  const int64_t end = args.anchor_start + args.anchor_count;
+  NceTiles tiles = {static_cast<int>(ceil_div(n, kTile)), 0, 0};
+  if (args.batch)
+    tiles.count = tiles.all;
+  else if (args.anchor_count > 0) {
+    tiles.first = args.anchor_start / kTile;
+    tiles.count = static_cast<int>(ceil_div(end, kTile)) - tiles.first;
+  }
+  // As many steps at a time as the cache holds the sums of, and as even as that allows.
+  const int64_t length = int64_t{tiles.count} * kTile, steps = std::max(1, tiles.steps());
+  const int64_t step_bytes = 2 * length * static_cast<int64_t>(sizeof(NceRowSums));
+  const int64_t most = std::max<int64_t>(1, cache_bytes(z) / std::max<int64_t>(1, step_bytes));
+  const int64_t band_steps = ceil_div(steps, ceil_div(steps, most));
+  const Tensor partial = allocate(z, {band_steps, step_bytes}, ScalarType::Byte);
+  launch_nce_sums<T>(args, tiles, data<T>(prepared), static_cast<int>(band_steps),
+                     data<NceRowSums>(partial), data<NceRowSums>(sums), outputs, stream);
   if (leave_gradient)
     gradient<T>(prepared, args, outputs.rows, options.normalize, nullptr, grad_z, stream);
 }

@@ -40,13 +40,40 @@ void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scor
 constexpr int kNceFewRows = 512;
 constexpr int kNceFewFeatures = 2048;
 
-// The forward for many rows, from rows that are normalised already where that is wanted.
-// partial: (splits, n), sums: (n,).
-template <typename T>
-void launch_nce_sums(const NceArgs& args, const T* z, int splits, NceRowSums* partial,
-                     NceRowSums* sums, const NceOutputs& outputs, cudaStream_t stream);
+constexpr int kTile = 128;  // rows and columns of the tiles that many rows are walked in
 
-constexpr int kNceBlockRows = 128;  // rows and columns of a tile
+// Which tiles of the scores are made. Those of two row tiles that are both wanted are made once and
+// serve both. A tile is named by its row tile, which is wanted, and by how many steps after it,
+// round the end, its column tile comes: so every row tile has as much to do as the others.
+struct NceTiles {
+  int all;           // row tiles
+  int first, count;  // of these, the ones whose sums are wanted
+
+  PACECORE_SHARED_MATH int steps() const {
+    return count == 0 ? 0 : count == all ? all / 2 + 1 : all;
+  }
+  PACECORE_SHARED_MATH bool wanted(int tile) const { return tile >= first && tile < first + count; }
+  PACECORE_SHARED_MATH int column_tile(int row_tile, int step) const {
+    return (row_tile + step) % all;
+  }
+  PACECORE_SHARED_MATH int row_tile(int column_tile, int step) const {
+    return (column_tile + all - step) % all;
+  }
+  PACECORE_SHARED_MATH bool made(int row_tile, int step) const {
+    const bool nearer = 2 * step < all || (2 * step == all && row_tile < step);
+    return wanted(row_tile) && (nearer || !wanted(column_tile(row_tile, step)));
+  }
+  PACECORE_SHARED_MATH bool serves_columns(int row_tile, int step) const {
+    return step > 0 && wanted(column_tile(row_tile, step));
+  }
+};
+
+// The forward for many rows, from rows that are normalised already where that is wanted, in bands
+// of `band_steps` steps. partial: (band_steps, 2, tiles.count * kTile), sums: (n,).
+template <typename T>
+void launch_nce_sums(const NceArgs& args, const NceTiles& tiles, const T* z, int band_steps,
+                     NceRowSums* partial, NceRowSums* sums, const NceOutputs& outputs,
+                     cudaStream_t stream);
 
 // The gradient of rows [first_row, first_row + block_rows) for many rows: their weights against
 // every row into weights (block_rows, weight_pitch), then weights . z in `splits` parts into

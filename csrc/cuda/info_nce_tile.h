@@ -1,246 +1,297 @@
-// Products of 128 x 128 tiles by a block of 256 threads: 16-bit types on the tensor cores, float by
+// Products of 128 x 128 tiles by a block of 128 threads: 16-bit types on the tensor cores, float by
 // true float fused multiply-add. Operands go through a ring of stages in shared memory, filled by
 // asynchronous copies of 16 bytes while earlier stages are multiplied.
 #pragma once
+
+#include <algorithm>
 
 #include "info_nce.h"
 
 namespace pacecore {
 
-constexpr int kTile = kNceBlockRows;
-constexpr int kTileThreads = 256;
-constexpr int kStages = 3;
-// Row stride of a tile of scores, in floats: 8 modulo 32 banks, so that neither the writes of an
-// accumulator's pairs nor reads of 16 bytes by two threads a row meet in a bank.
-constexpr int kScorePitch = kTile + 8;
+constexpr int kTileThreads = 128;
+static_assert(kTileThreads == kTile);  // after the product a thread has a row or a column
+// Blocks a multiprocessor is to hold: one multiplies while the other does its sums.
+constexpr int kTileBlocks = 2;
 
-// A matrix in global memory, rows of `pitch` elements: a multiple of 16 bytes, as is its address.
+// How an operand lies in memory. Its tile is 128 long across the sum and kDepth along it:
+enum class Order {
+  kRows,   // across by along, as the first operand of a product is
+  kDepth,  // along by across, as the second is
+};
+
+// A matrix in global memory, rows of `pitch` elements. Address, pitch and columns are multiples of
+// 16 bytes.
 template <typename T>
 struct Matrix {
   const T* data;
   int rows, columns, pitch;
 };
 
-// How a stage lies in shared memory, and the accumulators that are fed from it. Two kinds of
-// operand: `Rows`, 128 rows of kDepth elements along the sum; `Depth`, kDepth rows of 128 columns.
+// Neighbouring floats moved as one.
+template <int count>
+struct alignas(count * sizeof(float)) Run {
+  float values[count];
+};
+
+template <int count>
+__device__ __forceinline__ void load_run(float* to, const float* from) {
+  const auto run = *reinterpret_cast<const Run<count>*>(from);
+#pragma unroll
+  for (int i = 0; i < count; ++i) to[i] = run.values[i];
+}
+
+template <int count>
+__device__ __forceinline__ void store_run(float* to, const float* from) {
+  Run<count> run;
+#pragma unroll
+  for (int i = 0; i < count; ++i) run.values[i] = from[i];
+  *reinterpret_cast<Run<count>*>(to) = run;
+}
+
+// How a stage lies in shared memory, and the accumulators that are fed from it. Each thread's
+// values of the tile come in runs of kRun neighbours of a row.
 template <typename T>
 struct Engine {  // 16-bit types
-  static constexpr int kDepth = 64;
-  static constexpr int kStageElements = 2 * kTile * kDepth;
+  static constexpr int kDepth = 32;
+  static constexpr int kStages = 4;
   static constexpr int kSecond = kTile * kDepth;  // where the second operand begins
+  static constexpr int kStageElements = 2 * kSecond;
+  template <Order>
+  static constexpr int kRun = 2;
 
-  // Eight rows' chunks of one column lie in eight different bank groups.
-  static __device__ int rows_at(int row, int chunk) { return row * kDepth + (chunk ^ row % 8) * 8; }
-  static __device__ int depth_at(int row, int chunk) { return row * kTile + (chunk ^ row % 8) * 8; }
-
-  float sum[4][4][4];  // 4 x 4 blocks of 16 x 8 in a warp's 64 x 32
-
-  __device__ Engine() {
-    for (auto& row : sum)
-      for (auto& block : row)
-        for (float& value : block) value = 0;
+  // Eight lines' chunks of one place lie in eight different bank groups, in either order.
+  template <Order order>
+  static __device__ int chunk_at(int line, int chunk) {
+    if constexpr (order == Order::kRows) return line * kDepth + (chunk ^ line / 2 % 4) * 8;
+    return line * kTile + (chunk ^ line % 8) * 8;
   }
 
-  template <bool depth_major>
+  float sum[4][8][4] = {};  // 4 x 8 blocks of 16 x 8 in a warp's 64 x 64
+
+  // Two blocks of 8 columns from `column` on, of the 16 of the sum from `k` on.
+  template <Order order>
+  static __device__ void load_columns(uint32_t (&b)[2][2], const T* stage, int column, int k) {
+    const int lane = threadIdx.x % 32;
+    uint32_t four[4];
+    if constexpr (order == Order::kRows)
+      load_matrix_x4(
+          four, stage + chunk_at<order>(column + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2));
+    else
+      load_matrix_x4_transposed(four,
+                                stage + chunk_at<order>(k + lane % 16, column / 8 + lane / 16));
+    b[0][0] = four[0];
+    b[0][1] = four[1];
+    b[1][0] = four[2];
+    b[1][1] = four[3];
+  }
+
+  template <Order order>
+  static __device__ void load_rows(uint32_t (&a)[4], const T* stage, int row, int k) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (order == Order::kRows)
+      load_matrix_x4(a, stage + chunk_at<order>(row + lane % 16, k / 8 + lane / 16));
+    else
+      load_matrix_x4_transposed(
+          a, stage + chunk_at<order>(k + lane / 16 * 8 + lane % 8, row / 8 + lane / 8 % 2));
+  }
+
+  template <Order first, Order second>
   __device__ void multiply(const T* stage) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int first_row = warp / 4 * 64, first_column = warp % 4 * 32;
-    const T* second = stage + kSecond;
+    const int warp = threadIdx.x / 32, first_row = warp / 2 * 64, first_column = warp % 2 * 64;
 #pragma unroll
-    for (int k = 0; k < kDepth / 16; ++k) {
-      uint32_t b[4][2];
+    for (int k = 0; k < kDepth; k += 16) {
+      uint32_t b[4][2][2];
 #pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
-        uint32_t four[4];
-        const int column = first_column + pair * 16;
-        if constexpr (depth_major)
-          load_matrix_x4_transposed(four,
-                                    second + depth_at(k * 16 + lane % 16, column / 8 + lane / 16));
-        else
-          load_matrix_x4(four,
-                         second + rows_at(column + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
-        b[pair * 2][0] = four[0];
-        b[pair * 2][1] = four[1];
-        b[pair * 2 + 1][0] = four[2];
-        b[pair * 2 + 1][1] = four[3];
-      }
+      for (int pair = 0; pair < 4; ++pair)
+        load_columns<second>(b[pair], stage + kSecond, first_column + pair * 16, k);
 #pragma unroll
       for (int row = 0; row < 4; ++row) {
         uint32_t a[4];
-        load_matrix_x4(a, stage + rows_at(first_row + row * 16 + lane % 16, k * 2 + lane / 16));
+        load_rows<first>(a, stage, first_row + row * 16, k);
 #pragma unroll
-        for (int column = 0; column < 4; ++column) mma_m16n8k16<T>(sum[row][column], a, b[column]);
+        for (int column = 0; column < 8; ++column)
+          mma_m16n8k16<T>(sum[row][column], a, b[column / 2][column % 2]);
       }
     }
   }
 
-  // Calls write(row, column, first, second) for each pair of neighbours in the tile.
-  template <bool depth_major, typename Write>
-  __device__ void for_each_pair(const Write& write) const {
+  // Calls visit(row, column, run) for each run of the tile that the thread holds.
+  template <Order first, Order second, typename Visit>
+  __device__ __forceinline__ void for_each_run(const Visit& visit) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int row = 0; row < 4; ++row)
 #pragma unroll
-      for (int column = 0; column < 4; ++column)
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          write(warp / 4 * 64 + row * 16 + half * 8 + lane / 4,
-                warp % 4 * 32 + column * 8 + lane % 4 * 2, sum[row][column][2 * half],
-                sum[row][column][2 * half + 1]);
+        for (int column = 0; column < 8; ++column)
+          visit(warp / 2 * 64 + row * 16 + half * 8 + lane / 4,
+                warp % 2 * 64 + column * 8 + lane % 4 * 2, &sum[row][column][2 * half]);
   }
 };
 
 template <>
 struct Engine<float> {
   static constexpr int kDepth = 16;
+  static constexpr int kStages = 3;
   static constexpr int kRowPitch = kDepth + 4;  // eight rows' chunks in eight bank groups
   static constexpr int kDepthPitch = kTile + 4;
   static constexpr int kSecond = kTile * kRowPitch;
-  static constexpr int kStageElements = 2 * kTile * kRowPitch;
-  static_assert(kDepth * kDepthPitch <= kTile * kRowPitch);
+  static constexpr int kStageElements = 2 * kSecond;
+  static_assert(kDepth * kDepthPitch <= kSecond);
+  template <Order second>
+  static constexpr int kRun = second == Order::kDepth ? 4 : 1;
 
-  static __device__ int rows_at(int row, int chunk) { return row * kRowPitch + chunk * 4; }
-  static __device__ int depth_at(int row, int chunk) { return row * kDepthPitch + chunk * 4; }
-
-  float sum[8][8];  // rows y + 16 i; columns x + 16 j, or for depth-major ones runs of four
-
-  __device__ Engine() {
-    for (auto& row : sum)
-      for (float& value : row) value = 0;
+  template <Order order>
+  static __device__ int chunk_at(int line, int chunk) {
+    return line * (order == Order::kRows ? kRowPitch : kDepthPitch) + chunk * 4;
   }
 
-  template <bool depth_major>
-  __device__ void multiply(const float* stage) {
-    const int x = threadIdx.x % 16, y = threadIdx.x / 16;
-    const float* second = stage + kSecond;
+  float sum[16][8] = {};
+
+  // Where the thread's row i and column i lie in the tile: single ones side by side with those of
+  // the other threads, or, in the order in which neighbours lie together, four neighbours.
+  template <Order order>
+  static __device__ int row_of(int i) {
+    const int y = threadIdx.x / 16;
+    return order == Order::kRows ? y + 8 * i : i / 4 * 32 + y * 4 + i % 4;
+  }
+  template <Order order>
+  static __device__ int column_of(int i) {
+    const int x = threadIdx.x % 16;
+    return order == Order::kRows ? x + 16 * i : i / 4 * 64 + x * 4 + i % 4;
+  }
+
+  // Four lines, whose places in the tile `line_of` gives, at four places of the sum.
+  template <Order order, typename LineOf>
+  static __device__ void load_4x4(float (&to)[4][4], const float* stage, int chunk,
+                                  const LineOf& line_of) {
 #pragma unroll
-    for (int chunk = 0; chunk < kDepth / 4; ++chunk) {
-      float a[8][4];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) load_four(a[i], stage + rows_at(y + 16 * i, chunk));
-      if constexpr (depth_major) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          float b[8];
-          load_four(b, second + depth_at(chunk * 4 + k, x));
-          load_four(b + 4, second + depth_at(chunk * 4 + k, x + 16));
-#pragma unroll
-          for (int i = 0; i < 8; ++i)
-#pragma unroll
-            for (int j = 0; j < 8; ++j) sum[i][j] = fmaf(a[i][k], b[j], sum[i][j]);
-        }
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (order == Order::kDepth) {
+        float four[4];
+        load_run<4>(four, stage + chunk_at<order>(chunk * 4 + i, line_of(0) / 4));
+        for (int line = 0; line < 4; ++line) to[line][i] = four[line];
       } else {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          float b[4];
-          load_four(b, second + rows_at(x + 16 * j, chunk));
-#pragma unroll
-          for (int i = 0; i < 8; ++i)
-#pragma unroll
-            for (int k = 0; k < 4; ++k) sum[i][j] = fmaf(a[i][k], b[k], sum[i][j]);
-        }
+        load_run<4>(to[i], stage + chunk_at<order>(line_of(i), chunk));
       }
     }
   }
 
-  template <bool depth_major, typename Write>
-  __device__ void for_each_value(const Write& write) const {
-    const int x = threadIdx.x % 16, y = threadIdx.x / 16;
+  template <Order first, Order second>
+  __device__ void multiply(const float* stage) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
+    for (int chunk = 0; chunk < kDepth / 4; ++chunk) {
+      float b[2][4][4];
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
-        write(y + 16 * i, depth_major ? j / 4 * 64 + x * 4 + j % 4 : x + 16 * j, sum[i][j]);
+      for (int j = 0; j < 2; ++j)
+        load_4x4<second>(b[j], stage + kSecond, chunk,
+                         [&](int line) { return column_of<second>(4 * j + line); });
+#pragma unroll
+      for (int i = 0; i < 16; i += 4) {
+        float a[4][4];
+        load_4x4<first>(a, stage, chunk, [&](int line) { return row_of<first>(i + line); });
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+          for (int row = 0; row < 4; ++row)
+#pragma unroll
+            for (int column = 0; column < 8; ++column)
+              sum[i + row][column] =
+                  fmaf(a[row][k], b[column / 4][column % 4][k], sum[i + row][column]);
+      }
+    }
   }
 
- private:
-  static __device__ void load_four(float* to, const float* from) {
-    const float4 four = *reinterpret_cast<const float4*>(from);
-    to[0] = four.x;
-    to[1] = four.y;
-    to[2] = four.z;
-    to[3] = four.w;
+  template <Order first, Order second, typename Visit>
+  __device__ __forceinline__ void for_each_run(const Visit& visit) {
+#pragma unroll
+    for (int row = 0; row < 16; ++row)
+#pragma unroll
+      for (int column = 0; column < 8; column += kRun<second>)
+        visit(row_of<first>(row), column_of<second>(column), &sum[row][column]);
   }
 };
 
-// Calls write(row, column, value) for each value of the tile that the thread holds.
-template <bool depth_major, typename T, typename Write>
-__device__ __forceinline__ void for_each_value(const Engine<T>& engine, const Write& write) {
-  if constexpr (std::is_same_v<T, float>) {
-    engine.template for_each_value<depth_major>(write);
-  } else {
-    engine.template for_each_pair<depth_major>([&](int row, int column, float first, float second) {
-      write(row, column, first);
-      write(row, column + 1, second);
-    });
-  }
-}
-
-// Starts the copy of rows [row, row + 128) x columns [column, column + kDepth): zeros beyond the
-// matrix.
-template <typename T>
-__device__ __forceinline__ void copy_rows(const Matrix<T>& from, int row, int column, T* to) {
-  constexpr int size = 16 / sizeof(T), chunks = Engine<T>::kDepth / size;
+// Starts the copy of 128 lines of a matrix from `line` on, kDepth along the sum from `depth` on:
+// zeros beyond the matrix.
+template <Order order, typename T>
+__device__ __forceinline__ void copy_operand(const Matrix<T>& from, int line, int depth, T* to) {
+  constexpr bool by_rows = order == Order::kRows;
+  constexpr int size = 16 / sizeof(T), along = Engine<T>::kDepth;
+  constexpr int rows = by_rows ? kTile : along, chunks = (by_rows ? along : kTile) / size;
+  const int row = by_rows ? line : depth, column = by_rows ? depth : line;
 #pragma unroll
-  for (int i = threadIdx.x; i < kTile * chunks; i += kTileThreads) {
-    const int r = i / chunks, c = i % chunks, left = from.columns - column - c * size;
-    const bool inside = row + r < from.rows && left > 0;
+  for (int i = 0; i < rows * chunks / kTileThreads; ++i) {
+    const int r = (i * kTileThreads + threadIdx.x) / chunks;
+    const int c = (i * kTileThreads + threadIdx.x) % chunks;
+    const bool inside = row + r < from.rows && column + c * size < from.columns;
     const T* at =
         inside ? from.data + int64_t{row + r} * from.pitch + column + c * size : from.data;
-    async_copy_16(to + Engine<T>::rows_at(r, c), at,
-                  inside ? min(left, size) * static_cast<int>(sizeof(T)) : 0);
+    async_copy_16(to + Engine<T>::template chunk_at<order>(r, c), at, inside ? 16 : 0);
   }
 }
 
-// The same of rows [row, row + kDepth) x columns [column, column + 128).
-template <typename T>
-__device__ __forceinline__ void copy_depth(const Matrix<T>& from, int row, int column, T* to) {
-  constexpr int size = 16 / sizeof(T), chunks = kTile / size;
-#pragma unroll
-  for (int i = threadIdx.x; i < Engine<T>::kDepth * chunks; i += kTileThreads) {
-    const int r = i / chunks, c = i % chunks, left = from.columns - column - c * size;
-    const bool inside = row + r < from.rows && left > 0;
-    const T* at =
-        inside ? from.data + int64_t{row + r} * from.pitch + column + c * size : from.data;
-    async_copy_16(to + Engine<T>::depth_at(r, c), at,
-                  inside ? min(left, size) * static_cast<int>(sizeof(T)) : 0);
-  }
-}
-
-// engine += first[row.., begin..end) . second, where second is taken by rows (its rows are the
-// tile's columns), or with `depth_major` by columns. Ends with all of `ring` free for other use.
-template <bool depth_major, typename T>
+// engine += first[row.., begin..end) . second[begin..end, column..), where an operand in the order
+// that is not its own lies transposed. Ends with all of `ring` free for other use.
+template <Order first_order, Order second_order, typename T>
 __device__ __forceinline__ void multiply_tile(Engine<T>& engine, const Matrix<T>& first, int row,
                                               const Matrix<T>& second, int column, int begin,
                                               int end, T* ring) {
-  constexpr int depth = Engine<T>::kDepth;
+  constexpr int depth = Engine<T>::kDepth, stages = Engine<T>::kStages;
   const int steps = (end - begin + depth - 1) / depth;
   const auto start = [&](int step) {
     if (step < steps) {
-      T* stage = ring + step % kStages * Engine<T>::kStageElements;
-      const int at = begin + step * depth;
-      copy_rows(first, row, at, stage);
-      if constexpr (depth_major)
-        copy_depth(second, at, column, stage + Engine<T>::kSecond);
-      else
-        copy_rows(second, column, at, stage + Engine<T>::kSecond);
+      T* stage = ring + step % stages * Engine<T>::kStageElements;
+      copy_operand<first_order>(first, row, begin + step * depth, stage);
+      copy_operand<second_order>(second, column, begin + step * depth, stage + Engine<T>::kSecond);
     }
     async_copy_commit();  // an empty group too, so that the count of groups is the count of steps
   };
-  for (int step = 0; step < kStages - 1; ++step) start(step);
+  for (int step = 0; step < stages - 1; ++step) start(step);
   for (int step = 0; step < steps; ++step) {
-    async_copy_wait<kStages - 2>();
+    async_copy_wait<stages - 2>();
     __syncthreads();  // the stage has come for all, and the one to be filled next is done with
-    start(step + kStages - 1);
-    engine.template multiply<depth_major>(ring + step % kStages * Engine<T>::kStageElements);
+    start(step + stages - 1);
+    engine.template multiply<first_order, second_order>(ring +
+                                                        step % stages * Engine<T>::kStageElements);
   }
   async_copy_wait<0>();
   __syncthreads();
 }
 
+// Where a score lies in shared memory, in floats. Chunks of four are shuffled so that these meet in
+// no bank: the accumulators' pairs, a chunk of eight rows, one column of each of 32 neighbours.
+__device__ __forceinline__ int score_at(int row, int column) {
+  return row * kTile + ((column / 4 ^ (row % 4 * 2 + row / 4 % 2)) * 4 + column % 4);
+}
+
+// scores = z[first_row..] . z[first_column..]^T for all of the block, in the memory of the ring.
+template <typename T>
+__device__ __forceinline__ float* make_scores(const NceArgs& nce, const T* z, int first_row,
+                                              int first_column, void* ring) {
+  const Matrix<T> matrix = {z, nce.n, nce.pitch, nce.pitch};
+  float* scores = static_cast<float*>(ring);
+  Engine<T> engine;
+  multiply_tile<Order::kRows, Order::kRows>(engine, matrix, first_row, matrix, first_column, 0,
+                                            nce.pitch, static_cast<T*>(ring));
+  engine.template for_each_run<Order::kRows, Order::kRows>([&](int row, int column, float* run) {
+    store_run<Engine<T>::template kRun<Order::kRows>>(scores + score_at(row, column), run);
+  });
+  __syncthreads();
+  return scores;
+}
+
+template <typename T>
+__device__ float exponential(float x) {
+  if constexpr (std::is_same_v<T, float>) return expf(x);
+  return power_of_two(x * 1.4426950408889634f);  // exact enough beside scores of 16-bit factors
+}
+
 // Shared memory of the ring, which also holds the tile of scores between products.
 template <typename T>
-constexpr int kRingBytes = std::max<int>(kStages * Engine<T>::kStageElements * sizeof(T),
-                                         kTile * kScorePitch * sizeof(float));
+constexpr int kRingBytes = std::max<int>(Engine<T>::kStages * Engine<T>::kStageElements * sizeof(T),
+                                         kTile * kTile * sizeof(float));
 
 }  // namespace pacecore

@@ -40,6 +40,14 @@ inline int multiprocessor_count(const Tensor& tensor) {
   return count;
 }
 
+// Of the second-level cache, which all multiprocessors share.
+inline int64_t cache_bytes(const Tensor& tensor) {
+  int bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, tensor.get_device_index()),
+             "pacecore: size of the cache");
+  return bytes;
+}
+
 }  // namespace pacecore
 
 // Dynamic shared memory of a kernel, aligned for 16-byte accesses: PACECORE_DYNAMIC_SHARED(float,

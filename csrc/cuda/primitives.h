@@ -1,7 +1,7 @@
 // Device operations that only exist as PTX: asynchronous copies and matrix instructions of sm_80
-// and later. Each has its host version beside it, used where g++ compiles the kernels for the tests
-// (tests/cuda_on_cpu, which defines PACECORE_EMULATED): kernels call these functions and hold no
-// inline assembly of their own.
+// and later, the bare exponential. Each has its host version beside it, used where g++ compiles the
+// kernels for the tests (tests/cuda_on_cpu, which defines PACECORE_EMULATED): kernels call these
+// functions and hold no inline assembly of their own.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,6 +13,7 @@
 #include "launch.h"
 
 #ifdef PACECORE_EMULATED
+#include <cmath>
 #include <cstring>
 #endif
 
@@ -50,6 +51,17 @@ __device__ __forceinline__ void async_copy_wait() {
   cuda_on_cpu::async_wait(pending_groups);
 #else
   asm volatile("cp.async.wait_group %0;\n" ::"n"(pending_groups) : "memory");
+#endif
+}
+
+// 2^x within 2 units of the last place, 0 where that is no normal number.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef PACECORE_EMULATED
+  return std::exp2(x);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
 #endif
 }
 
@@ -170,14 +182,12 @@ __device__ __forceinline__ void mma_m16n8k16(float (&accumulator)[4], const uint
                                [](host::Mma*(&lanes)[32]) { host::mma<T>(lanes); });
 #else
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
         : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
         : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

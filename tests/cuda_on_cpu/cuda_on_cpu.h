@@ -321,5 +321,7 @@ inline void check_cuda(cudaError_t status, const char* what) {
 // Few, so that small grids exceed the device; enough that a sum over five tiles is split.
 inline int multiprocessor_count(const Tensor&) { return 8; }
 
+inline int64_t cache_bytes(const Tensor&) { return cuda_on_cpu::device().cache_bytes; }
+
 }  // namespace pacecore
 #endif

@@ -33,7 +33,7 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 4096;
-constexpr Device kDevices[] = {{86, 99 * 1024, 1}, {90, 227 * 1024, 8}};
+constexpr Device kDevices[] = {{86, 99 * 1024, 1, 96 * 1024}, {90, 227 * 1024, 8, 384 * 1024}};
 
 enum class Schedule : int { forwards = 0, backwards = 1, shuffled = 2 };
 enum class State { ready, at_barrier, at_cluster_barrier, at_collective, ended };

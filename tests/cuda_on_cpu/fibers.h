@@ -23,6 +23,7 @@ struct Device {
   int architecture;         // 90: sm_90
   size_t shared_bytes;      // dynamic shared memory that a block may have
   unsigned cluster_blocks;  // that every GPU of the architecture runs; 1: it has no clusters
+  int64_t cache_bytes;      // so few that what is sized by them takes several parts in the tests
 };
 const Device& device();
 
