@@ -13,9 +13,6 @@ namespace pacecore {
 namespace {
 
 constexpr int kThreads = 256;
-// Bytes of weights at a time for each multiprocessor: together what the second-level cache holds,
-// 40 MB on an A100 with 108, 50 MB on an H100 or H200 with 132.
-constexpr int64_t kWeightBytes = 384 << 10;
 
 Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                 ScalarType type) {
@@ -68,7 +65,7 @@ struct CollectArgs {
   const T* z;              // (n, z_pitch), normalised where wanted
   T* grad_z;               // (n, D)
   NceArgs nce;
-  int first_row, rows, block_rows, product_pitch, splits;
+  int splits, product_rows, product_pitch;
   bool normalize;
 };
 
@@ -76,20 +73,19 @@ template <typename T>
 __device__ float collected(const CollectArgs<T>& args, int row, int k) {
   float sum = 0;
   for (int split = 0; split < args.splits; ++split)
-    sum += args.products[(int64_t{split} * args.block_rows + row) * args.product_pitch + k];
+    sum += args.products[(int64_t{split} * args.product_rows + row) * args.product_pitch + k];
   return sum;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) collect_kernel(CollectArgs<T> args) {
-  const int local = blockIdx.x * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (local >= args.rows) return;
-  const int row = args.first_row + local;
+  const int row = blockIdx.x * (kThreads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (row >= args.nce.n) return;
   const T* z = args.z + int64_t{row} * args.nce.pitch;
   float along = 0;
   if (args.normalize) {
     for (int k = lane; k < args.nce.features; k += 32)
-      along += static_cast<float>(z[k]) * collected(args, local, k);
+      along += static_cast<float>(z[k]) * collected(args, row, k);
     for (int step = 16; step > 0; step /= 2) along += __shfl_xor_sync(0xffffffffu, along, step);
   }
   const float scale = nce_scale(args.nce) * (args.grad_loss ? *args.grad_loss : 1.0f) /
@@ -97,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(CollectArgs<T> args) 
                       (args.normalize ? args.inverse_norms[row] : 1.0f);
   for (int k = lane; k < args.nce.features; k += 32)
     args.grad_z[int64_t{row} * args.nce.features + k] =
-        static_cast<T>(scale * (collected(args, local, k) - along * static_cast<float>(z[k])));
+        static_cast<T>(scale * (collected(args, row, k) - along * static_cast<float>(z[k])));
 }
 
 NceArgs make_args(const Tensor& z, const Tensor& groups, const NceOptions& options) {
@@ -131,51 +127,47 @@ Tensor prepare(const Tensor& z, bool normalize, float* inverse_norms, NceArgs& a
   return prepared;
 }
 
-// d loss / d z times grad_loss (null for 1), block of rows by block of rows.
+// d loss / d z times grad_loss (null for 1).
 template <typename T>
 void gradient(const Tensor& z, const NceArgs& args, const float* rows, bool normalize,
               const float* grad_loss, const Tensor& grad_z, cudaStream_t stream) {
-  const int64_t n = args.n, tile = kTile;
-  const int64_t weight_pitch = ceil_div(n, tile) * tile;
-  const int64_t row_bytes = weight_pitch * static_cast<int64_t>(sizeof(T));
-  const int64_t budget = kWeightBytes * multiprocessor_count(z);
-  const int64_t block_rows =
-      std::min(weight_pitch, std::max<int64_t>(1, budget / (row_bytes * tile)) * tile);
-  const int64_t product_pitch = ceil_div(args.features, 4) * 4;
+  const int64_t n = args.n, tiles = ceil_div(n, kTile),
+                product_pitch = ceil_div(args.features, 4) * 4;
+  // Squares as large as two thirds of the cache hold the weights of, beside the z that they
+  // multiply, and as even as that allows.
+  const double held = cache_bytes(z) * 2.0 / 3.0 / (kTile * kTile * sizeof(T));
+  const int64_t squares = ceil_div(tiles, std::max<int64_t>(1, static_cast<int64_t>(sqrt(held))));
+  const int64_t side_tiles = ceil_div(tiles, squares), side = side_tiles * kTile;
   // Two blocks a multiprocessor, as long as each has a depth of 256 or more to go through.
-  const int64_t tiles = block_rows / tile * ceil_div(args.features, tile);
-  const int64_t splits =
-      std::clamp<int64_t>(2 * multiprocessor_count(z) / tiles, 1, std::max<int64_t>(1, n / 256));
-  const Tensor weights = allocate(z, {block_rows, weight_pitch}, z.scalar_type());
-  const Tensor products = allocate(z, {splits, block_rows, product_pitch}, ScalarType::Float);
-  for (int64_t first = 0; first < n; first += block_rows) {
-    const int count = static_cast<int>(std::min(block_rows, n - first));
-    const NceGradientArgs<T> parts = {args,
-                                      data<T>(z),
-                                      rows,
-                                      data<T>(weights),
-                                      data<float>(products),
-                                      static_cast<int>(first),
-                                      static_cast<int>(block_rows),
-                                      static_cast<int>(weight_pitch),
-                                      static_cast<int>(product_pitch),
-                                      static_cast<int>(splits)};
-    launch_nce_gradient(parts, stream);
-    const CollectArgs<T> collect = {data<float>(products),
-                                    rows + 4 * n,
-                                    grad_loss,
-                                    data<T>(z),
-                                    data<T>(grad_z),
-                                    args,
-                                    static_cast<int>(first),
-                                    count,
-                                    static_cast<int>(block_rows),
-                                    static_cast<int>(product_pitch),
-                                    static_cast<int>(splits),
-                                    normalize};
-    PACECORE_LAUNCH(collect_kernel<T>, static_cast<unsigned>(ceil_div(count, kThreads / 32)),
-                    kThreads, 0, stream, collect);
+  const int64_t blocks = side_tiles * ceil_div(args.features, kTile) * (squares > 1 ? 2 : 1);
+  const int64_t splits = std::clamp<int64_t>(2 * multiprocessor_count(z) / blocks, 1,
+                                             std::max<int64_t>(1, side / 256));
+  const Tensor weights = allocate(z, {side, side}, z.scalar_type());
+  const Tensor products = allocate(z, {splits, tiles * kTile, product_pitch}, ScalarType::Float);
+  NceGradientArgs<T> square = {args,
+                               data<T>(z),
+                               rows,
+                               data<T>(weights),
+                               data<float>(products),
+                               static_cast<int>(side),
+                               static_cast<int>(splits),
+                               static_cast<int>(tiles * kTile),
+                               static_cast<int>(product_pitch),
+                               0,
+                               0};
+  for (int64_t row = 0; row < n; row += side) {
+    for (int64_t column = row; column < n; column += side) {
+      square.first_row = static_cast<int>(row);
+      square.first_column = static_cast<int>(column);
+      launch_nce_gradient(square, stream);
+    }
   }
+  const CollectArgs<T> collect = {square.products, rows + 4 * n,        grad_loss,
+                                  data<T>(z),      data<T>(grad_z),     args,
+                                  square.splits,   square.product_rows, square.product_pitch,
+                                  normalize};
+  PACECORE_LAUNCH(collect_kernel<T>, static_cast<unsigned>(ceil_div(n, kThreads / 32)), kThreads, 0,
+                  stream, collect);
 }
 
 template <typename T>

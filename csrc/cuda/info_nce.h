@@ -75,18 +75,19 @@ void launch_nce_sums(const NceArgs& args, const NceTiles& tiles, const T* z, int
                      NceRowSums* partial, NceRowSums* sums, const NceOutputs& outputs,
                      cudaStream_t stream);
 
-// The gradient of rows [first_row, first_row + block_rows) for many rows: their weights against
-// every row into weights (block_rows, weight_pitch), then weights . z in `splits` parts into
-// products (splits, block_rows, product_pitch). The weights are n times those of the loss, because
-// float16 would lose the small ones.
+// The gradient for many rows, in squares of the scores on and above their diagonal, one a launch:
+// the weights of rows [first_row, + side) with columns [first_column, + side), which weigh the
+// columns' z for the rows' gradient and, being symmetric, the rows' z for the columns'. The weights
+// are n times those of the loss, because float16 would lose the small ones.
 template <typename T>
 struct NceGradientArgs {
   NceArgs nce;
   const T* z;
   const float* rows;  // (5, n)
-  T* weights;
-  float* products;
-  int first_row, block_rows, weight_pitch, product_pitch, splits;
+  T* weights;         // (side, side)
+  float* products;    // (splits, product_rows, product_pitch): weights . z, to be added up
+  int side, splits, product_rows, product_pitch;
+  int first_row, first_column;
 };
 template <typename T>
 void launch_nce_gradient(const NceGradientArgs<T>& args, cudaStream_t stream);

@@ -15,8 +15,8 @@ __device__ void store_four(T* to, const float (&values)[4]) {
                                    static_cast<T>(values[2]), static_cast<T>(values[3])}};
 }
 
-// weights (block_rows, weight_pitch): zero for a clip with itself and beyond the last row and
-// column, so that what multiplies them there must only be finite.
+// The weights of a square: zero for a clip with itself and beyond the last row and column, so that
+// what multiplies them there must only be finite.
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     weights_kernel(NceGradientArgs<T> args) {
@@ -24,12 +24,10 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   __shared__ NceRow<float> row_parts[kTile];
   __shared__ int64_t row_groups[kTile];
   const NceArgs& nce = args.nce;
-  const int first_row = args.first_row + blockIdx.y * kTile, first_column = blockIdx.x * kTile;
-  {
-    const int row = first_row + threadIdx.x;
-    row_parts[threadIdx.x] = load_nce_row(args.rows, nce.n, row);
-    row_groups[threadIdx.x] = row < nce.n ? nce.groups[row] : 0;
-  }
+  const int first_row = args.first_row + blockIdx.y * kTile;
+  const int first_column = args.first_column + blockIdx.x * kTile, mine = first_row + threadIdx.x;
+  row_parts[threadIdx.x] = load_nce_row(args.rows, nce.n, mine);
+  row_groups[threadIdx.x] = mine < nce.n ? nce.groups[mine] : 0;
   const float* scores = make_scores(nce, args.z, first_row, first_column, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float scale = nce_scale(nce), unit = static_cast<float>(nce.n);
@@ -60,48 +58,68 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
                                : part.all * from_row + columns[i].all * from_column;
       values[i] = row == column || row >= nce.n || column >= nce.n ? 0.0f : weight * unit;
     }
-    store_four(args.weights + int64_t{first_row - args.first_row + local} * args.weight_pitch +
-                   first_column + lane * 4,
+    store_four(args.weights + int64_t{row - args.first_row} * args.side +
+                   (first_column - args.first_column) + lane * 4,
                values);
   }
 }
 
-// products (splits, block_rows, product_pitch) = weights . z, split along the sum.
+// Adds the product of a square's weights with z, for one tile of the gradient and one split of the
+// sum. `order`: that of the weights, whose columns are the gradient's rows where they are kDepth.
+template <Order order, typename T>
+__device__ void add_product(const NceGradientArgs<T>& args, int split, T* ring) {
+  constexpr bool for_rows = order == Order::kRows;
+  constexpr int depth = Engine<T>::kDepth, run = Engine<T>::template kRun<Order::kDepth>;
+  const NceArgs& nce = args.nce;
+  const int first = for_rows ? args.first_row : args.first_column;
+  const int first_other = for_rows ? args.first_column : args.first_row;
+  const int others = min(args.side, nce.n - first_other), steps = (others + depth - 1) / depth;
+  const int begin = static_cast<int>(int64_t{steps} * split / args.splits) * depth;
+  const int end = static_cast<int>(int64_t{steps} * (split + 1) / args.splits) * depth;
+  const int row = blockIdx.y * kTile, column = blockIdx.x * kTile;
+  if (first + row >= nce.n) return;
+  const Matrix<T> weights = {args.weights, args.side, args.side, args.side};
+  const Matrix<T> z = {args.z + int64_t{first_other} * nce.pitch, others, nce.pitch, nce.pitch};
+  float* products = args.products +
+                    (int64_t{split} * args.product_rows + first + row) * args.product_pitch +
+                    column;
+  const int width = args.product_pitch - column;
+  Engine<T> engine;
+  if (first_other > 0 || (for_rows && first > 0))  // else nothing is there yet
+    engine.template for_each_run<order, Order::kDepth>([&](int local, int at, float* values) {
+      if (at < width) load_run<run>(values, products + int64_t{local} * args.product_pitch + at);
+    });
+  multiply_tile<order, Order::kDepth>(engine, weights, row, z, column, begin, end, ring);
+  engine.template for_each_run<order, Order::kDepth>([&](int local, int at, float* values) {
+    if (at < width) store_run<run>(products + int64_t{local} * args.product_pitch + at, values);
+  });
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     product_kernel(NceGradientArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(unsigned char, shared);
-  const NceArgs& nce = args.nce;
-  const int row = blockIdx.y * kTile, column = blockIdx.x * kTile, split = blockIdx.z;
-  constexpr int depth = Engine<T>::kDepth;
-  const int steps = (nce.n + depth - 1) / depth;
-  const int begin = static_cast<int>(int64_t{steps} * split / args.splits) * depth;
-  const int end = static_cast<int>(int64_t{steps} * (split + 1) / args.splits) * depth;
-  const Matrix<T> weights = {args.weights, args.block_rows, args.weight_pitch, args.weight_pitch};
-  const Matrix<T> z = {args.z, nce.n, nce.pitch, nce.pitch};
-  Engine<T> engine;
-  multiply_tile<Order::kRows, Order::kDepth>(engine, weights, row, z, column, begin,
-                                             min(end, args.weight_pitch),
-                                             reinterpret_cast<T*>(shared));
-  float* products =
-      args.products + (int64_t{split} * args.block_rows + row) * args.product_pitch + column;
-  const int width = args.product_pitch - column;
-  engine.template for_each_run<Order::kRows, Order::kDepth>([&](int local, int at, float* run) {
-    if (at < width)
-      store_run<Engine<T>::template kRun<Order::kDepth>>(
-          products + int64_t{local} * args.product_pitch + at, run);
-  });
+  T* ring = reinterpret_cast<T*>(shared);
+  const int split = blockIdx.z % args.splits;
+  if (blockIdx.z < args.splits)
+    add_product<Order::kRows>(args, split, ring);
+  else
+    add_product<Order::kDepth>(args, split, ring);
 }
 
 }  // namespace
 
 template <typename T>
 void launch_nce_gradient(const NceGradientArgs<T>& args, cudaStream_t stream) {
-  const int row_tiles =
-      (std::min(args.block_rows, args.nce.n - args.first_row) + kTile - 1) / kTile;
-  const dim3 weight_grid((args.nce.n + kTile - 1) / kTile, row_tiles);
+  const auto tiles = [&](int first) {
+    return (std::min(args.side, args.nce.n - first) + kTile - 1) / kTile;
+  };
+  const dim3 weight_grid(tiles(args.first_column), tiles(args.first_row));
   PACECORE_LAUNCH(weights_kernel<T>, weight_grid, kTileThreads, kRingBytes<T>, stream, args);
-  const dim3 product_grid((args.nce.features + kTile - 1) / kTile, row_tiles, args.splits);
+  // No columns' part on the diagonal, where it is the rows'; elsewhere there are as many rows at
+  // least as columns.
+  const dim3 product_grid((args.nce.features + kTile - 1) / kTile, tiles(args.first_row),
+                          args.first_row == args.first_column ? args.splits : 2 * args.splits);
   PACECORE_LAUNCH(product_kernel<T>, product_grid, kTileThreads, kRingBytes<T>, stream, args);
 }
 
