@@ -60,9 +60,11 @@ struct Engine {  // 16-bit types
   template <Order>
   static constexpr int kRun = 2;
 
-  // Eight lines' chunks of one place lie in eight different bank groups, in either order.
+  // Eight lines' chunks of one place lie in eight different bank groups, in either order; after
+  // kPeriod lines the shuffle is the same again.
+  static constexpr int kPeriod = 8;
   template <Order order>
-  static __device__ int chunk_at(int line, int chunk) {
+  static constexpr __device__ int chunk_at(int line, int chunk) {
     if constexpr (order == Order::kRows) return line * kDepth + (chunk ^ line / 2 % 4) * 8;
     return line * kTile + (chunk ^ line % 8) * 8;
   }
@@ -137,6 +139,7 @@ struct Engine<float> {
   static constexpr int kStages = 3;
   static constexpr int kRowPitch = kDepth + 4;  // eight rows' chunks in eight bank groups
   static constexpr int kDepthPitch = kTile + 4;
+  static constexpr int kPeriod = 1;  // no shuffle
   static constexpr int kSecond = kTile * kRowPitch;
   static constexpr int kStageElements = 2 * kSecond;
   static_assert(kDepth * kDepthPitch <= kSecond);
@@ -144,7 +147,7 @@ struct Engine<float> {
   static constexpr int kRun = second == Order::kDepth ? 4 : 1;
 
   template <Order order>
-  static __device__ int chunk_at(int line, int chunk) {
+  static constexpr __device__ int chunk_at(int line, int chunk) {
     return line * (order == Order::kRows ? kRowPitch : kDepthPitch) + chunk * 4;
   }
 
@@ -214,24 +217,42 @@ struct Engine<float> {
   }
 };
 
-// Starts the copy of 128 lines of a matrix from `line` on, kDepth along the sum from `depth` on:
-// zeros beyond the matrix.
+// The thread's share of copying 128 lines of a matrix, kDepth further along the sum at every step:
+// chunks of 16 bytes that lie kApart rows apart. Zeros beyond the matrix.
 template <Order order, typename T>
-__device__ __forceinline__ void copy_operand(const Matrix<T>& from, int line, int depth, T* to) {
-  constexpr bool by_rows = order == Order::kRows;
-  constexpr int size = 16 / sizeof(T), along = Engine<T>::kDepth;
-  constexpr int rows = by_rows ? kTile : along, chunks = (by_rows ? along : kTile) / size;
-  const int row = by_rows ? line : depth, column = by_rows ? depth : line;
-#pragma unroll
-  for (int i = 0; i < rows * chunks / kTileThreads; ++i) {
-    const int r = (i * kTileThreads + threadIdx.x) / chunks;
-    const int c = (i * kTileThreads + threadIdx.x) % chunks;
-    const bool inside = row + r < from.rows && column + c * size < from.columns;
-    const T* at =
-        inside ? from.data + int64_t{row + r} * from.pitch + column + c * size : from.data;
-    async_copy_16(to + Engine<T>::template chunk_at<order>(r, c), at, inside ? 16 : 0);
+struct Source {
+  static constexpr bool kByRows = order == Order::kRows;
+  static constexpr int kDepth = Engine<T>::kDepth, kSize = 16 / sizeof(T);
+  static constexpr int kChunks = (kByRows ? kDepth : kTile) / kSize;  // of a row in a stage
+  static constexpr int kApart = kTileThreads / kChunks;
+  static constexpr int kRows = kByRows ? kTile : kDepth;
+  static_assert(kApart % Engine<T>::kPeriod == 0);
+
+  const T* at;                  // the first chunk
+  int rows_left, columns_left;  // of the matrix, from there on
+  int64_t pitch;
+  int place;  // of the first chunk in a stage
+
+  __device__ Source(const Matrix<T>& from, int line, int depth) : pitch(from.pitch) {
+    const int r = threadIdx.x / kChunks, c = threadIdx.x % kChunks;
+    const int row = (kByRows ? line : depth) + r, column = (kByRows ? depth : line) + c * kSize;
+    at = from.data + row * pitch + column;
+    rows_left = from.rows - row;
+    columns_left = from.columns - column;
+    place = Engine<T>::template chunk_at<order>(r, c);
   }
-}
+
+  __device__ __forceinline__ void start_copy(T* stage) {
+#pragma unroll
+    for (int i = 0; i * kApart < kRows; ++i) {
+      const bool inside = i * kApart < rows_left && columns_left > 0;
+      async_copy_16(stage + place + Engine<T>::template chunk_at<order>(i * kApart, 0),
+                    at + i * kApart * pitch, inside ? 16 : 0);
+    }
+    at += kByRows ? kDepth : kDepth * pitch;
+    (kByRows ? columns_left : rows_left) -= kDepth;
+  }
+};
 
 // engine += first[row.., begin..end) . second[begin..end, column..), where an operand in the order
 // that is not its own lies transposed. Ends with all of `ring` free for other use.
@@ -239,13 +260,15 @@ template <Order first_order, Order second_order, typename T>
 __device__ __forceinline__ void multiply_tile(Engine<T>& engine, const Matrix<T>& first, int row,
                                               const Matrix<T>& second, int column, int begin,
                                               int end, T* ring) {
-  constexpr int depth = Engine<T>::kDepth, stages = Engine<T>::kStages;
-  const int steps = (end - begin + depth - 1) / depth;
+  constexpr int stages = Engine<T>::kStages;
+  const int steps = (end - begin + Engine<T>::kDepth - 1) / Engine<T>::kDepth;
+  Source<first_order, T> first_source(first, row, begin);
+  Source<second_order, T> second_source(second, column, begin);
   const auto start = [&](int step) {
     if (step < steps) {
       T* stage = ring + step % stages * Engine<T>::kStageElements;
-      copy_operand<first_order>(first, row, begin + step * depth, stage);
-      copy_operand<second_order>(second, column, begin + step * depth, stage + Engine<T>::kSecond);
+      first_source.start_copy(stage);
+      second_source.start_copy(stage + Engine<T>::kSecond);
     }
     async_copy_commit();  // an empty group too, so that the count of groups is the count of steps
   };
