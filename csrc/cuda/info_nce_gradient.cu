@@ -1,18 +1,32 @@
-// The gradient of info_nce for many rows: the scores once more, then as weights in the storage
-// type, a block of rows at a time, into the product with z.
+// The gradient of info_nce for many rows: a square of the scores at a time, once more in tiles of
+// 128 x 128, then as weights in the storage type into the products with z.
 #include "info_nce_tile.h"
 
 namespace pacecore {
 namespace {
 
-// Four neighbouring weights, rounded to the storage type and written as one.
+// Neighbouring weights, rounded to the storage type and written as one.
+template <typename T, int count>
+__device__ void store_weights(T* to, const float (&values)[count]) {
+  struct alignas(count * sizeof(T)) Rounded {
+    T values[count];
+  } rounded;
+#pragma unroll
+  for (int i = 0; i < count; ++i) rounded.values[i] = static_cast<T>(values[i]);
+  *reinterpret_cast<Rounded*>(to) = rounded;
+}
+
+// A tile of weights transposed, a thread with one of its columns.
 template <typename T>
-__device__ void store_four(T* to, const float (&values)[4]) {
-  struct alignas(4 * sizeof(T)) Four {
-    T values[4];
-  };
-  *reinterpret_cast<Four*>(to) = {{static_cast<T>(values[0]), static_cast<T>(values[1]),
-                                   static_cast<T>(values[2]), static_cast<T>(values[3])}};
+__device__ void store_transposed(T* to, int pitch, const float* weights) {
+  constexpr int count = 16 / sizeof(T);
+#pragma unroll 4
+  for (int row = 0; row < kTile; row += count) {
+    float values[count];
+#pragma unroll
+    for (int i = 0; i < count; ++i) values[i] = weights[score_at(row + i, threadIdx.x)];
+    store_weights(to + int64_t{pitch} * threadIdx.x + row, values);
+  }
 }
 
 // The weights of a square: zero for a clip with itself and beyond the last row and column, so that
@@ -24,11 +38,14 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   __shared__ NceRow<float> row_parts[kTile];
   __shared__ int64_t row_groups[kTile];
   const NceArgs& nce = args.nce;
+  // In a square on the diagonal the tiles above it are also those below.
+  const bool diagonal = args.first_row == args.first_column;
+  if (diagonal && blockIdx.x < blockIdx.y) return;
   const int first_row = args.first_row + blockIdx.y * kTile;
   const int first_column = args.first_column + blockIdx.x * kTile, mine = first_row + threadIdx.x;
   row_parts[threadIdx.x] = load_nce_row(args.rows, nce.n, mine);
   row_groups[threadIdx.x] = mine < nce.n ? nce.groups[mine] : 0;
-  const float* scores = make_scores(nce, args.z, first_row, first_column, shared);
+  float* scores = make_scores(nce, args.z, first_row, first_column, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float scale = nce_scale(nce), unit = static_cast<float>(nce.n);
   NceRow<float> columns[4];
@@ -58,10 +75,16 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
                                : part.all * from_row + columns[i].all * from_column;
       values[i] = row == column || row >= nce.n || column >= nce.n ? 0.0f : weight * unit;
     }
-    store_four(args.weights + int64_t{row - args.first_row} * args.side +
-                   (first_column - args.first_column) + lane * 4,
-               values);
+    store_weights(args.weights + int64_t{row - args.first_row} * args.side +
+                      (first_column - args.first_column) + lane * 4,
+                  values);
+    if (diagonal) store_run<4>(scores + score_at(local, lane * 4), values);
   }
+  if (!diagonal || blockIdx.x == blockIdx.y) return;
+  __syncthreads();
+  store_transposed(args.weights + int64_t{first_column - args.first_column} * args.side +
+                       (first_row - args.first_row),
+                   args.side, scores);
 }
 
 // Adds the product of a square's weights with z, for one tile of the gradient and one split of the

@@ -28,13 +28,14 @@ __device__ void add_logits(const float (&logits)[32], const int64_t* groups, int
     const bool counted = whole || counts >> i & 1, same = groups[i] == group;
     const bool positive = counted && same, negative = counted && !same;
     const float logit = logits[i], below = logit - part.largest, e = exponential<T>(below);
-    part.weighted += counted ? e * below : 0.0f;
-    part.positive += positive ? e : 0.0f;
-    part.negative += negative ? e : 0.0f;
-    part.positive_logits += positive ? logit : 0.0f;
-    part.negative_logits += negative ? logit : 0.0f;
-    part.nearest_positive = fmaxf(part.nearest_positive, positive ? logit : -INFINITY);
-    part.nearest_negative = fmaxf(part.nearest_negative, negative ? logit : -INFINITY);
+    // One predicated instruction each: a branch for several, or selects, cost half as much again.
+    if (counted) part.weighted += e * below;
+    if (positive) part.positive += e;
+    if (negative) part.negative += e;
+    if (positive) part.positive_logits += logit;
+    if (negative) part.negative_logits += logit;
+    if (positive) part.nearest_positive = fmaxf(part.nearest_positive, logit);
+    if (negative) part.nearest_negative = fmaxf(part.nearest_negative, logit);
     into.positives += positive;
   }
   merge(into.sums, part);
