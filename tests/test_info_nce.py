@@ -7,6 +7,15 @@ from pacecore import ops
 from pacecore.errors import PacecoreError
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
+from tests.info_nce_cases import (
+    assert_close,
+    assert_half_close,
+    embeddings,
+    error,
+    labels,
+    outcome,
+    share_of_anchors,
+)
 
 DENOMINATORS = ("anchor", "batch")
 # Rows, features. On CUDA 512 rows of 2048 features are the most for one launch; others take tiles.
@@ -26,48 +35,6 @@ def on_devices(sizes, small_sizes):
 def few(request, device):
     """A number of rows that is quick on the device."""
     return 90 if request.node.callspec.params["device"] in ("cpu", "cuda") else 24
-
-
-def embeddings(n, features, dtype=torch.float32, scale=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(n, features, generator=generator) * scale).to(dtype)
-
-
-def labels(n, kind, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    if kind == "pairs":
-        return torch.arange(n)[torch.randperm(n, generator=generator)] // 2 * -7
-    if kind == "few":
-        return torch.randint(4, (n,), generator=generator)
-    return {"alone": torch.arange(n) + 2**40, "equal": torch.zeros(n, dtype=torch.int64)}[kind]
-
-
-def outcome(function, z, groups, dtype=None, **options):
-    """(loss, grad of z, grad of temperature) in float64, with everything computed in `dtype`."""
-    z, groups = z.detach().to(dtype or z.dtype).clone().requires_grad_(), groups.to(z.device)
-    value = options.pop("temperature", 1.0)
-    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    temperature = torch.tensor(value, dtype=wide, device=z.device, requires_grad=True)
-    loss = function(z, groups, temperature=temperature, **options)[0]
-    loss.backward()
-    results = (loss.detach(), z.grad, temperature.grad)
-    return tuple(result.double().cpu() for result in results)
-
-
-def error(value, exact):
-    return ((value - exact).abs().max() / exact.abs().max().clamp_min(1e-300)).item()
-
-
-def assert_close(z, groups, loss_bound=1e-6, grad_bound=1e-5, **options):
-    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry."""
-    got = outcome(info_nce, z, groups, **options)
-    exact = outcome(reference, z.cpu(), groups, torch.float64, **options)
-    if len(z) <= 1 or exact[1].abs().max() < 1e-12:
-        assert got[1].abs().max() < 1e-6
-        return
-    assert error(got[0], exact[0]) <= loss_bound
-    assert error(got[1], exact[1]) <= grad_bound
-    assert (got[2] - exact[2]).abs() <= grad_bound * exact[2].abs() + loss_bound
 
 
 def test_by_hand(device):
@@ -103,16 +70,6 @@ def test_float32_against_float64(device, n, features, kind, normalize, denominat
     temperature = 0.1 if normalize else 1.0
     options = {"normalize": normalize, "denominator": denominator, "temperature": temperature}
     assert_close(z, labels(n, kind), **options)
-
-
-@on_devices([], [(515, 12), (3, 2052)])
-@pytest.mark.parametrize(
-    ("kind", "normalize", "denominator"), [("few", False, "anchor"), ("pairs", True, "batch")]
-)
-def test_float32_in_tiles(device, n, features, kind, normalize, denominator):
-    """The tile kernels where they are slow to run, in fewer cases."""
-    z = embeddings(n, features, scale=features**-0.25).to(device)
-    assert_close(z, labels(n, kind), normalize=normalize, denominator=denominator)
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)
@@ -171,22 +128,6 @@ def test_half_precision_against_plain_torch(
     assert_half_close(embeddings(n, features, dtype).to(device), labels(n, "pairs"), **options)
 
 
-@on_devices([], [(515, 40), (5, 2056)])
-@pytest.mark.parametrize(("dtype", "normalize"), [(torch.bfloat16, False), (torch.float16, True)])
-def test_half_precision_in_tiles(device, n, features, dtype, normalize):
-    z = embeddings(n, features, dtype).to(device)
-    assert_half_close(z, labels(n, "pairs"), normalize=normalize, temperature=0.3)
-
-
-def assert_half_close(z, groups, **options):
-    """No worse than twice plain torch of the same type; the loss a hundred times better."""
-    exact = outcome(reference, z.cpu(), groups, torch.float64, **options)
-    plain = outcome(reference, z, groups, **options)
-    got = outcome(info_nce, z, groups, **options)
-    assert error(got[0], exact[0]) <= 1e-4
-    assert error(got[1], exact[1]) <= 2 * error(plain[1], exact[1])
-
-
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize(("start", "count"), [(0, 0), (0, 1), (5, 20), (300, 260), (559, 1)])
 def test_share_of_anchors(start, count, denominator):
@@ -199,21 +140,6 @@ def test_share_of_anchors(start, count, denominator):
 )
 def test_share_of_anchors_on_devices(device, n, start, count, denominator):
     share_of_anchors(embeddings(n, 8).to(device), start, count, denominator)
-
-
-@on_devices([], [(515, 8)])
-def test_share_of_anchors_in_tiles(device, n, features):
-    share_of_anchors(embeddings(n, features).to(device), 130, 129, "anchor")
-
-
-def share_of_anchors(z, start, count, denominator):
-    options = {"anchor_start": start, "anchor_count": count, "denominator": denominator}
-    if count == 0:
-        loss, grad, _ = outcome(info_nce, z, labels(len(z), "few"), **options)
-        assert loss == 0
-        assert not grad.any()
-    else:
-        assert_close(z, labels(len(z), "few"), **options)
 
 
 @pytest.mark.parametrize("start", [0, 40])
