@@ -39,5 +39,6 @@ PACECORE_DEFINE_LIBRARY(m) {
       "Tensor grad_z)");
   m.def(
       "info_nce_backward(Tensor grad_loss, Tensor z, Tensor groups, Tensor rows, "
-      "Tensor? temperature, float temperature_number, bool normalize) -> Tensor grad_z");
+      "Tensor? temperature, float temperature_number, bool batch, bool normalize, "
+      "int anchor_start, int anchor_count) -> Tensor grad_z");
 }

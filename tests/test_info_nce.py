@@ -226,7 +226,7 @@ def test_opcheck(leave_gradient):
     rows = torch.ops.pacecore.info_nce(z.detach(), *arguments)[3].detach()
     torch.library.opcheck(
         torch.ops.pacecore.info_nce_backward.default,
-        (torch.tensor(0.3), z.detach(), arguments[0], rows, temperature.detach(), 1.0, True),
+        (torch.tensor(0.3), z.detach(), arguments[0], rows, temperature.detach(), *arguments[2:7]),
     )
 
 

@@ -163,16 +163,20 @@ void inverse_norms(const Tensor& z, bool normalize, Real* inverse /* (n,) */) {
   }
 }
 
+// Whether the block has rows that the loss adds up over.
+template <typename Real>
+bool has_wanted(const Blocks<Real>& blocks, const NceOptions& options, int64_t block) {
+  const int64_t first = block * blocks.size;
+  return options.batch || (first < options.anchor_start + options.anchor_count &&
+                           first + blocks.rows(block) > options.anchor_start);
+}
+
 template <typename Real>
 std::vector<NceSums<double>> all_sums(const Blocks<Real>& blocks, const NceOptions& options) {
   const int64_t size = blocks.size;
   std::vector<NceSums<double>> by_row(blocks.n), by_column(blocks.n);
-  const auto wanted = [&](int64_t block) {
-    return options.batch || (block * size < options.anchor_start + options.anchor_count &&
-                             block * size + blocks.rows(block) > options.anchor_start);
-  };
   blocks.for_each_pair([&](int64_t row, int64_t column) {
-    if (!wanted(row) && !wanted(column)) return;
+    if (!has_wanted(blocks, options, row) && !has_wanted(blocks, options, column)) return;
     const NceTile<Real> tile = blocks.tile(row, column);
     Real* scores = blocks.scores(tile, row, column);
     blocks.kernels.row_sums(tile, scores, by_row.data() + row * size);
@@ -227,7 +231,8 @@ struct Outcome {
 
 // d loss / d z times `scale`, of z's type. rows: (5, n) as info_nce returns them.
 template <typename Real>
-Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, bool normalize, double scale) {
+Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, const NceOptions& options,
+                double scale) {
   const int64_t n = blocks.n, features = blocks.features, size = blocks.size;
   const int64_t stride = round_up(features, 16);  // whole vectors in every instruction set
   // A step writes a block's rows once as row block and once as column block: to one array each.
@@ -241,13 +246,8 @@ Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, bool normalize, 
     const int64_t step = padded.size(1);
     return NceRows<Real>{at, at + step, at + 2 * step, at + 3 * step};
   };
-  std::vector<char> active(blocks.count, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    const NceRows<Real> row = part(0);
-    active[i / size] |= row.all[i] != 0 || row.positive[i] != 0 || row.constant[i] != 0;
-  }
   blocks.for_each_pair([&](int64_t row, int64_t column) {
-    if (!active[row] && !active[column]) return;
+    if (!has_wanted(blocks, options, row) && !has_wanted(blocks, options, column)) return;
     const NceTile<Real> tile = blocks.tile(row, column);
     Real* weights = blocks.scores(tile, row, column);
     Real* buffer = weights + kNceTile * kNceTile;
@@ -269,7 +269,7 @@ Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, bool normalize, 
       const Real* z = data<Real>(blocks.z) + i * features;
       Real* out = data<Real>(result) + i * features;
       double along = 0;  // the part along z, which normalising takes out
-      if (normalize)
+      if (options.normalize)
         for (int64_t k = 0; k < features; ++k) along += double(z[k]) * (first[k] + second[k]);
       along *= double(inverse_norm[i]) * double(inverse_norm[i]);
       const Real pull = Real(along), unit = Real(scale);
@@ -314,7 +314,7 @@ Results forward(const Tensor& z, const Tensor& groups, const NceOptions& options
   means[1] = Real(outcome.negative_logits * temperature / double(outcome.negative_pairs));
   means[2] = Real(double(outcome.nearest_is_positive) / double(outcome.pulling));
   if (leave_gradient)
-    grad_z = torch::stable::to(gradient(blocks, rows, options.normalize, 1.0), z.scalar_type());
+    grad_z = torch::stable::to(gradient(blocks, rows, options, 1.0), z.scalar_type());
   return {loss, summary, slope, rows, grad_z};
 }
 
@@ -331,23 +331,27 @@ Results info_nce(const Tensor& z, const Tensor& groups, const std::optional<Tens
 
 template <typename Real>
 Tensor backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups, const Tensor& rows,
-                double temperature, bool normalize) {
+                const NceOptions& options) {
+  const double temperature = temperature_of(options.temperature, options.temperature_number);
   const Tensor flat = torch::stable::contiguous(rows);
   const Blocks<Real> blocks(z, groups, data<Real>(flat) + 4 * z.size(0), temperature);
-  return torch::stable::to(gradient(blocks, flat, normalize, *data<Real>(grad_loss)),
+  return torch::stable::to(gradient(blocks, flat, options, *data<Real>(grad_loss)),
                            z.scalar_type());
 }
 
 Tensor info_nce_backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups,
                          const Tensor& rows, const std::optional<Tensor>& temperature,
-                         double temperature_number, bool normalize) {
+                         double temperature_number, bool batch, bool normalize,
+                         int64_t anchor_start, int64_t anchor_count) {
   check_info_nce(z, groups, temperature);
+  check_anchors(z, anchor_start, anchor_count);
   check_nce_rows(z, rows, grad_loss);
   if (z.size(0) == 0) return torch::stable::empty_like(z);
-  const double value = temperature_of(temperature, temperature_number);
+  const NceOptions options = {temperature, temperature_number, batch,
+                              normalize,   anchor_start,       anchor_count};
   return z.scalar_type() == ScalarType::Double
-             ? backward<double>(grad_loss, z, groups, rows, value, normalize)
-             : backward<float>(grad_loss, z, groups, rows, value, normalize);
+             ? backward<double>(grad_loss, z, groups, rows, options)
+             : backward<float>(grad_loss, z, groups, rows, options);
 }
 
 }  // namespace

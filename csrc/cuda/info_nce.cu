@@ -127,36 +127,54 @@ Tensor prepare(const Tensor& z, bool normalize, float* inverse_norms, NceArgs& a
   return prepared;
 }
 
+// Only anchors' rows have a loss, or with one denominator for the batch all.
+NceTiles wanted_tiles(const NceArgs& args) {
+  const int all = static_cast<int>(ceil_div(args.n, kTile));
+  if (args.batch) return {all, 0, all};
+  if (args.anchor_count == 0) return {all, 0, 0};
+  const int first = args.anchor_start / kTile;
+  const int64_t end = ceil_div(int64_t{args.anchor_start} + args.anchor_count, kTile);
+  return {all, first, static_cast<int>(end) - first};
+}
+
 // d loss / d z times grad_loss (null for 1).
 template <typename T>
 void gradient(const Tensor& z, const NceArgs& args, const float* rows, bool normalize,
               const float* grad_loss, const Tensor& grad_z, cudaStream_t stream) {
-  const int64_t n = args.n, tiles = ceil_div(n, kTile),
-                product_pitch = ceil_div(args.features, 4) * 4;
+  const NceTiles tiles = wanted_tiles(args);
+  const int64_t n = args.n, product_pitch = ceil_div(args.features, 4) * 4;
   // Squares as large as two thirds of the cache hold the weights of, beside the z that they
   // multiply, and as even as that allows.
   const double held = cache_bytes(z) * 2.0 / 3.0 / (kTile * kTile * sizeof(T));
-  const int64_t squares = ceil_div(tiles, std::max<int64_t>(1, static_cast<int64_t>(sqrt(held))));
-  const int64_t side_tiles = ceil_div(tiles, squares), side = side_tiles * kTile;
+  const int64_t squares =
+      ceil_div(tiles.all, std::max<int64_t>(1, static_cast<int64_t>(sqrt(held))));
+  const int64_t side_tiles = ceil_div(tiles.all, squares), side = side_tiles * kTile;
   // Two blocks a multiprocessor, as long as each has a depth of 256 or more to go through.
   const int64_t blocks = side_tiles * ceil_div(args.features, kTile) * (squares > 1 ? 2 : 1);
   const int64_t splits = std::clamp<int64_t>(2 * multiprocessor_count(z) / blocks, 1,
                                              std::max<int64_t>(1, side / 256));
   const Tensor weights = allocate(z, {side, side}, z.scalar_type());
-  const Tensor products = allocate(z, {splits, tiles * kTile, product_pitch}, ScalarType::Float);
+  const int64_t product_rows = int64_t{tiles.all} * kTile;
+  const Tensor products =
+      torch::stable::new_zeros(z, {splits, product_rows, product_pitch}, ScalarType::Float);
   NceGradientArgs<T> square = {args,
+                               tiles,
                                data<T>(z),
                                rows,
                                data<T>(weights),
                                data<float>(products),
                                static_cast<int>(side),
                                static_cast<int>(splits),
-                               static_cast<int>(tiles * kTile),
+                               static_cast<int>(product_rows),
                                static_cast<int>(product_pitch),
                                0,
                                0};
+  const auto wanted = [&](int64_t first) {
+    return first < int64_t{tiles.end()} * kTile && first + side > int64_t{tiles.first} * kTile;
+  };
   for (int64_t row = 0; row < n; row += side) {
     for (int64_t column = row; column < n; column += side) {
+      if (!wanted(row) && !wanted(column)) continue;
       square.first_row = static_cast<int>(row);
       square.first_column = static_cast<int>(column);
       launch_nce_gradient(square, stream);
@@ -186,14 +204,7 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
     return;
   }
   const Tensor prepared = prepare<T>(z, options.normalize, outputs.rows + 4 * n, args, stream);
-  const int64_t end = args.anchor_start + args.anchor_count;
-  NceTiles tiles = {static_cast<int>(ceil_div(n, kTile)), 0, 0};
-  if (args.batch)
-    tiles.count = tiles.all;
-  else if (args.anchor_count > 0) {
-    tiles.first = args.anchor_start / kTile;
-    tiles.count = static_cast<int>(ceil_div(end, kTile)) - tiles.first;
-  }
+  const NceTiles tiles = wanted_tiles(args);
   // As many steps at a time as the cache holds the sums of, and as even as that allows.
   const int64_t length = int64_t{tiles.count} * kTile, steps = std::max(1, tiles.steps());
   const int64_t step_bytes = 2 * length * static_cast<int64_t>(sizeof(NceRowSums));
@@ -264,15 +275,18 @@ void backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups, co
 
 Tensor info_nce_backward(const Tensor& grad_loss, const Tensor& z_any, const Tensor& groups_any,
                          const Tensor& rows_any, const std::optional<Tensor>& temperature,
-                         double temperature_number, bool normalize) {
+                         double temperature_number, bool batch, bool normalize,
+                         int64_t anchor_start, int64_t anchor_count) {
   check_info_nce(z_any, groups_any, temperature);
+  check_anchors(z_any, anchor_start, anchor_count);
   check_nce_rows(z_any, rows_any, grad_loss);
   check_type(z_any);
   DeviceGuard guard(z_any.get_device_index());
   const Tensor z = torch::stable::contiguous(z_any);
   const Tensor groups = torch::stable::contiguous(groups_any);
   const Tensor rows = torch::stable::contiguous(rows_any);
-  const NceOptions options = {temperature, temperature_number, false, normalize, 0, 0};
+  const NceOptions options = {temperature, temperature_number, batch,
+                              normalize,   anchor_start,       anchor_count};
   const Tensor grad_z = allocate(z, z.sizes(), z.scalar_type());
   if (z.size(0) == 0) return grad_z;
   const cudaStream_t stream = current_stream(z);

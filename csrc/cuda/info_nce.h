@@ -52,7 +52,8 @@ struct NceTiles {
   PACECORE_SHARED_MATH int steps() const {
     return count == 0 ? 0 : count == all ? all / 2 + 1 : all;
   }
-  PACECORE_SHARED_MATH bool wanted(int tile) const { return tile >= first && tile < first + count; }
+  PACECORE_SHARED_MATH int end() const { return first + count; }
+  PACECORE_SHARED_MATH bool wanted(int tile) const { return tile >= first && tile < end(); }
   PACECORE_SHARED_MATH int column_tile(int row_tile, int step) const {
     return (row_tile + step) % all;
   }
@@ -82,10 +83,11 @@ void launch_nce_sums(const NceArgs& args, const NceTiles& tiles, const T* z, int
 template <typename T>
 struct NceGradientArgs {
   NceArgs nce;
+  NceTiles tiles;
   const T* z;
   const float* rows;  // (5, n)
   T* weights;         // (side, side)
-  float* products;    // (splits, product_rows, product_pitch): weights . z, to be added up
+  float* products;    // (splits, product_rows, product_pitch): weights . z is added to them
   int side, splits, product_rows, product_pitch;
   int first_row, first_column;
 };

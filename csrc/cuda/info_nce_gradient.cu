@@ -38,11 +38,12 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   __shared__ NceRow<float> row_parts[kTile];
   __shared__ int64_t row_groups[kTile];
   const NceArgs& nce = args.nce;
-  // In a square on the diagonal the tiles above it are also those below.
-  const bool diagonal = args.first_row == args.first_column;
-  if (diagonal && blockIdx.x < blockIdx.y) return;
   const int first_row = args.first_row + blockIdx.y * kTile;
   const int first_column = args.first_column + blockIdx.x * kTile, mine = first_row + threadIdx.x;
+  // In a square on the diagonal the tiles above it are also those below.
+  const bool diagonal = args.first_row == args.first_column;
+  if (diagonal && first_column < first_row) return;
+  if (!args.tiles.wanted(first_row / kTile) && !args.tiles.wanted(first_column / kTile)) return;
   row_parts[threadIdx.x] = load_nce_row(args.rows, nce.n, mine);
   row_groups[threadIdx.x] = mine < nce.n ? nce.groups[mine] : 0;
   float* scores = make_scores(nce, args.z, first_row, first_column, shared);
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
                   values);
     if (diagonal) store_run<4>(scores + score_at(local, lane * 4), values);
   }
-  if (!diagonal || blockIdx.x == blockIdx.y) return;
+  if (!diagonal || first_row == first_column) return;
   __syncthreads();
   store_transposed(args.weights + int64_t{first_column - args.first_column} * args.side +
                        (first_row - args.first_row),
@@ -92,30 +93,28 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 template <Order order, typename T>
 __device__ void add_product(const NceGradientArgs<T>& args, int split, T* ring) {
   constexpr bool for_rows = order == Order::kRows;
-  constexpr int depth = Engine<T>::kDepth, run = Engine<T>::template kRun<Order::kDepth>;
+  constexpr int depth = Engine<T>::kDepth;
   const NceArgs& nce = args.nce;
   const int first = for_rows ? args.first_row : args.first_column;
   const int first_other = for_rows ? args.first_column : args.first_row;
-  const int others = min(args.side, nce.n - first_other), steps = (others + depth - 1) / depth;
-  const int begin = static_cast<int>(int64_t{steps} * split / args.splits) * depth;
-  const int end = static_cast<int>(int64_t{steps} * (split + 1) / args.splits) * depth;
   const int row = blockIdx.y * kTile, column = blockIdx.x * kTile;
-  if (first + row >= nce.n) return;
+  const int others = min(args.side, nce.n - first_other);
+  // A tile of rows that are no anchors has weights only with those that are.
+  const bool wanted = args.tiles.wanted((first + row) / kTile);
+  const int from = wanted ? 0 : max(0, args.tiles.first * kTile - first_other);
+  const int to = wanted ? others : min(others, args.tiles.end() * kTile - first_other);
+  const int steps = max(0, to - from + depth - 1) / depth;
+  const int begin = from + static_cast<int>(int64_t{steps} * split / args.splits) * depth;
+  const int end = from + static_cast<int>(int64_t{steps} * (split + 1) / args.splits) * depth;
+  if (first + row >= nce.n || begin == end) return;
   const Matrix<T> weights = {args.weights, args.side, args.side, args.side};
   const Matrix<T> z = {args.z + int64_t{first_other} * nce.pitch, others, nce.pitch, nce.pitch};
   float* products = args.products +
                     (int64_t{split} * args.product_rows + first + row) * args.product_pitch +
                     column;
-  const int width = args.product_pitch - column;
   Engine<T> engine;
-  if (first_other > 0 || (for_rows && first > 0))  // else nothing is there yet
-    engine.template for_each_run<order, Order::kDepth>([&](int local, int at, float* values) {
-      if (at < width) load_run<run>(values, products + int64_t{local} * args.product_pitch + at);
-    });
   multiply_tile<order, Order::kDepth>(engine, weights, row, z, column, begin, end, ring);
-  engine.template for_each_run<order, Order::kDepth>([&](int local, int at, float* values) {
-    if (at < width) store_run<run>(products + int64_t{local} * args.product_pitch + at, values);
-  });
+  engine.template add_to<order>(products, args.product_pitch, args.product_pitch - column);
 }
 
 template <typename T>

@@ -49,16 +49,19 @@ __device__ __forceinline__ void store_run(float* to, const float* from) {
   *reinterpret_cast<Run<count>*>(to) = run;
 }
 
-// How a stage lies in shared memory, and the accumulators that are fed from it. Each thread's
-// values of the tile come in runs of kRun neighbours of a row.
+// Where a score lies in shared memory, in floats. Chunks of four are shuffled so that these meet in
+// no bank: the accumulators' pairs, a chunk of eight rows, one column of each of 32 neighbours.
+__device__ __forceinline__ int score_at(int row, int column) {
+  return row * kTile + ((column / 4 ^ (row % 4 * 2 + row / 4 % 2)) * 4 + column % 4);
+}
+
+// How a stage lies in shared memory, and the accumulators that are fed from it.
 template <typename T>
 struct Engine {  // 16-bit types
   static constexpr int kDepth = 32;
   static constexpr int kStages = 4;
   static constexpr int kSecond = kTile * kDepth;  // where the second operand begins
   static constexpr int kStageElements = 2 * kSecond;
-  template <Order>
-  static constexpr int kRun = 2;
 
   // Eight lines' chunks of one place lie in eight different bank groups, in either order; after
   // kPeriod lines the shuffle is the same again.
@@ -118,18 +121,47 @@ struct Engine {  // 16-bit types
     }
   }
 
-  // Calls visit(row, column, run) for each run of the tile that the thread holds.
-  template <Order first, Order second, typename Visit>
-  __device__ __forceinline__ void for_each_run(const Visit& visit) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // The pair of the thread in a block's upper or lower half.
+  static __device__ int row_of(int row, int half) {
+    return threadIdx.x / 64 * 64 + row * 16 + half * 8 + threadIdx.x % 32 / 4;
+  }
+  static __device__ int column_of(int column) {
+    return threadIdx.x / 32 % 2 * 64 + column * 8 + threadIdx.x % 4 * 2;
+  }
+
+  // Of two operands in the order of rows.
+  __device__ __forceinline__ void store_scores(float* scores) const {
 #pragma unroll
     for (int row = 0; row < 4; ++row)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int column = 0; column < 8; ++column)
-          visit(warp / 2 * 64 + row * 16 + half * 8 + lane / 4,
-                warp % 2 * 64 + column * 8 + lane % 4 * 2, &sum[row][column][2 * half]);
+          store_run<2>(scores + score_at(row_of(row, half), column_of(column)),
+                       &sum[row][column][2 * half]);
+  }
+
+  // Adds the product, of operands of which the second is in the order of depth, to the first
+  // `width` columns of a matrix; a row at a time is on its way, as many as there are registers for.
+  template <Order first>
+  __device__ __forceinline__ void add_to(float* matrix, int pitch, int width) const {
+#pragma unroll
+    for (int row = 0; row < 4; ++row) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* line = matrix + int64_t{pitch} * row_of(row, half);
+        float values[8][2];
+#pragma unroll
+        for (int column = 0; column < 8; ++column)
+          if (column_of(column) < width) load_run<2>(values[column], line + column_of(column));
+#pragma unroll
+        for (int column = 0; column < 8; ++column) {
+          values[column][0] += sum[row][column][2 * half];
+          values[column][1] += sum[row][column][2 * half + 1];
+          if (column_of(column) < width) store_run<2>(line + column_of(column), values[column]);
+        }
+      }
+    }
   }
 };
 
@@ -143,8 +175,6 @@ struct Engine<float> {
   static constexpr int kSecond = kTile * kRowPitch;
   static constexpr int kStageElements = 2 * kSecond;
   static_assert(kDepth * kDepthPitch <= kSecond);
-  template <Order second>
-  static constexpr int kRun = second == Order::kDepth ? 4 : 1;
 
   template <Order order>
   static constexpr __device__ int chunk_at(int line, int chunk) {
@@ -184,7 +214,7 @@ struct Engine<float> {
 
   template <Order first, Order second>
   __device__ void multiply(const float* stage) {
-#pragma unroll
+#pragma unroll 1
     for (int chunk = 0; chunk < kDepth / 4; ++chunk) {
       float b[2][4][4];
 #pragma unroll
@@ -207,13 +237,34 @@ struct Engine<float> {
     }
   }
 
-  template <Order first, Order second, typename Visit>
-  __device__ __forceinline__ void for_each_run(const Visit& visit) {
+  __device__ __forceinline__ void store_scores(float* scores) const {
 #pragma unroll
     for (int row = 0; row < 16; ++row)
 #pragma unroll
-      for (int column = 0; column < 8; column += kRun<second>)
-        visit(row_of<first>(row), column_of<second>(column), &sum[row][column]);
+      for (int column = 0; column < 8; ++column)
+        scores[score_at(row_of<Order::kRows>(row), column_of<Order::kRows>(column))] =
+            sum[row][column];
+  }
+
+  template <Order first>
+  __device__ __forceinline__ void add_to(float* matrix, int pitch, int width) const {
+#pragma unroll
+    for (int row = 0; row < 16; ++row) {
+      float* line = matrix + int64_t{pitch} * row_of<first>(row);
+      float values[2][4];
+#pragma unroll
+      for (int run = 0; run < 2; ++run) {
+        const int column = column_of<Order::kDepth>(4 * run);
+        if (column < width) load_run<4>(values[run], line + column);
+      }
+#pragma unroll
+      for (int run = 0; run < 2; ++run) {
+        const int column = column_of<Order::kDepth>(4 * run);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[run][i] += sum[row][4 * run + i];
+        if (column < width) store_run<4>(line + column, values[run]);
+      }
+    }
   }
 };
 
@@ -284,12 +335,6 @@ __device__ __forceinline__ void multiply_tile(Engine<T>& engine, const Matrix<T>
   __syncthreads();
 }
 
-// Where a score lies in shared memory, in floats. Chunks of four are shuffled so that these meet in
-// no bank: the accumulators' pairs, a chunk of eight rows, one column of each of 32 neighbours.
-__device__ __forceinline__ int score_at(int row, int column) {
-  return row * kTile + ((column / 4 ^ (row % 4 * 2 + row / 4 % 2)) * 4 + column % 4);
-}
-
 // scores = z[first_row..] . z[first_column..]^T for all of the block, in the memory of the ring.
 template <typename T>
 __device__ __forceinline__ float* make_scores(const NceArgs& nce, const T* z, int first_row,
@@ -299,9 +344,7 @@ __device__ __forceinline__ float* make_scores(const NceArgs& nce, const T* z, in
   Engine<T> engine;
   multiply_tile<Order::kRows, Order::kRows>(engine, matrix, first_row, matrix, first_column, 0,
                                             nce.pitch, static_cast<T*>(ring));
-  engine.template for_each_run<Order::kRows, Order::kRows>([&](int row, int column, float* run) {
-    store_run<Engine<T>::template kRun<Order::kRows>>(scores + score_at(row, column), run);
-  });
+  engine.store_scores(scores);
   __syncthreads();
   return scores;
 }

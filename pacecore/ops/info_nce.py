@@ -143,16 +143,16 @@ def _fake(
     )
 
 
-def _fake_backward(grad_loss, z, groups, rows, temperature, temperature_number, normalize):
+def _fake_backward(grad_loss, z, *_):
     return z.new_empty(z.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    z, groups, temperature, number, _, normalize, _, _, leave_gradient = inputs
+    z, groups, temperature, *options, leave_gradient = inputs
     _, _, grad_temperature, rows, grad_z = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.number, ctx.normalize, ctx.leave_gradient = number, normalize, leave_gradient
+    ctx.options, ctx.leave_gradient = options, leave_gradient
     if leave_gradient:
         ctx.save_for_backward(grad_temperature, grad_z)
     else:
@@ -173,7 +173,7 @@ def _register(namespace: str) -> None:
             else:
                 z, groups, temperature, rows = saved
                 op = getattr(torch.ops, namespace).info_nce_backward
-                result[0] = op(grad_loss, z, groups, rows, temperature, ctx.number, ctx.normalize)
+                result[0] = op(grad_loss, z, groups, rows, temperature, *ctx.options)
         if ctx.needs_input_grad[2]:
             result[2] = grad_temperature * grad_loss
         return tuple(result)
