@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     product_kernel(NceGradientArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(unsigned char, shared);
   T* ring = reinterpret_cast<T*>(shared);
-  const int split = blockIdx.z % args.splits;
-  if (blockIdx.z < args.splits)
+  const int split = blockIdx.z % args.splits, part = blockIdx.z / args.splits;
+  if (part == 0)
     add_product<Order::kRows>(args, split, ring);
   else
     add_product<Order::kDepth>(args, split, ring);

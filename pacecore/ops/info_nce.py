@@ -58,7 +58,8 @@ def info_nce(
         z, by default all from anchor_start on; every row is a key. So one rank's share of a batch
         gathered from several. The "batch" denominator runs over all rows whatever the anchors.
 
-    Memory grows as n D. Results are the same bits in every run and with any number of threads.
+    Memory grows as n D, time as n^2 D; pairs of two rows that are no anchors take none, unless the
+    denominator is "batch". Results are the same bits in every run and with any number of threads.
     Nothing waits for the GPU. There is no second derivative: create_graph=True is an error.
     Raises PacecoreError for a wrong shape, type, device or value.
     """
