@@ -27,7 +27,7 @@ import torch.multiprocessing as multiprocessing
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.datasets import VideoIndex, find_videos, probe_all
 from pacecore.demo import make_demo
-from pacecore.engine import clip_format
+from pacecore.device import clip_format
 from pacecore.loader import TrainingSchedule, load_batches
 from pacecore.ops.info_nce import info_nce
 from pacecore.reference.info_nce import info_nce as reference

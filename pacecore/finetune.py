@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.checkpoint import load_resume
 from pacecore.config import FinetuneOptions, OptionError
+from pacecore.device import pick_device, trusted
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import fit, pick_device, trusted
+from pacecore.engine import fit
 from pacecore.errors import PacecoreError
 from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule

@@ -15,8 +15,9 @@ from pacecore.backbones import build_backbone
 from pacecore.backbones.tuning import memory_format
 from pacecore.checkpoint import load_resume
 from pacecore.config import TrainOptions
+from pacecore.device import clip_format, pick_device, trusted
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import clip_format, fit, pick_device, trusted
+from pacecore.engine import fit
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.inputs import Inputs, open_inputs, worker_count

@@ -12,8 +12,9 @@ import torch
 
 from pacecore.checkpoint import CheckpointError, load_checkpoint, load_resume
 from pacecore.config import TrainOptions, from_mapping
+from pacecore.device import pick_device
 from pacecore.distributed import rank, world_size
-from pacecore.engine import TrainingError, fit, pick_device
+from pacecore.engine import TrainingError, fit
 from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
 from pacecore.step import learning_rate
