@@ -1,6 +1,5 @@
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
 from pacecore.step import learning_rate
 from pacecore.train import PaceTask, pace_model
-from tests.ranks import run_ranks
+from tests.ranks import PROCESSES, run_ranks
 from tests.sources import PacketSource
 
 TINY = {
@@ -250,10 +249,6 @@ def test_devices_are_told(monkeypatch):
             pick_device("cuda")
 
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.test_engine"])  # imports torch once for all of them
-
-
 def _long_run(out):
     torch.set_num_threads(1)
     options = {"epochs": 8, "save_minutes": 0, "held_out": "none"}
@@ -288,18 +283,18 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_pa
     process.join(120)
     assert process.exitcode == 0
     length = time.monotonic() - began
-    kills, moment = 0, 0.13
+    whole = weights(tmp_path / "whole")
+    kills, runs, moment = 0, 0, 0.13
     while kills < 20:
-        process = start(tmp_path / "killed")
-        moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
-        process.join(max(0.05, moment * length / 5))
-        if process.exitcode is not None:
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        kills += 1
-    process = start(tmp_path / "killed")
-    process.join(120)
-    assert process.exitcode == 0
-    assert kills >= 3
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+        out, runs, ended = tmp_path / f"killed-{runs}", runs + 1, None
+        while ended is None:
+            process = start(out)
+            moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
+            process.join(max(0.05, moment * length / 4) if kills < 20 else 120)
+            ended = process.exitcode
+            if ended is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                kills += 1
+        assert ended == 0
+        assert_same(whole, weights(out))
