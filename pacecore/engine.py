@@ -18,13 +18,14 @@ from typing import Any, Protocol
 import torch
 
 from pacecore.checkpoint import CheckpointError, save_checkpoint
-from pacecore.config import RunOptions, write_toml
+from pacecore.config import RunOptions
 from pacecore.device import clip_format
 from pacecore.distributed import any_rank, is_main, world_size
 from pacecore.errors import PacecoreError
 from pacecore.inputs import resident_frames, worker_count
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
+from pacecore.rules import write_toml
 from pacecore.runlog import Progress, RunFolder, duration, for_one_process
 from pacecore.source import FrameSource
 from pacecore.step import Learnt, TrainingStep, learning_rate

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.checkpoint import load_resume
-from pacecore.config import FinetuneOptions, OptionError
+from pacecore.config import FinetuneOptions
 from pacecore.device import pick_device, trusted
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import fit
@@ -27,6 +27,7 @@ from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, decoder_count, labels_of
 from pacecore.recognition import measure_actions
+from pacecore.rules import OptionError
 from pacecore.runlog import RunFolder
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
