@@ -114,6 +114,19 @@ class RunOptions:
         result.check()
         return result
 
+    def _sampling(self, **own: Any) -> Sampling:
+        return Sampling(
+            clip_frames=self.clip_frames,
+            start=self.start,
+            boundary=self.boundary,
+            resize=tuple(self.resize),
+            crop=(self.crop, self.crop),
+            flip=self.flip,
+            jitter=Jitter(scope=self.jitter_scope) if self.jitter else None,
+            seed=self.seed,
+            **own,
+        )
+
     def check(self) -> None:
         """Raises OptionError for the first value that breaks its rule."""
         for each in fields(self):
@@ -175,20 +188,12 @@ class TrainOptions(RunOptions):
             raise OptionError("lambda_cls and the contrastive loss must not both be off")
 
     def sampling(self) -> Sampling:
-        return Sampling(
+        return self._sampling(
             paces=parse_paces(self.paces),
-            clip_frames=self.clip_frames,
             views=self.views,
             view_paces=self.view_paces,
             view_augment=self.view_augment,
-            start=self.start,
-            boundary=self.boundary,
             reverse=self.reverse,
-            resize=tuple(self.resize),
-            crop=(self.crop, self.crop),
-            flip=self.flip,
-            jitter=Jitter(scope=self.jitter_scope) if self.jitter else None,
-            seed=self.seed,
         )
 
 
@@ -218,18 +223,7 @@ class FinetuneOptions(RunOptions):
         return super(FinetuneOptions, replace(self, lr=rate)).resolved()
 
     def sampling(self) -> Sampling:
-        return Sampling(
-            paces=parse_paces("1"),
-            clip_frames=self.clip_frames,
-            views=1,
-            start=self.start,
-            boundary=self.boundary,
-            resize=tuple(self.resize),
-            crop=(self.crop, self.crop),
-            flip=self.flip,
-            jitter=Jitter(scope=self.jitter_scope) if self.jitter else None,
-            seed=self.seed,
-        )
+        return self._sampling(paces=parse_paces("1"), views=1)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 import torch
 
-from pacecore.checkpoint import CheckpointError, save_checkpoint
-from pacecore.config import RunOptions
-from pacecore.device import clip_format
+from pacecore.checkpoint import CheckpointError, load_resume, save_checkpoint
+from pacecore.config import AnyOptions, RunOptions
+from pacecore.device import clip_format, trusted
 from pacecore.distributed import any_rank, is_main, world_size
 from pacecore.errors import PacecoreError
-from pacecore.inputs import resident_frames, worker_count
+from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.rules import write_toml
@@ -32,7 +32,7 @@ from pacecore.step import Learnt, TrainingStep, learning_rate
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
-__all__ = ["Task", "TrainingError", "fit"]
+__all__ = ["Task", "TrainingError", "begin", "fit"]
 
 
 class TrainingError(PacecoreError):
@@ -53,6 +53,26 @@ class Task(Learnt, Protocol):
     def extra_state(self) -> dict[str, Any]:
         """What a user of the checkpoint needs beside weights and options."""
         ...
+
+
+def begin(
+    options: AnyOptions, device: torch.device, *, resume: bool, fall_back: bool
+) -> tuple[AnyOptions, Inputs, dict[str, Any] | None]:
+    """What a verb needs before its network: options that `device` is trusted with, the videos, and
+    with `resume` the content of the run's last checkpoint (`fall_back`: of the one before, where
+    the last is damaged). Raises PacecoreError, also for a checkpoint of other videos.
+    """
+    if is_main():
+        RunFolder.check(Path(options.out))  # not after an hour's reading of videos
+    options = trusted(options, device)
+    data = open_inputs(options)
+    content = load_resume(options.out, fall_back=fall_back) if resume else None
+    if content and content["identity"] != data.identity:
+        raise PacecoreError(
+            f"{options.out}: the run was trained on other videos ({content['identity']}) than"
+            f" {options.data or 'the demo set'} holds now ({data.identity})"
+        )
+    return options, data, content
 
 
 def fit(
