@@ -4,7 +4,7 @@
     python -m benchmarks.scaling --page RECORD          draws the page of a record again
 
 One thing changes at a time. A step is forward, backward and SGD of R(2+1)D on clips that lie ready;
-workers feed clips from files without a network, beside one core that does all itself; ranks are
+workers feed clips from files without a network, beside cores that do all themselves; ranks are
 processes that train together, each with one thread on a CPU (gloo) or a GPU of its own (NCCL).
 Memory is what a step adds at most, and for workers and ranks what all their processes hold, pages
 that they share counted once.
@@ -16,11 +16,8 @@ import json
 import math
 import os
 import socket
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,11 +26,8 @@ import torch.multiprocessing as multiprocessing
 
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.datasets import VideoIndex
-from pacecore.device import clip_format
-from pacecore.loader import TrainingSchedule, load_batches
 from pacecore.ops.info_nce import info_nce
 from pacecore.reference.info_nce import info_nce as reference
-from pacecore.source import VideoFiles
 from pacecore.store import pack
 from pacecore.train import pretrain
 
@@ -47,8 +41,9 @@ from .common import (
     write_record,
 )
 from .data import add_video_arguments, open_videos
+from .feeding import feeding
 from .pretrain import rate_between
-from .processes import held_bytes, watched
+from .processes import watched
 from .rows import short
 
 __all__ = ["growth", "main", "page"]
@@ -145,72 +140,6 @@ def embeddings(grid: Grid, device: torch.device) -> Iterator[dict]:
             yield case
 
 
-def feeding(
-    grid: Grid, device: torch.device, index: VideoIndex, videos: str, quick: bool
-) -> Iterator[dict]:
-    """Clips a second from files without a network: on one core, then with more and more workers."""
-    least_seconds, rounds = (1.0, 1) if quick else (5.0, 3)
-    ways = [(0, _one_core), *((workers, nullcontext) for workers in grid.workers if workers)]
-    rates: dict[int, list[float]] = {workers: [] for workers, _ in ways}
-    most = dict.fromkeys(rates, 0)
-    for _ in range(rounds):  # in turns, so that a change in the machine's load falls on all
-        for workers, cores in ways:
-            with cores():
-                rate, held = _feeding(index, device, workers, least_seconds)
-            rates[workers].append(rate)
-            most[workers] = max(most[workers], held)
-    for workers in rates:
-        times = [a / b for a, b in zip(rates[workers], rates[0], strict=True)]
-        yield {
-            "grows": "workers",
-            "value": workers,
-            "videos": videos,
-            "clips_per_second": statistics.median(rates[workers]),
-            "times_first": statistics.median(times),
-            "rounds": times,
-            "peak_bytes": most[workers],
-        }
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    """This thread and what it starts on one core, as far as the system lets."""
-    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {max(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
-    torch.set_num_threads(threads)
-
-
-def _feeding(
-    index: VideoIndex, device: torch.device, workers: int, least_seconds: float
-) -> tuple[float, int]:
-    """Clips a second once it runs evenly, and bytes that all processes then hold."""
-    source = VideoFiles(index)
-    counts = tuple(source.num_frames(video) for video in range(len(source)))
-    options = from_mapping(TrainOptions, {"views": 1, "lambda_ctr": 0.0})
-    form = clip_format(options, device, torch.contiguous_format)
-    batches = load_batches(
-        source,
-        TrainingSchedule(options.sampling(), counts, 8, 100_000),
-        range(1_000_000),
-        clip_frames=options.clip_frames,
-        workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-    for _ in range(2 + 4 * workers):  # the start, and what was prefetched
-        next(batches).to(device).clips(form)
-    clips, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < least_seconds:
-        clips += len(next(batches).to(device).clips(form))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    held = held_bytes()
-    batches.close()
-    return clips / seconds, held
-
-
 def together(grid: Grid, device: torch.device, index: VideoIndex, folder: Path) -> Iterator[dict]:
     """Ranks that share one batch, and those that each have the batch of a single one."""
     size, side = ((128, 171), 112) if device.type == "cuda" else ((64, 86), 56)
@@ -270,7 +199,7 @@ _TITLES = {
     "batch": "Clips of a batch",
     "clip_frames": "Frames of a clip",
     "side_px": "Side of a frame, pixels",
-    "workers": "Decoding processes, without a network (0: one core does all)",
+    "workers": "Decoding processes, without a network",
     "ranks": "Processes that train together",
     "rows": "Embeddings of the contrastive loss, forward and backward",
 }
@@ -312,14 +241,14 @@ def _table(name: str, cases: list[dict]) -> list[str]:
         }
         return [*lines, "", *_powers(powers)]
     if name in ("workers", "ranks"):
-        batches = "batch" in cases[0]
-        lines = [f"| {name} | {'batch | ' * batches}clips/s | times the first | memory of all |"]
-        lines += ["|---" * (4 + batches) + "|"]
+        between = "share of all cores" if name == "workers" else "batch"
+        lines = [f"| {name} | {between} | clips/s | times the first | memory of all |"]
+        lines += ["|---|---|---|---|---|"]
         for case in cases:
             times = case["clips_per_second"] / cases[0]["clips_per_second"]
             times = case.get("times_first", times)  # median of the rounds' own ratios
-            size = f"{case['batch']} | " if batches else ""
-            row = f"{case['value']} | {size}{short(case['clips_per_second'])} | {times:.2f}"
+            middle = f"{case['share_of_cores']:.2f}" if name == "workers" else case["batch"]
+            row = f"{case['value']} | {middle} | {short(case['clips_per_second'])} | {times:.2f}"
             lines.append(f"| {row} | {memory(case)} |")
         return lines
     done = [case for case in cases if "clips_per_second" in case]
@@ -362,7 +291,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         index, words = open_videos(options, Path(folder))
         parts: list[Callable[[], Iterator[dict]]] = [
-            lambda: feeding(found, device, index, words, options.quick),
+            lambda: feeding(found.workers, device, index, words, options.quick),
             lambda: steps(found, device),
             lambda: embeddings(found, device),
             lambda: together(found, device, index, Path(folder)),
