@@ -220,7 +220,8 @@ def launch_at_paper_sizes() -> None:
             pace_clip(frames, plan, crop, jitter, order, dtype=dtype, memory_format=layout, **sizes)
         for n, features in ((60, 512), (513, 8)):
             z = torch.ones(n, features, dtype=dtype).requires_grad_()
-            info_nce(z, torch.arange(n) // 2).loss.backward()
+            for denominator in ("anchor", "batch"):
+                info_nce(z, torch.arange(n) // 2, denominator=denominator).loss.backward()
 
 
 def dynamic_shared(kernels: list[str]) -> dict[str, dict[str, int | None]]:

@@ -212,7 +212,10 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
   const int64_t band_steps = ceil_div(steps, ceil_div(steps, most));
   const Tensor partial = allocate(z, {band_steps, step_bytes}, ScalarType::Byte);
   launch_nce_sums<T>(args, tiles, data<T>(prepared), static_cast<int>(band_steps),
-                     data<NceRowSums>(partial), data<NceRowSums>(sums), outputs, stream);
+                     data<NceRowSums>(partial), data<NceRowSums>(sums), stream);
+  const Tensor parts =
+      allocate(z, {kNceFinishParts, static_cast<int64_t>(sizeof(NceFinishPart))}, ScalarType::Byte);
+  launch_nce_finish(args, data<NceRowSums>(sums), data<NceFinishPart>(parts), outputs, stream);
   if (leave_gradient)
     gradient<T>(prepared, args, outputs.rows, options.normalize, nullptr, grad_z, stream);
 }

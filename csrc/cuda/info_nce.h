@@ -69,12 +69,17 @@ struct NceTiles {
   }
 };
 
-// The forward for many rows, from rows that are normalised already where that is wanted, in bands
-// of `band_steps` steps. partial: (band_steps, 2, tiles.count * kTile), sums: (n,).
+// The sums for many rows, from rows that are normalised already where that is wanted, in bands of
+// `band_steps` steps. partial: (band_steps, 2, tiles.count * kTile), sums: (n,).
 template <typename T>
 void launch_nce_sums(const NceArgs& args, const NceTiles& tiles, const T* z, int band_steps,
-                     NceRowSums* partial, NceRowSums* sums, const NceOutputs& outputs,
-                     cudaStream_t stream);
+                     NceRowSums* partial, NceRowSums* sums, cudaStream_t stream);
+
+// From the sums of all rows to the outputs. parts: (kNceFinishParts,).
+struct NceFinishPart;
+constexpr int kNceFinishParts = 256;
+void launch_nce_finish(const NceArgs& args, const NceRowSums* sums, NceFinishPart* parts,
+                       const NceOutputs& outputs, cudaStream_t stream);
 
 // The gradient for many rows, in squares of the scores on and above their diagonal, one a launch:
 // the weights of rows [first_row, + side) with columns [first_column, + side), which weigh the
@@ -131,6 +136,11 @@ struct NceTotals {
   double positive_pairs = 0, negative_pairs = 0, pulling = 0, nearest = 0;
 };
 
+struct NceFinishPart {
+  NceSums<double> batch;
+  NceTotals totals;
+};
+
 PACECORE_DEVICE void merge(NceTotals& into, const NceTotals& from) {
   into.loss += from.loss;
   into.slope += from.slope;
@@ -159,19 +169,26 @@ PACECORE_DEVICE Value block_merge(const Value& value, void* shared) {
   return result;
 }
 
-// From the sums of all rows to the loss and to what the gradient needs of each row, by one block.
-// Writes `rows` (in global or shared memory, as (4, n)), and the outputs where `writes` is set.
+// The last step of the forward in parts, each by all threads of a block for rows [first, end).
+
+// The sums of all pairs of the batch, so far as these rows have them.
 template <int threads>
-PACECORE_DEVICE void finish_nce(const NceArgs& args, const NceRowSums* sums, float* rows,
-                                const NceOutputs& outputs, bool writes, void* shared) {
-  const int thread = threadIdx.x, end = args.anchor_start + args.anchor_count;
+PACECORE_DEVICE NceSums<double> batch_sums(const NceRowSums* sums, int first, int end,
+                                           void* shared) {
   NceSums<double> batch;
-  if (args.batch) {
-    for (int i = thread; i < args.n; i += threads) merge(batch, widen(sums[i].sums));
-    batch = block_merge<NceSums<double>, threads>(batch, shared);
-  }
+  for (int i = first + threadIdx.x; i < end; i += threads) merge(batch, widen(sums[i].sums));
+  return block_merge<NceSums<double>, threads>(batch, shared);
+}
+
+// What the anchors among these rows add up to.
+template <int threads>
+PACECORE_DEVICE NceTotals anchor_totals(const NceArgs& args, const NceRowSums* sums,
+                                        const NceSums<double>& batch, int first, int end,
+                                        void* shared) {
   NceTotals totals;
-  for (int i = args.anchor_start + thread; i < end; i += threads) {
+  const int last = min(end, args.anchor_start + args.anchor_count);
+#pragma unroll 1
+  for (int i = max(first, args.anchor_start) + threadIdx.x; i < last; i += threads) {
     const NceSums<double> row = widen(sums[i].sums);
     const int positives = sums[i].positives;
     const NceTerms terms =
@@ -185,9 +202,16 @@ PACECORE_DEVICE void finish_nce(const NceArgs& args, const NceRowSums* sums, flo
     totals.pulling += positives > 0;
     totals.nearest += positives > 0 && row.nearest_positive > row.nearest_negative;
   }
-  totals = block_merge<NceTotals, threads>(totals, shared);
-  for (int i = thread; i < args.n; i += threads) {
-    const bool anchor = i >= args.anchor_start && i < end;
+  return block_merge<NceTotals, threads>(totals, shared);
+}
+
+// What the gradient needs of these rows, into `rows` (in global or shared memory, as (4, n)).
+template <int threads>
+PACECORE_DEVICE void write_rows(const NceArgs& args, const NceRowSums* sums,
+                                const NceSums<double>& batch, const NceTotals& totals, int first,
+                                int end, float* rows) {
+  for (int i = first + threadIdx.x; i < end; i += threads) {
+    const bool anchor = i >= args.anchor_start && i < args.anchor_start + args.anchor_count;
     NceRow<float> row;
     if (args.batch)
       row = batch_row<float>(batch, anchor, sums[i].positives, args.anchor_count,
@@ -199,15 +223,17 @@ PACECORE_DEVICE void finish_nce(const NceArgs& args, const NceRowSums* sums, flo
     rows[2 * args.n + i] = row.positive;
     rows[3 * args.n + i] = row.constant;
   }
-  if (writes && thread == 0) {
-    const double scale = nce_scale(args);
-    const double anchors = args.anchor_count > 0 ? args.anchor_count : 1;
-    *outputs.loss = static_cast<float>(totals.loss / anchors);
-    *outputs.slope = static_cast<float>(-totals.slope * scale / anchors);
-    outputs.summary[0] = static_cast<float>(totals.positive_logits / scale / totals.positive_pairs);
-    outputs.summary[1] = static_cast<float>(totals.negative_logits / scale / totals.negative_pairs);
-    outputs.summary[2] = static_cast<float>(totals.nearest / totals.pulling);
-  }
+}
+
+PACECORE_DEVICE void write_outputs(const NceArgs& args, const NceTotals& totals,
+                                   const NceOutputs& outputs) {
+  const double scale = nce_scale(args);
+  const double anchors = args.anchor_count > 0 ? args.anchor_count : 1;
+  *outputs.loss = static_cast<float>(totals.loss / anchors);
+  *outputs.slope = static_cast<float>(-totals.slope * scale / anchors);
+  outputs.summary[0] = static_cast<float>(totals.positive_logits / scale / totals.positive_pairs);
+  outputs.summary[1] = static_cast<float>(totals.negative_logits / scale / totals.negative_pairs);
+  outputs.summary[2] = static_cast<float>(totals.nearest / totals.pulling);
 }
 
 }  // namespace pacecore

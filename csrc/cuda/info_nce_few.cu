@@ -223,7 +223,11 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
   __threadfence();
   const int part = ticket - strips;
   float* rows = shared;
-  finish_nce<kThreads>(nce, args.sums, rows, args.outputs, part == 0, merged);
+  NceSums<double> batch;
+  if (nce.batch) batch = batch_sums<kThreads>(args.sums, 0, nce.n, merged);
+  const NceTotals totals = anchor_totals<kThreads>(nce, args.sums, batch, 0, nce.n, merged);
+  write_rows<kThreads>(nce, args.sums, batch, totals, 0, nce.n, rows);
+  if (part == 0 && threadIdx.x == 0) write_outputs(nce, totals, args.outputs);
   __syncthreads();
   if (part == 0)
     for (int i = threadIdx.x; i < 4 * nce.n; i += kThreads) args.outputs.rows[i] = rows[i];

@@ -122,20 +122,59 @@ __global__ void __launch_bounds__(kMergeThreads)
   sums[row] = total;
 }
 
-constexpr int kFinishThreads = 512;
+// The last step of the forward, a block for every part of the rows: the batch's sums where there is
+// one denominator, then totals, then what is written.
+constexpr int kFinishThreads = kNceFinishParts;
 
-__global__ void __launch_bounds__(kFinishThreads)
-    finish_kernel(NceArgs args, const NceRowSums* sums, NceOutputs outputs) {
-  __shared__ __align__(16) unsigned char merged[kFinishThreads * sizeof(NceTotals)];
-  finish_nce<kFinishThreads>(args, sums, outputs.rows, outputs, true, merged);
+struct FinishArgs {
+  NceArgs nce;
+  const NceRowSums* sums;
+  NceFinishPart* parts;
+  NceOutputs outputs;
+  int rows;  // of a part
+
+  __device__ int first() const { return blockIdx.x * rows; }
+  __device__ int end() const { return min(nce.n, first() + rows); }
+};
+
+// `field` of all parts merged, for every thread; a thread has one part at most.
+template <typename Value>
+__device__ Value merged_parts(const FinishArgs& args, Value NceFinishPart::* field, void* shared) {
+  Value mine;
+  if (threadIdx.x < gridDim.x) mine = args.parts[threadIdx.x].*field;
+  return block_merge<Value, kFinishThreads>(mine, shared);
+}
+
+__global__ void __launch_bounds__(kFinishThreads) batch_kernel(FinishArgs args) {
+  __shared__ __align__(16) unsigned char shared[kFinishThreads * sizeof(NceSums<double>)];
+  const auto batch = batch_sums<kFinishThreads>(args.sums, args.first(), args.end(), shared);
+  if (threadIdx.x == 0) args.parts[blockIdx.x].batch = batch;
+}
+
+__global__ void __launch_bounds__(kFinishThreads, 1) totals_kernel(FinishArgs args) {
+  __shared__ __align__(16) unsigned char shared[kFinishThreads * sizeof(NceTotals)];
+  NceSums<double> batch;
+  if (args.nce.batch) batch = merged_parts(args, &NceFinishPart::batch, shared);
+  const NceTotals totals =
+      anchor_totals<kFinishThreads>(args.nce, args.sums, batch, args.first(), args.end(), shared);
+  if (threadIdx.x == 0) args.parts[blockIdx.x].totals = totals;
+}
+
+__global__ void __launch_bounds__(kFinishThreads) finish_kernel(FinishArgs args) {
+  __shared__ __align__(16) unsigned char shared[kFinishThreads * sizeof(NceTotals)];
+  NceSums<double> batch;
+  if (args.nce.batch) batch = merged_parts(args, &NceFinishPart::batch, shared);
+  const NceTotals totals = merged_parts(args, &NceFinishPart::totals, shared);
+  write_rows<kFinishThreads>(args.nce, args.sums, batch, totals, args.first(), args.end(),
+                             args.outputs.rows);
+  if (blockIdx.x == 0 && threadIdx.x == 0) write_outputs(args.nce, totals, args.outputs);
 }
 
 }  // namespace
 
 template <typename T>
 void launch_nce_sums(const NceArgs& args, const NceTiles& tiles, const T* z, int band_steps,
-                     NceRowSums* partial, NceRowSums* sums, const NceOutputs& outputs,
-                     cudaStream_t stream) {
+                     NceRowSums* partial, NceRowSums* sums, cudaStream_t stream) {
   const int merge_blocks = (tiles.count * kTile + kMergeThreads - 1) / kMergeThreads;
   for (int first = 0; first < tiles.steps(); first += band_steps) {
     const int steps = std::min(band_steps, tiles.steps() - first);
@@ -144,12 +183,21 @@ void launch_nce_sums(const NceArgs& args, const NceTiles& tiles, const T* z, int
     PACECORE_LAUNCH(merge_kernel, merge_blocks, kMergeThreads, 0, stream, partial, tiles, args.n,
                     first, steps, sums);
   }
-  PACECORE_LAUNCH(finish_kernel, 1, kFinishThreads, 0, stream, args, sums, outputs);
+}
+
+void launch_nce_finish(const NceArgs& args, const NceRowSums* sums, NceFinishPart* parts,
+                       const NceOutputs& outputs, cudaStream_t stream) {
+  const int rows = std::max(kFinishThreads, (args.n + kNceFinishParts - 1) / kNceFinishParts);
+  const int blocks = (args.n + rows - 1) / rows;
+  const FinishArgs finish = {args, sums, parts, outputs, rows};
+  if (args.batch) PACECORE_LAUNCH(batch_kernel, blocks, kFinishThreads, 0, stream, finish);
+  PACECORE_LAUNCH(totals_kernel, blocks, kFinishThreads, 0, stream, finish);
+  PACECORE_LAUNCH(finish_kernel, blocks, kFinishThreads, 0, stream, finish);
 }
 
 #define PACECORE_NCE_TYPE(T)                                                                    \
   template void launch_nce_sums<T>(const NceArgs&, const NceTiles&, const T*, int, NceRowSums*, \
-                                   NceRowSums*, const NceOutputs&, cudaStream_t);
+                                   NceRowSums*, cudaStream_t);
 PACECORE_NCE_TYPE(float)
 PACECORE_NCE_TYPE(__nv_bfloat16)
 PACECORE_NCE_TYPE(__half)
