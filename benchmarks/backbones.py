@@ -143,7 +143,7 @@ class Measured:
         self.peak_bytes: int | None = None
 
     def __call__(self, least_runs: int) -> tuple[float, int]:
-        """Seconds of a step, the fifth part of the runs being faster; bytes that it adds at most."""
+        """Seconds of a step, a fifth of the runs being faster; bytes that it adds at most."""
         with conv3d_as_torch_has_it(not self.way.layout):
             if self.peak_bytes is None:
                 self.peak_bytes = peak_extra_bytes(self.step, self.device)
