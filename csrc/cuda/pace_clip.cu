@@ -1,14 +1,24 @@
 // pace_clip on CUDA: one pass over the source, one write of the clips.
 //
-// A block owns a band of rows of one frame of one clip. Each warp makes one output row at a time:
-// it blends the two source rows vertically into a line in shared memory (16-byte loads), samples
-// the line horizontally, turns YUV to RGB, applies the jitter up to contrast, and leaves the row in
-// shared memory as planar floats. Contrast needs the mean grey of the whole frame: the blocks of a
-// frame are a cluster and add up their sums. Then each block finishes its band from shared memory
-// with 16-byte stores. Where a band does not fit into shared memory (large crops before sm_90), its
-// rows are made once for the mean and once for the output; the second time the source is in L2.
+// A block owns a band of rows of one frame of one clip. It copies the source rows that the band
+// needs into shared memory, 16 bytes at a time; each thread then makes four neighbouring columns of
+// a run of rows: it samples the source rows across, keeps two of each plane in registers, blends
+// them, turns YUV to RGB, applies the jitter up to contrast, and leaves the pixels in shared memory
+// as planar floats. Contrast needs the mean grey of the whole frame: the blocks of a frame are a
+// cluster and add up their sums. Then each block finishes its band from shared memory with 16-byte
+// stores. Where a band does not fit into shared memory (large crops before sm_90), its rows are
+// made once for the mean and once for the clips; the second time the source is in L2.
 //
-// Equal neighbouring frames are not shared: their source is in L2 too.
+// What limits it, counted in the sm_90 code and not measured: of one pixel from 128 x 171 about 80
+// instructions of a thread in fp32, 100 from 240 x 320, and 65 more for jitter. An H200 issues 134
+// in the time in which it copies the pixel's bytes at four fifths of its bandwidth, 179 at three.
+//
+// Equal neighbouring frames are not shared. Their source is in L2, so no device memory traffic is
+// saved, and without jitter traffic is the limit. With jitter, sharing would save of each repeat
+// the 65 to 80 instructions a pixel that make the row, but each frame must then start from pixels
+// without jitter: kept beside the others they cost a third of the blocks on a multiprocessor; taken
+// as the only copy, the steps before contrast are done twice, 30 a pixel in every frame. At pace
+// 1/3 that leaves a gain of a tenth, and none at whole paces.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -119,10 +129,10 @@ __device__ __forceinline__ void store_interleaved(const PaceClip& args, const Ba
       const int plane = (packet >= lanes) + (packet >= 2 * lanes);
       return reinterpret_cast<uint4*>(crop + plane * bands.plane + base) + packet - plane * lanes;
     };
-    float values[3][wide];
-    if (lane < lanes) finish(args, bands, s, crop, base + wide * lane, mean_grey, values);
-    __syncwarp();
+    uint4 packets[3];
     if (lane < lanes) {
+      float values[3][wide];
+      finish(args, bands, s, crop, base + wide * lane, mean_grey, values);
 #pragma unroll
       for (int part = 0; part < 3; ++part) {
         float mixed[wide];
@@ -131,8 +141,13 @@ __device__ __forceinline__ void store_interleaved(const PaceClip& args, const Ba
           const int channel = (wide * part + k) % 3, pixel = (wide * part + k) / 3;
           mixed[k] = args.bgr ? values[2 - channel][pixel] : values[channel][pixel];
         }
-        *slot(3 * lane + part) = packed<Out>(mixed);
+        packets[part] = packed<Out>(mixed);
       }
+    }
+    __syncwarp();
+    if (lane < lanes) {
+#pragma unroll
+      for (int part = 0; part < 3; ++part) *slot(3 * lane + part) = packets[part];
     }
     __syncwarp();
 #pragma unroll
@@ -143,16 +158,16 @@ __device__ __forceinline__ void store_interleaved(const PaceClip& args, const Ba
   }
 }
 
-// Rows [first, first + rows), which shared memory holds, to the clips. `frame` is b * T + t.
+// Rows [first, first + rows), which shared memory holds, to the clips.
 template <class Out, bool ChannelsLast>
 __device__ void store_rows(const PaceClip& args, const Bands& bands, const Source& s,
-                           const Memory& memory, int frame, int first, int rows, float mean_grey) {
+                           const Memory& memory, int first, int rows, float mean_grey) {
   constexpr int wide = kVector<Out>;
   const int pixels = rows * static_cast<int>(args.crop_width);
   const int64_t frame_pixels = args.crop_height * args.crop_width;
   const int64_t before = first * args.crop_width;
   const int clip_frames = static_cast<int>(args.clip_frames);
-  const int64_t clip = frame / clip_frames, t = frame % clip_frames;
+  const int64_t frame = s.frame, clip = s.frame / clip_frames, t = s.frame % clip_frames;
   const int64_t channel_stride = args.clip_frames * frame_pixels;
   Out* out = static_cast<Out*>(args.clips) +
              (ChannelsLast ? 3 * (frame * frame_pixels + before)
@@ -194,17 +209,17 @@ __device__ void store_rows(const PaceClip& args, const Bands& bands, const Sourc
   }
 }
 
-// NaN into rows [first, first + rows) of a frame that cannot be computed.
+// NaN into the block's band of a frame that cannot be computed.
 template <class Out, bool ChannelsLast>
-__device__ void store_nan(const PaceClip& args, int frame, int first, int rows) {
-  const int64_t pixels = rows * args.crop_width;
+__device__ void store_nan(const PaceClip& args, const Source& s) {
+  const int64_t pixels = s.rows * args.crop_width;
   const int64_t frame_pixels = args.crop_height * args.crop_width;
   const int clip_frames = static_cast<int>(args.clip_frames);
-  const int64_t clip = frame / clip_frames, t = frame % clip_frames;
+  const int64_t frame = s.frame, clip = s.frame / clip_frames, t = s.frame % clip_frames;
   for (int channel = 0; channel < 3; ++channel) {
     const int64_t plane = (3 * clip + channel) * args.clip_frames + t;
-    const int64_t start = ChannelsLast ? 3 * (frame * frame_pixels + first * args.crop_width)
-                                       : plane * frame_pixels + first * args.crop_width;
+    const int64_t start = ChannelsLast ? 3 * (frame * frame_pixels + s.first * args.crop_width)
+                                       : plane * frame_pixels + s.first * args.crop_width;
     Out* out = static_cast<Out*>(args.clips) + start;
     for (int64_t i = threadIdx.x; i < pixels; i += kThreads)
       out[ChannelsLast ? 3 * i + channel : i] = rounded_to<Out>(__int_as_float(0x7fc00000));
@@ -227,29 +242,24 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   __shared__ Source source;
   __shared__ double sums[kWarps];
   __shared__ double cluster_slot;
-  const int frame = static_cast<int>(blockIdx.x / bands.blocks);
-  const int first = static_cast<int>(blockIdx.x % bands.blocks) * bands.rows;
-  const int rows = max(0, min(bands.rows, static_cast<int>(args.crop_height) - first));
-  if (threadIdx.x == 0) find_source(args, frame, source);
+  if (threadIdx.x == 0) find_source(args, bands, source);
   __syncthreads();
   if (!source.valid) {  // for all blocks of the frame alike
-    store_nan<Out, ChannelsLast>(args, frame, first, rows);
+    store_nan<Out, ChannelsLast>(args, source);
     return;
   }
   const Memory memory = memory_of(bands, dynamic);
   find_columns(args, bands, memory, source);
   const bool contrast = source.jitter.contrast_at < source.jitter.num_steps;
-  const bool kept = contrast && rows <= bands.kept_rows;
+  const bool kept = contrast && source.rows <= bands.kept_rows;
   float mean_grey = 0;
   // With contrast all rows for the mean, then all for the clips.
   for (bool last = !contrast;; last = true) {
     double sum = 0;
-    for (int done = 0; done < rows; done += bands.kept_rows) {
-      const int now = min(bands.kept_rows, rows - done);
-      if (!last || !kept) sum += make_rows(args, bands, source, memory, first + done, now);
-      if (last)
-        store_rows<Out, ChannelsLast>(args, bands, source, memory, frame, first + done, now,
-                                      mean_grey);
+    for (int done = 0; done < source.rows; done += bands.kept_rows) {
+      const int first = source.first + done, rows = min(bands.kept_rows, source.rows - done);
+      if (!last || !kept) sum += make_rows(args, bands, source, memory, first, rows);
+      if (last) store_rows<Out, ChannelsLast>(args, bands, source, memory, first, rows, mean_grey);
     }
     if (last) return;
     sum = cluster_sum(block_sum(sum, sums), &cluster_slot, bands.cluster);

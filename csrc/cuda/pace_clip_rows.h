@@ -30,6 +30,8 @@ struct Bands {
 
 // What all threads of a block know of their frame. Of packed RGB the planes are its channels.
 struct Source {
+  int frame;        // b * T + t
+  int first, rows;  // of the crop: the block's band, maybe no rows
   const uint8_t* planes[3];
   int64_t strides[3];
   const uint8_t* end;  // of data
@@ -86,7 +88,11 @@ __device__ __forceinline__ Memory memory_of(const Bands& bands, float* shared) {
 // ---- The frame ----
 
 // By one thread. An entry out of range leaves `valid` false and nothing is read through it.
-__device__ void find_source(const PaceClip& args, int frame, Source& s) {
+__device__ void find_source(const PaceClip& args, const Bands& bands, Source& s) {
+  const int frame = static_cast<int>(blockIdx.x / bands.blocks);
+  s.frame = frame;
+  s.first = static_cast<int>(blockIdx.x % bands.blocks) * bands.rows;
+  s.rows = max(0, min(bands.rows, static_cast<int>(args.crop_height) - s.first));
   s.valid = false;
   const int32_t row_number = args.plan[frame];
   if (row_number < 0 || row_number >= args.num_rows) return;
