@@ -228,9 +228,12 @@ __device__ void store_nan(const PaceClip& args, const Source& s) {
 
 // ---- Kernel and op ----
 
-// Blocks on a multiprocessor, which bound the registers. From sm_120 on shared memory holds one.
+// Blocks on a multiprocessor that shared memory holds, which bound the registers: before sm_90 two,
+// from sm_120 on one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kBlocks = 1;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocks = 2;
 #else
 constexpr int kBlocks = 3;
 #endif
@@ -268,8 +271,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-// 40 KB for the crop leaves room for three blocks on a multiprocessor of sm_80 and sm_90; a frame
-// whose share is larger still keeps it all where the cluster is as large as it gets.
+// 40 KB for the crop leaves room for three blocks on a multiprocessor of sm_90 and two of sm_80; a
+// frame whose share is larger still keeps it all where the cluster is as large as it gets.
 Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
   constexpr int64_t crop_bytes = 40 * 1024;
   const int64_t fitting = std::max<int64_t>(1, crop_bytes / (12 * args.crop_width));
