@@ -131,14 +131,15 @@ __device__ void plan_tile(const PaceClip& args, const Bands& bands, Source& s) {
   const int channels = s.planar ? 1 : 3, resized = static_cast<int>(args.resize_height);
   // Rows are copied in aligned 16 bytes, which those of two rows never share: 15 more on each side.
   // Taps on the last column read one pixel more.
+  s.pitch[1] = 0;  // of packed RGB
   for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
     const int least = s.bytes[plane] + channels + 30;
     s.pitch[plane] = least + static_cast<int>((s.strides[plane] - least) & 15);
   }
   // n rows of the crop lie between (n - 1) * height / resized + 3 source rows, and half of that
   // and 3 chroma rows.
-  const int fixed = 3 * s.pitch[0] + (s.planar ? 6 * s.pitch[1] : 0) + 3 * 31;
-  const int a_row = s.pitch[0] + (s.planar ? s.pitch[1] : 0);
+  const int fixed = 3 * s.pitch[0] + 6 * s.pitch[1] + 3 * 31;
+  const int a_row = s.pitch[0] + s.pitch[1];
   s.tile_rows = 0;
   // Past 3 source rows for each of the crop most of a copy would not be read.
   if (reinterpret_cast<uintptr_t>(args.data) % 16 || fixed > kTileBytes || s.height > 3 * resized)
