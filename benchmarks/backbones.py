@@ -8,16 +8,18 @@ A step is forward, backward and SGD on fixed clips. `plain` is the network as to
 contiguous fp32 without TF32, nn.Conv3d everywhere, SGD one tensor at a time. The others have
 pacecore's layout (`layout`), bf16 autocast (`bf16`), torch.compile (`compiled`), or compute stages
 again in the backward pass (`checkpointing`). All ways of a network take turns in rounds, so that a
-change in the machine's load falls on all of them. On a CPU the allocator's setting, which belongs
-to the process, helps `plain` too.
+change in the machine's load falls on all of them. On a CPU each has a process of its own, because
+the allocator's setting that pacecore makes belongs to a process.
 """
 
 import argparse
 import copy
+import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
@@ -86,28 +88,25 @@ def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
     frames, crop, _ = input_size(network, arguments)
     clips = torch.rand(arguments.batch, 3, frames, crop, crop, device=arguments.device)
     flops = 3 * 2 * multiply_adds(network, arguments.width, clips)  # backward is two forwards
-    steps = {
-        way: training_step(network, arguments.width, clips, WAYS[way]) for way in arguments.ways
+    on_cpu = clips.device.type == "cpu"
+    measured = {
+        way: (Apart if on_cpu else Measured)(network, arguments.width, clips, WAYS[way])
+        for way in arguments.ways
     }
-    seconds: dict[str, list[float]] = {way: [] for way in steps}
+    seconds: dict[str, list[float]] = {way: [] for way in measured}
     memory: dict[str, int] = {}
     failed: dict[str, str] = {}
     for _ in range(arguments.rounds):
-        for way, step in steps.items():
+        for way, runs in measured.items():
             if way in failed:
                 continue
             try:
-                with conv3d_as_torch_has_it(not WAYS[way].layout):
-                    if way not in memory:
-                        memory[way] = peak_extra_bytes(step, arguments.device)
-                    timing = time_function(
-                        step, arguments.device, min_seconds=0.5, min_runs=arguments.runs
-                    )
+                step_seconds, memory[way] = runs(arguments.runs)
             except torch.OutOfMemoryError as error:
                 failed[way] = str(error).splitlines()[0]
                 torch.cuda.empty_cache()
                 continue
-            seconds[way].append(timing.p20)
+            seconds[way].append(step_seconds)
     cases = []
     for way in arguments.ways:
         case = {
@@ -130,6 +129,51 @@ def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
         cases.append(case)
         print(case, flush=True)
     return cases
+
+
+class Measured:
+    """A way in this process: a call runs it for a while."""
+
+    def __init__(self, network: str, width: float, clips: Tensor, way: Way):
+        self.step, self.way, self.device = (
+            training_step(network, width, clips, way),
+            way,
+            clips.device,
+        )
+        self.peak_bytes: int | None = None
+
+    def __call__(self, least_runs: int) -> tuple[float, int]:
+        """Seconds of a step, a fifth of the runs being faster; bytes that it adds at most."""
+        with conv3d_as_torch_has_it(not self.way.layout):
+            if self.peak_bytes is None:
+                self.peak_bytes = peak_extra_bytes(self.step, self.device)
+            timing = time_function(self.step, self.device, min_seconds=0.5, min_runs=least_runs)
+        return timing.p20, self.peak_bytes
+
+
+class Apart:
+    """The same in a process of its own, with as many threads as this one."""
+
+    def __init__(self, network: str, width: float, clips: Tensor, way: Way):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, torch.get_num_threads(), network, width, clips.shape, way)
+        context.Process(target=_serve, args=arguments, daemon=True).start()
+        theirs.close()
+
+    def __call__(self, least_runs: int) -> tuple[float, int]:
+        self.pipe.send(least_runs)
+        return self.pipe.recv()
+
+
+def _serve(pipe: Connection, threads: int, network: str, width: float, shape: tuple, way: Way):
+    torch.set_num_threads(threads)
+    measured = Measured(network, width, torch.rand(shape), way)
+    try:
+        while True:
+            pipe.send(measured(pipe.recv()))
+    except EOFError:  # nobody asks any more
+        return
 
 
 def input_size(network: str, arguments: argparse.Namespace) -> tuple[int, int, int]:

@@ -33,16 +33,20 @@ from pacecore.store import FrameStore, pack, record_bytes
 from .common import add_arguments, write_record
 from .official import ExtractedFrames, Official, Rebuilt, Shape, extract
 
-__all__ = ["add_video_arguments", "main", "open_videos"]
+__all__ = ["add_official_argument", "add_video_arguments", "main", "open_videos"]
 
 SHAPE = Shape()
 
 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which videos, and the copy of the authors' repository."""
+    """Which videos."""
     parser.add_argument("--data", help="videos; default PACECORE_DATA/ucf101, else the demo set")
-    parser.add_argument("--official", type=_copy, help="a copy of laura-wang/video-pace")
     parser.add_argument("--videos", type=int, default=36)
+
+
+def add_official_argument(parser: argparse.ArgumentParser) -> None:
+    """The copy of the authors' repository."""
+    parser.add_argument("--official", type=_copy, help="a copy of laura-wang/video-pace")
 
 
 def _copy(folder: str) -> Official:
@@ -72,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser)
     add_video_arguments(parser)
+    add_official_argument(parser)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.quick:

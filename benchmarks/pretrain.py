@@ -30,7 +30,7 @@ from pacecore.store import pack
 from pacecore.train import pace_model, pretrain
 
 from .common import add_arguments, time_function, write_record
-from .data import add_video_arguments, open_videos
+from .data import add_official_argument, add_video_arguments, open_videos
 from .official import Rebuilt, Shape, Way, extract, training_step
 
 __all__ = ["main"]
@@ -182,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser)
     add_video_arguments(parser)
+    add_official_argument(parser)
     options = parser.parse_args()
     if options.quick:
         options.videos = 6

@@ -4,14 +4,14 @@ import os
 import threading
 from pathlib import Path
 
-__all__ = ["watched"]
+__all__ = ["held_bytes", "watched"]
 
 
 class watched:
     """Most bytes that this process and those it started hold within the block; see `bytes`."""
 
     def __enter__(self) -> "watched":
-        self.bytes: int | None = _held()
+        self.bytes = held_bytes()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -19,14 +19,14 @@ class watched:
 
     def _watch(self) -> None:
         while not self._done.wait(0.25):
-            self.bytes = max(self.bytes or 0, _held() or 0) or None
+            self.bytes = max(self.bytes, held_bytes())
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
 
 
-def _held() -> int | None:
+def held_bytes() -> int:
     """Bytes of this process and its children; each shared page is divided among its sharers."""
     total = 0
     for process in _family(os.getpid()):
@@ -35,7 +35,7 @@ def _held() -> int | None:
         except OSError:
             continue  # it has just ended
         total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-    return 1024 * total or None
+    return 1024 * total
 
 
 def _family(process: int) -> list[int]:

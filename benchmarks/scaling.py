@@ -4,9 +4,10 @@
     python -m benchmarks.scaling --page RECORD          draws the page of a record again
 
 One thing changes at a time. A step is forward, backward and SGD of R(2+1)D on clips that lie ready;
-workers feed clips from files without a network; ranks are processes that train together, each
-with one thread on a CPU (gloo) or a GPU of its own (NCCL). Memory is what a step adds at most, and
-for workers and ranks what all their processes hold at most, pages that they share counted once.
+workers feed clips from files without a network, beside cores that do all themselves; ranks are
+processes that train together, each with one thread on a CPU (gloo) or a GPU of its own (NCCL).
+Memory is what a step adds at most, and for workers and ranks what all their processes hold, pages
+that they share counted once.
 The page lies beside the record, its name ending in .md.
 """
 
@@ -16,7 +17,6 @@ import math
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +25,9 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from pacecore.config import TrainOptions, from_mapping
-from pacecore.datasets import VideoIndex, find_videos, probe_all
-from pacecore.demo import make_demo
-from pacecore.engine import clip_format
-from pacecore.loader import TrainingSchedule, load_batches
+from pacecore.datasets import VideoIndex
 from pacecore.ops.info_nce import info_nce
 from pacecore.reference.info_nce import info_nce as reference
-from pacecore.source import VideoFiles
 from pacecore.store import pack
 from pacecore.train import pretrain
 
@@ -44,6 +40,8 @@ from .common import (
     write_aside,
     write_record,
 )
+from .data import add_video_arguments, open_videos
+from .feeding import feeding
 from .pretrain import rate_between
 from .processes import watched
 from .rows import short
@@ -140,43 +138,6 @@ def embeddings(grid: Grid, device: torch.device) -> Iterator[dict]:
             case["peak_bytes"] = max(0, peak_extra_bytes(step, device) - 4 * z.numel())
             case["seconds"] = time_function(step, device, min_seconds=0.3, min_runs=2).p50
             yield case
-
-
-def feeding(grid: Grid, device: torch.device, index: VideoIndex, quick: bool) -> Iterator[dict]:
-    """Clips a second from files, with more and more workers, without a network."""
-    source = VideoFiles(index)
-    counts = tuple(source.num_frames(video) for video in range(len(source)))
-    options = from_mapping(TrainOptions, {"views": 1, "lambda_ctr": 0.0})
-    schedule = TrainingSchedule(options.sampling(), counts, 8, 100_000)
-    form = clip_format(options, device, torch.contiguous_format)
-    for workers in grid.workers:
-        warm = 1 + 3 * workers  # what is prefetched, and the start
-        measured = max(4, 3 * workers) * (1 if quick else 3)
-        batches = load_batches(
-            source,
-            schedule,
-            range(warm + measured),
-            clip_frames=options.clip_frames,
-            workers=workers,
-            pin_memory=device.type == "cuda",
-        )
-        clips = 0
-        with watched() as held:
-            for number, batch in enumerate(batches):
-                made = batch.to(device).clips(form)
-                if number == warm - 1:
-                    start = time.perf_counter()
-                elif number >= warm:
-                    clips += len(made)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - start
-        yield {
-            "grows": "workers",
-            "value": workers,
-            "clips_per_second": clips / seconds,
-            "peak_bytes": held.bytes,
-        }
 
 
 def together(grid: Grid, device: torch.device, index: VideoIndex, folder: Path) -> Iterator[dict]:
@@ -280,13 +241,14 @@ def _table(name: str, cases: list[dict]) -> list[str]:
         }
         return [*lines, "", *_powers(powers)]
     if name in ("workers", "ranks"):
-        batches = "batch" in cases[0]
-        lines = [f"| {name} | {'batch | ' * batches}clips/s | times the first | memory of all |"]
-        lines += ["|---" * (4 + batches) + "|"]
+        between = "share of all cores" if name == "workers" else "batch"
+        lines = [f"| {name} | {between} | clips/s | times the first | memory of all |"]
+        lines += ["|---|---|---|---|---|"]
         for case in cases:
             times = case["clips_per_second"] / cases[0]["clips_per_second"]
-            size = f"{case['batch']} | " if batches else ""
-            row = f"{case['value']} | {size}{short(case['clips_per_second'])} | {times:.2f}"
+            times = case.get("times_first", times)  # median of the rounds' own ratios
+            middle = f"{case['share_of_cores']:.2f}" if name == "workers" else case["batch"]
+            row = f"{case['value']} | {middle} | {short(case['clips_per_second'])} | {times:.2f}"
             lines.append(f"| {row} | {memory(case)} |")
         return lines
     done = [case for case in cases if "clips_per_second" in case]
@@ -318,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add_arguments(parser)
     parser.add_argument("--page", type=Path, help="only draw the page of this record")
-    parser.add_argument("--data", help="videos for the workers; default: the demo set")
+    add_video_arguments(parser)
     options = parser.parse_args()
     if options.page:
         _write_page(options.page)
@@ -327,10 +289,9 @@ def main() -> None:
     found = grid(device, options.quick)
     cases: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
-        data = options.data or make_demo(Path(folder) / "demo", groups=2, clips=2)
-        index, _ = probe_all(find_videos(data).select("train"), 1)
+        index, words = open_videos(options, Path(folder))
         parts: list[Callable[[], Iterator[dict]]] = [
-            lambda: feeding(found, device, index, options.quick),
+            lambda: feeding(found.workers, device, index, words, options.quick),
             lambda: steps(found, device),
             lambda: embeddings(found, device),
             lambda: together(found, device, index, Path(folder)),

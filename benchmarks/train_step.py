@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from pacecore.backbones.tuning import memory_format, prepare
 from pacecore.config import PRESETS, TrainOptions, from_mapping
 from pacecore.demo import make_demo
-from pacecore.engine import clip_format, fit, pick_device, trusted
+from pacecore.device import clip_format, pick_device, trusted
+from pacecore.engine import fit
 from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.ops.info_nce import info_nce

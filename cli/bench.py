@@ -35,7 +35,7 @@ def bench(
     What is not installed is said and left out. Exit code 1 when a benchmark failed.
     """
     from pacecore.benchmarks.suite import run_suite
-    from pacecore.engine import pick_device
+    from pacecore.device import pick_device
 
     place = pick_device(device)
     shown = [f"--device {place.type}", *(["--quick"] if quick else [])]

@@ -8,7 +8,8 @@ import click
 
 from pacecore.cli.options import options_of, say
 from pacecore.cli.train import next_run_folder, options_of_run, refuse_used_folder
-from pacecore.config import PRESETS, FinetuneOptions, OptionError, from_mapping, read_toml
+from pacecore.config import PRESETS, FinetuneOptions, from_mapping
+from pacecore.rules import OptionError, read_toml
 
 __all__ = ["finetune"]
 

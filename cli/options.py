@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from pacecore.config import PRESETS, AnyOptions, OptionError, from_mapping, option_type, read_toml
+from pacecore.config import PRESETS, AnyOptions, from_mapping
+from pacecore.rules import OptionError, option_type, read_toml
 
 __all__ = ["collect", "options_of", "say"]
 

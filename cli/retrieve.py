@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from pacecore.cli.options import collect, options_of, say
-from pacecore.config import OptionError, RetrieveOptions
+from pacecore.config import RetrieveOptions
+from pacecore.rules import OptionError
 
 __all__ = ["retrieve"]
 

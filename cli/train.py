@@ -8,7 +8,8 @@ import click
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli.options import collect, options_of, say
-from pacecore.config import PRESETS, AnyOptions, OptionError, TrainOptions
+from pacecore.config import PRESETS, AnyOptions, TrainOptions
+from pacecore.rules import OptionError
 
 __all__ = ["train"]
 

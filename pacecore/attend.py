@@ -18,8 +18,8 @@ from torch import Tensor
 from pacecore.backbones import Backbone
 from pacecore.backbones.tuning import memory_format
 from pacecore.config import AttendOptions
+from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import clip_format, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipRequest, load_batches

@@ -11,27 +11,28 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d
-from pacecore.checkpoint import CheckpointError, save_checkpoint
-from pacecore.config import AnyOptions, RunOptions, input_scale, write_toml
-from pacecore.distributed import any_rank, is_main, rank, world_size
+from pacecore.checkpoint import CheckpointError, load_resume, save_checkpoint
+from pacecore.config import AnyOptions, RunOptions
+from pacecore.device import clip_format, trusted
+from pacecore.distributed import any_rank, is_main, world_size
 from pacecore.errors import PacecoreError
-from pacecore.inputs import resident_frames, worker_count
-from pacecore.loader import ClipBatch, ClipFormat, TrainingSchedule, load_batches, on_device
+from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
+from pacecore.loader import ClipBatch, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
-from pacecore.runlog import Progress, RunFolder, duration
+from pacecore.rules import write_toml
+from pacecore.runlog import Progress, RunFolder, duration, for_one_process
 from pacecore.source import FrameSource
 from pacecore.step import Learnt, TrainingStep, learning_rate
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
-__all__ = ["Task", "TrainingError", "clip_format", "fit", "pick_device", "trusted"]
+__all__ = ["Task", "TrainingError", "begin", "fit"]
 
 
 class TrainingError(PacecoreError):
@@ -54,52 +55,24 @@ class Task(Learnt, Protocol):
         ...
 
 
-def pick_device(wish: str) -> torch.device:
-    """The device of an option `device`. Raises PacecoreError when it is not there."""
-    if wish == "auto":
-        wish = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wish)
-    except RuntimeError:
-        raise PacecoreError(f"device must be auto, cpu, cuda or cuda:<n>, got {wish!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise PacecoreError(f"device must be auto, cpu, cuda or cuda:<n>, got {wish!r}")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise PacecoreError(f"device {wish}: this torch finds no CUDA device; see doctor")
-        count = torch.cuda.device_count()
-        index = rank() % count if device.index is None else device.index
-        if index >= count:
-            raise PacecoreError(f"device {wish}: there are {count} CUDA devices")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    return device
-
-
-def trusted(options: AnyOptions, device: torch.device) -> AnyOptions:
-    """`options`, with fp32 for bf16 where this device's bf16 convolutions are wrong or slower."""
-    if options.amp != "bf16":
-        return options
-    check = check_bf16_conv3d(device)
+def begin(
+    options: AnyOptions, device: torch.device, *, resume: bool, fall_back: bool
+) -> tuple[AnyOptions, Inputs, dict[str, Any] | None]:
+    """What a verb needs before its network: options that `device` is trusted with, the videos, and
+    with `resume` the content of the run's last checkpoint (`fall_back`: of the one before, where
+    the last is damaged). Raises PacecoreError, also for a checkpoint of other videos.
+    """
     if is_main():
-        print(check.report(), flush=True)
-    return options if check.usable else replace(options, amp="none")
-
-
-def clip_format(
-    options: RunOptions, device: torch.device, layout: torch.memory_format = MEMORY_FORMAT
-) -> ClipFormat:
-    """How pace_clip makes the network's input; `layout` as memory_format(network, device) says."""
-    mean, std = input_scale(options.normalize)
-    return ClipFormat(
-        resize=tuple(options.resize),
-        crop_size=(options.crop, options.crop),
-        mean=mean,
-        std=std,
-        channel_order=options.channel_order,
-        dtype=torch.bfloat16 if options.amp == "bf16" and device.type == "cuda" else torch.float32,
-        memory_format=layout,
-    )
+        RunFolder.check(Path(options.out))  # not after an hour's reading of videos
+    options = trusted(options, device)
+    data = open_inputs(options)
+    content = load_resume(options.out, fall_back=fall_back) if resume else None
+    if content and content["identity"] != data.identity:
+        raise PacecoreError(
+            f"{options.out}: the run was trained on other videos ({content['identity']}) than"
+            f" {options.data or 'the demo set'} holds now ({data.identity})"
+        )
+    return options, data, content
 
 
 def fit(
@@ -116,17 +89,18 @@ def fit(
 
     identity: what the data are, so that a checkpoint is not resumed on others.
     resume: the content of a checkpoint of this run. Raises TrainingError for a loss or weights that
-    are not finite, more than max_bad unreadable videos, or a signal to stop; the last checkpoint
-    stays.
+    are not finite, more than max_bad unreadable videos, or a signal to stop, and the last
+    checkpoint stays; PacecoreError where another process trains into the folder.
     """
-    run = _Run(task, source, schedule, options, device, identity, resume)
-    try:
-        return run.train()
-    except KeyboardInterrupt:  # the second one: the first waits for the end of the step
-        raise TrainingError(
-            f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
-            f" go on with: {run.resuming()}"
-        ) from None
+    with for_one_process(Path(options.out), writes=is_main()):
+        run = _Run(task, source, schedule, options, device, identity, resume)
+        try:
+            return run.train()
+        except KeyboardInterrupt:  # the second one: the first waits for the end of the step
+            raise TrainingError(
+                f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
+                f" go on with: {run.resuming()}"
+            ) from None
 
 
 class _Run:

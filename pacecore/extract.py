@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pacecore.backbones import Backbone, stage_features
 from pacecore.config import ExtractOptions, RetrieveOptions
+from pacecore.device import pick_device
 from pacecore.distributed import any_rank, is_main, join, merge_over_ranks
-from pacecore.engine import pick_device
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs
 from pacecore.protocol import (

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
-from pacecore.checkpoint import load_resume
-from pacecore.config import FinetuneOptions, OptionError
+from pacecore.config import FinetuneOptions
+from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import fit, pick_device, trusted
+from pacecore.engine import begin, fit
 from pacecore.errors import PacecoreError
-from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, decoder_count, labels_of
 from pacecore.recognition import measure_actions
+from pacecore.rules import OptionError
 from pacecore.runlog import RunFolder
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
@@ -199,16 +199,7 @@ def finetune(
     """
     device = pick_device(options.device)
     with join(device):
-        if is_main():
-            RunFolder.check(Path(options.out))  # not after an hour's reading of videos
-        options = trusted(options, device)
-        data = open_inputs(options)
-        content = load_resume(options.out, fall_back=fall_back) if resume else None
-        if content and content["identity"] != data.identity:
-            raise PacecoreError(
-                f"{options.out}: the run was trained on other videos ({content['identity']}) than"
-                f" {options.data or 'the demo set'} holds now ({data.identity})"
-            )
+        options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
         labels, classes = labels_and_classes(data.train)
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")

@@ -3,12 +3,11 @@
 import csv
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, read_index
-from pacecore.media import is_video_name, picture_files
+from pacecore.listing import Listing, add_list, lines_of, walk
+from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
 
@@ -64,21 +63,9 @@ def _beside_or_inside(path: Path, name: str) -> Path | None:
 # Folders of videos
 
 
-def _walk(path: Path) -> Iterator[Path]:
-    """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
-    out.
-    """
-    for folder, folders, files in os.walk(path, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        videos = [f for f in files if is_video_name(f) and not f.startswith(".")]
-        yield from (Path(folder) / name for name in videos)
-        if not videos and not folders and picture_files(folder):
-            yield Path(folder)
-
-
 def _plain(path: Path) -> VideoIndex:
     """Folders train, val, test of class folders; class folders; or a flat folder."""
-    videos = list(_walk(path))
+    videos = list(walk(path))
     if not videos:
         raise DatasetError(f"{path}: no video in it, nor a folder of jpg or png frames")
     parts = [video.relative_to(path).parts for video in videos]
@@ -112,108 +99,7 @@ def _plain(path: Path) -> VideoIndex:
     return VideoIndex(str(path), kind, entries, classes)
 
 
-# Listed paths
-
-
-class _Lookup:
-    """Finds listed paths under a root, also where case or the ending differs."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._folded: dict[str, str] | None = None
-
-    def direct(self, name: str) -> str | None:
-        """The path, if it is a video as it stands."""
-        path = os.path.join(self.root, name)
-        if os.path.isfile(path) or (os.path.isdir(path) and picture_files(path)):
-            return path
-        return None
-
-    def alike(self, name: str) -> str | None:
-        """The video whose path differs in case or in its ending only."""
-        if self._folded is None:
-            self._folded = {}
-            for video in _walk(self.root):
-                key = video.relative_to(self.root).as_posix().casefold()
-                self._folded.setdefault(key, str(video))
-                self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
-        key = name.removeprefix("./").casefold()
-        stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
-        return self._folded.get(key) or self._folded.get(stem)
-
-
-@dataclass
-class _Listing:
-    """Videos of several lists, and what is said of each."""
-
-    root: Path
-    missing_rule: str
-    rows: list[tuple] = field(default_factory=list)  # path, split, label or class, where, frames
-    missing: list[str] = field(default_factory=list)
-
-    def lose(self, name: str, where: str) -> None:
-        """A listed video is not there."""
-        if self.missing_rule == "error":
-            raise DatasetError(
-                f"{where}: no video {name} under {self.root} (missing=skip leaves such out)"
-            )
-        self.missing.append(name)
-
-    def index(self, layout: str, classes: tuple[str, ...]) -> VideoIndex:
-        """With labels: an int is one already, a str is a class name."""
-        if not self.rows:
-            raise DatasetError(
-                f"{self.root}: none of the {len(self.missing)} listed videos is there"
-            )
-        rank = {name: label for label, name in enumerate(classes)}
-        entries = []
-        for path, split, said, where, frames in self.rows:
-            label = rank.get(said) if isinstance(said, str) else said
-            if said is not None and (label is None or not 0 <= label < len(classes)):
-                raise DatasetError(f"{where}: class {said} is none of the {len(classes)} classes")
-            name = classes[label] if label is not None else None
-            relative = os.path.relpath(path, self.root).replace(os.sep, "/")
-            entries.append(VideoEntry(str(path), relative, label, name, split, frames))
-        return VideoIndex(str(self.root), layout, tuple(entries), classes, tuple(self.missing))
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("FILE line N", text) of every line that says something; any line ending, with or without
-    BOM.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: is not UTF-8 text ({error})") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.startswith("# "):  # HMDB51 has names that begin with #
-            yield f"{path} line {number}", line.strip()
-
-
-def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
-    """(video, columns after it). Names may hold spaces: the longest text that is a video wins."""
-    cuts = [(gap.start(), gap.end()) for gap in re.finditer(r"[\s,]+", text)]
-    cuts = [(len(text), len(text)), *reversed(cuts[-2:])]
-    for look in (find.direct, find.alike):
-        for stop, rest in cuts:
-            path = look(text[:stop].strip('"'))
-            if path is not None:
-                return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
-    return None, []
-
-
-def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | None]:
-    """(label or class name, frames) from the columns after the path."""
-    label: int | str | None = None
-    if columns:
-        label = int(columns[0]) if re.fullmatch(r"-?\d+", columns[0]) else columns[0]
-        if isinstance(label, int) and label < 0:
-            raise DatasetError(f"{where}: label must not be negative, got {label}")
-    if len(columns) < 2:
-        return label, None
-    if not columns[1].isdigit() or int(columns[1]) == 0:
-        raise DatasetError(f"{where}: frames must be a number from 1, got {columns[1]}")
-    return label, int(columns[1])
+# Lists of videos
 
 
 def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
@@ -231,12 +117,12 @@ def _listed(
 ) -> VideoIndex:
     """UCF101, and any folder with train and test lists in it."""
     name = _fold_name(lists, list(pairs), fold)
-    first = next(iter(_lines(pairs[name]["train"])), None)
+    first = next(iter(lines_of(pairs[name]["train"])), None)
     if first is None:
         raise DatasetError(f"{pairs[name]['train']}: is empty")
-    listing = _Listing(_find_root(first, _roots(path, lists)), missing)
+    listing = Listing(_find_root(first, _roots(path, lists)), missing)
     for split, one in pairs[name].items():
-        _add_list(listing, one, split)
+        add_list(listing, one, split)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:
         return _with_folder_classes(listing, class_file, f"UCF101, split {name}")
@@ -279,21 +165,10 @@ def _parse_exact(text: str, root: Path) -> bool:
     return any((root / text[: text.find(word) + len(word)]).exists() for word in words[:4] if word)
 
 
-def _add_list(listing: _Listing, path: Path, split: str | None) -> None:
-    find = _Lookup(listing.root)
-    for where, text in _lines(path):
-        video, columns = _parse_line(text, find)
-        if video is None:
-            listing.lose(text, where)
-            continue
-        label, frames = _columns(columns, where)
-        listing.rows.append((video, split, label, where, frames))
-
-
 def _class_file(path: Path) -> tuple[str, ...]:
     """classInd.txt: "1 ApplyEyeMakeup", ids from 1 without a gap."""
     names = []
-    for where, text in _lines(path):
+    for where, text in lines_of(path):
         number, _, name = text.partition(" ")
         if not number.isdigit() or int(number) != len(names) + 1 or not name.strip():
             raise DatasetError(f'{where}: must be "{len(names) + 1} ClassName", got {text!r}')
@@ -315,7 +190,7 @@ def _with_folder_class(
     return path, split, rank, where, frames
 
 
-def _with_folder_classes(listing: _Listing, class_file: Path, layout: str) -> VideoIndex:
+def _with_folder_classes(listing: Listing, class_file: Path, layout: str) -> VideoIndex:
     """Lists of tests leave the class out, others count from 1: the folder says it."""
     classes = _class_file(class_file)
     ranks = {name.casefold(): rank for rank, name in enumerate(classes)}
@@ -323,7 +198,7 @@ def _with_folder_classes(listing: _Listing, class_file: Path, layout: str) -> Vi
     return listing.index(layout, classes)
 
 
-def _with_classes(listing: _Listing, layout: str) -> VideoIndex:
+def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     """Labels as listed, from 0 or 1; else the names listed; else the videos' folders."""
     said = [row[2] for row in listing.rows]
     numbers = [label for label in said if isinstance(label, int)]
@@ -349,7 +224,7 @@ def _with_classes(listing: _Listing, layout: str) -> VideoIndex:
     return listing.index(layout, classes)
 
 
-def _names(listing: _Listing, count: int) -> tuple[str, ...]:
+def _names(listing: Listing, count: int) -> tuple[str, ...]:
     """Class names of numeric labels: their folders' where these pair up one to one, else the
     numbers.
     """
@@ -367,13 +242,13 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     match = _LIST_NAME.match(path.name)
     pair = _list_pairs(path.parent).get(match[2].lower(), {}) if match and split else {}
     lists = {name: one for name, one in pair.items()} or {match[1].lower() if match else None: path}
-    first = next(iter(_lines(path)), None)
+    first = next(iter(lines_of(path)), None)
     if first is None:
         raise DatasetError(f"{path}: is empty")
     roots = [root] if root else _roots(path.parent, path.parent)
-    listing = _Listing(_find_root(first, roots), missing)
+    listing = Listing(_find_root(first, roots), missing)
     for name, one in lists.items():
-        _add_list(listing, one, name)
+        add_list(listing, one, name)
     class_file = next((p for p in path.parent.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:
         return _with_folder_classes(listing, class_file, "a list of UCF101")
@@ -392,10 +267,10 @@ def _hmdb51(path: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
     files = [f for f in files if f.stem.endswith(f"_test_split{fold}")]
     classes = tuple(f.stem.rsplit("_test_split", 1)[0] for f in files)
     root = path.parent if path == lists else path
-    by_name = {(v.parent.name, v.name): v for v in _walk(root)}
-    listing = _Listing(root, missing)
+    by_name = {(v.parent.name, v.name): v for v in walk(root)}
+    listing = Listing(root, missing)
     for name, file in zip(classes, files, strict=True):
-        for where, text in _lines(file):
+        for where, text in lines_of(file):
             video, _, number = text.rpartition(" ")
             if number not in ("0", "1", "2"):
                 raise DatasetError(f'{where}: must be "video 0", 1 or 2, got {text!r}')
@@ -424,8 +299,8 @@ def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
 
 def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:
     """Videos YOUTUBE-ID_START_END.mp4, or YOUTUBE-ID.mp4, anywhere below the table's folder."""
-    by_stem = {video.stem: video for video in _walk(root)}
-    listing = _Listing(root, "skip")
+    by_stem = {video.stem: video for video in walk(root)}
+    listing = Listing(root, "skip")
     for table, rows in tables:
         for number, row in enumerate(rows, 2):
             where = f"{table} line {number}"

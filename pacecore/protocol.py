@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 from pacecore.config import MeasureOptions, RunOptions
+from pacecore.device import clip_format
 from pacecore.distributed import is_main, rank, world_size
-from pacecore.engine import clip_format
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import EvenRequests, inference
 from pacecore.inputs import Inputs, open_inputs, worker_count

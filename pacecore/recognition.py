@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pacecore.backbones.tuning import memory_format
 from pacecore.config import TestOptions
+from pacecore.device import clip_format, pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
-from pacecore.engine import clip_format, pick_device
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.inputs import Inputs

@@ -8,15 +8,15 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pacecore.errors import PacecoreError
 from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
-from pacecore.runlog import RunFolder
+from pacecore.runs import Run, read_run, told_apart
 
-__all__ = ["Run", "Table", "make_report", "mean_words", "read_run"]
+__all__ = ["Table", "make_report", "mean_words"]
 
 # Options that say where and how fast a run was, not what it was; seed and fold are averaged over.
 _INCIDENTAL = {
@@ -24,30 +24,6 @@ _INCIDENTAL = {
     "deterministic", "checkpointing", "accumulate", "save_minutes", "log_every", "tensorboard",
     "checkpoint", "kind", "compile", "graph",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run folder holds."""
-
-    folder: Path
-    name: str
-    kind: str  # "pretrain" or "finetune"
-    options: dict[str, Any]
-    pretrained: dict[str, Any]  # options of the pre-training; {} from scratch
-    summary: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    test: dict[str, Any]  # test.json; {} where it was not tested
-    retrievals: list[dict[str, Any]]
-
-    @property
-    def learning(self) -> dict[str, Any]:
-        """Options of the pre-training, of this run or of the one behind it."""
-        return self.options if self.kind == "pretrain" else self.pretrained
-
-    @property
-    def data(self) -> str:
-        return self.options.get("data") or "demo set"
 
 
 @dataclass
@@ -64,53 +40,6 @@ class Table:
         lines += ["| " + " | ".join(self.heads) + " |", "|" + "---|" * len(self.heads)]
         lines += ["| " + " | ".join(row) + " |" for row in self.rows]
         return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
-
-
-def read_run(folder: str | Path) -> Run:
-    """The results in a run folder. Raises PacecoreError for one without any, or a broken file."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise PacecoreError(f"{folder}: no such run folder")
-    summary, test = _read(folder / "summary.json"), _read(folder / "test.json")
-    retrievals = [_read(path) for path in sorted(folder.glob("retrieve-*.json"))]
-    if not (summary or test or retrievals):
-        raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
-    first = next(each for each in (summary, test, *retrievals) if each)
-    options = first.get("options") or first.get("trained_with") or {}
-    return Run(
-        folder=folder,
-        name=folder.resolve().name,
-        kind="pretrain" if "paces" in options else "finetune",
-        options=options,
-        pretrained=first.get("pretrained") or {},
-        summary=summary,
-        metrics=RunFolder(folder, writes=False).metrics(),
-        test=test,
-        retrievals=retrievals,
-    )
-
-
-def _told_apart(runs: list[Run]) -> list[Run]:
-    """The runs, each with a name of its own: its folder's, or with the folder's above it."""
-    names = [run.name for run in runs]
-    if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise PacecoreError(f"report: a run folder is named twice: {', '.join(names)}")
-    result = []
-    for number, run in enumerate(runs):
-        parent = run.folder.resolve().parent.name
-        name = run.name if names.count(run.name) == 1 else f"{parent}-{run.name}"
-        taken = {each.name for each in result}
-        result.append(replace(run, name=f"{name}-{number}" if name in taken else name))
-    return result
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise PacecoreError(f"{path}: not a record of pacecore: {error}") from None
 
 
 def mean_words(values: Sequence[float], *, percent: bool = True) -> str:
@@ -136,7 +65,7 @@ def make_report(
     """
     if not folders:
         raise PacecoreError("report: no run folder named")
-    runs = _told_apart([read_run(folder) for folder in folders])
+    runs = told_apart([read_run(folder) for folder in folders])
     known = paper_figures(figures)
     out = Path(out)
     try:

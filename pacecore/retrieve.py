@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pacecore.config import RetrieveOptions
+from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
-from pacecore.engine import pick_device
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features, extract_split, features_name, load_features
 from pacecore.inputs import Inputs

@@ -1,16 +1,20 @@
 """The record of a run: its folder, metrics.jsonl, TensorBoard, and what the terminal shows."""
 
+import fcntl
 import json
 import os
+import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["Progress", "RunFolder", "duration"]
+__all__ = ["Progress", "RunFolder", "duration", "for_one_process"]
 
 
 class RunFolder:
@@ -111,6 +115,32 @@ class RunFolder:
         except OSError as error:
             return f"none, as {path} cannot be written: {error.strerror}"
         return str(path)
+
+
+@contextmanager
+def for_one_process(path: Path, *, writes: bool = True) -> Iterator[None]:
+    """Makes a run's folder and holds it, so that no two processes train into it at once.
+
+    However the process ends, the folder is free again. Raises PacecoreError, naming who holds it.
+    """
+    if not writes:
+        yield
+        return
+    lock = path / ".lock"
+    RunFolder(path)._guard(lock.touch, lock)
+    with lock.open("r+", encoding="utf-8") as file:
+        try:
+            # A lock of this process alone: decoding workers that outlive a kill do not have it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip() or "another process"
+            raise PacecoreError(f"{path}: {holder} is training into it; wait or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def _tensorboard(path: Path) -> Any:

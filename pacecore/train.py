@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from pacecore.backbones import build_backbone
 from pacecore.backbones.tuning import memory_format
-from pacecore.checkpoint import load_resume
 from pacecore.config import TrainOptions
+from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import clip_format, fit, pick_device, trusted
-from pacecore.errors import PacecoreError
+from pacecore.engine import begin, fit
 from pacecore.evaluate import PaceResult, pace_accuracy
-from pacecore.inputs import Inputs, open_inputs, worker_count
+from pacecore.inputs import Inputs, worker_count
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
@@ -135,16 +134,7 @@ def pretrain(
     """
     device = pick_device(options.device)
     with join(device):
-        if is_main():
-            RunFolder.check(Path(options.out))  # not after an hour's reading of videos
-        options = trusted(options, device)
-        data = open_inputs(options)
-        content = load_resume(options.out, fall_back=fall_back) if resume else None
-        if content and content["identity"] != data.identity:
-            raise PacecoreError(
-                f"{options.out}: the run was trained on other videos ({content['identity']}) than"
-                f" {options.data or 'the demo set'} holds now ({data.identity})"
-            )
+        options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
         if is_main():
             print(_data_words(options, data), flush=True)
         model = pace_model(options)

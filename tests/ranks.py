@@ -1,4 +1,4 @@
-"""Runs a function in several processes that form one group over gloo, and gathers its results."""
+"""Processes for the tests, and several that form one group over gloo and give their results."""
 
 import os
 import tempfile
@@ -9,7 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-__all__ = ["run_ranks"]
+__all__ = ["PROCESSES", "run_ranks"]
+
+# Forked from one server, which has imported torch and the trainer once for all of them.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pacecore.train", "pacecore.finetune"])
 
 
 def run_ranks(function: Callable, ranks: int, *arguments: object) -> list:
@@ -18,7 +22,9 @@ def run_ranks(function: Callable, ranks: int, *arguments: object) -> list:
     `function` stands at the top level of its module, and returns tensors and plain values.
     """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_main, (ranks, folder, function, arguments), nprocs=ranks)
+        multiprocessing.start_processes(
+            _main, (ranks, folder, function, arguments), nprocs=ranks, start_method="forkserver"
+        )
         return [torch.load(Path(folder) / str(rank)) for rank in range(ranks)]
 
 

@@ -64,14 +64,14 @@ def test_finds_what_is_planted(folder):
 
 
 def test_a_frame_that_seeking_gets_wrong_is_found(folder, monkeypatch):
-    from pacecore import video
+    from pacecore.video import decoding
 
-    right = video._decode_seeking
+    right = decoding._decode_seeking
 
     def one_late(path, wanted, info):
         return right(path, wanted - (wanted > 10), info)
 
-    monkeypatch.setattr(video, "_decode_seeking", one_late)
+    monkeypatch.setattr(decoding, "_decode_seeking", one_late)
     report = data_check(find_videos(folder / "train" / "run"), workers=1)
     kinds = [f["kind"] for f in report["findings"]]
     assert kinds.count("seeking") == 2

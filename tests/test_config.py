@@ -2,16 +2,8 @@ from dataclasses import fields
 
 import pytest
 
-from pacecore.config import (
-    PRESETS,
-    FinetuneOptions,
-    OptionError,
-    TrainOptions,
-    from_mapping,
-    input_scale,
-    read_toml,
-    write_toml,
-)
+from pacecore.config import PRESETS, FinetuneOptions, TrainOptions, from_mapping, input_scale
+from pacecore.rules import OptionError, read_toml, write_toml
 
 
 def test_defaults_are_the_papers_setting():

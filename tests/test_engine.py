@@ -1,6 +1,5 @@
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,13 +11,14 @@ import torch
 
 from pacecore.checkpoint import CheckpointError, load_checkpoint, load_resume
 from pacecore.config import TrainOptions, from_mapping
+from pacecore.device import pick_device
 from pacecore.distributed import rank, world_size
-from pacecore.engine import TrainingError, fit, pick_device
+from pacecore.engine import TrainingError, fit
 from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
 from pacecore.step import learning_rate
 from pacecore.train import PaceTask, pace_model
-from tests.ranks import run_ranks
+from tests.ranks import PROCESSES, run_ranks
 from tests.sources import PacketSource
 
 TINY = {
@@ -90,14 +90,14 @@ def test_a_run_leaves_its_record(tmp_path):
     assert again["options"]["lr"] == 0.01
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, workers):
-    run(tmp_path / "whole", workers=workers)
-    run(tmp_path / "parts", max_steps=2, workers=workers)  # in the middle of an epoch
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 2)])
+def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, before, after):
+    run(tmp_path / "whole", workers=0)
+    run(tmp_path / "parts", max_steps=2, workers=before)  # in the middle of an epoch
     changed = from_mapping(TrainOptions, {**TINY, "out": str(tmp_path / "parts")})
     assert load_checkpoint(tmp_path / "parts" / "last.pt")["totals"]["step"] == 2
     assert changed.max_steps == 0
-    run(tmp_path / "parts", resume=True, workers=workers)
+    run(tmp_path / "parts", resume=True, workers=after)
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6]
@@ -249,10 +249,6 @@ def test_devices_are_told(monkeypatch):
             pick_device("cuda")
 
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.test_engine"])  # imports torch once for all of them
-
-
 def _long_run(out):
     torch.set_num_threads(1)
     options = {"epochs": 8, "save_minutes": 0, "held_out": "none"}
@@ -287,18 +283,18 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_pa
     process.join(120)
     assert process.exitcode == 0
     length = time.monotonic() - began
-    kills, moment = 0, 0.13
+    whole = weights(tmp_path / "whole")
+    kills, runs, moment = 0, 0, 0.13
     while kills < 20:
-        process = start(tmp_path / "killed")
-        moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
-        process.join(max(0.05, moment * length / 5))
-        if process.exitcode is not None:
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        kills += 1
-    process = start(tmp_path / "killed")
-    process.join(120)
-    assert process.exitcode == 0
-    assert kills >= 3
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+        out, runs, ended = tmp_path / f"killed-{runs}", runs + 1, None
+        while ended is None:
+            process = start(out)
+            moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
+            process.join(max(0.05, moment * length / 4) if kills < 20 else 120)
+            ended = process.exitcode
+            if ended is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                kills += 1
+        assert ended == 0
+        assert_same(whole, weights(out))

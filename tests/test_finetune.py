@@ -10,7 +10,7 @@ import torch
 
 from pacecore.backbones import build_backbone
 from pacecore.checkpoint import load_checkpoint
-from pacecore.config import FinetuneOptions, OptionError, TestOptions, from_mapping
+from pacecore.config import FinetuneOptions, TestOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.finetune import (
@@ -22,6 +22,7 @@ from pacecore.finetune import (
     validation_split,
 )
 from pacecore.recognition import run_test
+from pacecore.rules import OptionError
 from pacecore.source import VideoFiles
 from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained

@@ -16,12 +16,12 @@ LEVELS = tuple(
         "cli",
         "benchmarks",
         "train finetune evaluate protocol recognition retrieve attend extract report doctor",
-        "engine step meter inputs runlog loader losses checkpoint trained stills config"
+        "engine device step meter inputs runlog runs loader losses checkpoint trained stills config"
         " distributed",
-        "demo backbones convert weight_names datasets index layouts check isolated store source"
-        " arena sampling video video_writer pictures plots paper media timeline planes resample"
-        " ops",
-        "reference frames _extension errors",
+        "demo backbones convert weight_names datasets index layouts listing check isolated store"
+        " source arena sampling video video_writer pictures plots paper media timeline planes"
+        " resample ops",
+        "reference frames _extension rules errors",
     )
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

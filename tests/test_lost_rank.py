@@ -12,7 +12,8 @@ import torch
 from pacecore.checkpoint import load_checkpoint
 from pacecore.distributed import join
 from pacecore.errors import PacecoreError
-from tests.test_engine import PROCESSES, assert_same, run, weights
+from tests.ranks import PROCESSES
+from tests.test_engine import assert_same, run, weights
 
 STEPS = 12  # 7 videos in batches of 3, four epochs
 

@@ -13,7 +13,8 @@ from pacecore.cli import report as report_verb
 from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.paper import data_set_of, method_of
-from pacecore.report import make_report, mean_words, read_run
+from pacecore.report import make_report, mean_words
+from pacecore.runs import read_run
 from pacecore.video_writer import write_png
 
 CLASSES = ["a", "b"]

@@ -8,10 +8,11 @@ import torch
 from click.testing import CliRunner
 
 from pacecore.cli import retrieve as retrieve_verb
-from pacecore.config import OptionError, RetrieveOptions, from_mapping
+from pacecore.config import RetrieveOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features
 from pacecore.retrieve import _largest, hit_rates, nearest, retrieve_features, run_retrieve
+from pacecore.rules import OptionError
 from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 

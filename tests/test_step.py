@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pacecore.checkpoint import load_checkpoint
-from pacecore.config import OptionError, TrainOptions, from_mapping
+from pacecore.config import TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
+from pacecore.rules import OptionError
 from pacecore.step import TrainingStep
 from tests.test_engine import TINY, assert_close, assert_same, run, weights
 from tests.tiny import one_thread  # noqa: F401  a fixture

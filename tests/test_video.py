@@ -111,10 +111,10 @@ def test_frames_equal_a_decode_from_the_start(kind, tmp_path, monkeypatch):
     ending, codec, keywords, by_packets = KINDS[kind]
     path = write_video(tmp_path / f"video.{ending}", codec, **keywords)
     decodes = []
-    from_start = "pacecore.video._decode_from_start"
+    from_start = "pacecore.video.decoding._decode_from_start"
     if ending not in ("ts", "mpg"):  # whose demuxers do not seek exactly
         monkeypatch.setattr(from_start, lambda *a: pytest.fail("seeking did not find its frames"))
-    counted = "pacecore.video.from_key_frames"
+    counted = "pacecore.video.probing.from_key_frames"
     from pacecore.timeline import from_key_frames
 
     monkeypatch.setattr(counted, lambda *a: decodes.append(1) or from_key_frames(*a))
@@ -390,7 +390,9 @@ def test_a_thousand_opens_hold_no_file_and_no_memory(tmp_path):
 
 @REAL
 def test_real_videos_equal_a_decode_from_the_start(monkeypatch):
-    monkeypatch.setattr("pacecore.video._decode_from_start", lambda *a: pytest.fail("fell back"))
+    monkeypatch.setattr(
+        "pacecore.video.decoding._decode_from_start", lambda *a: pytest.fail("fell back")
+    )
     paths = sorted(p for p in Path(DATA).rglob("*") if p.suffix in (".avi", ".mp4"))
     assert len(paths) > 100
     for path in paths[::15]:

@@ -30,7 +30,7 @@ def memory_format(network: nn.Module, device: str | torch.device) -> torch.memor
 
     MEMORY_FORMAT, but contiguous for C3D at full width on a CPU. There, full steps at 112 x 112
     and one thread took, as multiples of plain contiguous eager's processor time in the same run:
-    R(2+1)D 0.71 to 0.75, R3D 0.93 to 0.98, S3D-G (32 x 112 x 112) 1.01, C3D 1.05; at a quarter of
+    R(2+1)D 0.71 to 0.75, R3D 0.91 to 0.98, S3D-G (32 x 112 x 112) 1.01, C3D 1.05; at a quarter of
     the width R(2+1)D 0.8, C3D 0.84.
     """
     if torch.device(device).type == "cpu" and any(

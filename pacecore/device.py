@@ -1,0 +1,61 @@
+"""What the options mean on the device that is there: which one, in which type and layout."""
+
+from dataclasses import replace
+
+import torch
+
+from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d
+from pacecore.config import AnyOptions, RunOptions, input_scale
+from pacecore.distributed import is_main, rank
+from pacecore.errors import PacecoreError
+from pacecore.loader import ClipFormat
+
+__all__ = ["clip_format", "pick_device", "trusted"]
+
+
+def pick_device(wish: str) -> torch.device:
+    """The device of an option `device`. Raises PacecoreError when it is not there."""
+    if wish == "auto":
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wish)
+    except RuntimeError:
+        raise PacecoreError(f"device must be auto, cpu, cuda or cuda:<n>, got {wish!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise PacecoreError(f"device must be auto, cpu, cuda or cuda:<n>, got {wish!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise PacecoreError(f"device {wish}: this torch finds no CUDA device; see doctor")
+        count = torch.cuda.device_count()
+        index = rank() % count if device.index is None else device.index
+        if index >= count:
+            raise PacecoreError(f"device {wish}: there are {count} CUDA devices")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def trusted(options: AnyOptions, device: torch.device) -> AnyOptions:
+    """`options`, with fp32 for bf16 where this device's bf16 convolutions are wrong or slower."""
+    if options.amp != "bf16":
+        return options
+    check = check_bf16_conv3d(device)
+    if is_main():
+        print(check.report(), flush=True)
+    return options if check.usable else replace(options, amp="none")
+
+
+def clip_format(
+    options: RunOptions, device: torch.device, layout: torch.memory_format = MEMORY_FORMAT
+) -> ClipFormat:
+    """How pace_clip makes the network's input; `layout` as memory_format(network, device) says."""
+    mean, std = input_scale(options.normalize)
+    return ClipFormat(
+        resize=tuple(options.resize),
+        crop_size=(options.crop, options.crop),
+        mean=mean,
+        std=std,
+        channel_order=options.channel_order,
+        dtype=torch.bfloat16 if options.amp == "bf16" and device.type == "cuda" else torch.float32,
+        memory_format=layout,
+    )

@@ -1,0 +1,136 @@
+"""Videos that lists name: found under a root, with what each line says of them."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pacecore.index import DatasetError, VideoEntry, VideoIndex
+from pacecore.media import is_video_name, picture_files
+
+__all__ = ["Listing", "add_list", "lines_of", "walk"]
+
+
+def walk(path: Path) -> Iterator[Path]:
+    """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
+    out.
+    """
+    for folder, folders, files in os.walk(path, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        videos = [f for f in files if is_video_name(f) and not f.startswith(".")]
+        yield from (Path(folder) / name for name in videos)
+        if not videos and not folders and picture_files(folder):
+            yield Path(folder)
+
+
+class _Lookup:
+    """Finds listed paths under a root, also where case or the ending differs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folded: dict[str, str] | None = None
+
+    def direct(self, name: str) -> str | None:
+        """The path, if it is a video as it stands."""
+        path = os.path.join(self.root, name)
+        if os.path.isfile(path) or (os.path.isdir(path) and picture_files(path)):
+            return path
+        return None
+
+    def alike(self, name: str) -> str | None:
+        """The video whose path differs in case or in its ending only."""
+        if self._folded is None:
+            self._folded = {}
+            for video in walk(self.root):
+                key = video.relative_to(self.root).as_posix().casefold()
+                self._folded.setdefault(key, str(video))
+                self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
+        key = name.removeprefix("./").casefold()
+        stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
+        return self._folded.get(key) or self._folded.get(stem)
+
+
+@dataclass
+class Listing:
+    """Videos of several lists, and what is said of each."""
+
+    root: Path
+    missing_rule: str
+    rows: list[tuple] = field(default_factory=list)  # path, split, label or class, where, frames
+    missing: list[str] = field(default_factory=list)
+
+    def lose(self, name: str, where: str) -> None:
+        """A listed video is not there."""
+        if self.missing_rule == "error":
+            raise DatasetError(
+                f"{where}: no video {name} under {self.root} (missing=skip leaves such out)"
+            )
+        self.missing.append(name)
+
+    def index(self, layout: str, classes: tuple[str, ...]) -> VideoIndex:
+        """With labels: an int is one already, a str is a class name."""
+        if not self.rows:
+            raise DatasetError(
+                f"{self.root}: none of the {len(self.missing)} listed videos is there"
+            )
+        rank = {name: label for label, name in enumerate(classes)}
+        entries = []
+        for path, split, said, where, frames in self.rows:
+            label = rank.get(said) if isinstance(said, str) else said
+            if said is not None and (label is None or not 0 <= label < len(classes)):
+                raise DatasetError(f"{where}: class {said} is none of the {len(classes)} classes")
+            name = classes[label] if label is not None else None
+            relative = os.path.relpath(path, self.root).replace(os.sep, "/")
+            entries.append(VideoEntry(str(path), relative, label, name, split, frames))
+        return VideoIndex(str(self.root), layout, tuple(entries), classes, tuple(self.missing))
+
+
+def add_list(listing: Listing, path: Path, split: str | None) -> None:
+    find = _Lookup(listing.root)
+    for where, text in lines_of(path):
+        video, columns = _parse_line(text, find)
+        if video is None:
+            listing.lose(text, where)
+            continue
+        label, frames = _columns(columns, where)
+        listing.rows.append((video, split, label, where, frames))
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, str]]:
+    """("FILE line N", text) of every line that says something; any line ending, with or without
+    BOM.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: is not UTF-8 text ({error})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith("# "):  # HMDB51 has names that begin with #
+            yield f"{path} line {number}", line.strip()
+
+
+def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
+    """(video, columns after it). Names may hold spaces: the longest text that is a video wins."""
+    cuts = [(gap.start(), gap.end()) for gap in re.finditer(r"[\s,]+", text)]
+    cuts = [(len(text), len(text)), *reversed(cuts[-2:])]
+    for look in (find.direct, find.alike):
+        for stop, rest in cuts:
+            path = look(text[:stop].strip('"'))
+            if path is not None:
+                return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
+    return None, []
+
+
+def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | None]:
+    """(label or class name, frames) from the columns after the path."""
+    label: int | str | None = None
+    if columns:
+        label = int(columns[0]) if re.fullmatch(r"-?\d+", columns[0]) else columns[0]
+        if isinstance(label, int) and label < 0:
+            raise DatasetError(f"{where}: label must not be negative, got {label}")
+    if len(columns) < 2:
+        return label, None
+    if not columns[1].isdigit() or int(columns[1]) == 0:
+        raise DatasetError(f"{where}: frames must be a number from 1, got {columns[1]}")
+    return label, int(columns[1])

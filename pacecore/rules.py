@@ -1,0 +1,86 @@
+"""An option as a field with its help and its rule, checked, and written to and read from TOML.
+
+The command line, the reader of files and the checks all read this one definition.
+"""
+
+import math
+import sys
+from dataclasses import Field, asdict, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pacecore.errors import PacecoreError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["OptionError", "check_field", "option", "option_type", "read_toml", "write_toml"]
+
+
+class OptionError(PacecoreError):
+    """An option is unknown or out of range; names the option, the rule and the value."""
+
+
+def option(default: Any, text: str, *, choices: tuple = (), low: Any = None, high: Any = None):
+    """A dataclass field: its default, its help, and the values that it may have."""
+    rule = {"help": text, "choices": choices, "low": low, "high": high}
+    return field(default=default, metadata=rule)
+
+
+def option_type(each: Field) -> type:
+    """The plain type of an option's value: bool, int, float, str or tuple."""
+    return each.type if isinstance(each.type, type) else get_args(each.type)[0]
+
+
+def check_field(each: Field, value: Any) -> None:
+    """Raises OptionError where the value of an option breaks its rule."""
+    kind, rule = option_type(each), each.metadata
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise OptionError(f"{each.name} must be {_TYPE_NAMES[kind]}, got {value!r}")
+    if rule["choices"] and value not in rule["choices"]:
+        names = ", ".join(map(str, rule["choices"]))
+        raise OptionError(f"{each.name} must be one of {names}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise OptionError(f"{each.name} must be finite, got {value}")
+    if rule["low"] is not None and value < rule["low"]:
+        raise OptionError(f"{each.name} must be at least {rule['low']}, got {value}")
+    if rule["high"] is not None and value > rule["high"]:
+        raise OptionError(f"{each.name} must be at most {rule['high']}, got {value}")
+
+
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "HEIGHT,WIDTH",
+}
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The options written in a TOML file. Raises OptionError naming the file."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise OptionError(f"{path}: options cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: not a TOML file: {error}") from None
+
+
+def write_toml(options: Any) -> str:
+    """The full set of options as TOML text, which read_toml reads back."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in asdict(options).items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)

@@ -1,0 +1,82 @@
+"""What the verbs left in a run's folder, read back."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pacecore.errors import PacecoreError
+from pacecore.runlog import RunFolder
+
+__all__ = ["Run", "read_run", "told_apart"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run folder holds."""
+
+    folder: Path
+    name: str
+    kind: str  # "pretrain" or "finetune"
+    options: dict[str, Any]
+    pretrained: dict[str, Any]  # options of the pre-training; {} from scratch
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    test: dict[str, Any]  # test.json; {} where it was not tested
+    retrievals: list[dict[str, Any]]
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """Options of the pre-training, of this run or of the one behind it."""
+        return self.options if self.kind == "pretrain" else self.pretrained
+
+    @property
+    def data(self) -> str:
+        return self.options.get("data") or "demo set"
+
+
+def read_run(folder: str | Path) -> Run:
+    """The results in a run folder. Raises PacecoreError for one without any, or a broken file."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PacecoreError(f"{folder}: no such run folder")
+    summary, test = _read(folder / "summary.json"), _read(folder / "test.json")
+    retrievals = [_read(path) for path in sorted(folder.glob("retrieve-*.json"))]
+    if not (summary or test or retrievals):
+        raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
+    first = next(each for each in (summary, test, *retrievals) if each)
+    options = first.get("options") or first.get("trained_with") or {}
+    return Run(
+        folder=folder,
+        name=folder.resolve().name,
+        kind="pretrain" if "paces" in options else "finetune",
+        options=options,
+        pretrained=first.get("pretrained") or {},
+        summary=summary,
+        metrics=RunFolder(folder, writes=False).metrics(),
+        test=test,
+        retrievals=retrievals,
+    )
+
+
+def told_apart(runs: list[Run]) -> list[Run]:
+    """The runs, each with a name of its own: its folder's, or with the folder's above it."""
+    names = [run.name for run in runs]
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise PacecoreError(f"report: a run folder is named twice: {', '.join(names)}")
+    result = []
+    for number, run in enumerate(runs):
+        parent = run.folder.resolve().parent.name
+        name = run.name if names.count(run.name) == 1 else f"{parent}-{run.name}"
+        taken = {each.name for each in result}
+        result.append(replace(run, name=f"{name}-{number}" if name in taken else name))
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise PacecoreError(f"{path}: not a record of pacecore: {error}") from None

@@ -1,0 +1,175 @@
+"""Frames of a video file: those asked for, or all.
+
+They leave as the decoder gives them, planar YUV 4:2:0 wherever the source allows, with what the
+file says of matrix and range. Decoding begins at the key frame before the first of those asked for.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pacecore.frames import Frames
+from pacecore.media import picture_files
+from pacecore.planes import FrameSink
+from pacecore.timeline import Follower, Timeline
+from pacecore.video.container import (
+    VideoError,
+    add_frame,
+    decode_packets,
+    decoded,
+    opened,
+    packets_of,
+)
+from pacecore.video.probing import VideoInfo, probe
+
+__all__ = ["decode", "decode_all"]
+
+# Frames between two wanted ones that cost about as much to decode as a seek and its flush.
+_SEEK_GAP = 1
+
+
+class _OutOfStep(Exception):
+    """Frames did not come out where the timeline has them."""
+
+
+def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) -> Frames:
+    """The frames `wanted` of a video: row i of the result is frame wanted[i].
+
+    wanted: (N,) int64, frame numbers, 0-based, ascending, each once. info: what probe(path) gave,
+    to save the scan. Equals a decode from the start, frame for frame. Raises VideoError, also for a
+    frame beyond the end.
+    """
+    wanted = np.asarray(wanted, dtype=np.int64)
+    if wanted.ndim != 1 or not len(wanted) or (np.diff(wanted) <= 0).any() or wanted[0] < 0:
+        raise VideoError(path, f"wanted frames must be ascending and each once, got {wanted}")
+    info = info or probe(path)
+    if wanted[-1] >= info.num_frames:
+        raise VideoError(path, f"has {info.num_frames} frames, frame {wanted[-1]} was asked for")
+    if Path(path).is_dir():
+        return _decode_pictures(path, wanted)
+    try:
+        return _decode_seeking(path, wanted, info)
+    except _OutOfStep:
+        return _decode_from_start(path, wanted, info.timeline)
+
+
+def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> Iterator[Frames]:
+    """Every frame of a video in order, at most `chunk` at a time; planar: RGB becomes YUV too.
+
+    Raises VideoError where decoding fails.
+    """
+    if Path(path).is_dir():
+        for first in range(0, len(files := picture_files(path)), chunk):
+            wanted = np.arange(first, min(first + chunk, len(files)))
+            yield _decode_pictures(path, wanted, planar=planar)
+        return
+    with opened(path) as (container, stream):
+        sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
+        for frame in decoded(path, stream, container):
+            add_frame(path, sink, frame)
+            if sink.full:
+                yield sink.frames()
+                sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
+        if len(sink):
+            yield sink.frames()
+
+
+def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
+    with opened(path) as (container, stream):
+        sink, taken = FrameSink(len(wanted), stream.codec_context.name), 0
+        plain = Timeline(timeline.num_frames, timeline.stamps, timeline.key_frames[:1], None)
+        follower = Follower(plain, 0, set())
+        for frame in decoded(path, stream, container):
+            if follower.number(frame) == wanted[taken]:
+                add_frame(path, sink, frame)
+                taken += 1
+                if taken == len(wanted):
+                    return sink.frames()
+    raise VideoError(path, f"frame {wanted[taken]} of {timeline.num_frames} does not decode")
+
+
+def _decode_seeking(path: str | Path, wanted: np.ndarray, info: VideoInfo) -> Frames:
+    timeline, kind = info.timeline, info.container.split(",")[0]  # spares guessing it
+    with opened(path, kind) as (container, stream):
+        sink, first = FrameSink(len(wanted), stream.codec_context.name), 0
+        while first < len(wanted):
+            last = _run_length(wanted, first, timeline)
+            _decode_run(path, container, stream, wanted[first:last], timeline, sink)
+            first = last
+    return sink.frames()
+
+
+def _run_length(wanted: np.ndarray, first: int, timeline: Timeline) -> int:
+    """End of the frames decoded in one go: a later key frame beyond a gap is worth a seek."""
+    entries = timeline.key_frames[
+        np.searchsorted(timeline.key_frames, wanted[first + 1 :], side="right") - 1
+    ]
+    breaks = np.flatnonzero(entries > wanted[first:-1] + _SEEK_GAP)
+    return first + 1 + int(breaks[0]) if len(breaks) else len(wanted)
+
+
+def _decode_run(
+    path: str | Path,
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    wanted: np.ndarray,
+    timeline: Timeline,
+    sink: FrameSink,
+) -> None:
+    """Adds `wanted` to the sink, from the key frame before the first. Raises _OutOfStep where the
+    frames do not match.
+    """
+    entry = timeline.entry(int(wanted[0]))
+    if entry == 0:  # only the first run begins here, where the opened file stands already
+        packets = packets_of(container, stream)
+    else:
+        by_pts = timeline.stamps is not None
+        packets = _packets_from(container, stream, int(timeline.key_stamps[entry]), by_pts)
+    follower, taken = Follower(timeline, entry, set(wanted.tolist())), 0
+    for frame in decode_packets(path, stream, packets, follower):
+        number = follower.number(frame)
+        if number is None or number > wanted[taken]:
+            raise _OutOfStep
+        if number == wanted[taken]:
+            add_frame(path, sink, frame)
+            taken += 1
+            if taken == len(wanted):
+                return
+    raise _OutOfStep
+
+
+def _packets_from(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    key_stamp: int,
+    by_pts: bool,
+) -> Iterator:
+    """The stream's packets from the key packet with this stamp on. Raises _OutOfStep if it is not
+    there.
+    """
+    container.seek(key_stamp, stream=stream)
+    packets = packets_of(container, stream)
+    for packet in packets:
+        stamp = packet.pts if by_pts or packet.dts is None else packet.dts
+        if packet.is_keyframe and stamp == key_stamp:
+            yield packet
+            yield from packets
+            return
+        if stamp is None or stamp > key_stamp:  # landed behind it
+            break
+    raise _OutOfStep
+
+
+def _decode_pictures(path: str | Path, wanted: np.ndarray, *, planar: bool = False) -> Frames:
+    files = picture_files(path)
+    sink = None
+    for number in wanted:
+        with opened(files[number]) as (container, stream):
+            sink = sink or FrameSink(len(wanted), stream.codec_context.name, planar=planar)
+            picture = next(decoded(files[number], stream, container), None)
+            if picture is None:
+                raise VideoError(files[number], "holds no picture")
+            add_frame(files[number], sink, picture)
+    return sink.frames()

@@ -1,0 +1,175 @@
+"""What is in a video file: frames counted and found, without decoding wherever that is exact."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pacecore.media import picture_files
+from pacecore.timeline import (
+    PacketRecord,
+    Timeline,
+    count_vops,
+    from_key_frames,
+    from_timestamps,
+    from_vops,
+)
+from pacecore.video.container import VideoError, decoded, opened, packets_of
+
+__all__ = ["VideoInfo", "probe"]
+
+# Containers whose packets carry the presentation stamp that the encoder wrote.
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_STAMPED = {_MP4, "matroska,webm"}
+# Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
+# fmt: off
+_IN_ORDER = {
+    "mjpeg", "ffv1", "rawvideo", "huffyv", "ffvhuff", "utvideo", "png", "dvvideo", "qtrle", "vp8",
+    "prores",
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is in a video file. Frame numbers are 0-based, in display order."""
+
+    num_frames: int
+    height: int
+    width: int
+    rate: Fraction | None  # average frames a second; None where the file does not say
+    duration_seconds: float | None
+    codec: str
+    container: str
+    pixel_format: str | None
+    claimed_frames: int  # what the container's header says; 0: nothing
+    variable_rate: bool
+    timeline: Timeline
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Counts the frames of a video and finds where decoding can begin, without decoding wherever
+    that is exact.
+
+    Stamps are trusted in MP4, MOV, Matroska and WebM, and in AVI for codecs that do not reorder;
+    MPEG-4 part 2 is counted by its picture types. Anything else is decoded once. Raises VideoError:
+    no such file, no video, truncated, damaged.
+    """
+    if Path(path).is_dir():
+        return _probe_pictures(path)
+    with opened(path) as (container, stream):
+        packets = list(_records(container, stream))
+        if not packets:
+            raise VideoError(path, "its video stream is empty")
+        _require_whole(path, container, stream, packets)
+        timeline = _timeline(container, stream, packets)
+        size = stream.codec_context.height, stream.codec_context.width
+        pixel_format = stream.codec_context.pix_fmt
+    if timeline is None:
+        with opened(path) as (container, stream):
+            keys = []
+            for frame in decoded(path, stream, container):
+                size, pixel_format = (frame.height, frame.width), frame.format.name
+                keys.append(frame.key_frame)
+            if not keys:
+                raise VideoError(path, "no frame of it decodes")
+            timeline = from_key_frames(packets, keys)
+    return _info(container, stream, packets, timeline, size, pixel_format)
+
+
+def _records(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Iterator[PacketRecord]:
+    codec = stream.codec_context.name
+    for packet in packets_of(container, stream):
+        if packet.is_corrupt and container.format.name in _STAMPED | {"avi"}:
+            raise VideoError(container.name, "truncated: it ends within a frame")
+        vops: tuple[int, ...] = ()
+        if codec == "mpeg4":
+            vops = count_vops(bytes(packet))
+        elif codec == "vp8" and not memoryview(packet)[0] >> 4 & 1:
+            continue  # a reference that is never shown (RFC 6386, 9.1)
+        yield PacketRecord(
+            packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, vops, packet.size
+        )
+
+
+def _require_whole(
+    path: str | Path,
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    packets: list[PacketRecord],
+) -> None:
+    """Raises VideoError where the header promises more frames than the file has."""
+    claimed = stream.frames
+    # MP4 lists its samples; AVI's count is a mere claim, and often wrong.
+    if claimed > len(packets) and container.format.name == _MP4:
+        raise VideoError(path, f"truncated: it has {len(packets)} of {claimed} frames")
+
+
+def _timeline(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    packets: list[PacketRecord],
+) -> Timeline | None:
+    """What the packets alone tell, or None where only decoding does."""
+    codec = stream.codec_context.name
+    if codec == "mpeg4":
+        return from_vops(packets)
+    if container.format.name in _STAMPED or (container.format.name == "avi" and codec in _IN_ORDER):
+        return from_timestamps(packets)
+    return None
+
+
+def _info(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    packets: list[PacketRecord],
+    timeline: Timeline,
+    size: tuple[int, int],
+    pixel_format: str | None,
+) -> VideoInfo:
+    rate = stream.average_rate or None
+    steps = np.diff(timeline.stamps) if timeline.stamps is not None else np.zeros(0, np.int64)
+    # Stamps are rounded to the time base (Matroska: 1 ms), so a constant rate may jitter by one
+    # unit.
+    variable = len(steps) > 1 and int(steps.max() - steps.min()) > 1
+    return VideoInfo(
+        num_frames=timeline.num_frames,
+        height=size[0],
+        width=size[1],
+        rate=rate,
+        duration_seconds=float(timeline.num_frames / rate) if rate else None,
+        codec=stream.codec_context.name,
+        container=container.format.name,
+        pixel_format=pixel_format,
+        claimed_frames=stream.frames,
+        variable_rate=variable,
+        timeline=timeline,
+    )
+
+
+def _probe_pictures(path: str | Path) -> VideoInfo:
+    files = picture_files(path)
+    if not files:
+        raise VideoError(path, "a folder without pictures")
+    with opened(files[0]) as (_, stream):
+        height, width = stream.codec_context.height, stream.codec_context.width
+        codec, pixel_format = stream.codec_context.name, stream.codec_context.pix_fmt
+    start = np.zeros(1, dtype=np.int64)
+    return VideoInfo(
+        num_frames=len(files),
+        height=height,
+        width=width,
+        rate=None,
+        duration_seconds=None,
+        codec=codec,
+        container="pictures",
+        pixel_format=pixel_format,
+        claimed_frames=0,
+        variable_rate=False,
+        timeline=Timeline(len(files), None, start, start),
+    )
