@@ -296,6 +296,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         Case("paper, 320 x 240, channels last", video, **paper, memory_format=last),
         Case("S3D-G, 340 x 256", (256, 340), **s3dg),
         Case("S3D-G, 340 x 256, no jitter", (256, 340), **s3dg, jitter=False),
+        Case("S3D-G, 340 x 256, channels last", (256, 340), **s3dg, memory_format=last),
     ]
 
 

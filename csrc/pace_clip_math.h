@@ -78,7 +78,7 @@ PACECORE_INLINE const char* broken_rule(const int64_t* row /* (8,) */, int64_t n
 
 // Two neighbouring samples, `index` and the one after it (or itself at the end), and the weight of
 // the second.
-struct Tap {
+struct alignas(8) Tap {
   int32_t index;
   float weight;
 };
@@ -123,9 +123,12 @@ PACECORE_INLINE F lerp(F a, F b, F weight) {
 
 // ---- Colour ----
 
-// Written out for x86: there GCC makes a comparison and a blend of the ?: of two vectors.
+// Written out, as compilers make a comparison and a choice of the ?:, here and in magnitude.
 template <class F>
 PACECORE_INLINE F smaller(F a, F b) {
+#ifdef __CUDA_ARCH__
+  return fminf(a, b);
+#endif
 #ifdef __AVX__
   if constexpr (sizeof(F) == 32) return __builtin_ia32_minps256(a, b);
 #endif
@@ -137,6 +140,9 @@ PACECORE_INLINE F smaller(F a, F b) {
 
 template <class F>
 PACECORE_INLINE F larger(F a, F b) {
+#ifdef __CUDA_ARCH__
+  return fmaxf(a, b);
+#endif
 #ifdef __AVX__
   if constexpr (sizeof(F) == 32) return __builtin_ia32_maxps256(a, b);
 #endif
@@ -148,7 +154,9 @@ PACECORE_INLINE F larger(F a, F b) {
 
 template <class F>
 PACECORE_INLINE F magnitude(F value) {
-#ifndef __CUDA_ARCH__
+#ifdef __CUDA_ARCH__
+  return fabsf(value);
+#else
   if constexpr (sizeof(F) > sizeof(float)) {
     typedef int32_t Bits __attribute__((vector_size(sizeof(F))));
     return (F)((Bits)value & 0x7fffffff);

@@ -1,4 +1,4 @@
-"""Frames, plans and jitter that the tests of pace_clip draw from."""
+"""What the tests of pace_clip share: frames, plans and jitter to draw from, calls, tolerances."""
 
 import itertools
 
@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 from pacecore.frames import FrameFormat, Frames, Matrix, concatenate
+from pacecore.ops.pace_clip import pace_clip
+from pacecore.reference import pace_clip as reference
+
+# Largest error of a float32 result, in levels of 0..255: 2e-3 is promised, noise with jitter at the
+# ends of its range comes to about 5e-4.
+EXACT = 1e-3
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DEVICES = ("cpu", "emulated", "emulated_sm86", "cuda")
 
 FORMATS = [
     FrameFormat(planar=False),
@@ -94,3 +102,48 @@ def random_plan(
         dim=1,
     )
     return plan.int(), crop.int()
+
+
+def ints(*values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def whole(frames: Frames, size: tuple[int, int], device: torch.device, **options) -> Tensor:
+    """Frame 0 scaled to `size`, without crop: (3, H, W) on the CPU."""
+    clips = pace_clip(
+        frames.to(device),
+        ints([0]).to(device),
+        ints([0, 0, 0]).to(device),
+        resize=size,
+        crop_size=size,
+        **options,
+    )
+    return clips[0, :, 0].cpu()
+
+
+def both(frames: Frames, arguments: list[Tensor], device: torch.device, **options):
+    """The op on `device`, and the float64 reference: both on the CPU."""
+    expected = reference.pace_clip(frames, *arguments, **{**options, "dtype": torch.float64})
+    got = pace_clip(frames.to(device), *(a.to(device) for a in arguments), **options)
+    assert got.dtype == options.get("dtype", torch.float32)
+    return got.cpu(), expected
+
+
+def assert_rounded_once(got: Tensor, expected: Tensor) -> None:
+    """`got` is the float64 value rounded to its type, but for an error that float32 also has."""
+    spacing = torch.finfo(got.dtype).eps * expected.abs().clamp(min=torch.finfo(got.dtype).tiny)
+    error = (got.double() - expected).abs()
+    assert (error <= EXACT + (0 if got.dtype == torch.float32 else 0.5 * spacing)).all()
+
+
+def case(device: torch.device, seed: int = 20) -> tuple[Frames, list[Tensor], dict]:
+    """Frames of three formats and sizes, plan, crop, jitter and order, and the two sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = random_frames(generator, [(24, 31), (15, 20), (16, 9)], FORMATS[:3], gap=2)
+    resize, crop_size = (19, 26), (16, 20)
+    tensors = [
+        *random_plan(generator, 3, 2, 6, resize, crop_size),
+        *random_jitter(generator, 2, 6),
+    ]
+    options = {"resize": resize, "crop_size": crop_size}
+    return frames.to(device), [t.to(device) for t in tensors], options

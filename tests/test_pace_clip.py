@@ -1,4 +1,4 @@
-"""pace_clip: by hand, against float64, against independent definitions, layouts, errors."""
+"""pace_clip: by hand, against float64, against independent definitions."""
 
 import colorsys
 
@@ -6,74 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from pacecore.errors import PacecoreError
-from pacecore.frames import FrameFormat, Frames, Matrix, concatenate
-from pacecore.ops.library import ops
-from pacecore.ops.pace_clip import check_plan, pace_clip
+from pacecore.frames import FrameFormat, Matrix, concatenate
+from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
 from tests.pace_clip_cases import (
+    DEVICES,  # noqa: F401
+    DTYPES,
+    EXACT,
     FORMATS,
     ORDERS,
+    assert_rounded_once,
+    both,
     frame_of,
-    random_frame,
+    ints,
     random_frames,
     random_jitter,
     random_plan,
+    whole,
 )
+from tests.tiny import one_thread  # noqa: F401
 
-# Largest error of a float32 result, in levels of 0..255: 2e-3 is promised, noise with jitter at the
-# ends of its range comes to about 5e-4.
-EXACT = 1e-3
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors: handing them to threads costs more than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-DEVICES = ("cpu", "emulated", "emulated_sm86", "cuda")
-_CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
-# The CPU refuses what these give NaN for.
-cuda_kernels = pytest.mark.parametrize(
-    "device", ["emulated", "emulated_sm86", _CUDA], indirect=True
-)
-
-
-def ints(*values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
-
-
-def whole(frames: Frames, size: tuple[int, int], device: torch.device, **options) -> Tensor:
-    """Frame 0 scaled to `size`, without crop: (3, H, W) on the CPU."""
-    clips = pace_clip(
-        frames.to(device),
-        ints([0]).to(device),
-        ints([0, 0, 0]).to(device),
-        resize=size,
-        crop_size=size,
-        **options,
-    )
-    return clips[0, :, 0].cpu()
-
-
-def both(frames: Frames, arguments: list[Tensor], device: torch.device, **options):
-    """The op on `device`, and the float64 reference: both on the CPU."""
-    expected = reference.pace_clip(frames, *arguments, **{**options, "dtype": torch.float64})
-    got = pace_clip(frames.to(device), *(a.to(device) for a in arguments), **options)
-    assert got.dtype == options.get("dtype", torch.float32)
-    return got.cpu(), expected
-
-
-def assert_rounded_once(got: Tensor, expected: Tensor) -> None:
-    """`got` is the float64 value rounded to its type, but for an error that float32 also has."""
-    spacing = torch.finfo(got.dtype).eps * expected.abs().clamp(min=torch.finfo(got.dtype).tiny)
-    error = (got.double() - expected).abs()
-    assert (error <= EXACT + (0 if got.dtype == torch.float32 else 0.5 * spacing)).all()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- By hand ----
@@ -269,6 +222,24 @@ def test_sizes_from_1_to_300_at_random(device):
         assert (got - expected).abs().max() < EXACT, (sizes, fmt, resize, crop_size)
 
 
+@pytest.mark.parametrize(
+    ("size", "resize", "crop_size"),
+    [
+        ((20, 31), (20, 31), (17, 29)),  # as large as the resized image
+        ((70, 800), (30, 40), (30, 37)),  # wider than what CUDA copies at a time
+        ((66, 40), (16, 20), (14, 20)),  # so tall that CUDA copies no rows
+        ((6, 820), (4, 860), (3, 810)),  # more columns than CUDA threads have at once
+    ],
+)
+def test_ways_of_reading_the_source(device, size, resize, crop_size):
+    generator = torch.Generator().manual_seed(13)
+    frames = random_frames(generator, [size, size], FORMATS[:2], gap=size[1] % 3)
+    _, crop = random_plan(generator, 2, 1, 2, resize, crop_size)
+    arguments = [ints([0, 1]), crop, *random_jitter(generator, 1, 2)]
+    got, expected = both(frames, arguments, device, resize=resize, crop_size=crop_size)
+    assert (got - expected).abs().max() < EXACT
+
+
 # ---- Against definitions written elsewhere ----
 
 
@@ -347,290 +318,3 @@ def test_contrast_is_about_the_grey_of_the_crop(device):
     mean = 100 / 3 * (0.2989 + 0.587 + 0.114)
     expected = torch.tensor([50 + mean / 2, mean / 2, mean / 2])
     torch.testing.assert_close(clips[0, 0, 0, 0].cpu(), expected)
-
-
-# ---- Layouts, sharing, threads, builds ----
-
-
-def case(device: torch.device, seed: int = 20):
-    generator = torch.Generator().manual_seed(seed)
-    frames = random_frames(generator, [(24, 31), (15, 20), (16, 9)], FORMATS[:3], gap=2)
-    resize, crop_size = (19, 26), (16, 20)
-    tensors = [
-        *random_plan(generator, 3, 2, 6, resize, crop_size),
-        *random_jitter(generator, 2, 6),
-    ]
-    options = {"resize": resize, "crop_size": crop_size}
-    return frames.to(device), [t.to(device) for t in tensors], options
-
-
-def test_layout_changes_no_bit(device):
-    frames, tensors, options = case(device)
-    for dtype in DTYPES:
-        plain = pace_clip(frames, *tensors, dtype=dtype, **options)
-        last = pace_clip(
-            frames, *tensors, dtype=dtype, memory_format=torch.channels_last_3d, **options
-        )
-        assert torch.equal(plain, last)
-
-
-def test_shared_frames_are_as_if_alone(device):
-    """Equal neighbours share a resize; on their own rows of the table they do not."""
-    frames, tensors, options = case(device)
-    plan = ints([0, 0, 0, 1, 1, 0], [2, 2, 2, 2, 2, 2]).to(device)
-    apart = Frames(frames.data, frames.table[plan.flatten().long()])
-    rows = torch.arange(12, dtype=torch.int32, device=plan.device).view(2, 6)
-    shared = pace_clip(frames, plan, *tensors[1:], **options)
-    assert torch.equal(shared, pace_clip(apart, rows, *tensors[1:], **options))
-
-
-def test_strided_inputs_and_other_offsets(device):
-    frames, tensors, options = case(device)
-    expected = pace_clip(frames, *tensors, **options)
-    odd = [torch.stack([t, t], dim=-1)[..., 0] for t in tensors]
-    assert not odd[0].is_contiguous()
-    shifted = Frames(torch.cat([frames.data.new_zeros(3), frames.data])[3:], frames.table)
-    assert torch.equal(pace_clip(shifted, *odd, **options), expected)
-
-
-def test_no_jitter_is_jitter_of_order_minus_one(device):
-    frames, (plan, crop, factors, order), options = case(device)
-    none = torch.full_like(order, -1)
-    clips = pace_clip(frames, plan, crop, factors * float("nan"), none, **options)
-    assert torch.equal(clips, pace_clip(frames, plan, crop, **options))
-
-
-@pytest.mark.parametrize(("batch", "clip_frames"), [(0, 4), (2, 0), (0, 0)])
-def test_empty(device, batch, clip_frames):
-    frames, _, options = case(device)
-    plan = torch.zeros(batch, clip_frames, dtype=torch.int32, device=frames.data.device)
-    crop = torch.zeros(batch, 3, dtype=torch.int32, device=frames.data.device)
-    clips = pace_clip(frames, plan, crop, **options)
-    assert clips.shape == (batch, 3, clip_frames, 16, 20)
-
-
-def test_no_frames_and_no_clips(device):
-    frames = Frames(torch.empty(0, dtype=torch.uint8), torch.empty(0, 8, dtype=torch.int64))
-    plan, crop = torch.empty(0, 4, dtype=torch.int32), torch.empty(0, 3, dtype=torch.int32)
-    clips = pace_clip(
-        frames.to(device), plan.to(device), crop.to(device), resize=(4, 4), crop_size=(2, 2)
-    )
-    assert clips.shape == (0, 3, 4, 2, 2)
-
-
-def test_threads_change_no_bit():
-    frames, tensors, options = case(torch.device("cpu"))
-    tensors[0] = torch.zeros_like(tensors[0])  # one run a clip, cut for the threads
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(pace_clip(frames, *tensors, **options))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-
-
-@pytest.mark.parametrize("build", ["scalar", "vector", "avx2", "avx512", "none such"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
-def test_each_build_of_the_loops(monkeypatch, build, layout):
-    """PACECORE_CPU picks one; what this processor cannot run is refused, not run."""
-    frames, tensors, options = case(torch.device("cpu"))
-    options["crop_size"] = (15, 19)  # no whole number of vectors
-    expected = reference.pace_clip(frames, *tensors, dtype=torch.float64, **options)
-    monkeypatch.setenv("PACECORE_CPU", build)
-    capability = torch.backends.cpu.get_cpu_capability()
-    runs = {"none such": False, "avx512": capability == "AVX512", "avx2": "AVX" in capability}
-    if not runs.get(build, True):
-        with pytest.raises(PacecoreError, match="PACECORE_CPU must be scalar, vector, or"):
-            pace_clip(frames, *tensors, **options)
-        return
-    got = pace_clip(frames, *tensors, memory_format=layout, **options)
-    assert (got - expected).abs().max() < EXACT
-    for dtype in (torch.float16, torch.bfloat16):
-        low = pace_clip(frames, *tensors, memory_format=layout, dtype=dtype, **options)
-        assert torch.equal(low, got.to(dtype))
-
-
-# ---- The dispatcher ----
-
-
-def op_arguments(frames: Frames, tensors: list[Tensor], options: dict) -> tuple:
-    sizes = [list(options["resize"]), list(options["crop_size"])]
-    return (frames.data, frames.table, *tensors, *sizes, [0.0] * 3, [1.0] * 3)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_opcheck(device, channels_last):
-    frames, tensors, options = case(device)
-    arguments = op_arguments(frames, tensors, options)
-    torch.library.opcheck(
-        ops().pace_clip.default, (*arguments, False, torch.bfloat16, channels_last)
-    )
-
-
-def test_opcheck_without_jitter(device):
-    frames, tensors, options = case(device)
-    arguments = op_arguments(frames, [*tensors[:2], None, None], options)
-    torch.library.opcheck(ops().pace_clip.default, (*arguments, True, torch.float32, False))
-
-
-def test_compiles_into_one_graph(device):
-    frames, tensors, options = case(device)
-
-    def function(data, table, *tensors):
-        return pace_clip(Frames(data, table), *tensors, **options) * 2
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    got = compiled(frames.data, frames.table, *tensors)
-    assert torch.equal(got, pace_clip(frames, *tensors, **options) * 2)
-
-
-# ---- Errors ----
-
-
-def changed(tensor: Tensor, index: tuple, value: float) -> Tensor:
-    tensor = tensor.clone()
-    tensor[index] = value
-    return tensor
-
-
-WRONG_SHAPES = [
-    ("plan", lambda t: t.long(), "plan must be (B, T) int32"),
-    ("plan", lambda t: t[0], "plan must be (B, T) int32"),
-    ("crop", lambda t: t[:1], "crop must be (B, 3) int32"),
-    ("crop", lambda t: t.float(), "crop must be (B, 3) int32"),
-    ("jitter", lambda t: t[:, 1:], "jitter must be (B, T, 4) float32"),
-    ("jitter", lambda t: t.double(), "jitter must be (B, T, 4) float32"),
-    ("jitter", lambda t: None, "jitter and jitter_order must be given together"),
-    ("jitter_order", lambda t: None, "jitter and jitter_order must be given together"),
-    ("jitter_order", lambda t: t.long(), "jitter_order must be (B, T) int32"),
-    ("data", lambda t: t.int(), "frames.data must be (N,) uint8, got int32"),
-    ("data", lambda t: t.view(1, -1), "frames.data must be (N,) uint8, got uint8 (1, "),
-    ("table", lambda t: t.int(), "frames.table must be (F, 8) int64"),
-    ("table", lambda t: t[:, :7], "frames.table must be (F, 8) int64"),
-    ("resize", lambda s: (0, 5), "resize must be two numbers from 1 to 65536"),
-    ("resize", lambda s: (70000, 5), "got (70000, 5)"),
-    ("crop_size", lambda s: (1, 2, 3), "crop_size must be two numbers"),
-    ("crop_size", lambda s: (20, 20), "crop_size must not exceed resize (19, 26), got (20, 20)"),
-    ("mean", lambda s: (1.0,), "mean must be three finite numbers"),
-    ("mean", lambda s: (float("nan"), 0, 0), "mean must be three finite numbers"),
-    ("std", lambda s: (1.0, 0.0, 1.0), "std must be three finite numbers not 0"),
-    ("dtype", lambda s: torch.float64, "dtype must be float32, float16 or bfloat16, got float64"),
-    ("channel_order", lambda s: "grb", "channel_order must be rgb or bgr, got 'grb'"),
-    ("memory_format", lambda s: torch.channels_last, "memory_format must be"),
-]
-WRONG_CONTENTS = [
-    ("plan", (1, 2), 3, "plan[1, 2] must be a row of frames.table, from 0 to 2, got 3"),
-    ("plan", (0, 0), -1, "plan[0, 0] must be a row"),
-    ("crop", (1, 0), 4, "top of crop 1 must be from 0 to 3, got 4"),
-    ("crop", (0, 1), -1, "left of crop 0 must be from 0 to 6, got -1"),
-    ("crop", (0, 2), 2, "flip of crop 0 must be 0 or 1, got 2"),
-    ("jitter_order", (1, 5), -2, "jitter_order[1, 5] must be -1 or four different steps"),
-    ("jitter_order", (0, 0), 0, "jitter_order[0, 0]"),
-    ("jitter_order", (0, 0), ORDERS[3] + 256, "jitter_order[0, 0]"),
-    ("table", (0, 3), 0, "row 0 of frames.table: height must be from 1 to 65536"),
-    ("table", (0, 4), 65537, "row 0 of frames.table: width must be from 1 to 65536"),
-    ("table", (0, 5), 92, "row 0 of frames.table: stride must be at least 3 * width"),
-    ("table", (0, 0), 10**18, "row 0 of frames.table: pixels must lie inside data"),
-    ("table", (0, 0), -1, "row 0 of frames.table: pixels must lie inside data"),
-    ("table", (1, 7), 64, "row 1 of frames.table: format must be a FrameFormat code"),
-    ("table", (1, 7), 7, "row 1 of frames.table: format must be a FrameFormat code"),
-    ("table", (1, 7), 2, "row 1 of frames.table: format must be a FrameFormat code"),
-    ("table", (1, 5), 19, "row 1 of frames.table: stride must be at least width"),
-    ("table", (1, 6), 9, "row 1 of frames.table: chroma_stride must be at least (width + 1) / 2"),
-    ("table", (1, 5), 2**62, "row 1 of frames.table: luma must lie inside data"),
-    ("table", (1, 1), 2**40, "row 1 of frames.table: chroma must lie inside data"),
-    ("table", (1, 2), -5, "row 1 of frames.table: chroma must lie inside data"),
-]
-WRONG_FACTORS = [
-    ((0, 1, 0), -0.1, "jitter[0, 1, 0] must be a finite factor of at least 0, got -0.1"),
-    ((0, 1, 1), float("nan"), "jitter[0, 1, 1] must be a finite factor"),
-    ((1, 3, 2), float("inf"), "jitter[1, 3, 2] must be a finite factor"),
-    ((1, 3, 3), 0.6, "jitter[1, 3, 3] must be a hue from -0.5 to 0.5 turns, got 0.6"),
-]
-
-
-def named_case(device: torch.device) -> dict:
-    frames, tensors, options = case(device)
-    names = ("plan", "crop", "jitter", "jitter_order")
-    values = dict(zip(names, tensors, strict=True), data=frames.data, table=frames.table)
-    return {**values, **options}
-
-
-def call(function, values: dict):
-    frames = Frames(values.pop("data"), values.pop("table"))
-    return function(frames, **values)
-
-
-@pytest.mark.parametrize(("name", "change", "message"), WRONG_SHAPES)
-def test_wrong_types_and_sizes_are_refused(device, name, change, message):
-    values = named_case(device)
-    values[name] = change(values.get(name))
-    with pytest.raises(PacecoreError) as caught:
-        call(pace_clip, values)
-    assert str(caught.value).startswith("pace_clip: ")
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "index", "value", "message"),
-    WRONG_CONTENTS + [("jitter", *rest) for rest in WRONG_FACTORS],
-)
-def test_wrong_contents_are_refused_on_cpu(name, index, value, message):
-    values = named_case(torch.device("cpu"))
-    values["jitter_order"] = torch.where(
-        values["jitter_order"] == -1, ORDERS[0], values["jitter_order"]
-    ).int()
-    values[name] = changed(values[name], index, value)
-    for function in (pace_clip, check_plan):
-        with pytest.raises(PacecoreError) as caught:
-            call(function, dict(values))
-        assert message in str(caught.value)
-
-
-@cuda_kernels
-@pytest.mark.parametrize(
-    ("name", "index", "value"), [wrong[:3] for wrong in WRONG_CONTENTS if wrong[0] != "table"]
-)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
-def test_wrong_contents_give_nan_on_cuda(device, name, index, value, layout):
-    """The frames concerned are NaN, all others as they would be without the wrong entry."""
-    values = named_case(device)
-    expected = call(pace_clip, dict(values, memory_format=layout))
-    values[name] = changed(values[name], index, value)
-    clips = call(pace_clip, dict(values, memory_format=layout))
-    wrong = clips.isnan()
-    assert wrong[index[0]].flatten(2)[:, index[1] if name != "crop" else 0].all()
-    assert wrong.sum() == 3 * 16 * 20 * (6 if name == "crop" else 1)
-    assert torch.equal(clips[~wrong], expected[~wrong])
-
-
-@cuda_kernels
-@pytest.mark.parametrize(
-    ("index", "value"), [wrong[1:3] for wrong in WRONG_CONTENTS if wrong[0] == "table"]
-)
-def test_wrong_rows_of_the_table_give_nan_on_cuda(device, index, value):
-    values = named_case(device)
-    expected = call(pace_clip, dict(values))
-    values["table"] = changed(values["table"], index, value)
-    clips = call(pace_clip, dict(values)).transpose(1, 2)
-    shown = values["plan"] == index[0]
-    assert clips[shown].isnan().all()
-    assert torch.equal(clips[~shown], expected.transpose(1, 2)[~shown])
-
-
-def test_last_row_may_end_with_its_pixels():
-    """The gap after the last row is not needed; one byte less is refused."""
-    generator = torch.Generator().manual_seed(1)
-    frames = random_frame(generator, 5, 7, FrameFormat(), gap=6)
-    size = {"resize": (5, 7), "crop_size": (5, 7)}
-    pace_clip(frames, ints([0]), ints([0, 0, 0]), **size)
-    with pytest.raises(PacecoreError, match="chroma must lie inside data"):
-        pace_clip(Frames(frames.data[:-1], frames.table), ints([0]), ints([0, 0, 0]), **size)
-
-
-def test_check_plan_accepts_what_pace_clip_does():
-    call(check_plan, named_case(torch.device("cpu")))

@@ -1,14 +1,24 @@
 // pace_clip on CUDA: one pass over the source, one write of the clips.
 //
-// A block owns a band of rows of one frame of one clip. Each warp makes one output row at a time:
-// it blends the two source rows vertically into a line in shared memory (16-byte loads), samples
-// the line horizontally, turns YUV to RGB, applies the jitter up to contrast, and leaves the row in
-// shared memory as planar floats. Contrast needs the mean grey of the whole frame: the blocks of a
-// frame are a cluster and add up their sums. Then each block finishes its band from shared memory
-// with 16-byte stores. Where a band does not fit into shared memory (large crops before sm_90), its
-// rows are made once for the mean and once for the output; the second time the source is in L2.
+// A block owns a band of rows of one frame of one clip. It copies the source rows that the band
+// needs into shared memory, 16 bytes at a time; each thread then makes four neighbouring columns of
+// a run of rows: it samples the source rows across, keeps two of each plane in registers, blends
+// them, turns YUV to RGB, applies the jitter up to contrast, and leaves the pixels in shared memory
+// as planar floats. Contrast needs the mean grey of the whole frame: the blocks of a frame are a
+// cluster and add up their sums. Then each block finishes its band from shared memory with 16-byte
+// stores. Where a band does not fit into shared memory (large crops before sm_90), its rows are
+// made once for the mean and once for the clips; the second time the source is in L2.
 //
-// Equal neighbouring frames are not shared: their source is in L2 too.
+// What limits it, counted in the sm_90 code and not measured: of one pixel from 128 x 171 about 80
+// instructions of a thread in fp32, 100 from 240 x 320, and 65 more for jitter. An H200 issues 134
+// in the time in which it copies the pixel's bytes at four fifths of its bandwidth, 179 at three.
+//
+// Equal neighbouring frames are not shared. Their source is in L2, so no device memory traffic is
+// saved, and without jitter traffic is the limit. With jitter, sharing would save of each repeat
+// the 65 to 80 instructions a pixel that make the row, but each frame must then start from pixels
+// without jitter: kept beside the others they cost a third of the blocks on a multiprocessor; taken
+// as the only copy, the steps before contrast are done twice, 30 a pixel in every frame. At pace
+// 1/3 that leaves a gain of a tenth, and none at whole paces.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -43,20 +53,20 @@ union Packet {
 };
 
 template <class Out>
-__device__ __forceinline__ void store_16(Out* out, const float (&values)[kVector<Out>]) {
+__device__ __forceinline__ uint4 packed(const float (&values)[kVector<Out>]) {
   Packet<Out> packet;
 #pragma unroll
   for (int k = 0; k < kVector<Out>; ++k) packet.values[k] = rounded_to<Out>(values[k]);
-  *reinterpret_cast<uint4*>(out) = packet.bytes;
+  return packet.bytes;
 }
 
-__device__ __forceinline__ Rgb<float> normalised(const PaceClip& args, Rgb<float> c) {
-  c = {c.r * args.scale[0] + args.shift[0], c.g * args.scale[1] + args.shift[1],
-       c.b * args.scale[2] + args.shift[2]};
-  return args.bgr ? Rgb<float>{c.b, c.g, c.r} : c;
+template <class Out>
+__device__ __forceinline__ void store_16(Out* out, uint4 bytes) {
+  *reinterpret_cast<uint4*>(out) = bytes;
 }
 
-// N pixels of shared memory from `pixel` on: the steps from contrast on, then normalised.
+// N pixels of shared memory from `pixel` on: the steps from contrast on, then normalised; red,
+// green, blue.
 template <int N>
 __device__ __forceinline__ void finish(const PaceClip& args, const Bands& bands, const Source& s,
                                        const float* crop, int pixel, float mean_grey,
@@ -79,10 +89,9 @@ __device__ __forceinline__ void finish(const PaceClip& args, const Bands& bands,
   apply_jitter(c, s.jitter, s.jitter.contrast_at, s.jitter.num_steps, mean_grey);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    c[k] = normalised(args, c[k]);
-    values[0][k] = c[k].r;
-    values[1][k] = c[k].g;
-    values[2][k] = c[k].b;
+    values[0][k] = c[k].r * args.scale[0] + args.shift[0];
+    values[1][k] = c[k].g * args.scale[1] + args.shift[1];
+    values[2][k] = c[k].b * args.scale[2] + args.shift[2];
   }
 }
 
@@ -95,33 +104,87 @@ __device__ __forceinline__ void store_run(Out* out, int count, From from) {
     float values[wide];
 #pragma unroll
     for (int k = 0; k < wide; ++k) values[k] = from(wide * i + k);
-    store_16(out + wide * i, values);
+    store_16(out + wide * i, packed<Out>(values));
   }
   for (int i = wide * whole + threadIdx.x; i < count; i += kThreads)
     out[i] = rounded_to<Out>(from(i));
 }
 
-// Rows [first, first + rows), which shared memory holds, to the clips. `frame` is b * T + t.
+// The channel of the clips that colour 0 red, 1 green or 2 blue is.
+__device__ __forceinline__ int channel_of(const PaceClip& args, int colour) {
+  return args.bgr ? 2 - colour : colour;
+}
+
+// `pixels` pixels of shared memory, interleaved: 16 bytes of each lane at a time, consecutive over
+// the warp. Shared memory that a warp has read is where its lanes exchange them.
+template <class Out>
+__device__ __forceinline__ void store_interleaved(const PaceClip& args, const Bands& bands,
+                                                  const Source& s, float* crop, int pixels,
+                                                  float mean_grey, Out* out) {
+  constexpr int wide = kVector<Out>;
+  const int lane = threadIdx.x % 32;
+  for (int base = threadIdx.x / 32 * 32 * wide; base < pixels; base += kThreads * wide) {
+    const int lanes = min(32, (pixels - base) / wide);
+    const auto slot = [&](int packet) {  // in what these lanes have read of each plane
+      const int plane = (packet >= lanes) + (packet >= 2 * lanes);
+      return reinterpret_cast<uint4*>(crop + plane * bands.plane + base) + packet - plane * lanes;
+    };
+    uint4 packets[3];
+    if (lane < lanes) {
+      float values[3][wide];
+      finish(args, bands, s, crop, base + wide * lane, mean_grey, values);
+#pragma unroll
+      for (int part = 0; part < 3; ++part) {
+        float mixed[wide];
+#pragma unroll
+        for (int k = 0; k < wide; ++k) {
+          const int channel = (wide * part + k) % 3, pixel = (wide * part + k) / 3;
+          mixed[k] = args.bgr ? values[2 - channel][pixel] : values[channel][pixel];
+        }
+        packets[part] = packed<Out>(mixed);
+      }
+    }
+    __syncwarp();
+    if (lane < lanes) {
+#pragma unroll
+      for (int part = 0; part < 3; ++part) *slot(3 * lane + part) = packets[part];
+    }
+    __syncwarp();
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+      const int packet = lane + 32 * part;
+      if (packet < 3 * lanes) store_16(out + 3 * base + wide * packet, *slot(packet));
+    }
+  }
+}
+
+// Rows [first, first + rows), which shared memory holds, to the clips.
 template <class Out, bool ChannelsLast>
 __device__ void store_rows(const PaceClip& args, const Bands& bands, const Source& s,
-                           const Memory& memory, int64_t frame, int first, int rows,
-                           float mean_grey) {
+                           const Memory& memory, int first, int rows, float mean_grey) {
   constexpr int wide = kVector<Out>;
   const int pixels = rows * static_cast<int>(args.crop_width);
   const int64_t frame_pixels = args.crop_height * args.crop_width;
   const int64_t before = first * args.crop_width;
-  const int64_t clip = frame / args.clip_frames, t = frame % args.clip_frames;
-  Out* clips = static_cast<Out*>(args.clips);
-  Out* plane = clips + (3 * clip * args.clip_frames + t) * frame_pixels + before;
+  const int clip_frames = static_cast<int>(args.clip_frames);
+  const int64_t frame = s.frame, clip = s.frame / clip_frames, t = s.frame % clip_frames;
   const int64_t channel_stride = args.clip_frames * frame_pixels;
-  if (!ChannelsLast && pixels % wide == 0 && reinterpret_cast<uintptr_t>(plane) % 16 == 0 &&
-      channel_stride % wide == 0) {
-    for (int pixel = wide * threadIdx.x; pixel < pixels; pixel += wide * kThreads) {
-      float values[3][wide];
-      finish(args, bands, s, memory.crop, pixel, mean_grey, values);
+  Out* out = static_cast<Out*>(args.clips) +
+             (ChannelsLast ? 3 * (frame * frame_pixels + before)
+                           : (3 * clip * args.clip_frames + t) * frame_pixels + before);
+  if (pixels % wide == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0 &&
+      (ChannelsLast || channel_stride % wide == 0)) {
+    if constexpr (ChannelsLast) {
+      store_interleaved(args, bands, s, memory.crop, pixels, mean_grey, out);
+    } else {
+      for (int pixel = wide * threadIdx.x; pixel < pixels; pixel += wide * kThreads) {
+        float values[3][wide];
+        finish(args, bands, s, memory.crop, pixel, mean_grey, values);
 #pragma unroll
-      for (int channel = 0; channel < 3; ++channel)
-        store_16(plane + channel * channel_stride + pixel, values[channel]);
+        for (int colour = 0; colour < 3; ++colour)
+          store_16(out + channel_of(args, colour) * channel_stride + pixel,
+                   packed<Out>(values[colour]));
+      }
     }
     return;
   }
@@ -130,33 +193,33 @@ __device__ void store_rows(const PaceClip& args, const Bands& bands, const Sourc
     float values[3][4];
     finish(args, bands, s, memory.crop, pixel, mean_grey, values);
 #pragma unroll
-    for (int channel = 0; channel < 3; ++channel) {
-      const float (&v)[4] = values[channel];
-      *reinterpret_cast<float4*>(memory.crop + channel * bands.plane + pixel) =
-          make_float4(v[0], v[1], v[2], v[3]);
+    for (int colour = 0; colour < 3; ++colour) {
+      const float (&v)[4] = values[colour];
+      store_shared_16(memory.crop + channel_of(args, colour) * bands.plane + pixel,
+                      {v[0], v[1], v[2], v[3]});
     }
   }
   __syncthreads();
   if constexpr (ChannelsLast) {
-    store_run(clips + 3 * (frame * frame_pixels + before), 3 * pixels,
-              [&](int i) { return memory.crop[i % 3 * bands.plane + i / 3]; });
+    store_run(out, 3 * pixels, [&](int i) { return memory.crop[i % 3 * bands.plane + i / 3]; });
   } else {
     for (int channel = 0; channel < 3; ++channel)
-      store_run(plane + channel * channel_stride, pixels,
+      store_run(out + channel * channel_stride, pixels,
                 [&](int i) { return memory.crop[channel * bands.plane + i]; });
   }
 }
 
-// NaN into rows [first, first + rows) of a frame that cannot be computed.
+// NaN into the block's band of a frame that cannot be computed.
 template <class Out, bool ChannelsLast>
-__device__ void store_nan(const PaceClip& args, int64_t frame, int first, int rows) {
-  const int64_t pixels = rows * args.crop_width;
+__device__ void store_nan(const PaceClip& args, const Source& s) {
+  const int64_t pixels = s.rows * args.crop_width;
   const int64_t frame_pixels = args.crop_height * args.crop_width;
-  const int64_t clip = frame / args.clip_frames, t = frame % args.clip_frames;
+  const int clip_frames = static_cast<int>(args.clip_frames);
+  const int64_t frame = s.frame, clip = s.frame / clip_frames, t = s.frame % clip_frames;
   for (int channel = 0; channel < 3; ++channel) {
     const int64_t plane = (3 * clip + channel) * args.clip_frames + t;
-    const int64_t start = ChannelsLast ? 3 * (frame * frame_pixels + first * args.crop_width)
-                                       : plane * frame_pixels + first * args.crop_width;
+    const int64_t start = ChannelsLast ? 3 * (frame * frame_pixels + s.first * args.crop_width)
+                                       : plane * frame_pixels + s.first * args.crop_width;
     Out* out = static_cast<Out*>(args.clips) + start;
     for (int64_t i = threadIdx.x; i < pixels; i += kThreads)
       out[ChannelsLast ? 3 * i + channel : i] = rounded_to<Out>(__int_as_float(0x7fc00000));
@@ -165,9 +228,12 @@ __device__ void store_nan(const PaceClip& args, int64_t frame, int first, int ro
 
 // ---- Kernel and op ----
 
-// Blocks on a multiprocessor, which bound the registers. From sm_120 on shared memory holds one.
+// Blocks on a multiprocessor that shared memory holds, which bound the registers: before sm_90 two,
+// from sm_120 on one.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kBlocks = 1;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocks = 2;
 #else
 constexpr int kBlocks = 3;
 #endif
@@ -179,45 +245,41 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   __shared__ Source source;
   __shared__ double sums[kWarps];
   __shared__ double cluster_slot;
-  const int64_t frame = blockIdx.x / bands.blocks;
-  const int first = static_cast<int>(blockIdx.x % bands.blocks) * bands.rows;
-  const int rows = max(0, min(bands.rows, static_cast<int>(args.crop_height) - first));
-  if (threadIdx.x == 0) find_source(args, frame, source);
+  if (threadIdx.x == 0) find_source(args, bands, source);
   __syncthreads();
   if (!source.valid) {  // for all blocks of the frame alike
-    store_nan<Out, ChannelsLast>(args, frame, first, rows);
+    store_nan<Out, ChannelsLast>(args, source);
     return;
   }
-  const Memory memory = memory_of(args, bands, dynamic);
-  find_columns(args, memory, source);
+  const Memory memory = memory_of(bands, dynamic);
+  find_columns(args, bands, memory, source);
   const bool contrast = source.jitter.contrast_at < source.jitter.num_steps;
+  const bool kept = contrast && source.rows <= bands.kept_rows;
   float mean_grey = 0;
-  if (contrast) {
+  // With contrast all rows for the mean, then all for the clips.
+  for (bool last = !contrast;; last = true) {
     double sum = 0;
-    for (int done = 0; done < rows; done += bands.kept_rows) {
-      sum +=
-          make_rows(args, bands, source, memory, first + done, min(bands.kept_rows, rows - done));
+    for (int done = 0; done < source.rows; done += bands.kept_rows) {
+      const int first = source.first + done, rows = min(bands.kept_rows, source.rows - done);
+      if (!last || !kept) sum += make_rows(args, bands, source, memory, first, rows);
+      if (last) store_rows<Out, ChannelsLast>(args, bands, source, memory, first, rows, mean_grey);
     }
+    if (last) return;
     sum = cluster_sum(block_sum(sum, sums), &cluster_slot, bands.cluster);
     mean_grey = static_cast<float>(
         sum / (static_cast<double>(args.crop_height) * static_cast<double>(args.crop_width)));
   }
-  const bool made = contrast && rows <= bands.kept_rows;
-  for (int done = 0; done < rows; done += bands.kept_rows) {
-    const int now = min(bands.kept_rows, rows - done);
-    if (!made) make_rows(args, bands, source, memory, first + done, now);
-    store_rows<Out, ChannelsLast>(args, bands, source, memory, frame, first + done, now, mean_grey);
-  }
 }
 
-// 40 KB for the crop leaves room for three blocks on a multiprocessor of sm_80 and sm_90; a frame
-// whose share is larger still keeps it all where the cluster is as large as it gets.
+// 40 KB for the crop leaves room for three blocks on a multiprocessor of sm_90 and two of sm_80; a
+// frame whose share is larger still keeps it all where the cluster is as large as it gets.
 Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
   constexpr int64_t crop_bytes = 40 * 1024;
   const int64_t fitting = std::max<int64_t>(1, crop_bytes / (12 * args.crop_width));
   Bands bands{};
   bands.cluster = 1;
-  int64_t rows = std::min<int64_t>(args.crop_height, std::min<int64_t>(fitting, 2 * kWarps));
+  const int64_t parts = (args.crop_height + fitting - 1) / fitting;
+  int64_t rows = (args.crop_height + parts - 1) / parts;
   if (args.jitter_order) {
     const auto share = [&] { return (args.crop_height + bands.cluster - 1) / bands.cluster; };
     while (bands.cluster < limits.blocks && share() > fitting) bands.cluster *= 2;
@@ -225,8 +287,8 @@ Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
   }
   const auto keep = [&](int64_t kept) {
     bands.kept_rows = static_cast<int>(kept);
-    bands.plane = static_cast<int>((kept * args.crop_width + 7) / 8 * 8);
-    return shared_bytes(args, bands) <= limits.shared_bytes;
+    lay_out(args, bands);
+    return bands.shared_bytes <= limits.shared_bytes;
   };
   if (bands.cluster == 1 || rows <= fitting || !keep(rows)) keep(std::min(rows, fitting));
   bands.rows = static_cast<int>(rows);
@@ -241,7 +303,7 @@ void launch(const PaceClip& args, const Bands& bands, cudaStream_t stream) {
   check(grid < (int64_t{1} << 31), "pace_clip: plan must have fewer than ",
         (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ", args.batch * args.clip_frames);
   launch_clusters<&pace_clip_kernel<Out, ChannelsLast>>("pace_clip", static_cast<unsigned>(grid),
-                                                        kThreads, shared_bytes(args, bands), stream,
+                                                        kThreads, bands.shared_bytes, stream,
                                                         bands.cluster, args, bands);
 }
 

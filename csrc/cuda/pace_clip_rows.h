@@ -4,14 +4,17 @@
 
 #include "launch.h"
 #include "pace_clip_args.h"
+#include "primitives.h"
 
 namespace pacecore {
 namespace {
 
-constexpr int kThreads = 256;
+// Three blocks of them leave a thread 96 registers, which a row of four columns wants.
+constexpr int kThreads = 192;
 constexpr int kWarps = kThreads / 32;
-// Of a warp: 320 luma and 2 x 160 chroma columns, each to 16 bytes.
-constexpr int kLineFloats = 704;
+constexpr int kQuad = 4;  // columns of a thread: one 16-byte store into each plane
+// Source bytes copied at a time: 28 rows of 112 pixels from 320 x 240 need 20 KB.
+constexpr int kTileBytes = 22 * 1024;
 constexpr int64_t kWidest = 2048;  // crop columns; their taps and one row fit in any GPU's block
 
 // How the rows of a frame are shared out, chosen on the host.
@@ -21,10 +24,14 @@ struct Bands {
   int blocks;     // of a frame
   int cluster;    // blocks, or 1 where no frame has jitter
   int plane;      // floats of a plane of the kept rows, a multiple of 8
+  // Where the parts of Memory start, in bytes, and where they end.
+  int tile, columns, chroma_columns, row_taps, chroma_row_taps, shared_bytes;
 };
 
-// What all threads of a block know of their frame.
+// What all threads of a block know of their frame. Of packed RGB the planes are its channels.
 struct Source {
+  int frame;        // b * T + t
+  int first, rows;  // of the crop: the block's band, maybe no rows
   const uint8_t* planes[3];
   int64_t strides[3];
   const uint8_t* end;  // of data
@@ -33,38 +40,59 @@ struct Source {
   int height, width, chroma_height;
   int top, left;
   bool valid, planar, centre_sited, flip;
-  bool aligned[3];         // rows of the plane start alike modulo 16 bytes
-  int start[3], count[3];  // columns needed
-  bool through_lines;      // the columns fit into a warp's line and are worth blending whole
+  bool same_size;  // as the resized image: each sample of the first plane is one byte
+  // Of a row of the plane, or of packed RGB in [0]: the first byte needed and how many.
+  int start[2], bytes[2];
+  // Rows of the crop whose source rows are in the tile at a time, 0 where samples are read one by
+  // one from global memory. [1] is of both chroma planes, which lie one after the other.
+  int tile_rows;
+  int tile[3];     // where each plane starts, a multiple of 16
+  int pitch[2];    // bytes from row to row: as the plane's stride, modulo 16
+  int origins[3];  // where byte 0 of row 0 of the plane would stand now
+};
+
+struct alignas(16) TapPair {
+  Tap taps[2];
 };
 
 struct Memory {
-  Tap *columns, *chroma_columns;  // (W,)
-  Tap *rows, *chroma_rows;        // (kept_rows,)
-  float* lines;                   // (kWarps, kLineFloats)
-  float* crop;                    // (3, plane)
+  // (W rounded up to kQuad,); index is that of a byte in the row
+  Tap *columns, *chroma_columns;
+  Tap *rows, *chroma_rows;  // (kept_rows,)
+  uint8_t* tile;            // (kTileBytes,)
+  float* crop;              // (3, plane)
 };
 
-__device__ Memory memory_of(const PaceClip& args, const Bands& bands, float* shared) {
-  Memory memory;
-  memory.crop = shared;
-  memory.lines = memory.crop + 3 * bands.plane;
-  memory.columns = reinterpret_cast<Tap*>(memory.lines + kWarps * kLineFloats);
-  memory.chroma_columns = memory.columns + args.crop_width;
-  memory.rows = memory.chroma_columns + args.crop_width;
-  memory.chroma_rows = memory.rows + bands.kept_rows;
-  return memory;
+void lay_out(const PaceClip& args, Bands& bands) {
+  const int columns = static_cast<int>((args.crop_width + kQuad - 1) / kQuad * kQuad);
+  constexpr int tap = sizeof(Tap);
+  bands.plane = static_cast<int>((bands.kept_rows * args.crop_width + 7) / 8 * 8);
+  bands.tile = 12 * bands.plane;
+  bands.columns = bands.tile + kTileBytes;
+  bands.chroma_columns = bands.columns + tap * columns;
+  bands.row_taps = bands.chroma_columns + tap * columns;
+  bands.chroma_row_taps = bands.row_taps + tap * bands.kept_rows;
+  bands.shared_bytes = bands.chroma_row_taps + tap * bands.kept_rows;
 }
 
-int64_t shared_bytes(const PaceClip& args, const Bands& bands) {
-  return 4 * (3 * int64_t{bands.plane} + kWarps * kLineFloats) +
-         int64_t{sizeof(Tap)} * 2 * (args.crop_width + bands.kept_rows);
+__device__ __forceinline__ Memory memory_of(const Bands& bands, float* shared) {
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(shared);
+  return {reinterpret_cast<Tap*>(bytes + bands.columns),
+          reinterpret_cast<Tap*>(bytes + bands.chroma_columns),
+          reinterpret_cast<Tap*>(bytes + bands.row_taps),
+          reinterpret_cast<Tap*>(bytes + bands.chroma_row_taps),
+          bytes + bands.tile,
+          shared};
 }
 
 // ---- The frame ----
 
 // By one thread. An entry out of range leaves `valid` false and nothing is read through it.
-__device__ void find_source(const PaceClip& args, int64_t frame, Source& s) {
+__device__ void find_source(const PaceClip& args, const Bands& bands, Source& s) {
+  const int frame = static_cast<int>(blockIdx.x / bands.blocks);
+  s.frame = frame;
+  s.first = static_cast<int>(blockIdx.x % bands.blocks) * bands.rows;
+  s.rows = max(0, min(bands.rows, static_cast<int>(args.crop_height) - s.first));
   s.valid = false;
   const int32_t row_number = args.plan[frame];
   if (row_number < 0 || row_number >= args.num_rows) return;
@@ -90,175 +118,250 @@ __device__ void find_source(const PaceClip& args, int64_t frame, Source& s) {
   s.top = crop[0];
   s.left = crop[1];
   s.flip = crop[2];
-  const bool base_aligned = reinterpret_cast<uintptr_t>(args.data) % 16 == 0;
+  s.same_size = s.height == args.resize_height && s.width == args.resize_width;
   const int64_t offsets[3] = {row[kYOffset], row[kUOffset], row[kVOffset]};
   for (int plane = 0; plane < 3; ++plane) {
-    s.planes[plane] = args.data + offsets[plane];
-    s.strides[plane] = plane ? row[kChromaStride] : row[kStride];
-    s.aligned[plane] = base_aligned && s.strides[plane] % 16 == 0;
+    s.planes[plane] = args.data + (s.planar ? offsets[plane] : offsets[0] + plane);
+    s.strides[plane] = s.planar && plane ? row[kChromaStride] : row[kStride];
   }
 }
 
-// The block's column taps, and by one thread which columns of the source they need.
-__device__ void find_columns(const PaceClip& args, const Memory& memory, Source& s) {
-  const int crop_width = static_cast<int>(args.crop_width);
+// Lays out the tile, by one thread.
+__device__ void plan_tile(const PaceClip& args, const Bands& bands, Source& s) {
+  const int channels = s.planar ? 1 : 3, resized = static_cast<int>(args.resize_height);
+  // Rows are copied in aligned 16 bytes, which those of two rows never share: 15 more on each side.
+  // Taps on the last column read one pixel more.
+  s.pitch[1] = 0;  // of packed RGB
+  for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
+    const int least = s.bytes[plane] + channels + 30;
+    s.pitch[plane] = least + static_cast<int>((s.strides[plane] - least) & 15);
+  }
+  // n rows of the crop lie between (n - 1) * height / resized + 3 source rows, and half of that
+  // and 3 chroma rows.
+  const int fixed = 3 * s.pitch[0] + 6 * s.pitch[1] + 3 * 31;
+  const int a_row = s.pitch[0] + s.pitch[1];
+  s.tile_rows = 0;
+  // Past 3 source rows for each of the crop most of a copy would not be read.
+  if (reinterpret_cast<uintptr_t>(args.data) % 16 || fixed > kTileBytes || s.height > 3 * resized)
+    return;
+  const int steps =
+      static_cast<int>(int64_t{kTileBytes - fixed} * resized / (int64_t{s.height} * a_row));
+  s.tile_rows = min(bands.kept_rows, 1 + steps);
+  const int apart = static_cast<int>(int64_t{s.tile_rows - 1} * s.height / resized);
+  s.tile[0] = 0;
+  s.tile[1] = ((apart + 3) * s.pitch[0] + 31) / 16 * 16;
+  s.tile[2] = s.tile[1] + ((apart / 2 + 3) * s.pitch[1] + 31) / 16 * 16;
+}
+
+// The block's column taps, and by one thread which bytes of the source they need.
+__device__ void find_columns(const PaceClip& args, const Bands& bands, const Memory& memory,
+                             Source& s) {
+  const int width = static_cast<int>(args.crop_width);
+  const int channels = s.planar ? 1 : 3;
   const Plane chroma = s.centre_sited ? Plane::chroma_between : Plane::chroma_on_even;
-  for (int x = threadIdx.x; x < crop_width; x += kThreads) {
-    const int64_t at = s.left + (s.flip ? crop_width - 1 - x : x);
-    memory.columns[x] = tap_at(at, s.width, args.resize_width, Plane::luma);
-    if (s.planar) memory.chroma_columns[x] = tap_at(at, s.width, args.resize_width, chroma);
+  for (int i = threadIdx.x; i < (width + kQuad - 1) / kQuad * kQuad; i += kThreads) {
+    const int x = min(i, width - 1);
+    const int64_t at = s.left + (s.flip ? width - 1 - x : x);
+    Tap tap = tap_at(at, s.width, args.resize_width, Plane::luma);
+    tap.index *= channels;
+    memory.columns[i] = tap;
+    if (s.planar) memory.chroma_columns[i] = tap_at(at, s.width, args.resize_width, chroma);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    int floats = 0;
-    const int first = s.flip ? crop_width - 1 : 0, last = crop_width - 1 - first;
-    for (int plane = 0; plane < (s.planar ? 3 : 1); ++plane) {
+    const int first = s.flip ? width - 1 : 0, last = width - 1 - first;
+    for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
       const Tap* taps = plane ? memory.chroma_columns : memory.columns;
-      const int samples = plane ? (s.width + 1) / 2 : s.width;
+      const int row_bytes = plane ? (s.width + 1) / 2 : channels * s.width;
       s.start[plane] = taps[first].index;
-      s.count[plane] = min(taps[last].index + 2, samples) - s.start[plane];
-      floats += (s.planar ? 1 : 3) * (s.count[plane] + 1) + 31;
+      s.bytes[plane] = min(taps[last].index + 2 * channels, row_bytes) - s.start[plane];
     }
-    // Blending a column costs about 5 instructions, sampling a pixel from bytes about 42 and from
-    // the line 18: counted in the code, so past 5 blended columns a pixel (12 values of packed RGB)
-    // the line no longer pays.
-    s.through_lines = floats <= kLineFloats && floats <= 5 * crop_width + 3 * 31 + 12;
+    plan_tile(args, bands, s);
   }
   __syncthreads();
 }
 
-// ---- Rows ----
+// ---- The tile ----
 
-__device__ __forceinline__ void blend_four(unsigned a, unsigned b, float weight, float* line) {
-  float4 blended;
-  blended.x = lerp(float(a & 255), float(b & 255), weight);
-  blended.y = lerp(float(a >> 8 & 255), float(b >> 8 & 255), weight);
-  blended.z = lerp(float(a >> 16 & 255), float(b >> 16 & 255), weight);
-  blended.w = lerp(float(a >> 24), float(b >> 24), weight);
-  *reinterpret_cast<float4*>(line) = blended;
+// By one thread: the tile shall start with rows `first` and `chroma_first` of the planes. Rows keep
+// their places modulo 16, and channels of packed RGB theirs beside each other.
+__device__ void place_tile(Source& s, int first, int chroma_first) {
+  for (int plane = 0; plane < 3; ++plane) {
+    const int kind = plane && s.planar ? 1 : 0, row = kind ? chroma_first : first;
+    const int channel = s.planar ? 0 : plane;
+    const uint8_t* start = s.planes[plane] - channel + row * s.strides[plane] + s.start[kind];
+    s.origins[plane] = s.tile[s.planar ? plane : 0] + channel +
+                       static_cast<int>(reinterpret_cast<uintptr_t>(start) % 16) - s.start[kind] -
+                       row * s.pitch[kind];
+  }
 }
 
-// By a warp: `values` bytes of rows a and b from byte `first` on, blended into the line, and one
-// pixel of `channels` more, which taps on the last column read with weight 0. Gives where in the
-// line the first one lies.
-__device__ int blend_line(const uint8_t* a, const uint8_t* b, float weight, int first, int values,
-                          int channels, bool aligned, const uint8_t* end, float* line) {
-  const int lane = threadIdx.x % 32;
-  if (!aligned) {
-    for (int x = lane; x < values + channels; x += 32) {
-      const int at = first + (x < values ? x : x - channels);
-      line[x] = lerp(float(__ldg(a + at)), float(__ldg(b + at)), weight);
-    }
-    return 0;
+// Starts the copy of rows [first, last] of a plane, the aligned 16 bytes that hold what is needed.
+__device__ void copy_rows(const Source& s, int plane, int first, int last, uint8_t* tile) {
+  const int kind = plane ? 1 : 0;
+  const int packets = s.bytes[kind] / 16 + 2;
+  const int shift = 32 - __clz(packets - 1);
+  for (int i = threadIdx.x; i >> shift <= last - first; i += kThreads) {
+    const int row = first + (i >> shift), packet = i & ((1 << shift) - 1);
+    const uint8_t* from = s.planes[plane] + row * s.strides[plane] + s.start[kind];
+    const int at = 16 * packet - static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16);
+    if (at >= s.bytes[kind]) continue;
+    async_copy_16(tile + (s.origins[plane] + row * s.pitch[kind] + s.start[kind] + at), from + at,
+                  static_cast<int>(min(int64_t{16}, static_cast<int64_t>(s.end - from) - at)));
   }
-  const int before = static_cast<int>(reinterpret_cast<uintptr_t>(a + first) % 16);
-  a += first - before;
-  b += first - before;
-  const uint8_t* later = a > b ? a : b;
-  for (int x = 16 * lane; x < before + values + channels; x += 16 * 32) {
-    if (later + x + 16 <= end) {
-      const uint4 upper = __ldg(reinterpret_cast<const uint4*>(a + x));
-      const uint4 lower = __ldg(reinterpret_cast<const uint4*>(b + x));
-      blend_four(upper.x, lower.x, weight, line + x);
-      blend_four(upper.y, lower.y, weight, line + x + 4);
-      blend_four(upper.z, lower.z, weight, line + x + 8);
-      blend_four(upper.w, lower.w, weight, line + x + 12);
-    } else {  // the last bytes of data
-      for (int i = x; i < x + 16; ++i) {
-        const int at = i < before + values ? i : before + values - 1;
-        line[i] = lerp(float(__ldg(a + at)), float(__ldg(b + at)), weight);
+}
+
+// ---- Samples ----
+
+template <bool Tiled, bool Planar>
+struct Sampler {
+  const Source& s;
+  const uint8_t* tile;
+  __device__ __forceinline__ const uint8_t* row_at(int plane, int row) const {
+    if constexpr (!Tiled) return s.planes[plane] + row * s.strides[plane];
+    return tile + (s.origins[plane] + row * s.pitch[Planar && plane ? 1 : 0]);
+  }
+
+  // A row of a plane at the taps of four columns. The taps are read again for each row: registers
+  // are what limits the blocks on a multiprocessor.
+  __device__ __forceinline__ void across(int plane, int row, const Tap* taps,
+                                         float (&values)[kQuad]) const {
+    constexpr int step = Planar ? 1 : 3;
+    const uint8_t* bytes = row_at(plane, row);
+    const int last = step * ((Planar && plane ? (s.width + 1) / 2 : s.width) - 1);
+#pragma unroll
+    for (int k = 0; k < kQuad; k += 2) {
+      const TapPair pair = *reinterpret_cast<const TapPair*>(taps + k);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int at = pair.taps[i].index;
+        if constexpr (Tiled) {
+          values[k + i] = lerp(float(bytes[at]), float(bytes[at + step]), pair.taps[i].weight);
+        } else {
+          values[k + i] = lerp(float(__ldg(bytes + at)), float(__ldg(bytes + min(at + step, last))),
+                               pair.taps[i].weight);
+        }
       }
     }
   }
-  return before;
-}
 
-struct PlaneRow {
-  const uint8_t *upper, *lower;
-  float weight;
+  // The same where weights are 0.
+  __device__ __forceinline__ void pick(int plane, int row, const Tap* taps,
+                                       float (&values)[kQuad]) const {
+    const uint8_t* bytes = row_at(plane, row);
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k)
+      values[k] = float(Tiled ? bytes[taps[k].index] : __ldg(bytes + taps[k].index));
+  }
 };
 
-__device__ __forceinline__ PlaneRow plane_row(const Source& s, int plane, Tap tap, int height) {
-  const uint8_t* upper = s.planes[plane] + tap.index * s.strides[plane];
-  return {upper, tap.index + 1 < height ? upper + s.strides[plane] : upper, tap.weight};
-}
+// Two neighbouring rows of a plane at the thread's columns, kept while the rows of the crop between
+// them are made.
+struct Neighbours {
+  float upper[kQuad], lower[kQuad];
+};
 
-// One sample from bytes. `step` is the bytes of a pixel.
-__device__ __forceinline__ float sample(const PlaneRow& row, Tap tap, int samples, int step,
-                                        int channel) {
-  const int left = tap.index * step + channel;
-  const int right = tap.index + 1 < samples ? left + step : left;
-  const float a = lerp(float(__ldg(row.upper + left)), float(__ldg(row.lower + left)), row.weight);
-  const float b =
-      lerp(float(__ldg(row.upper + right)), float(__ldg(row.lower + right)), row.weight);
-  return lerp(a, b, tap.weight);
-}
+// ---- Rows ----
 
-// One row of the crop, by a warp, through `made(x, colour)`.
-template <class Made>
-__device__ __forceinline__ void make_row(const PaceClip& args, const Source& s,
-                                         const Memory& memory, int row, Made made) {
-  const int lane = threadIdx.x % 32;
+// Rows [from, to) of the crop in the kept ones, columns [4 * quad, 4 * quad + 4), by one thread,
+// jittered up to contrast. Gives the sum of their grey.
+template <bool Tiled, bool Planar>
+__device__ __forceinline__ float make_quads(const PaceClip& args, const Bands& bands,
+                                            const Sampler<Tiled, Planar>& sampler,
+                                            const Memory& memory, int quad, int from, int to) {
+  const Source& s = sampler.s;
   const int width = static_cast<int>(args.crop_width);
-  float* line = memory.lines + threadIdx.x / 32 * kLineFloats;
-  PlaneRow rows[3];
-  rows[0] = plane_row(s, 0, memory.rows[row], s.height);
-  if (s.planar) {
-    rows[1] = plane_row(s, 1, memory.chroma_rows[row], s.chroma_height);
-    rows[2] = plane_row(s, 2, memory.chroma_rows[row], s.chroma_height);
-  }
-  if (!s.through_lines) {
-    for (int x = lane; x < width; x += 32) {
-      const Tap tap = memory.columns[x];
-      const int end = s.start[0] + s.count[0];
-      if (s.planar) {
-        const Tap chroma = memory.chroma_columns[x];
-        const int chroma_end = s.start[1] + s.count[1];
-        made(x, to_rgb(s.matrix, sample(rows[0], tap, end, 1, 0),
-                       sample(rows[1], chroma, chroma_end, 1, 0),
-                       sample(rows[2], chroma, chroma_end, 1, 0)));
-      } else {
-        made(x, Rgb<float>{sample(rows[0], tap, end, 3, 0), sample(rows[0], tap, end, 3, 1),
-                           sample(rows[0], tap, end, 3, 2)});
+  const bool contrast = s.jitter.contrast_at < s.jitter.num_steps;
+  const Tap* columns[2] = {memory.columns + kQuad * quad,
+                           (Planar ? memory.chroma_columns : memory.columns) + kQuad * quad};
+  Neighbours planes[3];
+  int held[2] = {-2, -2};  // the upper rows that `planes` are of
+  float sum = 0;
+  for (int row = from; row < to; ++row) {
+    const Tap taps[2] = {memory.rows[row], Planar ? memory.chroma_rows[row] : memory.rows[row]};
+#pragma unroll
+    for (int kind = 0; kind < (Planar ? 2 : 1); ++kind) {
+      const int first = kind, end = Planar && kind == 0 ? 1 : 3;
+      const int upper = taps[kind].index;
+      if (held[kind] == upper) continue;
+      const bool next = held[kind] + 1 == upper;
+      const int lower = min(upper + 1, (kind ? s.chroma_height : s.height) - 1);
+      held[kind] = upper;
+#pragma unroll
+      for (int plane = first; plane < end; ++plane) {
+        Neighbours& rows = planes[plane];
+        if (kind == 0 && s.same_size) {
+          sampler.pick(plane, upper, columns[0], rows.upper);
+#pragma unroll
+          for (int k = 0; k < kQuad; ++k) rows.lower[k] = rows.upper[k];
+          continue;
+        }
+        if (next) {
+#pragma unroll
+          for (int k = 0; k < kQuad; ++k) rows.upper[k] = rows.lower[k];
+        } else {
+          sampler.across(plane, upper, columns[kind], rows.upper);
+        }
+        sampler.across(plane, lower, columns[kind], rows.lower);
       }
     }
-    return;
-  }
-  const int channels = s.planar ? 1 : 3;
-  int at[3];  // where in the line column 0 of each plane would lie
-  int used = 0;
-#pragma unroll  // so that rows and at are registers
-  for (int plane = 0; plane < 3; ++plane) {
-    if (plane > 0 && !s.planar) break;
-    const int values = channels * s.count[plane];
-    const int before = blend_line(rows[plane].upper, rows[plane].lower, rows[plane].weight,
-                                  channels * s.start[plane], values, channels, s.aligned[plane],
-                                  s.end, line + used);
-    at[plane] = used + before - channels * s.start[plane];
-    used += (before + values + channels + 15) / 16 * 16;
-  }
-  __syncwarp();
-  for (int x = lane; x < width; x += 32) {
-    const Tap tap = memory.columns[x];
-    if (s.planar) {
-      const Tap chroma = memory.chroma_columns[x];
-      const float* y = line + (at[0] + tap.index);
-      const float* u = line + (at[1] + chroma.index);
-      const float* v = line + (at[2] + chroma.index);
-      made(x, to_rgb(s.matrix, lerp(y[0], y[1], tap.weight), lerp(u[0], u[1], chroma.weight),
-                     lerp(v[0], v[1], chroma.weight)));
-    } else {
-      const float* p = line + (at[0] + 3 * tap.index);
-      made(x, Rgb<float>{lerp(p[0], p[3], tap.weight), lerp(p[1], p[4], tap.weight),
-                         lerp(p[2], p[5], tap.weight)});
+    Rgb<float> c[kQuad];
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      float value[3];
+#pragma unroll
+      for (int plane = 0; plane < 3; ++plane)
+        value[plane] = lerp(planes[plane].upper[k], planes[plane].lower[k],
+                            taps[Planar && plane ? 1 : 0].weight);
+      if constexpr (Planar)
+        c[k] = to_rgb(s.matrix, value[0], value[1], value[2]);
+      else
+        c[k] = {value[0], value[1], value[2]};
+    }
+    apply_jitter(c, s.jitter, 0, s.jitter.contrast_at, 0.f);
+    float* out = memory.crop + row * width + kQuad * quad;
+    const int columns_here = min(kQuad, width - kQuad * quad);
+    if (contrast) {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) sum += k < columns_here ? grey(c[k]) : 0.f;
+    }
+    if (width % kQuad == 0) {
+      store_shared_16(out, {c[0].r, c[1].r, c[2].r, c[3].r});
+      store_shared_16(out + bands.plane, {c[0].g, c[1].g, c[2].g, c[3].g});
+      store_shared_16(out + 2 * bands.plane, {c[0].b, c[1].b, c[2].b, c[3].b});
+      continue;
+    }
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      if (k >= columns_here) break;
+      out[k] = c[k].r;
+      out[k + bands.plane] = c[k].g;
+      out[k + 2 * bands.plane] = c[k].b;
     }
   }
-  __syncwarp();
+  return sum;
+}
+
+// `count` kept rows from `from` on. Neighbouring threads have neighbouring columns, and each a run
+// of rows, so that it samples most source rows once.
+template <bool Tiled, bool Planar>
+__device__ __forceinline__ float make_run(const PaceClip& args, const Bands& bands, const Source& s,
+                                          const Memory& memory, int from, int count) {
+  const int quads = (static_cast<int>(args.crop_width) + kQuad - 1) / kQuad;
+  const int groups = max(1, kThreads / quads);
+  const int group = groups > 1 ? threadIdx.x / quads : 0;
+  const int rows = (count + groups - 1) / groups;
+  const int begin = min(group * rows, count), end = group < groups ? min(begin + rows, count) : 0;
+  const Sampler<Tiled, Planar> sampler{s, memory.tile};
+  float sum = 0;
+  for (int quad = threadIdx.x - group * quads; quad < quads; quad += kThreads)
+    sum += make_quads(args, bands, sampler, memory, quad, from + begin, from + end);
+  return sum;
 }
 
 // Rows [first, first + rows) of the crop, jittered up to contrast, into shared memory. Gives this
 // thread's part of the sum of their grey.
-__device__ float make_rows(const PaceClip& args, const Bands& bands, const Source& s,
+__device__ float make_rows(const PaceClip& args, const Bands& bands, Source& s,
                            const Memory& memory, int first, int rows) {
   __syncthreads();  // the rows before are done with
   for (int row = threadIdx.x; row < rows; row += kThreads) {
@@ -268,18 +371,29 @@ __device__ float make_rows(const PaceClip& args, const Bands& bands, const Sourc
   }
   __syncthreads();
   float sum = 0;
-  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
-    float* out = memory.crop + row * static_cast<int>(args.crop_width);
-    make_row(args, s, memory, row, [&](int x, Rgb<float> colour) {
-      Rgb<float> c[1] = {colour};
-      apply_jitter(c, s.jitter, 0, s.jitter.contrast_at, 0.f);
-      out[x] = c[0].r;
-      out[x + bands.plane] = c[0].g;
-      out[x + 2 * bands.plane] = c[0].b;
-      sum += grey(c[0]);
-    });
+  if (s.tile_rows == 0) {
+    sum = s.planar ? make_run<false, true>(args, bands, s, memory, 0, rows)
+                   : make_run<false, false>(args, bands, s, memory, 0, rows);
+    __syncthreads();
+    return sum;
   }
-  __syncthreads();
+  for (int from = 0; from < rows; from += s.tile_rows) {
+    const int count = min(s.tile_rows, rows - from);
+    if (threadIdx.x == 0) place_tile(s, memory.rows[from].index, memory.chroma_rows[from].index);
+    __syncthreads();
+    for (int plane = 0; plane < (s.planar ? 3 : 1); ++plane) {
+      const Tap* taps = plane ? memory.chroma_rows : memory.rows;
+      copy_rows(s, plane, taps[from].index,
+                min(taps[from + count - 1].index + 1, (plane ? s.chroma_height : s.height) - 1),
+                memory.tile);
+    }
+    async_copy_commit();
+    async_copy_wait<0>();
+    __syncthreads();
+    sum += s.planar ? make_run<true, true>(args, bands, s, memory, from, count)
+                    : make_run<true, false>(args, bands, s, memory, from, count);
+    __syncthreads();
+  }
   return sum;
 }
 

@@ -1,7 +1,7 @@
 // Device operations that only exist as PTX: asynchronous copies and matrix instructions of sm_80
-// and later, the bare exponential. Each has its host version beside it, used where g++ compiles the
-// kernels for the tests (tests/cuda_on_cpu, which defines PACECORE_EMULATED): kernels call these
-// functions and hold no inline assembly of their own.
+// and later, a store, the bare exponential. Each has its host version beside it, used where g++
+// compiles the kernels for the tests (tests/cuda_on_cpu, which defines PACECORE_EMULATED): kernels
+// call these functions and hold no inline assembly of their own.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -62,6 +62,19 @@ __device__ __forceinline__ float power_of_two(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
   return result;
+#endif
+}
+
+// Stores 16 bytes to shared memory, at a multiple of 16. Spelt out because the compiler takes a
+// float4 apart where another path stores its parts.
+__device__ __forceinline__ void store_shared_16(float* to, float4 value) {
+#ifdef PACECORE_EMULATED
+  *reinterpret_cast<float4*>(to) = value;
+#else
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+               : "memory");
 #endif
 }
 

@@ -100,7 +100,7 @@ def build(*, sanitize: bool = False, coverage: bool = False, program: Path | Non
     target = work / (program.stem if program else "kernels_on_cpu.so")
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rules = ninja_file(flags, link, [*sources, HERE / "fibers.cpp"], work, target)
+        rules = ninja_file(flags, link, [*sources, *sorted(HERE.glob("*.cpp"))], work, target)
         (work / "build.ninja").write_text(rules)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         ran = subprocess.run(

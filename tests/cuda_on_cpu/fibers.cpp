@@ -1,19 +1,15 @@
-#include "fibers.h"
-
+// Lets the threads of a grid run: their stacks, their turns, and what a launch may ask for.
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
-#include <deque>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <numeric>
-#include <random>
 #include <sstream>
 #include <stdexcept>
-#include <vector>
+
+#include "running.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <dlfcn.h>
@@ -21,84 +17,17 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// The bounds of every static __shared__ variable, by shared_memory.ld.
-extern "C" __attribute__((visibility("hidden"))) unsigned char __start_cuda_shared[];
-extern "C" __attribute__((visibility("hidden"))) unsigned char __stop_cuda_shared[];
-
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace cuda_on_cpu {
+
+Running now;
+
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 4096;
-constexpr Device kDevices[] = {{86, 99 * 1024, 1, 96 * 1024}, {90, 227 * 1024, 8, 384 * 1024}};
-
-enum class Schedule : int { forwards = 0, backwards = 1, shuffled = 2 };
-enum class State { ready, at_barrier, at_cluster_barrier, at_collective, ended };
-
-struct Copy {
-  void* destination;
-  const void* source;
-  int valid_bytes;
-};
-
-struct Fiber {
-  void* stack_pointer = nullptr;
-  char* stack = nullptr;
-  void* fake_stack = nullptr;  // AddressSanitizer's
-  uint3 index{};
-  State state = State::ready;
-  Site site;
-  unsigned mask = 0;
-  void* request = nullptr;
-  void (*combine)(Lanes&) = nullptr;
-  std::deque<std::vector<Copy>> copies;  // committed groups, oldest first, and the open one
-};
-
-struct Barrier {
-  size_t arrived = 0;
-  int votes = 0;
-  int result = 0;
-  Site site;
-};
-
-struct Warp {
-  unsigned living = 0;   // lanes that have not ended
-  unsigned waiting = 0;  // of them, lanes at a warp-wide operation
-};
-
-struct Block {
-  uint3 index{};
-  Barrier barrier;
-  // Of its exact size and from the heap, so that AddressSanitizer guards its ends.
-  std::unique_ptr<unsigned char[]> dynamic_shared;
-  std::vector<unsigned char> static_shared;  // while another block of its cluster runs
-};
-
-// What runs now: one cluster, which is one block unless the launch says otherwise.
-struct {
-  Device device = kDevices[1];
-  Schedule schedule = Schedule::forwards;
-  std::mt19937_64 random;
-  uint64_t seed = 0;
-  std::string kernel;
-  const std::function<void()>* body = nullptr;
-  size_t shared_bytes = 0;
-  std::vector<Block> blocks;
-  size_t loaded = 0;  // the block whose static shared memory is in place
-  Barrier cluster_barrier;
-  std::vector<Warp> warps;    // of block after block
-  std::vector<Fiber> fibers;  // of block after block; grows to the most seen, stacks are kept
-  size_t count = 0;           // threads of a block
-  Fiber* running = nullptr;
-  std::string fault;
-  void* main_stack_pointer = nullptr;
-  void* main_fake_stack = nullptr;
-  const void* main_stack = nullptr;
-  size_t main_stack_bytes = 0;
-} now;
 std::mutex one_launch;
 std::map<std::string, size_t> last_shared_bytes;  // dynamic, of each kernel's last launch
 
@@ -133,6 +62,8 @@ cuda_on_cpu_switch_stack:
 .size cuda_on_cpu_switch_stack, . - cuda_on_cpu_switch_stack
 )");
 
+}  // namespace
+
 void to_main(bool for_good) {
   Fiber& self = *now.running;
 #if defined(__SANITIZE_ADDRESS__)
@@ -147,16 +78,7 @@ void to_main(bool for_good) {
 #endif
 }
 
-size_t number_of(const Fiber& fiber) { return &fiber - now.fibers.data(); }
-
-Block& block_of(const Fiber& fiber) { return now.blocks[number_of(fiber) / now.count]; }
-
-size_t warps_of_block() { return (now.count + 31) / 32; }
-
-Warp& warp_of(const Fiber& fiber) {
-  const size_t number = number_of(fiber);
-  return now.warps[number / now.count * warps_of_block() + number % now.count / 32];
-}
+namespace {
 
 // Static shared memory of all kernels together. Not instrumented, here and in poison(): the
 // redzones between the variables are copied too.
@@ -189,8 +111,6 @@ void resume(Fiber& fiber) {
   __sanitizer_finish_switch_fiber(now.main_fake_stack, nullptr, nullptr);
 #endif
 }
-
-void leave_warp();
 
 // First function on a fiber's stack.
 void fiber_main() {
@@ -229,6 +149,8 @@ void prepare(Fiber& fiber, size_t number) {
                  static_cast<unsigned>(row % blockDim.y), static_cast<unsigned>(row / blockDim.y)};
 }
 
+}  // namespace
+
 std::string text(uint3 index) {
   std::ostringstream out;
   out << "(" << index.x << ", " << index.y << ", " << index.z << ")";
@@ -239,6 +161,8 @@ std::string text(const Site& site) {
   const std::string path = site.file_name();
   return path.substr(path.rfind('/') + 1) + ":" + std::to_string(site.line());
 }
+
+namespace {
 
 std::string doing(const Fiber& fiber) {
   std::string result = "thread " + text(fiber.index);
@@ -330,65 +254,6 @@ void run_cluster() {
     if (!progress) throw_deadlock();
     if (now.schedule == Schedule::shuffled) turns = take_turns();
   }
-}
-
-void carry_out(const Copy& copy) {
-  std::memcpy(copy.destination, copy.source, copy.valid_bytes);
-  std::memset(static_cast<char*>(copy.destination) + copy.valid_bytes, 0, 16 - copy.valid_bytes);
-}
-
-void wait(State state, const Site& site) {
-  now.running->state = state;
-  now.running->site = site;
-  to_main(false);
-}
-
-// Completes the operation that `first` waits at, if every living lane of its mask waits at it too.
-void complete_collective(const Fiber& first) {
-  Warp& warp = warp_of(first);
-  Lanes lanes{first.mask & warp.living, {}};
-  if (lanes.mask & ~warp.waiting) return;
-  const unsigned mask = first.mask;
-  Fiber* fibers = &now.fibers[number_of(first) - number_of(first) % now.count % 32];
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(lanes.mask >> lane & 1)) continue;
-    const Fiber& fiber = fibers[lane];
-    if (fiber.mask != mask || fiber.combine != first.combine ||
-        fiber.site.line() != first.site.line())
-      return;
-    lanes.requests[lane] = fiber.request;
-  }
-  for (int lane = 0; lane < 32; ++lane)
-    if (lanes.mask >> lane & 1) fibers[lane].state = State::ready;
-  warp.waiting &= ~lanes.mask;
-  first.combine(lanes);
-}
-
-// Ends the running thread's part in its warp, for which other lanes may have waited.
-void leave_warp() {
-  const Fiber& self = *now.running;
-  Warp& warp = warp_of(self);
-  warp.living &= ~(1u << lane());
-  const Fiber* fibers = &self - lane();
-  for (int other = 0; other < 32; ++other)
-    if (warp.waiting >> other & 1) complete_collective(fibers[other]);
-}
-
-// Waits for all `count` threads from `first` on; gives how many of them voted.
-int pass_barrier(Barrier& barrier, State state, Fiber* first, size_t count, bool vote,
-                 const Site& site) {
-  if (barrier.arrived && barrier.site.line() != site.line())
-    fault("is at a barrier, " + text(site) + ", while others wait at one at " + text(barrier.site));
-  barrier.site = site;
-  barrier.votes += vote;
-  if (++barrier.arrived < count) {
-    wait(state, site);
-  } else {
-    barrier.result = barrier.votes;
-    barrier.arrived = barrier.votes = 0;
-    for (size_t i = 0; i < count; ++i) first[i].state = State::ready;
-  }
-  return barrier.result;
 }
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -483,73 +348,6 @@ void fault(const std::string& what) {
   to_main(false);
   __builtin_unreachable();
 }
-
-void* dynamic_shared() { return block_of(*now.running).dynamic_shared.get(); }
-
-int block_barrier(bool predicate, Site site) {
-  Fiber* first = &now.fibers[number_of(*now.running) / now.count * now.count];
-  return pass_barrier(block_of(*now.running).barrier, State::at_barrier, first, now.count,
-                      predicate, site);
-}
-
-void cluster_barrier(Site site) {
-  pass_barrier(now.cluster_barrier, State::at_cluster_barrier, now.fibers.data(),
-               now.count * now.blocks.size(), false, site);
-}
-
-void* shared_of_rank(void* address, unsigned rank) {
-  auto* byte = static_cast<unsigned char*>(address);
-  unsigned char* dynamic = block_of(*now.running).dynamic_shared.get();
-  if (rank >= now.blocks.size())
-    fault("asks for rank " + std::to_string(rank) + " of a cluster of " +
-          std::to_string(now.blocks.size()));
-  if (byte >= dynamic && byte < dynamic + now.shared_bytes)
-    return now.blocks[rank].dynamic_shared.get() + (byte - dynamic);
-  if (byte < __start_cuda_shared || byte >= __stop_cuda_shared)
-    fault("asks for the shared memory of another block, but not by an address in its own");
-  if (rank == now.loaded) return byte;
-  return now.blocks[rank].static_shared.data() + (byte - __start_cuda_shared);
-}
-
-void warp_collective(unsigned mask, void* request, void (*combine)(Lanes&), Site site) {
-  Fiber& self = *now.running;
-  if (!(mask >> lane() & 1)) fault("is not in the mask that it names, " + text(site));
-  self.mask = mask;
-  self.request = request;
-  self.combine = combine;
-  self.site = site;
-  self.state = State::at_collective;
-  warp_of(self).waiting |= 1u << lane();
-  complete_collective(self);
-  if (self.state != State::ready) to_main(false);
-}
-
-void async_copy(void* destination, const void* source, int valid_bytes) {
-  const auto aligned = [](const void* address) {
-    return reinterpret_cast<uintptr_t>(address) % 16 == 0;
-  };
-  if (!aligned(destination) || !aligned(source))
-    fault("an asynchronous copy of 16 bytes needs both addresses to be multiples of 16");
-  const Copy copy{destination, source, valid_bytes};
-  const bool at_once = now.schedule == Schedule::backwards ||
-                       (now.schedule == Schedule::shuffled && now.random() % 2);
-  if (at_once)
-    carry_out(copy);
-  else
-    now.running->copies.back().push_back(copy);
-}
-
-void async_commit() { now.running->copies.emplace_back(); }
-
-void async_wait(int pending_groups) {
-  auto& copies = now.running->copies;
-  while (copies.size() > static_cast<size_t>(pending_groups) + 1) {
-    for (const Copy& copy : copies.front()) carry_out(copy);
-    copies.pop_front();
-  }
-}
-
-unsigned lane() { return number_of(*now.running) % now.count % 32; }
 
 }  // namespace cuda_on_cpu
 
