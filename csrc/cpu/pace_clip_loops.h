@@ -286,7 +286,7 @@ PACECORE_INLINE void finish_rows(const Finish f, const float* from, int first_st
       Out* const to = left < group ? ragged : out;
       if constexpr (Interleaved) {
         // One stream of stores outruns the processor's own prefetch, which keeps up with the three
-        // of separate channels: clips of 64 x 224 x 224 took 8 % longer without this, 4 % with it.
+        // of separate channels.
         for (int line = 0; line < 3 * group * static_cast<int>(sizeof(Out)); line += 64)
           __builtin_prefetch(reinterpret_cast<char*>(out) + 1024 + line, 1);
       }
