@@ -7,6 +7,7 @@ packed store, preset paper's (the full width) from files.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,12 +38,13 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def case(source: FrameSource, kind: str, preset: str, device: torch.device) -> dict:
-    """Clips a second of the whole test, of the network alone before and after it, and of all but
-    the network.
+def case(source: FrameSource, kind: str, preset: str, device: torch.device, rounds: int) -> dict:
+    """Clips a second of the whole test, of the network alone and of all but the network.
 
-    The bound is what a test would reach whose cores are never idle and do nothing but decode, make
-    clips and run the network, each at the rate that it has alone.
+    Test and network alone take turns, `rounds` times, and each test is set beside the two
+    measurements around it, so that a slow spell of the machine falls on both. The bound is what a
+    test would reach whose cores are never idle and do nothing but decode, make clips and run the
+    network, each at the rate that it has alone.
     """
     options = from_mapping(FinetuneOptions, {}, preset=preset)
     backbone = build_backbone(options.backbone, options.depth or None, options.width)
@@ -59,28 +61,34 @@ def case(source: FrameSource, kind: str, preset: str, device: torch.device) -> d
     together = 8 if device.type == "cpu" else CLIPS_AT_ONCE  # as the test itself runs it
     shape = (together, 3, options.clip_frames, options.crop, options.crop)
     clips = torch.rand(shape, device=device).to(memory_format=whole.layout)
+    count = len(source) * whole.clips
 
     def alone() -> float:
         with torch.inference_mode():
-            return time_function(lambda: model(clips), device, min_seconds=5, max_runs=50).p50
+            timing = time_function(lambda: model(clips), device, min_seconds=5, max_runs=50)
+        return together / timing.p50
 
-    before = alone()
-    seconds = seconds_of(lambda: measure_actions(whole, source, source.classes))
-    after = alone()
-    rest_seconds = seconds_of(lambda: measure_actions(rest, source, source.classes))
-    count = len(source) * whole.clips
+    network, tests = [alone()], []
+    for _ in range(rounds):
+        tests.append(count / seconds_of(lambda: measure_actions(whole, source, source.classes)))
+        network.append(alone())
+    rest_rate = count / seconds_of(lambda: measure_actions(rest, source, source.classes))
+    shares = [
+        2 * rate / (before + after)
+        for rate, before, after in zip(tests, network, network[1:], strict=False)
+    ]
     rates = {
-        "test": count / seconds,
-        "network_alone": 2 * together / (before + after),
-        "without_network": count / rest_seconds,
+        "test": statistics.median(tests),
+        "network_alone": statistics.median(network),
+        "without_network": rest_rate,
     }
-    bound = 1 / (1 / rates["network_alone"] + 1 / rates["without_network"])
-    share = rates["test"] / rates["network_alone"]
+    bound = 1 / (1 / rates["network_alone"] + 1 / rest_rate)
+    share = statistics.median(shares)
     print(
         f"{preset}, {kind}: test {rates['test']:.2f} clips/s, network alone"
-        f" {rates['network_alone']:.2f}, share {share:.2f}; without the network"
-        f" {rates['without_network']:.1f} clips/s, so that {bound / rates['network_alone']:.2f}"
-        " is the most",
+        f" {rates['network_alone']:.2f}, share {share:.2f}"
+        f" ({', '.join(f'{each:.2f}' for each in shares)}); without the network"
+        f" {rest_rate:.1f} clips/s, so that {bound / rates['network_alone']:.2f} is the most",
         flush=True,
     )
     return {
@@ -94,7 +102,7 @@ def case(source: FrameSource, kind: str, preset: str, device: torch.device) -> d
         "clips": count,
         "workers": workers,
         "clips_per_second": rates,
-        "network_batch_seconds": [before, after],
+        "rounds": {"test": tests, "network_alone": network, "shares": shares},
         "share_of_network_rate": share,
         "largest_share_possible": bound / rates["network_alone"],
     }
@@ -118,14 +126,15 @@ def main() -> None:
         few = spread(index, 12 if quick else 80)
         size = from_mapping(FinetuneOptions, {}, preset="small").resize
         store, _ = pack(few, Path(folder) / "store", size)
+        rounds = 1 if quick else 3
         slow = device.type == "cpu"  # the full width, whose clips take a second each there
         cases = [
-            case(VideoFiles(few), "files", "small", device),
-            case(store, "packed store", "small", device),
+            case(VideoFiles(few), "files", "small", device, rounds),
+            case(store, "packed store", "small", device, rounds),
         ]
         if not (slow and quick):
-            wide = VideoFiles(spread(few, 8) if slow else few)
-            cases.append(case(wide, "files", "paper", device))
+            wide = VideoFiles(spread(few, 16) if slow else few)
+            cases.append(case(wide, "files", "paper", device, rounds))
     path = write_record(arguments.out, "evaluate", arguments.device, cases)
     print(f"record: {path}")
 

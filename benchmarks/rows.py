@@ -41,7 +41,7 @@ def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     copies = {case["threads"]: case for case in cases if case["case"] == "copy"}
     ours: dict[tuple, float] = {}
     for case in cases:
-        if case["case"] == "copy":
+        if "contender" not in case:  # the copy, and ratios of layouts
             continue
         one_thread = case["threads"] == 1
         # Of one thread the processor's time: other programs hardly change it.

@@ -53,6 +53,9 @@ def test_cell_past_its_limit_says_so_and_goes_on_to_its_end_and_then_runs_nothin
     written = page.evidence_page([mine], "tiny")
     assert "| pace | 1 |" in written
     assert "## Held-out pace accuracy" in written
+    ablation = page.evidence_page([mine], "tiny", baseline=mine.arm)
+    assert "claims" not in ablation
+    assert "above pace by" in ablation
 
 
 def test_cell_names_the_stage_that_failed(tmp_path):

@@ -104,7 +104,8 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         " draw videos and seeds anew; an arm is above or below its baseline where the whole"
         " interval is."
     )
-    page = evidence_page(cells, about)
+    baseline = _PACE if options.grid == "ablations" else None
+    page = evidence_page(cells, about, baseline)
     try:
         make_report(folders, options.runs / "report")
     except PacecoreError as error:  # matplotlib is not installed
@@ -112,7 +113,7 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         make_report(folders, options.runs / "report", pictures=False)
     suffix = "" if options.grid == "main" else f"-{options.grid}"
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
-    write_record(path, "experiments", "cpu", summary(cells))
+    write_record(path, "experiments", "cpu", summary(cells, baseline))
     for place in (options.runs / "evidence.md", path.with_suffix(".md")):
         place.write_text(page, encoding="utf-8")
 

@@ -114,19 +114,23 @@ def _right(cells: list[Cell], arm: Arm, measure: Measure) -> np.ndarray:
     return np.array([[hits[video] for video in videos] for hits in found], dtype=np.float64)
 
 
-def comparisons(cells: list[Cell]) -> list[Comparison]:
-    """Every arm under every measure, in the order of the grid."""
+def comparisons(cells: list[Cell], baseline: Arm | None = None) -> list[Comparison]:
+    """Every arm under every measure, in the order of the grid.
+
+    baseline: what arms are compared with; None for each measure's own.
+    """
     arms = {cell.arm.name: cell.arm for cell in cells}
     result = []
     for measure in MEASURES:
-        theirs = _right(cells, measure.baseline, measure)
+        against = baseline or measure.baseline
+        theirs = _right(cells, against, measure)
         for arm in arms.values():
             mine = _right(cells, arm, measure)
             if not len(mine):
                 continue
             spread = mine.mean(axis=1)
             figures = (None, None, None)
-            if len(theirs) and arm.name != measure.baseline.name:
+            if len(theirs) and arm.name != against.name:
                 figures = compare(mine, theirs, np.random.default_rng(0))
             result.append(
                 Comparison(
@@ -156,17 +160,24 @@ def _pace_accuracy(cells: list[Cell]) -> list[tuple[str, list[float], float]]:
     return rows
 
 
-def evidence_page(cells: list[Cell], about: str) -> str:
-    """Markdown: the claims first, then a table for each measure."""
-    found = comparisons(cells)
-    lines = ["# The paper's claims on real videos", "", about, "", *_claims(found)]
+def evidence_page(cells: list[Cell], about: str, baseline: Arm | None = None) -> str:
+    """Markdown: the claims first, then a table for each measure.
+
+    With a `baseline` all arms are compared with that one: ablations, which claim nothing.
+    """
+    found = comparisons(cells, baseline)
+    if baseline:
+        lines = ["# Ablations on real videos", "", about]
+    else:
+        lines = ["# The paper's claims on real videos", "", about, "", *_claims(found)]
     for measure in MEASURES:
         rows = [each for each in found if each.measure == measure.name]
         if not rows:
             continue
+        against = (baseline or measure.baseline).words
         lines += ["", f"## {measure.words[0].upper()}{measure.words[1:]}", ""]
         lines += [
-            f"| weights | seeds | % | above {measure.baseline.words} by | 95 % interval | |",
+            f"| weights | seeds | % | above {against} by | 95 % interval | |",
             "|---|---|---|---|---|---|",
         ]
         for each in rows:
@@ -215,9 +226,10 @@ def _claims(found: list[Comparison]) -> list[str]:
     return lines
 
 
-def summary(cells: list[Cell]) -> list[dict]:
+def summary(cells: list[Cell], baseline: Arm | None = None) -> list[dict]:
     """The same for the record."""
-    cases: list[dict] = [{**vars(each), "verdict": each.verdict} for each in comparisons(cells)]
+    found = comparisons(cells, baseline)
+    cases: list[dict] = [{**vars(each), "verdict": each.verdict} for each in found]
     for words, shares, chance in _pace_accuracy(cells):
         cases.append({"arm": words, "measure": "pace", "by_seed": shares, "chance": chance})
     return cases

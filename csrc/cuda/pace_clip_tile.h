@@ -1,0 +1,215 @@
+// Of one block of pace_clip.cu: its frame, its share of shared memory, its taps, and the source
+// bytes it copies there. All is internal to that file.
+#pragma once
+
+#include "launch.h"
+#include "pace_clip_args.h"
+#include "primitives.h"
+
+namespace pacecore {
+namespace {
+
+// Three blocks of them leave a thread 96 registers, which a row of four columns wants.
+constexpr int kThreads = 192;
+constexpr int kWarps = kThreads / 32;
+constexpr int kQuad = 4;  // columns of a thread: one 16-byte store into each plane
+// Source bytes copied at a time: 28 rows of 112 pixels from 320 x 240 need 20 KB.
+constexpr int kTileBytes = 22 * 1024;
+constexpr int64_t kWidest = 2048;  // crop columns; their taps and one row fit in any GPU's block
+
+// How the rows of a frame are shared out, chosen on the host.
+struct Bands {
+  int rows;       // of a block
+  int kept_rows;  // of them that fit into shared memory at a time
+  int blocks;     // of a frame
+  int cluster;    // blocks, or 1 where no frame has jitter
+  int plane;      // floats of a plane of the kept rows, a multiple of 8
+  // Where the parts of Memory start, in bytes, and where they end.
+  int tile, columns, chroma_columns, row_taps, chroma_row_taps, shared_bytes;
+};
+
+// What all threads of a block know of their frame. Of packed RGB the planes are its channels.
+struct Source {
+  int frame;        // b * T + t
+  int first, rows;  // of the crop: the block's band, maybe no rows
+  const uint8_t* planes[3];
+  int64_t strides[3];
+  const uint8_t* end;  // of data
+  YuvToRgb matrix;
+  Jitter jitter;
+  int height, width, chroma_height;
+  int top, left;
+  bool valid, planar, centre_sited, flip;
+  bool same_size;  // as the resized image: each sample of the first plane is one byte
+  // Of a row of the plane, or of packed RGB in [0]: the first byte needed and how many.
+  int start[2], bytes[2];
+  // Rows of the crop whose source rows are in the tile at a time, 0 where samples are read one by
+  // one from global memory. [1] is of both chroma planes, which lie one after the other.
+  int tile_rows;
+  int tile[3];     // where each plane starts, a multiple of 16
+  int pitch[2];    // bytes from row to row: as the plane's stride, modulo 16
+  int origins[3];  // where byte 0 of row 0 of the plane would stand now
+};
+
+struct alignas(16) TapPair {
+  Tap taps[2];
+};
+
+struct Memory {
+  // (W rounded up to kQuad,); index is that of a byte in the row
+  Tap *columns, *chroma_columns;
+  Tap *rows, *chroma_rows;  // (kept_rows,)
+  uint8_t* tile;            // (kTileBytes,)
+  float* crop;              // (3, plane)
+};
+
+void lay_out(const PaceClip& args, Bands& bands) {
+  const int columns = static_cast<int>((args.crop_width + kQuad - 1) / kQuad * kQuad);
+  constexpr int tap = sizeof(Tap);
+  bands.plane = static_cast<int>((bands.kept_rows * args.crop_width + 7) / 8 * 8);
+  bands.tile = 12 * bands.plane;
+  bands.columns = bands.tile + kTileBytes;
+  bands.chroma_columns = bands.columns + tap * columns;
+  bands.row_taps = bands.chroma_columns + tap * columns;
+  bands.chroma_row_taps = bands.row_taps + tap * bands.kept_rows;
+  bands.shared_bytes = bands.chroma_row_taps + tap * bands.kept_rows;
+}
+
+__device__ __forceinline__ Memory memory_of(const Bands& bands, float* shared) {
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(shared);
+  return {reinterpret_cast<Tap*>(bytes + bands.columns),
+          reinterpret_cast<Tap*>(bytes + bands.chroma_columns),
+          reinterpret_cast<Tap*>(bytes + bands.row_taps),
+          reinterpret_cast<Tap*>(bytes + bands.chroma_row_taps),
+          bytes + bands.tile,
+          shared};
+}
+
+// ---- The frame ----
+
+// By one thread. An entry out of range leaves `valid` false and nothing is read through it.
+__device__ void find_source(const PaceClip& args, const Bands& bands, Source& s) {
+  const int frame = static_cast<int>(blockIdx.x / bands.blocks);
+  s.frame = frame;
+  s.first = static_cast<int>(blockIdx.x % bands.blocks) * bands.rows;
+  s.rows = max(0, min(bands.rows, static_cast<int>(args.crop_height) - s.first));
+  s.valid = false;
+  const int32_t row_number = args.plan[frame];
+  if (row_number < 0 || row_number >= args.num_rows) return;
+  const int64_t* row = args.table + int64_t{kColumns} * row_number;
+  const int32_t* crop = args.crop + 3 * (frame / args.clip_frames);
+  if (broken_rule(row, args.num_bytes)) return;
+  if (crop[0] < 0 || crop[0] > args.resize_height - args.crop_height) return;
+  if (crop[1] < 0 || crop[1] > args.resize_width - args.crop_width) return;
+  if (crop[2] != 0 && crop[2] != 1) return;
+  s.jitter = Jitter{};
+  if (args.jitter_order) {
+    if (!is_jitter_order(args.jitter_order[frame])) return;
+    s.jitter = make_jitter(args.jitter + 4 * frame, args.jitter_order[frame]);
+  }
+  s.valid = true;
+  s.end = args.data + args.num_bytes;
+  s.planar = row[kFormat] & kPlanar;
+  s.centre_sited = row[kFormat] & kCentreSited;
+  s.matrix = yuv_to_rgb(row[kFormat]);
+  s.height = static_cast<int>(row[kHeight]);
+  s.width = static_cast<int>(row[kWidth]);
+  s.chroma_height = (s.height + 1) / 2;
+  s.top = crop[0];
+  s.left = crop[1];
+  s.flip = crop[2];
+  s.same_size = s.height == args.resize_height && s.width == args.resize_width;
+  const int64_t offsets[3] = {row[kYOffset], row[kUOffset], row[kVOffset]};
+  for (int plane = 0; plane < 3; ++plane) {
+    s.planes[plane] = args.data + (s.planar ? offsets[plane] : offsets[0] + plane);
+    s.strides[plane] = s.planar && plane ? row[kChromaStride] : row[kStride];
+  }
+}
+
+// Lays out the tile, by one thread.
+__device__ void plan_tile(const PaceClip& args, const Bands& bands, Source& s) {
+  const int channels = s.planar ? 1 : 3, resized = static_cast<int>(args.resize_height);
+  // Rows are copied in aligned 16 bytes, which those of two rows never share: 15 more on each side.
+  // Taps on the last column read one pixel more.
+  s.pitch[1] = 0;  // of packed RGB
+  for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
+    const int least = s.bytes[plane] + channels + 30;
+    s.pitch[plane] = least + static_cast<int>((s.strides[plane] - least) & 15);
+  }
+  // n rows of the crop lie between (n - 1) * height / resized + 3 source rows, and half of that
+  // and 3 chroma rows.
+  const int fixed = 3 * s.pitch[0] + 6 * s.pitch[1] + 3 * 31;
+  const int a_row = s.pitch[0] + s.pitch[1];
+  s.tile_rows = 0;
+  // Past 3 source rows for each of the crop most of a copy would not be read.
+  if (reinterpret_cast<uintptr_t>(args.data) % 16 || fixed > kTileBytes || s.height > 3 * resized)
+    return;
+  const int steps =
+      static_cast<int>(int64_t{kTileBytes - fixed} * resized / (int64_t{s.height} * a_row));
+  s.tile_rows = min(bands.kept_rows, 1 + steps);
+  const int apart = static_cast<int>(int64_t{s.tile_rows - 1} * s.height / resized);
+  s.tile[0] = 0;
+  s.tile[1] = ((apart + 3) * s.pitch[0] + 31) / 16 * 16;
+  s.tile[2] = s.tile[1] + ((apart / 2 + 3) * s.pitch[1] + 31) / 16 * 16;
+}
+
+// The block's column taps, and by one thread which bytes of the source they need.
+__device__ void find_columns(const PaceClip& args, const Bands& bands, const Memory& memory,
+                             Source& s) {
+  const int width = static_cast<int>(args.crop_width);
+  const int channels = s.planar ? 1 : 3;
+  const Plane chroma = s.centre_sited ? Plane::chroma_between : Plane::chroma_on_even;
+  for (int i = threadIdx.x; i < (width + kQuad - 1) / kQuad * kQuad; i += kThreads) {
+    const int x = min(i, width - 1);
+    const int64_t at = s.left + (s.flip ? width - 1 - x : x);
+    Tap tap = tap_at(at, s.width, args.resize_width, Plane::luma);
+    tap.index *= channels;
+    memory.columns[i] = tap;
+    if (s.planar) memory.chroma_columns[i] = tap_at(at, s.width, args.resize_width, chroma);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const int first = s.flip ? width - 1 : 0, last = width - 1 - first;
+    for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
+      const Tap* taps = plane ? memory.chroma_columns : memory.columns;
+      const int row_bytes = plane ? (s.width + 1) / 2 : channels * s.width;
+      s.start[plane] = taps[first].index;
+      s.bytes[plane] = min(taps[last].index + 2 * channels, row_bytes) - s.start[plane];
+    }
+    plan_tile(args, bands, s);
+  }
+  __syncthreads();
+}
+
+// ---- The tile ----
+
+// By one thread: the tile shall start with rows `first` and `chroma_first` of the planes. Rows keep
+// their places modulo 16, and channels of packed RGB theirs beside each other.
+__device__ void place_tile(Source& s, int first, int chroma_first) {
+  for (int plane = 0; plane < 3; ++plane) {
+    const int kind = plane && s.planar ? 1 : 0, row = kind ? chroma_first : first;
+    const int channel = s.planar ? 0 : plane;
+    const uint8_t* start = s.planes[plane] - channel + row * s.strides[plane] + s.start[kind];
+    s.origins[plane] = s.tile[s.planar ? plane : 0] + channel +
+                       static_cast<int>(reinterpret_cast<uintptr_t>(start) % 16) - s.start[kind] -
+                       row * s.pitch[kind];
+  }
+}
+
+// Starts the copy of rows [first, last] of a plane, the aligned 16 bytes that hold what is needed.
+__device__ void copy_rows(const Source& s, int plane, int first, int last, uint8_t* tile) {
+  const int kind = plane ? 1 : 0;
+  const int packets = s.bytes[kind] / 16 + 2;
+  const int shift = 32 - __clz(packets - 1);
+  for (int i = threadIdx.x; i >> shift <= last - first; i += kThreads) {
+    const int row = first + (i >> shift), packet = i & ((1 << shift) - 1);
+    const uint8_t* from = s.planes[plane] + row * s.strides[plane] + s.start[kind];
+    const int at = 16 * packet - static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16);
+    if (at >= s.bytes[kind]) continue;
+    async_copy_16(tile + (s.origins[plane] + row * s.pitch[kind] + s.start[kind] + at), from + at,
+                  static_cast<int>(min(int64_t{16}, static_cast<int64_t>(s.end - from) - at)));
+  }
+}
+
+}  // namespace
+}  // namespace pacecore
