@@ -180,8 +180,6 @@ def retrieve(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     for case in cases:
         name = f"{case['queries']:,} queries on {case['gallery']:,} x {case['dimensions']:,}"
         work = 2 * case["queries"] * case["gallery"] * case["dimensions"]
-        if "pacecore" not in case:
-            continue  # the memory of a gallery in a file, which has no peers
         ways = {n: found for n, found in case.items() if isinstance(found, dict)}
         first = None
         for way, found in ways.items():
