@@ -9,6 +9,7 @@ import numpy as np
 from pacecore.errors import PacecoreError
 
 try:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError:
     raise PacecoreError(
@@ -26,46 +27,70 @@ class _Measured(Protocol):
     test: dict[str, Any]
 
 
-def draw_runs(runs: Sequence[_Measured], out: Path) -> list[tuple[str, str]]:
-    """Curves of all runs and a confusion matrix of each tested one: (file name, what it shows)."""
+Group = tuple[str, Sequence[_Measured]]  # runs of one setting, and its words
+
+
+def draw_runs(groups: Sequence[Group], out: Path) -> list[tuple[str, str]]:
+    """Curves, and a confusion matrix of each tested setting: (file name, what it shows)."""
     drawn = []
     for kind, what in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
-        chosen = [run for run in runs if run.kind == kind and run.metrics]
+        chosen = [
+            (words, [run for run in runs if run.kind == kind and run.metrics])
+            for words, runs in groups
+        ]
+        chosen = [(words, runs) for words, runs in chosen if runs]
         if chosen:
             draw_curves(chosen, out / f"curves-{kind}.png")
             drawn.append((f"curves-{kind}.png", f"loss and accuracy of {what}"))
-    for run in runs:
-        if run.test.get("confusion"):
-            classes = run.test.get("classes") or list(run.test["per_class"])
-            name = f"{run.name}-confusion.png"
-            draw_confusion(np.array(run.test["confusion"]), classes, out / name)
-            drawn.append((name, f"{run.name}: confusion, rows true, columns predicted"))
+    for words, runs in groups:
+        tested = [run for run in runs if run.test.get("confusion")]
+        if not tested:
+            continue
+        first = tested[0]
+        classes = first.test.get("classes") or list(first.test["per_class"])
+        name = f"{first.name}-confusion.png"
+        counts = sum(np.array(run.test["confusion"]) for run in tested)
+        draw_confusion(counts, classes, out / name)
+        summed = "summed, " if len(tested) > 1 else ""
+        drawn.append((name, f"{words}: confusion, {summed}rows true, columns predicted"))
     return drawn
 
 
-def draw_curves(runs: Sequence[_Measured], path: Path) -> None:
-    """Loss and accuracy over epochs: training as lines, held-out or validation as dots."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+_LINES = ("-", "--", ":", "-.")
+
+
+def draw_curves(groups: Sequence[Group], path: Path) -> None:
+    """Loss and accuracy over epochs, a colour a setting: training as lines, held-out or validation
+    accuracy as dots.
+    """
+    # In the legend a letter is about a twelfth of an inch wide, a line a fifth high.
+    longest = 6 + max(len(words) for words, _ in groups)
+    columns = max(1, min(3, len(groups), 120 // longest))
+    figure = Figure(figsize=(10, 4 + 0.2 * -(-len(groups) // columns)), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    for number, run in enumerate(runs):
-        colour = f"C{number % 10}"
-        steps = {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
-        trained = [line for line in run.metrics if "loss" in line]
-        epochs = [line["epoch"] for line in trained]
-        loss.plot(epochs, [line["loss"] for line in trained], color=colour, label=run.name)
-        shown = [line.get("accuracy", np.nan) for line in trained]
-        accuracy.plot(epochs, shown, color=colour, alpha=0.5, linewidth=1)
-        for name in ("pace_accuracy", "val_accuracy"):
-            held = [line for line in run.metrics if name in line]
-            places = [steps.get(line["step"], np.nan) for line in held]
-            values = [line[name] for line in held]
-            accuracy.plot(places, values, "o-", color=colour, markersize=4)
+    for number, (words, runs) in enumerate(groups):
+        look = {"color": f"C{number % 10}", "linestyle": _LINES[number // 10 % len(_LINES)]}
+        for place, run in enumerate(runs):
+            _draw_run(run, loss, accuracy, look, "" if place else words)
     loss.set(xlabel="epoch", ylabel="loss")
     accuracy.set(xlabel="epoch", ylabel="accuracy (dots: held out)", ylim=(0, 1.02))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-    loss.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+def _draw_run(run: _Measured, loss: Axes, accuracy: Axes, look: dict[str, str], label: str) -> None:
+    steps = {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
+    trained = [line for line in run.metrics if "loss" in line]
+    epochs = [line["epoch"] for line in trained]
+    loss.plot(epochs, [line["loss"] for line in trained], label=label or None, **look)
+    shown = [line.get("accuracy", np.nan) for line in trained]
+    accuracy.plot(epochs, shown, alpha=0.5, linewidth=1, **look)
+    for name in ("pace_accuracy", "val_accuracy"):
+        held = [line for line in run.metrics if name in line]
+        places = [steps.get(line["step"], np.nan) for line in held]
+        accuracy.plot(places, [line[name] for line in held], marker="o", markersize=4, **look)
 
 
 def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:

@@ -33,13 +33,12 @@ class Table:
     title: str
     heads: list[str]
     rows: list[list[str]] = field(default_factory=list)
-    note: str = ""
 
     def markdown(self) -> str:
         lines = [f"## {self.title}", ""]
         lines += ["| " + " | ".join(self.heads) + " |", "|" + "---|" * len(self.heads)]
         lines += ["| " + " | ".join(row) + " |" for row in self.rows]
-        return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
+        return "\n".join([*lines, ""])
 
 
 def mean_words(values: Sequence[float], *, percent: bool = True) -> str:
@@ -77,12 +76,12 @@ def make_report(
         for table in (_pace_table(runs), _action_table(runs, known), _retrieval_table(runs, known))
         if table.rows
     ]
-    drawn: list[tuple[str, str]] = []
+    groups, drawn = _named_groups(runs), []
     if pictures:
         from pacecore.plots import draw_runs  # matplotlib comes with it
 
-        drawn = draw_runs(runs, out)
-    drawn += _copied(runs, out)
+        drawn = draw_runs(groups, out)
+    drawn += _copied(groups, out)
     result = {
         "runs": [_run_words(run) for run in runs],
         "tables": [asdict(table) for table in tables],
@@ -208,13 +207,6 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
                 other,
             ]
         )
-    single = [run for run in measured if "top1_interval_95" in run.test]
-    if single:
-        table.note = "95 % bootstrap intervals over videos: " + "; ".join(
-            f"{run.name} {100 * run.test['top1_interval_95'][0]:.1f} to"
-            f" {100 * run.test['top1_interval_95'][1]:.1f} %"
-            for run in single
-        )
     return table
 
 
@@ -262,18 +254,40 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     return table
 
 
-_PICTURES = (("clips.png", "what the network is fed"), ("gallery.png", "queries and neighbours"))
+def _named_groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs of one setting together, for pictures: one run by its name, several by their setting."""
+    groups = _grouped(runs, _settings)
+    words = []
+    for _, members in groups:
+        first, name = members[0], members[0].name
+        if len(members) > 1:
+            name = method_of(first.learning)
+            if first.kind == "finetune":
+                name += ", head only" if first.options.get("freeze") == "backbone" else ", all"
+        words.append(name)
+    named = []
+    for group, name in zip(groups, words, strict=True):
+        alike = [each for each, other in zip(groups, words, strict=True) if other == name]
+        differs = _differing(alike, set())[alike.index(group)]
+        many = f" ({len(group[1])} runs)" if len(group[1]) > 1 else ""
+        named.append((f"{name}, {differs}{many}" if differs else f"{name}{many}", group[1]))
+    return named
 
 
-def _copied(runs: list[Run], out: Path) -> list[tuple[str, str]]:
-    """Pictures that the verbs left in the run folders, the first attention sheet among them."""
+_PICTURES = (
+    ("clips.png", "what the network is fed"),
+    ("gallery.png", "queries and neighbours"),
+    ("attend-*.png", "attention, a row a pace"),
+)
+
+
+def _copied(groups: list[tuple[str, list[Run]]], out: Path) -> list[tuple[str, str]]:
+    """Pictures that the verbs left in the run folders: of each kind a setting's first."""
     drawn = []
-    for run in runs:
-        wanted = [(run.folder / name, what) for name, what in _PICTURES]
-        sheets = sorted(run.folder.glob("attend-*.png"))[:1]
-        wanted += [(path, "attention, a row a pace") for path in sheets]
-        for path, what in wanted:
-            if path.is_file():
+    for _, members in groups:
+        for pattern, what in _PICTURES:
+            found = [(each, path) for each in members for path in each.folder.glob(pattern)]
+            for run, path in sorted(found, key=lambda pair: (members.index(pair[0]), pair[1]))[:1]:
                 name = f"{run.name}-{path.name}"
                 shutil.copyfile(path, out / name)
                 drawn.append((name, f"{run.name}: {what}"))
@@ -323,8 +337,21 @@ def _page(
     for run in runs:
         seed, fold = run.options.get("seed", 0), run.options.get("fold", 1)
         state = run.summary.get("time", "no summary")
-        parts.append(f"- `{run.folder}`: {run.kind}, seed {seed}, split {fold}, {state}")
+        parts.append(
+            f"- `{run.folder}`: {run.kind}, seed {seed}, split {fold}, {state}{_top1_words(run)}"
+        )
     parts.append("")
     for file, what in drawn:
         parts += [f"### {what}", "", f"![{what}]({file})", ""]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _top1_words(run: Run) -> str:
+    """Top-1 of a tested run and its bootstrap interval over videos."""
+    if "top1" not in run.test:
+        return ""
+    words = f"; top-1 {100 * run.test['top1']:.1f} %"
+    if "top1_interval_95" in run.test:
+        low, high = run.test["top1_interval_95"]
+        words += f", 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    return words

@@ -109,7 +109,7 @@ class RunFolder:
             from pacecore.plots import draw_curves  # matplotlib comes with it
 
             run = SimpleNamespace(name=self.path.name, kind=kind, metrics=self.metrics(), test={})
-            draw_curves([run], path)
+            draw_curves([(run.name, [run])], path)
         except PacecoreError:
             return "none, as matplotlib is not installed; pip install 'pacecore[plots]' brings it"
         except OSError as error:

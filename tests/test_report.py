@@ -2,8 +2,11 @@
 
 import json
 import statistics
+import struct
 import sys
+import warnings
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,19 +202,45 @@ def test_pictures_are_drawn_and_copied(tmp_path):
     pytest.importorskip("matplotlib")
     finetuning(tmp_path / "a" / "run", 0.7, {})
     finetuning(tmp_path / "b" / "run", 0.6, {}, seed=1)
+    finetuning(tmp_path / "c" / "run", 0.5, {}, batch=8)
     grey = np.full((8, 8, 3), 99, np.uint8)
     for name in ("gallery.png", "attend-v1.png", "attend-v2.png"):
         write_png(tmp_path / "a" / "run" / name, grey)
-    result = make_report([tmp_path / "a/run", tmp_path / "b/run"], tmp_path / "out")
+    folders = [tmp_path / name / "run" for name in "abc"]
+    result = make_report(folders, tmp_path / "out")
     files = {picture["file"] for picture in result["pictures"]}
     assert files == {
-        "curves-finetune.png", "a-run-confusion.png", "b-run-confusion.png", "a-run-gallery.png",
+        "curves-finetune.png", "a-run-confusion.png", "c-run-confusion.png", "a-run-gallery.png",
         "a-run-attend-v1.png",
     }  # fmt: skip
+    what = [picture["what"] for picture in result["pictures"]]
+    assert "from scratch, all (2 runs): confusion, summed, rows true, columns predicted" in what
+    assert "c-run: confusion, rows true, columns predicted" in what
     page = (tmp_path / "out" / "report.md").read_text()
     for file in files:
         assert (tmp_path / "out" / file).read_bytes()[:4] == b"\x89PNG"
         assert f"]({file})" in page
+
+
+def test_curves_of_many_settings_keep_their_size(tmp_path):
+    pytest.importorskip("matplotlib")
+    from pacecore.plots import draw_curves
+
+    lines = [
+        {"step": step, "epoch": step / 4, "loss": 1 / step, "accuracy": 0.5} for step in (1, 9)
+    ]
+    runs = [SimpleNamespace(name="", kind="finetune", metrics=lines, test={})] * 2
+    heights = []
+    for settings in (1, 40):
+        groups = [(f"a setting with rather many words, number {n}", runs) for n in range(settings)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # matplotlib warns where the legend leaves no room
+            draw_curves(groups, tmp_path / f"{settings}.png")
+        header = (tmp_path / f"{settings}.png").read_bytes()[16:24]
+        width, height = struct.unpack(">II", header)
+        assert width == 1200
+        heights.append(height)
+    assert heights[1] > heights[0] + 200
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
