@@ -78,13 +78,15 @@ def test_options_of_every_arm_are_options(arm, setting, tmp_path):
                 if name.startswith("no_"):
                     values[name.removeprefix("no_")] = False
                     continue
+                default = None if name == "preset" else getattr(kind(), name)
+                if isinstance(default, bool):
+                    values[name] = True
+                    continue
                 word, *given = given
                 if name == "preset":
                     preset = word
                 else:
-                    (field,) = (each for each in kind.__dataclass_fields__ if each == name)
-                    default = getattr(kind(), field)
-                    values[field] = type(default)(word)
+                    values[name] = type(default)(word)
             assert preset in PRESETS
             from_mapping(kind, values, preset=preset)
 
