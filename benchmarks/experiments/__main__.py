@@ -8,8 +8,8 @@ without labels on the training videos of DATA, then used for retrieval, fine-tun
 and tested, by the verbs that a user types. All arms run with one seed before the next seed begins.
 A cell that is finished in FOLDER is not run again, one that was stopped goes on, and after each
 cell the pages are written anew: FOLDER/evidence.md, with the differences and their intervals (also
-beside the record), and FOLDER/report/report.md, the runs side by side. --pages writes them from
-what there is.
+beside the record), and FOLDER/report/report.md, the runs side by side; of the ablations
+evidence-ablations.md and report-ablations/. --pages writes them from what there is.
 """
 
 import argparse
@@ -106,15 +106,16 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
     )
     baseline = _PACE if options.grid == "ablations" else None
     page = evidence_page(cells, about, baseline)
+    suffix = "" if options.grid == "main" else f"-{options.grid}"
+    report = options.runs / f"report{suffix}"
     try:
-        make_report(folders, options.runs / "report")
+        make_report(folders, report)
     except PacecoreError as error:  # matplotlib is not installed
         print(error, file=sys.stderr)
-        make_report(folders, options.runs / "report", pictures=False)
-    suffix = "" if options.grid == "main" else f"-{options.grid}"
+        make_report(folders, report, pictures=False)
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
     write_record(path, "experiments", "cpu", summary(cells, baseline))
-    for place in (options.runs / "evidence.md", path.with_suffix(".md")):
+    for place in (options.runs / f"evidence{suffix}.md", path.with_suffix(".md")):
         place.write_text(page, encoding="utf-8")
 
 
