@@ -181,3 +181,28 @@ def test_resident_batches_name_rows_of_the_whole_source():
     (rows,) = load_batches(source, plan, [2], clip_frames=4, workers=1, resident=True)
     assert rows.frames.data.numel() == 0
     assert torch.equal(rows.clips(FORM, source.whole()), decoded.clips(FORM))
+
+
+class Telling(PacketSource):
+    """Leaves how its decoding process is scheduled in a file."""
+
+    def decode(self, video, frames):
+        words = f"{os.nice(0)} {os.sched_getscheduler(0)}\n"
+        Path(os.environ["PACECORE_TEST_TOLD"]).write_text(words)
+        return super().decode(video, frames)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="scheduling classes are Linux's")
+@pytest.mark.parametrize("give_way", [False, True])
+def test_decoders_that_give_way_are_scheduled_below_the_network(give_way, tmp_path, monkeypatch):
+    told = tmp_path / "told"
+    monkeypatch.setenv("PACECORE_TEST_TOLD", str(told))
+    plan = schedule()
+    batches = load_batches(
+        Telling(plan.frame_counts), plan, [0], clip_frames=4, workers=1, give_way=give_way
+    )
+    assert len(list(batches)) == 1
+    mine = [os.nice(0), os.sched_getscheduler(0)]
+    wanted = [19, os.SCHED_BATCH] if give_way else mine
+    assert list(map(int, told.read_text().split())) == wanted
+    assert [os.nice(0), os.sched_getscheduler(0)] == mine
