@@ -30,7 +30,6 @@ class Setting:
 
 _NO_CONTRAST = ("--contrast", "none", "--lambda-ctr", "0")
 _NO_PACE = ("--lambda-cls", "0", "--lambda-ctr", "1")
-_COSINE = ("--z-norm", "--temperature", "0.1")
 
 SCRATCH = Arm("scratch", "from scratch", None)
 # Weights as drawn: the learning rate is 0.
@@ -71,17 +70,6 @@ ABLATIONS = (
     Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
     # Whether the schedule is what is short.
     Arm("long", "paces 1,2,3,4, four times the steps", (*_NO_CONTRAST, "--max-steps", "960")),
-    # By dot products at temperature 1 the contrasts alone drive all embeddings together.
-    Arm(
-        "contrast-pace-cosine",
-        "same pace, cosine at temperature 0.1",
-        ("--contrast", "pace", *_NO_PACE, *_COSINE),
-    ),
-    Arm(
-        "context-own-cosine",
-        "same context, views with crops of their own, cosine at temperature 0.1",
-        ("--contrast", "context", *_NO_PACE, "--view-augment", "own", *_COSINE),
-    ),
     # One crop, flip and jitter for all views make clips of a video alike whatever they show.
     Arm(
         "context-own",
