@@ -47,13 +47,18 @@ def draw_runs(groups: Sequence[Group], out: Path) -> list[tuple[str, str]]:
         if not tested:
             continue
         first = tested[0]
-        classes = first.test.get("classes") or list(first.test["per_class"])
+        classes = _classes(first)
         name = f"{first.name}-confusion.png"
+        tested = [run for run in tested if _classes(run) == classes]  # else the data has changed
         counts = sum(np.array(run.test["confusion"]) for run in tested)
         draw_confusion(counts, classes, out / name)
         summed = "summed, " if len(tested) > 1 else ""
         drawn.append((name, f"{words}: confusion, {summed}rows true, columns predicted"))
     return drawn
+
+
+def _classes(run: _Measured) -> list[str]:
+    return list(run.test.get("classes") or run.test["per_class"])
 
 
 _LINES = ("-", "--", ":", "-.")
