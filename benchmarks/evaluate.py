@@ -7,6 +7,7 @@ packed store, preset paper's (the full width) from files.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -75,7 +76,7 @@ def case(source: FrameSource, kind: str, preset: str, device: torch.device, roun
     rest_rate = count / seconds_of(lambda: measure_actions(rest, source, source.classes))
     shares = [
         2 * rate / (before + after)
-        for rate, before, after in zip(tests, network, network[1:], strict=False)
+        for rate, (before, after) in zip(tests, itertools.pairwise(network), strict=True)
     ]
     rates = {
         "test": statistics.median(tests),

@@ -286,8 +286,8 @@ def _copied(groups: list[tuple[str, list[Run]]], out: Path) -> list[tuple[str, s
     drawn = []
     for _, members in groups:
         for pattern, what in _PICTURES:
-            found = [(each, path) for each in members for path in each.folder.glob(pattern)]
-            for run, path in sorted(found, key=lambda pair: (members.index(pair[0]), pair[1]))[:1]:
+            found = [(each, path) for each in members for path in sorted(each.folder.glob(pattern))]
+            for run, path in found[:1]:
                 name = f"{run.name}-{path.name}"
                 shutil.copyfile(path, out / name)
                 drawn.append((name, f"{run.name}: {what}"))
