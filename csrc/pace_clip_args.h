@@ -9,6 +9,8 @@ namespace pacecore {
 
 enum class Element { f32, f16, bf16 };
 
+constexpr int64_t bytes_of(Element element) { return element == Element::f32 ? 4 : 2; }
+
 // The op's arguments, checked. B clips, T frames, F rows of the table, N bytes.
 struct PaceClip {
   const uint8_t* data;          // (N,)

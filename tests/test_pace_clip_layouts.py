@@ -85,7 +85,15 @@ def test_threads_change_no_bit():
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("build", ["scalar", "vector", "avx2", "avx512", "none such"])
+BUILDS = ["scalar", "vector", "avx2", "avx512"]
+
+
+def runs_here(build: str) -> bool:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"avx512": capability == "AVX512", "avx2": "AVX" in capability}.get(build, True)
+
+
+@pytest.mark.parametrize("build", [*BUILDS, "none such"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
 def test_each_build_of_the_loops(monkeypatch, build, layout):
     """PACECORE_CPU picks one; what this processor cannot run is refused, not run."""
@@ -93,9 +101,7 @@ def test_each_build_of_the_loops(monkeypatch, build, layout):
     options["crop_size"] = (15, 19)  # no whole number of vectors
     expected = reference.pace_clip(frames, *tensors, dtype=torch.float64, **options)
     monkeypatch.setenv("PACECORE_CPU", build)
-    capability = torch.backends.cpu.get_cpu_capability()
-    runs = {"none such": False, "avx512": capability == "AVX512", "avx2": "AVX" in capability}
-    if not runs.get(build, True):
+    if build == "none such" or not runs_here(build):
         with pytest.raises(PacecoreError, match="PACECORE_CPU must be scalar, vector, or"):
             pace_clip(frames, *tensors, **options)
         return
@@ -104,6 +110,29 @@ def test_each_build_of_the_loops(monkeypatch, build, layout):
     for dtype in (torch.float16, torch.bfloat16):
         low = pace_clip(frames, *tensors, memory_format=layout, dtype=dtype, **options)
         assert torch.equal(low, got.to(dtype))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+@pytest.mark.parametrize("crop_size", [(112, 112), (112, 104)], ids=str)
+def test_large_clips_are_as_if_alone(monkeypatch, build, layout, crop_size):
+    """More than a cache holds is stored past it, where rows are whole vectors: the same bits."""
+    monkeypatch.setenv("PACECORE_CPU", build)
+    if not runs_here(build):
+        pytest.skip(f"this processor has no {build}")
+    frames, tensors, options = case(torch.device("cpu"))
+    options |= {"resize": (128, 171), "crop_size": crop_size, "memory_format": layout}
+    plan, crop, jitter, order = (t.repeat(12, *[1] * (t.dim() - 1)) for t in tensors)
+    crop[:, 0] = torch.arange(len(crop)) % 16
+    for dtype in DTYPES:
+        got = pace_clip(frames, plan, crop, jitter, order, dtype=dtype, **options)
+        assert got.numel() * got.element_size() > 2 * 2**22
+        for clip in range(len(plan)):
+            one = slice(clip, clip + 1)
+            alone = pace_clip(
+                frames, plan[one], crop[one], jitter[one], order[one], dtype=dtype, **options
+            )
+            assert torch.equal(got[one], alone)
 
 
 # ---- The dispatcher ----

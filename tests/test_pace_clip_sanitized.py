@@ -31,12 +31,14 @@ def program(tmp_path_factory) -> Path:
         require("PACECORE_REQUIRE_EMULATION", f"no C++ compiler: {_CXX} is not on PATH")
     folder = tmp_path_factory.mktemp("sanitized")
     cpu = _ROOT / "csrc" / "cpu"
-    avx2 = ["-mavx2", "-mfma", "-mf16c"] if "x86_64" in sysconfig.get_platform() else []
+    x86 = "x86_64" in sysconfig.get_platform()
+    avx2 = ["-mavx2", "-mfma", "-mf16c"] if x86 else []
+    avx512 = [*avx2, *(f"-mavx512{name}" for name in ("f", "bw", "dq", "vl"))] if x86 else []
     objects = [
         compiled(_ROOT / "tests" / "sanitize" / "pace_clip.cpp", folder),
         compiled(cpu / "pace_clip_run.cpp", folder),
         compiled(cpu / "pace_clip_avx2.cpp", folder, *avx2),
-        compiled(cpu / "pace_clip_avx512.cpp", folder),
+        compiled(cpu / "pace_clip_avx512.cpp", folder, *avx512),
     ]
     target = folder / "pace_clip"
     done = subprocess.run([_CXX, *_FLAGS, *objects, "-o", target], capture_output=True, text=True)

@@ -45,6 +45,7 @@ struct Finish {
   int64_t crop_height, crop_width, row_floats;
   float scale[3], shift[3];
   bool bgr, channels_last;
+  bool past_caches;  // the clips are too many to be read from a cache
   Element element;
   void* clips;             // the frame's first element of the first channel
   int64_t channel_stride;  // elements between channels where not channels_last
@@ -66,7 +67,8 @@ const Kernels* avx512_kernels();
 // null if it names none that is built and runs here.
 const Kernels* choose_kernels();
 
-// Computes one run into args.clips; thread-safe for different runs.
-void pace_clip_run(const PaceClip& args, const Kernels& kernels, const Run& run);
+// Computes one run into args.clips; thread-safe for different runs. Past the caches where that is
+// faster, if asked for.
+void pace_clip_run(const PaceClip& args, const Kernels& kernels, const Run& run, bool past_caches);
 
 }  // namespace pacecore::cpu

@@ -250,7 +250,7 @@ PACECORE_INLINE void interleave_blocks(Float<W>& first, Float<W>& second, Float<
 }
 
 // W pixels to `out`; where not interleaved, channel by channel.
-template <int W, bool Interleaved, class Out>
+template <int W, bool Interleaved, bool Streamed, class Out>
 PACECORE_INLINE void store_pixels(Out* out, int64_t channel_stride, Rgb<Float<W>> c) {
   auto r = converted<W>(c.r, Out{}), g = converted<W>(c.g, Out{}), b = converted<W>(c.b, Out{});
   if constexpr (Interleaved && W > 1) {
@@ -260,13 +260,13 @@ PACECORE_INLINE void store_pixels(Out* out, int64_t channel_stride, Rgb<Float<W>
       interleave<W>(r, g, b);
     channel_stride = W;
   }
-  memcpy(out, &r, sizeof r);
-  memcpy(out + channel_stride, &g, sizeof g);
-  memcpy(out + 2 * channel_stride, &b, sizeof b);
+  store<Streamed>(out, r);
+  store<Streamed>(out + channel_stride, g);
+  store<Streamed>(out + 2 * channel_stride, b);
 }
 
 // The steps from `first_step` on, normalised, to the clips.
-template <int W, bool Interleaved, class Out>
+template <int W, bool Interleaved, bool Streamed, class Out>
 PACECORE_INLINE void finish_rows(const Finish f, const float* from, int first_step,
                                  float mean_grey) {
   constexpr int group = W * kAtOnce<W>;
@@ -284,7 +284,7 @@ PACECORE_INLINE void finish_rows(const Finish f, const float* from, int first_st
       const int64_t left = f.crop_width - x;
       Out* const out = clips + step * (row * f.crop_width + x);
       Out* const to = left < group ? ragged : out;
-      if constexpr (Interleaved) {
+      if constexpr (Interleaved && !Streamed) {
         // One stream of stores outruns the processor's own prefetch, which keeps up with the three
         // of separate channels.
         for (int line = 0; line < 3 * group * static_cast<int>(sizeof(Out)); line += 64)
@@ -297,7 +297,7 @@ PACECORE_INLINE void finish_rows(const Finish f, const float* from, int first_st
                 c[k].b * f.scale[2] + f.shift[2]};
         if (f.bgr) [[unlikely]]
           c[k] = {c[k].b, c[k].g, c[k].r};
-        store_pixels<W, Interleaved>(to + step * W * k, stride, c[k]);
+        store_pixels<W, Interleaved, Streamed>(to + step * W * k, stride, c[k]);
       }
       if (left >= group) continue;
       if constexpr (Interleaved) {
@@ -308,6 +308,23 @@ PACECORE_INLINE void finish_rows(const Finish f, const float* from, int first_st
       }
     }
   }
+}
+
+// Streamed where that is asked for and all stores are aligned and fill whole lines of the cache: a
+// line filled in parts goes to memory in parts.
+template <int W, bool Interleaved, class Out>
+PACECORE_INLINE void finish_rows(const Finish& f, const float* from, int first_step,
+                                 float mean_grey) {
+  constexpr int group = W * kAtOnce<W>, line = 64;
+  if constexpr (can_stream(W * sizeof(Out)) && (Interleaved || group * sizeof(Out) % line == 0)) {
+    const bool fits = reinterpret_cast<uintptr_t>(f.clips) % line == 0 &&
+                      f.channel_stride * sizeof(Out) % line == 0 && f.crop_width % group == 0;
+    if (f.past_caches && fits) {
+      finish_rows<W, Interleaved, true, Out>(f, from, first_step, mean_grey);
+      return finish_streams();
+    }
+  }
+  finish_rows<W, Interleaved, false, Out>(f, from, first_step, mean_grey);
 }
 
 template <int W, class Out>

@@ -127,7 +127,7 @@ Resize resize_of(const PaceClip& args, const Run& run, Scratch& scratch) {
 
 }  // namespace
 
-void pace_clip_run(const PaceClip& args, const Kernels& kernels, const Run& run) {
+void pace_clip_run(const PaceClip& args, const Kernels& kernels, const Run& run, bool past_caches) {
   static thread_local Scratch scratch;
   const Resize r = resize_of(args, run, scratch);
   kernels.resize(r);
@@ -141,9 +141,9 @@ void pace_clip_run(const PaceClip& args, const Kernels& kernels, const Run& run)
   std::copy_n(args.shift, 3, f.shift);
   f.bgr = args.bgr;
   f.channels_last = args.channels_last;
+  f.past_caches = past_caches;
   f.element = args.element;
   f.channel_stride = args.clip_frames * pixels;
-  const int64_t element_bytes = args.element == Element::f32 ? 4 : 2;
   for (int64_t t = run.first; t < run.first + run.count; ++t) {
     const int64_t frame = run.clip * args.clip_frames + t;
     f.jitter = args.jitter_order ? make_jitter(args.jitter + 4 * frame, args.jitter_order[frame])
@@ -152,7 +152,7 @@ void pace_clip_run(const PaceClip& args, const Kernels& kernels, const Run& run)
     f.work = last ? r.rgb : room(scratch.work, 3 * r.crop_height * r.row_floats);
     const int64_t element =
         args.channels_last ? frame * 3 * pixels : (run.clip * 3 * args.clip_frames + t) * pixels;
-    f.clips = static_cast<char*>(args.clips) + element * element_bytes;
+    f.clips = static_cast<char*>(args.clips) + element * bytes_of(args.element);
     kernels.finish(f);
   }
 }

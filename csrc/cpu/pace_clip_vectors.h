@@ -7,7 +7,7 @@
 
 #include "pace_clip.h"
 
-#ifdef __AVX2__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -45,6 +45,40 @@ PACECORE_INLINE To bits(From value) {
   To result;
   memcpy(&result, &value, sizeof result);
   return result;
+}
+
+// Whether store<true> has a store for vectors of so many bytes.
+constexpr bool can_stream(size_t bytes) {
+#ifdef __SSE2__
+  return bytes == 16 || bytes == 32 || bytes == 64;
+#else
+  return bytes == 0;
+#endif
+}
+
+// Stores to anywhere. Streamed, `to` is aligned to the vector, its line of the cache is not read
+// first and not kept, and finish_streams() must follow before another thread reads it.
+template <bool Streamed, class Memory, class V>
+PACECORE_INLINE void store(Memory* to, V value) {
+  if constexpr (!Streamed) memcpy(to, &value, sizeof value);
+#ifdef __AVX512F__
+  else if constexpr (sizeof value == 64)
+    _mm512_stream_si512((__m512i*)to, bits<__m512i>(value));
+#endif
+#ifdef __AVX__
+  else if constexpr (sizeof value == 32)
+    _mm256_stream_si256((__m256i*)to, bits<__m256i>(value));
+#endif
+#ifdef __SSE2__
+  else
+    _mm_stream_si128((__m128i*)to, bits<__m128i>(value));
+#endif
+}
+
+PACECORE_INLINE void finish_streams() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
 }
 
 // Element l of the result is element Lanes[l] of a followed by b.
@@ -131,6 +165,10 @@ template <int W>
 PACECORE_INLINE Short<W> converted(Float<W> value, Half) {
 #ifdef __F16C__
   if constexpr (W == 8) return (Short<W>)_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+#endif
+#ifdef __AVX512F__
+  if constexpr (W == 16)
+    return (Short<W>)_mm512_maskz_cvtps_ph(0xffff, value, _MM_FROUND_TO_NEAREST_INT);
 #endif
   const auto in = bits<Int<W>>(value);
   const Int<W> size = in & 0x7fffffff;

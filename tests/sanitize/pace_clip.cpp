@@ -1,6 +1,7 @@
 // The CPU kernels of pace_clip without torch, over random arguments, for ASan and UBSan: data and
 // clips are heap blocks of exactly their size. Every build of the loops that runs here must agree
-// with the scalar one. Usage: pace_clip SEED ROUNDS
+// with the scalar one, and its stores past the caches, which the sanitizers do not see, with its
+// plain ones. Usage: pace_clip SEED ROUNDS
 #include "cpu/pace_clip.h"
 
 #include <cmath>
@@ -77,6 +78,11 @@ bool draw_round(Round& r) {
   a.resize_width = draw(1, 300);
   a.crop_height = draw(1, a.resize_height);
   a.crop_width = draw(1, a.resize_width);
+  // Rows of whole vectors and frames of whole lines go past the caches.
+  if (draw(0, 1) && a.crop_width >= 16 && a.crop_height >= 8) {
+    a.crop_width -= a.crop_width % 16;
+    a.crop_height -= a.crop_height % 8;
+  }
   r.crop[0] = draw(0, a.resize_height - a.crop_height);
   r.crop[1] = draw(0, a.resize_width - a.crop_width);
   r.crop[2] = draw(0, 1);
@@ -117,6 +123,27 @@ void fail(const char* what, const cpu::Kernels& kernels, float got, float expect
   std::exit(1);
 }
 
+// Starts where a line of the cache does.
+using Clips = std::unique_ptr<char, decltype(&std::free)>;
+
+Clips block_of(int64_t bytes) {
+  void* block = nullptr;
+  if (posix_memalign(&block, 64, bytes)) std::abort();
+  return {static_cast<char*>(block), std::free};
+}
+
+// Whether stores past the caches write the same bytes, and none before or after them.
+bool streams_alike(PaceClip& args, const cpu::Kernels& kernels, int64_t bytes, const char* plain) {
+  constexpr int64_t guard = 64;
+  std::vector<char> expected(guard + bytes + guard, 0x5a);
+  std::memcpy(expected.data() + guard, plain, bytes);
+  const Clips block = block_of(expected.size());
+  std::memset(block.get(), 0x5a, expected.size());
+  args.clips = block.get() + guard;
+  cpu::pace_clip_run(args, kernels, {0, 0, args.clip_frames}, true);
+  return std::memcmp(block.get(), expected.data(), expected.size()) == 0;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -127,6 +154,10 @@ int main(int count, char** words) {
   if (cpu::avx2_kernels() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
     builds.push_back(cpu::avx2_kernels());
+  if (cpu::avx512_kernels() && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    builds.push_back(cpu::avx512_kernels());
 #endif
   int refused = 0, computed = 0;
   Round round;
@@ -137,11 +168,16 @@ int main(int count, char** words) {
     }
     PaceClip& args = round.args;
     const int64_t values = 3 * args.clip_frames * args.crop_height * args.crop_width;
-    std::unique_ptr<char[]> first;
+    const int64_t bytes = values * bytes_of(args.element);
+    Clips first{nullptr, std::free};
     for (const cpu::Kernels* kernels : builds) {
-      std::unique_ptr<char[]> clips(new char[values * (args.element == Element::f32 ? 4 : 2)]);
+      Clips clips = block_of(bytes);
       args.clips = clips.get();
-      cpu::pace_clip_run(args, *kernels, {0, 0, args.clip_frames});
+      cpu::pace_clip_run(args, *kernels, {0, 0, args.clip_frames}, false);
+      if (!streams_alike(args, *kernels, bytes, clips.get())) {
+        std::printf("%s: stores past the caches differ from plain ones\n", kernels->name);
+        return 1;
+      }
       for (int64_t i = 0; first && i < values; ++i) {
         const float got = as_float(clips.get(), i, args.element);
         const float expected = as_float(first.get(), i, args.element);
