@@ -1,12 +1,17 @@
 """The grid of experiments: its cells, run by the verbs on tiny videos, and its statistics."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.common import ROOT
 from benchmarks.experiments import page
 from benchmarks.experiments.arms import ABLATIONS, ARMS, SETTINGS, Arm, Setting
 from benchmarks.experiments.cells import Cell, CellError
@@ -61,6 +66,48 @@ def test_cell_past_its_limit_says_so_and_goes_on_to_its_end_and_then_runs_nothin
 def test_cell_names_the_stage_that_failed(tmp_path):
     with pytest.raises(CellError, match=r"scratch-seed0: finetune ended with code 2: .*cell\.log"):
         cell(tmp_path, by_name("scratch"), tmp_path / "missing").run()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_stopping_the_grid_ends_its_cells(tmp_path, sent):
+    data = tiny_set(tmp_path / "videos", train=2, test=1)
+    runs = tmp_path / "runs"
+    command = ["-m", "benchmarks.experiments", data, "--runs", runs, "--arms", "pace,context"]
+    command += ["--seeds", "0", "--jobs", "2", "--device", "cpu", "--out", tmp_path / "record.json"]
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as grid:
+        logs = [runs / f"{arm}-seed0" / "cell.log" for arm in ("pace", "context")]
+        end = time.monotonic() + 120
+        while not all(log.is_file() and "training videos" in log.read_text() for log in logs):
+            assert time.monotonic() < end, grid.poll()
+            time.sleep(0.1)
+        grid.send_signal(sent)
+        _, errors = grid.communicate(timeout=120)
+    assert grid.returncode == 130
+    assert errors.count("stopped; the same command goes on with it") == 2
+    alive = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(runs) in _text(path)]
+    assert alive == []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has ended meanwhile
+        return ""
+
+
+def test_long_schedule_is_so_many_times_the_setting_s(tmp_path):
+    long = next(arm for arm in ABLATIONS if arm.name == "long")
+    for setting in SETTINGS.values():
+        lengths = []
+        for arm in (by_name("pace"), long):
+            command = Cell(arm, 0, setting, tmp_path, tmp_path, 1, 1, "cpu")._stages()[0][2]
+            found = [
+                command[i + 1] for i, word in enumerate(command) if word in setting.pretrain[::2]
+            ]
+            lengths.append([int(word) for word in found])
+        assert lengths[1] == [4 * length for length in lengths[0]] != []
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))

@@ -14,6 +14,7 @@ evidence-ablations.md and report-ablations/. --pages writes them from what there
 
 import argparse
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from pacecore.report import make_report
 
 from ..common import RESULTS, write_record
 from .arms import ABLATIONS, ARMS, SETTINGS, Arm
-from .cells import Cell, CellError
+from .cells import Cell, CellError, stop_all
 from .page import evidence_page, summary
 
 _PACE = next(arm for arm in ARMS if arm.name == "pace")
@@ -78,9 +79,14 @@ def main() -> int:
             print(f"{cell.name}: {'done' if cell.finished() else 'not done'}", flush=True)
             _write_pages(cells, options)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for _ in pool.map(run, cells):
-            pass
+        try:
+            for _ in pool.map(run, cells):
+                pass
+        except KeyboardInterrupt:
+            stop_all()
+            return 130
     return 1 if failed else 0
 
 

@@ -13,6 +13,7 @@ class Arm:
     words: str
     pretraining: tuple[str, ...] | None  # options of `pacecore train`; None: no pre-training
     finetunes: bool = True  # all weights, beside the linear probe
+    schedules: int = 1  # times the setting's length of pre-training
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Setting:
     """Sizes and schedules of one scale. Each tuple holds options of a verb."""
 
     common: tuple[str, ...]  # of every training
-    pretrain: tuple[str, ...]
+    pretrain: tuple[str, ...]  # length of the schedule, all its numbers to be multiplied
     clips: int  # of a pre-training batch, over the views
     views: int  # of a video, at most; fewer where there are fewer paces
     finetune: tuple[str, ...]
@@ -69,7 +70,7 @@ ABLATIONS = (
     Arm("no-jitter", "without colour jitter", (*_NO_CONTRAST, "--no-jitter")),
     Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
     # Whether the schedule is what is short.
-    Arm("long", "paces 1,2,3,4, four times the steps", (*_NO_CONTRAST, "--max-steps", "960")),
+    Arm("long", "paces 1,2,3,4, four times the steps", _NO_CONTRAST, schedules=4),
     # One crop, flip and jitter for all views make clips of a video alike whatever they show.
     Arm(
         "context-own",
@@ -82,7 +83,7 @@ SETTINGS = {
     # A cell is about 12 minutes of one core of an AMD EPYC.
     "small": Setting(
         common=("--preset", "small"),
-        pretrain=("--max-steps", "240"),
+        pretrain=("--epochs", "4", "--max-steps", "240"),
         clips=32,
         views=4,
         finetune=("--batch", "16", "--epochs", "100", "--max-steps", "200"),
@@ -92,7 +93,7 @@ SETTINGS = {
     # The paper's own, for a GPU and a data set in full.
     "full": Setting(
         common=("--preset", "paper", "--amp", "bf16"),
-        pretrain=(),
+        pretrain=("--epochs", "18"),
         clips=60,
         views=2,
         finetune=("--preset", "paper"),

@@ -9,16 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .arms import RANDOM, Arm, Setting
 
-__all__ = ["Cell", "CellError"]
+__all__ = ["Cell", "CellError", "stop_all"]
 
 _PROGRAM = "from pacecore.cli import main; main()"
 _GRACE_SECONDS = 60.0  # from SIGTERM, at which a training saves, to SIGKILL
+
+_running: set[subprocess.Popen] = set()
+_stopping = threading.Event()
 
 
 class CellError(Exception):
@@ -71,8 +75,13 @@ class Cell:
         weights = str(self.pretrained / "last.pt")
         scratch = self.arm.pretraining is None
         if not scratch:
-            steps = setting.random if self.arm is RANDOM else setting.pretrain
-            options = [*setting.common, *steps, *self._views(), *self.arm.pretraining, *own]
+            options = [
+                *setting.common,
+                *self._schedule(),
+                *self._views(),
+                *self.arm.pretraining,
+                *own,
+            ]
             stages.append(self._training("pretrain", ["train", str(self.data), *options]))
             found = self.pretrained / "retrieve-p5-video.json"
             stages.append(("retrieve", found, ["retrieve", weights, "--device", self.device]))
@@ -87,6 +96,13 @@ class Cell:
             test = ["test", str(folder / "last.pt"), "--device", self.device]
             stages.append((f"test {name}", folder / "test.json", test))
         return stages
+
+    def _schedule(self) -> list[str]:
+        if self.arm is RANDOM:
+            return list(self.setting.random)
+        times = self.arm.schedules
+        words = self.setting.pretrain
+        return [str(times * int(word)) if word.isdigit() else word for word in words]
 
     def _views(self) -> list[str]:
         """A batch of the setting's clips: all paces of a video, as far as the setting goes."""
@@ -115,16 +131,21 @@ class Cell:
                 env={**os.environ, "OMP_NUM_THREADS": threads},
                 start_new_session=True,
             )
+            _running.add(process)
             try:
+                if _stopping.is_set():
+                    _end(process)
                 code = process.wait(max(1.0, end_time - time.monotonic()))
-            except BaseException as error:  # past the limit, or Ctrl-C here: it saves and ends
+            except subprocess.TimeoutExpired:  # it saves and ends
                 _end(process)
-                if not isinstance(error, subprocess.TimeoutExpired):
-                    raise
                 raise CellError(
                     f"{self.name}: {words} stopped after {self.limit_seconds / 60:.0f} minutes;"
                     " the same command goes on with it"
                 ) from None
+            finally:
+                _running.discard(process)
+        if _stopping.is_set() and not result.is_file():
+            raise CellError(f"{self.name}: {words} stopped; the same command goes on with it")
         if code != 0 or not result.is_file():
             raise CellError(f"{self.name}: {words} ended with code {code}: {self.folder}/cell.log")
 
@@ -136,6 +157,13 @@ def _end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def stop_all() -> None:
+    """Ends what runs in other threads, which raise CellError, and lets nothing more begin."""
+    _stopping.set()
+    for process in list(_running):
+        _end(process)
 
 
 def read(path: Path) -> dict:
