@@ -61,6 +61,7 @@ def machine_info(device: str | torch.device = "cpu") -> dict:
         "torch": torch.__version__,
         "pacecore": extension().build_info(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()),
@@ -80,8 +81,10 @@ def machine_info(device: str | torch.device = "cpu") -> dict:
 
 
 def processor(machine: dict) -> str:
-    """The processor of a record's machine, with its article."""
+    """The processor of a record's machine, with its article: "an AMD EPYC with AVX2"."""
     name = machine["processor"] or "unknown processor"
+    if "instructions" in machine:  # not in the oldest records
+        name += f" with {machine['instructions']}"
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
