@@ -55,13 +55,11 @@ class Setting:
         return 4 * self.warm_steps
 
 
-def setting(device: torch.device, quick: bool) -> Setting:
+def setting(device: torch.device) -> Setting:
     workers = worker_count(-1, device)
     if device.type == "cuda":
         return Setting(device, Shape(), 60, workers)
     small = {"resize": (64, 86), "crop": 56}
-    if quick:
-        return Setting(device, Shape(clip_frames=8, **small), 2, workers)
     return Setting(device, Shape(**small), 8, workers)
 
 
@@ -187,7 +185,7 @@ def main() -> None:
     if options.quick:
         options.videos = 6
     device = torch.device(options.device)
-    common = setting(device, options.quick)
+    common = setting(device)
     alone: dict[str, float] = {}
     cases: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:

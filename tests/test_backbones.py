@@ -293,12 +293,18 @@ def test_prepare_lays_weights_out():
     assert network.conv1.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_layout_by_device_and_network():
+@pytest.mark.parametrize(
+    ("capability", "of_r3d"),
+    [("AVX2", torch.channels_last_3d), ("AVX512", torch.contiguous_format)],
+)
+def test_layout_by_device_and_network(monkeypatch, capability, of_r3d):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     with torch.device("meta"):
-        r21d, c3d, thin_c3d = (
+        r21d, r3d, c3d, thin_c3d = (
             nn.Sequential(build_backbone(name, width=width))
-            for name, width in (("r21d", 1), ("c3d", 1), ("c3d", 0.25))
+            for name, width in (("r21d", 1), ("r3d", 1), ("c3d", 1), ("c3d", 0.25))
         )
+    assert tuning.memory_format(r3d, "cpu") is of_r3d
     assert tuning.memory_format(r21d, "cpu") is torch.channels_last_3d
     assert tuning.memory_format(thin_c3d, "cpu") is torch.channels_last_3d
     assert tuning.memory_format(c3d, "cpu") is torch.contiguous_format
