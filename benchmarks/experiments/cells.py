@@ -3,6 +3,7 @@
 A stage that has left its result is not run again; a training that was stopped goes on.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -151,12 +152,12 @@ class Cell:
 
 
 def _end(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, sent)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)
+            return
 
 
 def stop_all() -> None:
