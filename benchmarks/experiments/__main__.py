@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--grid", choices=list(_GRIDS), default="main")
     parser.add_argument("--setting", choices=list(SETTINGS), default="small")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", help="some of the grid's, by name; default all")
+    parser.add_argument("--arms", help="by name, of either grid; default all of --grid")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, sharing the cores")
     parser.add_argument("--threads", type=int, help="of a cell; default its share of the cores")
     parser.add_argument("--limit-minutes", type=float, default=40.0, help="of one cell")
@@ -91,8 +91,10 @@ def main() -> int:
 
 
 def _chosen(parser: argparse.ArgumentParser, grid: str, names: str | None) -> list[Arm]:
-    known = {arm.name: arm for arm in _GRIDS[grid]}
-    wanted = names.split(",") if names else list(known)
+    if not names:
+        return list(_GRIDS[grid])
+    known = {arm.name: arm for arm in (*ARMS, *ABLATIONS)}
+    wanted = names.split(",")
     for name in wanted:
         if name not in known:
             parser.error(f"--arms must be of {', '.join(known)}, got {name}")
