@@ -92,12 +92,12 @@ Resize resize_of(const PaceClip& args, const Run& run, Scratch& scratch) {
   const int64_t* row = args.table + kColumns * args.plan[run.clip * args.clip_frames + run.first];
   const int32_t* crop = args.crop + 3 * run.clip;
   Resize r{};
+  r.planar = row[kFormat] & kPlanar;
   const int64_t offsets[3] = {row[kYOffset], row[kUOffset], row[kVOffset]};
-  for (int plane = 0; plane < 3; ++plane) {
+  for (int plane = 0; plane < (r.planar ? 3 : 1); ++plane) {  // packed, the others may be anything
     r.planes[plane] = args.data + offsets[plane];
     r.strides[plane] = row[plane ? kChromaStride : kStride];
   }
-  r.planar = row[kFormat] & kPlanar;
   r.matrix = yuv_to_rgb(row[kFormat]);
   r.height = row[kHeight];
   r.chroma_height = (r.height + 1) / 2;
