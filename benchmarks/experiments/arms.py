@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["ABLATIONS", "ARMS", "RANDOM", "SCRATCH", "SETTINGS", "Arm", "Setting"]
+__all__ = ["ABLATIONS", "ARMS", "PACE_CONTEXT", "RANDOM", "SCRATCH", "SETTINGS", "Arm", "Setting"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ _NO_PACE = ("--lambda-cls", "0", "--lambda-ctr", "1")
 SCRATCH = Arm("scratch", "from scratch", None)
 # Weights as drawn: the learning rate is 0.
 RANDOM = Arm("random", "random weights", ("--lr", "0", *_NO_CONTRAST), finetunes=False)
+PACE_CONTEXT = Arm("pace-context", "pace + same context", ("--contrast", "context"))
 
 ARMS = (
     SCRATCH,
     Arm("pace", "pace", _NO_CONTRAST),
-    Arm("pace-context", "pace + same context", ("--contrast", "context")),
+    PACE_CONTEXT,
     Arm("pace-pace", "pace + same pace", ("--contrast", "pace")),
     Arm("context", "same context", ("--contrast", "context", *_NO_PACE)),
     Arm("contrast-pace", "same pace", ("--contrast", "pace", *_NO_PACE)),

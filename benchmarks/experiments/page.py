@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arms import RANDOM, SCRATCH, Arm
+from .arms import PACE_CONTEXT, RANDOM, SCRATCH, Arm
 from .cells import Cell
 
 __all__ = ["Comparison", "Measure", "compare", "evidence_page", "hits_of"]
@@ -220,7 +220,7 @@ def _claims(found: list[Comparison]) -> list[str]:
     best = sorted(
         (each for each in found if each.measure == "finetune"), key=lambda each: -each.share
     )
-    if best:
+    if any(each.arm == PACE_CONTEXT.words for each in best):
         order = ", ".join(f"{each.arm} {100 * each.share:.1f} %" for each in best)
         lines.append(f"- Pace + same context is the best: in order, {order}.")
     return lines
