@@ -175,6 +175,17 @@ def experiments() -> str:
     )
 
 
+def longer() -> str:
+    """What pace prediction was worth after a longer schedule, beside none."""
+    return "\n".join(
+        [
+            "The same with four times as many unlabelled steps:",
+            "",
+            *_arms_table(_record("experiments-small-long")["cases"]),
+        ]
+    )
+
+
 def ablations() -> str:
     """What each change of pace prediction was worth, beside the paper's way."""
     return "\n".join(
@@ -226,6 +237,7 @@ _FROM_RECORDS = {
     real_videos: "real_videos-cpu",
     pace_clip: "pace_clip-cpu",
     experiments: "experiments-small",
+    longer: "experiments-small-long",
     ablations: "experiments-small-ablations",
 }
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -71,7 +71,7 @@ ABLATIONS = (
     Arm("no-jitter", "without colour jitter", (*_NO_CONTRAST, "--no-jitter")),
     Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
     # Whether the schedule is what is short.
-    Arm("long", "paces 1,2,3,4, four times the steps", _NO_CONTRAST, schedules=4),
+    Arm("long", "pace, four times the steps", _NO_CONTRAST, schedules=4),
     # One crop, flip and jitter for all views make clips of a video alike whatever they show.
     Arm(
         "context-own",
