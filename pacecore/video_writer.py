@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 
 from pacecore.errors import PacecoreError
 
@@ -31,6 +32,14 @@ def video_encoder() -> str:
     )
 
 
+def _options(encoder: str) -> dict[str, str]:
+    options = dict(_ENCODERS[encoder])
+    if encoder == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        # x264's AVX-512 code gives other bytes for the same frames from one call to the next.
+        options["x264-params"] = "asm=avx2"
+    return options
+
+
 def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_second: int = 25) -> int:
     """Encodes `frames`, each (H, W, 3) uint8 RGB of one even size, to `path`; returns their number.
 
@@ -49,7 +58,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_secon
                     )
                 stream = container.add_stream(encoder, rate=Fraction(frames_per_second))
                 stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-                stream.options = _ENCODERS[encoder]
+                stream.options = _options(encoder)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             count += 1
         if count == 0:
