@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
-import torch
 
 from pacecore.errors import PacecoreError
 
@@ -34,10 +34,18 @@ def video_encoder() -> str:
 
 def _options(encoder: str) -> dict[str, str]:
     options = dict(_ENCODERS[encoder])
-    if encoder == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+    if encoder == "libx264" and _has_avx512():
         # x264's AVX-512 code gives other bytes for the same frames from one call to the next.
         options["x264-params"] = "asm=avx2"
     return options
+
+
+@lru_cache
+def _has_avx512() -> bool:
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_second: int = 25) -> int:
