@@ -112,14 +112,12 @@ def test_each_build_of_the_loops(monkeypatch, build, layout):
         assert torch.equal(low, got.to(dtype))
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("build", [build for build in BUILDS if runs_here(build)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
 @pytest.mark.parametrize("crop_size", [(112, 112), (112, 104)], ids=str)
 def test_large_clips_are_as_if_alone(monkeypatch, build, layout, crop_size):
     """More than a cache holds is stored past it, where rows are whole vectors: the same bits."""
     monkeypatch.setenv("PACECORE_CPU", build)
-    if not runs_here(build):
-        pytest.skip(f"this processor has no {build}")
     frames, tensors, options = case(torch.device("cpu"))
     options |= {"resize": (128, 171), "crop_size": crop_size, "memory_format": layout}
     plan, crop, jitter, order = (t.repeat(12, *[1] * (t.dim() - 1)) for t in tensors)
