@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.common import ROOT
 from benchmarks.experiments import page
-from benchmarks.experiments.arms import ABLATIONS, ARMS, SETTINGS, Arm, Setting
+from benchmarks.experiments.arms import ABLATIONS, ARMS, LONG, SETTINGS, Arm, Setting
 from benchmarks.experiments.cells import Cell, CellError
 from pacecore.config import PRESETS, FinetuneOptions, TrainOptions, from_mapping
 from tests.tiny import SMALL, tiny_set
@@ -28,7 +28,7 @@ _TINY = tuple(
     )
 )
 _STEPS = ("--max-steps", "2")
-TINY = Setting(_TINY, _STEPS, 4, 2, (*_STEPS, "--batch", "4"), (*_STEPS, "--batch", "4"), _STEPS)
+TINY = Setting(_TINY, _STEPS, 4, 2, ("--batch", "4"), _STEPS, _STEPS, _STEPS)
 
 
 def cell(folder: Path, arm: Arm, data: Path = Path(), seed: int = 0, limit: float = 300) -> Cell:
@@ -44,13 +44,20 @@ def test_cell_past_its_limit_says_so_and_goes_on_to_its_end_and_then_runs_nothin
     short = cell(tmp_path, by_name("pace"), data, limit=1.0)
     with pytest.raises(CellError, match="pretrain stopped after"):
         short.run()
-    mine = replace(short, limit_seconds=300)
+    # As in the grid `long`, where fine-tuning runs once more.
+    mine = replace(short, limit_seconds=300, arm=replace(short.arm, finetunes=(1, 4)))
     assert not mine.finished()
     mine.run()
     assert mine.finished()
-    assert [path.name for path in mine.run_folders()] == ["pretrain", "finetune", "probe"]
+    assert [path.name for path in mine.run_folders()] == [
+        "pretrain",
+        "probe",
+        "finetune",
+        "finetune-4x",
+    ]
+    assert json.loads((mine.folder / "finetune-4x/summary.json").read_text())["steps"] == 8
     log = (mine.folder / "cell.log").read_text()
-    assert log.count("$ pacecore") == 7  # pretrain again, retrieve, twice a training and its test
+    assert log.count("$ pacecore") == 9  # pretrain again, retrieve, three trainings and tests
     for measure in page.MEASURES:
         assert len(page.hits_of(mine, measure)) == 3
     mine.run()
@@ -98,24 +105,27 @@ def _text(path: Path) -> str:
 
 
 def test_long_schedule_is_so_many_times_the_setting_s(tmp_path):
-    long = next(arm for arm in ABLATIONS if arm.name == "long")
+    """Of the pre-training, and of the fine-tuning where it is asked to be longer too."""
+    long = next(arm for arm in LONG if arm.name == "long")
     for setting in SETTINGS.values():
-        lengths = []
-        for arm in (by_name("pace"), long):
-            command = Cell(arm, 0, setting, tmp_path, tmp_path, 1, 1, "cpu")._stages()[0][2]
-            found = [
-                command[i + 1] for i, word in enumerate(command) if word in setting.pretrain[::2]
-            ]
-            lengths.append([int(word) for word in found])
-        assert lengths[1] == [4 * length for length in lengths[0]] != []
+
+        def lengths(arm: Arm, name: str, words: tuple[str, ...], setting=setting) -> list[int]:
+            stages = Cell(arm, 0, setting, tmp_path, tmp_path, 1, 1, "cpu")._stages()
+            command = next(command for stage, _, command in stages if stage == name)
+            return [int(command[command.index(word) + 1]) for word in words[::2]]
+
+        short = lengths(by_name("pace"), "pretrain", setting.pretrain)
+        assert lengths(long, "pretrain", setting.pretrain) == [4 * each for each in short] != []
+        short = lengths(long, "finetune", setting.finetune)
+        assert lengths(long, "finetune-4x", setting.finetune) == [4 * each for each in short] != []
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
-@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG], ids=lambda arm: arm.name)
 def test_options_of_every_arm_are_options(arm, setting, tmp_path):
     mine = Cell(arm, 0, setting, tmp_path, tmp_path / "cell", 1, 1, "cpu")
     for words, _, command in mine._stages():
-        if words in ("pretrain", "finetune", "probe"):
+        if words in ("pretrain", "finetune", "finetune-4x", "probe"):
             kind = TrainOptions if words == "pretrain" else FinetuneOptions
             values, preset = {}, None
             given = command[command.index(str(tmp_path)) + 1 :]

@@ -1,6 +1,6 @@
 """The paper's claims on labelled real videos: which pre-training helps, by how much, how surely.
 
-    python -m benchmarks.experiments DATA --runs FOLDER [--grid main|ablations] [--seeds 0,1,2]
+    python -m benchmarks.experiments DATA --runs FOLDER [--grid main|long|ablations] [--seeds 0,1,2]
         [--setting small|full] [--arms pace,context] [--jobs 2]
 
 Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed: pre-trained
@@ -8,8 +8,8 @@ without labels on the training videos of DATA, then used for retrieval, fine-tun
 and tested, by the verbs that a user types. All arms run with one seed before the next seed begins.
 A cell that is finished in FOLDER is not run again, one that was stopped goes on, and after each
 cell the pages are written anew: FOLDER/evidence.md, with the differences and their intervals (also
-beside the record), and FOLDER/report/report.md, the runs side by side; of the ablations
-evidence-ablations.md and report-ablations/. --pages writes them from what there is.
+beside the record), and FOLDER/report/report.md, the runs side by side; of another grid than main
+evidence-GRID.md and report-GRID/. --pages writes them from what there is.
 """
 
 import argparse
@@ -24,12 +24,11 @@ from pacecore.errors import PacecoreError
 from pacecore.report import make_report
 
 from ..common import RESULTS, write_record
-from .arms import ABLATIONS, ARMS, SETTINGS, Arm
+from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
 from .page import evidence_page, summary
 
-_PACE = next(arm for arm in ARMS if arm.name == "pace")
-_GRIDS = {"main": ARMS, "ablations": (_PACE, *ABLATIONS)}
+_GRIDS = {"main": ARMS, "long": LONG, "ablations": (PACE, *ABLATIONS)}
 
 
 def main() -> int:
@@ -39,7 +38,7 @@ def main() -> int:
     parser.add_argument("--grid", choices=list(_GRIDS), default="main")
     parser.add_argument("--setting", choices=list(SETTINGS), default="small")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", help="by name, of either grid; default all of --grid")
+    parser.add_argument("--arms", help="by name, of any grid; default all of --grid")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, sharing the cores")
     parser.add_argument("--threads", type=int, help="of a cell; default its share of the cores")
     parser.add_argument("--limit-minutes", type=float, default=40.0, help="of one cell")
@@ -93,7 +92,7 @@ def main() -> int:
 def _chosen(parser: argparse.ArgumentParser, grid: str, names: str | None) -> list[Arm]:
     if not names:
         return list(_GRIDS[grid])
-    known = {arm.name: arm for arm in (*ARMS, *ABLATIONS)}
+    known = {arm.name: arm for arms in (*_GRIDS.values(), _GRIDS[grid]) for arm in arms}
     wanted = names.split(",")
     for name in wanted:
         if name not in known:
@@ -112,7 +111,7 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         " draw videos and seeds anew; an arm is above or below its baseline where the whole"
         " interval is."
     )
-    baseline = _PACE if options.grid == "ablations" else None
+    baseline = PACE if options.grid == "ablations" else None
     page = evidence_page(cells, about, baseline)
     suffix = "" if options.grid == "main" else f"-{options.grid}"
     report = options.runs / f"report{suffix}"

@@ -1,8 +1,19 @@
 """What is compared: the pre-trainings of the paper's Table 3, its ablations, and their settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["ABLATIONS", "ARMS", "PACE_CONTEXT", "RANDOM", "SCRATCH", "SETTINGS", "Arm", "Setting"]
+__all__ = [
+    "ABLATIONS",
+    "ARMS",
+    "LONG",
+    "PACE",
+    "PACE_CONTEXT",
+    "RANDOM",
+    "SCRATCH",
+    "SETTINGS",
+    "Arm",
+    "Setting",
+]
 
 
 @dataclass(frozen=True)
@@ -12,8 +23,8 @@ class Arm:
     name: str  # of its folder
     words: str
     pretraining: tuple[str, ...] | None  # options of `pacecore train`; None: no pre-training
-    finetunes: bool = True  # all weights, beside the linear probe
     schedules: int = 1  # times the setting's length of pre-training
+    finetunes: tuple[int, ...] = (1,)  # of all weights, each so many times the setting's length
 
 
 @dataclass(frozen=True)
@@ -24,8 +35,9 @@ class Setting:
     pretrain: tuple[str, ...]  # length of the schedule, all its numbers to be multiplied
     clips: int  # of a pre-training batch, over the views
     views: int  # of a video, at most; fewer where there are fewer paces
-    finetune: tuple[str, ...]
-    probe: tuple[str, ...]
+    labelled: tuple[str, ...]  # of fine-tuning and of the linear probe
+    finetune: tuple[str, ...]  # length, as of `pretrain`
+    probe: tuple[str, ...]  # length and learning rate
     random: tuple[str, ...]  # steps that measure the batch norms' statistics of random weights
 
 
@@ -34,16 +46,41 @@ _NO_PACE = ("--lambda-cls", "0", "--lambda-ctr", "1")
 
 SCRATCH = Arm("scratch", "from scratch", None)
 # Weights as drawn: the learning rate is 0.
-RANDOM = Arm("random", "random weights", ("--lr", "0", *_NO_CONTRAST), finetunes=False)
+RANDOM = Arm("random", "random weights", ("--lr", "0", *_NO_CONTRAST), finetunes=())
+PACE = Arm("pace", "pace", _NO_CONTRAST)
 PACE_CONTEXT = Arm("pace-context", "pace + same context", ("--contrast", "context"))
+_PACE_PACE = Arm("pace-pace", "pace + same pace", ("--contrast", "pace"))
 
 ARMS = (
     SCRATCH,
-    Arm("pace", "pace", _NO_CONTRAST),
+    PACE,
     PACE_CONTEXT,
-    Arm("pace-pace", "pace + same pace", ("--contrast", "pace")),
+    _PACE_PACE,
     Arm("context", "same context", ("--contrast", "context", *_NO_PACE)),
     Arm("contrast-pace", "same pace", ("--contrast", "pace", *_NO_PACE)),
+    RANDOM,
+)
+
+
+def _long(name: str, arm: Arm) -> Arm:
+    return replace(arm, name=name, words=f"{arm.words}, four times the steps", schedules=4)
+
+
+# Whether the schedule is what is short.
+_LONG_PACE = _long("long", PACE)
+
+# The claims again after four times the steps without labels, and whether they outlast four times
+# the steps with labels.
+LONG = (
+    *(
+        replace(arm, finetunes=(1, 4))
+        for arm in (
+            SCRATCH,
+            _LONG_PACE,
+            _long("long-pace-context", PACE_CONTEXT),
+            _long("long-pace-pace", _PACE_PACE),
+        )
+    ),
     RANDOM,
 )
 
@@ -70,8 +107,7 @@ ABLATIONS = (
     Arm("reverse-label", "backwards as classes", (*_NO_CONTRAST, "--reverse", "label")),
     Arm("no-jitter", "without colour jitter", (*_NO_CONTRAST, "--no-jitter")),
     Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
-    # Whether the schedule is what is short.
-    Arm("long", "pace, four times the steps", _NO_CONTRAST, schedules=4),
+    _LONG_PACE,
     # One crop, flip and jitter for all views make clips of a video alike whatever they show.
     Arm(
         "context-own",
@@ -87,8 +123,9 @@ SETTINGS = {
         pretrain=("--epochs", "4", "--max-steps", "240"),
         clips=32,
         views=4,
-        finetune=("--batch", "16", "--epochs", "100", "--max-steps", "200"),
-        probe=("--batch", "16", "--epochs", "100", "--max-steps", "200", "--lr", "0.1"),
+        labelled=("--batch", "16"),
+        finetune=("--epochs", "100", "--max-steps", "200"),
+        probe=("--epochs", "100", "--max-steps", "200", "--lr", "0.1"),
         random=("--max-steps", "20"),
     ),
     # The paper's own, for a GPU and a data set in full.
@@ -97,8 +134,9 @@ SETTINGS = {
         pretrain=("--epochs", "18"),
         clips=60,
         views=2,
-        finetune=("--preset", "paper"),
-        probe=("--preset", "paper", "--lr", "0.1"),
+        labelled=(),
+        finetune=("--epochs", "18"),
+        probe=("--epochs", "18", "--lr", "0.1"),
         random=("--max-steps", "50"),
     ),
 }

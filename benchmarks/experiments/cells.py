@@ -32,7 +32,9 @@ class CellError(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm with one seed, in a folder of its own: pretrain/, finetune/, probe/, cell.log."""
+    """An arm with one seed, in a folder of its own: pretrain/, finetune/, probe/, cell.log, and
+    finetune-4x/ where it is fine-tuned four times as long.
+    """
 
     arm: Arm
     seed: int
@@ -53,8 +55,8 @@ class Cell:
 
     def run_folders(self) -> list[Path]:
         """Folders of the cell's runs that have a result."""
-        found = (self.folder / name for name in ("pretrain", "finetune", "probe"))
-        return [path for path in found if (path / "summary.json").is_file()]
+        found = (result for _, result, command in self._stages() if command[0] != "test")
+        return [path.parent for path in found if path.name == "summary.json" and path.is_file()]
 
     def finished(self) -> bool:
         return all(path.is_file() for _, path, _ in self._stages())
@@ -87,11 +89,12 @@ class Cell:
             found = self.pretrained / "retrieve-p5-video.json"
             stages.append(("retrieve", found, ["retrieve", weights, "--device", self.device]))
         source = ["--scratch", str(self.data)] if scratch else [weights, str(self.data)]
-        trainings = [("finetune", setting.finetune)] if self.arm.finetunes else []
-        if not scratch:
-            trainings.append(("probe", (*setting.probe, "--freeze", "backbone")))
+        trainings = [] if scratch else [("probe", [*setting.probe, "--freeze", "backbone"])]
+        for times in self.arm.finetunes:
+            name = "finetune" if times == 1 else f"finetune-{times}x"
+            trainings.append((name, _times(setting.finetune, times)))
         for name, options in trainings:
-            arguments = ["finetune", *source, *setting.common, *options, *own]
+            arguments = ["finetune", *source, *setting.common, *setting.labelled, *options, *own]
             stages.append(self._training(name, arguments))
             folder = self.folder / name
             test = ["test", str(folder / "last.pt"), "--device", self.device]
@@ -101,9 +104,7 @@ class Cell:
     def _schedule(self) -> list[str]:
         if self.arm is RANDOM:
             return list(self.setting.random)
-        times = self.arm.schedules
-        words = self.setting.pretrain
-        return [str(times * int(word)) if word.isdigit() else word for word in words]
+        return _times(self.setting.pretrain, self.arm.schedules)
 
     def _views(self) -> list[str]:
         """A batch of the setting's clips: all paces of a video, as far as the setting goes."""
@@ -149,6 +150,10 @@ class Cell:
             raise CellError(f"{self.name}: {words} stopped; the same command goes on with it")
         if code != 0 or not result.is_file():
             raise CellError(f"{self.name}: {words} ended with code {code}: {self.folder}/cell.log")
+
+
+def _times(length: tuple[str, ...], times: int) -> list[str]:
+    return [str(times * int(word)) if word.isdigit() else word for word in length]
 
 
 def _end(process: subprocess.Popen) -> None:
