@@ -356,13 +356,21 @@ _VERBS = {"pretrain": "train", "finetune": "finetune"}
 
 @contextmanager
 def _stop_signals() -> Iterator[list[str]]:
-    """A list that gets the name of a signal that asks to stop; a second one stops at once."""
+    """A list that gets the name of a signal that asks to stop; a second one stops at once.
+
+    One that comes within a second is the same request: `timeout` and torchrun send it to a process
+    and to its group.
+    """
     received: list[str] = []
+    since = 0.0
 
     def handler(number: int, _: Any) -> None:
-        if received:
+        nonlocal since
+        if not received:
+            received.append(signal.Signals(number).name)
+            since = time.monotonic()
+        elif time.monotonic() - since > 1:
             raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python lets no other thread have the signals

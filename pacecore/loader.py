@@ -7,7 +7,6 @@ ops.pace_clip on the training device.
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +22,7 @@ from pacecore.frames import Frames
 from pacecore.ops import pace_clip
 from pacecore.sampling import ClipPlan, Sampling, epoch_order, plan_views
 from pacecore.source import FrameSource
+from pacecore.workers import WorkerError, Workers
 
 __all__ = [
     "ClipBatch",
@@ -301,8 +301,6 @@ def _writer() -> int:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)  # cores are shared out by worker, not by thread
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _start_worker_that_gives_way(number: int) -> None:
@@ -345,19 +343,15 @@ def load_batches(
         worker_init_fn=_start_worker_that_gives_way if give_way else _start_worker,
         multiprocessing_context="fork" if workers else None,
     )
-    batches = iter(loader)
-    try:
+    with Workers(loader) as workers:
         while True:
             try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:  # what DataLoader raises for a dead or silent worker
-                reason = str(error).splitlines()[0]
+                batch = workers.next()
+            except WorkerError as error:
                 raise LoaderError(
-                    f"decoding stopped: {reason}; reading {dataset.read_now()}"
+                    f"decoding stopped: {error}; reading {dataset.read_now()}"
                 ) from None
+            if batch is None:
+                return
             yield batch.arrived()
             del batch  # its slot is free as soon as the user is done with it
-    finally:
-        del batches  # ends the workers

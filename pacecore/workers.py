@@ -1,0 +1,95 @@
+"""The processes of a DataLoader: which signals reach them, where their death is told, and that none
+outlives its batches.
+"""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from pacecore.errors import PacecoreError
+
+__all__ = ["WorkerError", "Workers"]
+
+
+class WorkerError(PacecoreError):
+    """A process died, or gave nothing for the DataLoader's timeout."""
+
+
+class Workers:
+    """The batches of a DataLoader, whose processes end with the block `with Workers(loader)`.
+
+    SIGINT and SIGTERM are for this process to handle: terminals, schedulers and `timeout` send them
+    to the whole group, and what this process still has to save would be lost with the workers.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        before = set(multiprocessing.active_children())
+        previous = signal.getsignal(signal.SIGCHLD)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._batches = iter(loader)  # the processes inherit the mask
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._processes = set(multiprocessing.active_children()) - before
+        _Deaths.keep_to_requests(previous)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._batches  # asks the processes to end, and waits a while
+        for process in self._processes:
+            process.kill()
+
+    def next(self) -> Any:
+        """The next batch; None after the last. Raises WorkerError, and nothing else does."""
+        try:
+            _Deaths.asked = True
+            reason = self._death()  # of one that died since the last request
+            if not reason:
+                return next(self._batches, None)
+        except RuntimeError as error:  # what DataLoader raises for a dead or silent process
+            _Deaths.asked = False
+            reason = self._death() or str(error).splitlines()[0]
+        finally:
+            _Deaths.asked = False
+        raise WorkerError(reason)  # out here, where no traceback keeps the loader alive
+
+    def _death(self) -> str:
+        """How a process has died, in words; empty while none has."""
+        codes = [process.exitcode for process in self._processes if process.exitcode]
+        if not codes:
+            return ""
+        code = codes[0]
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return f"a worker {how}"
+
+
+class _Deaths:
+    """Stands for DataLoader's handler of SIGCHLD, which raises in the midst of whatever this
+    process is doing, a step of training say, and lets it only while a batch is asked for.
+    """
+
+    asked = False
+
+    def __init__(self, raising: Callable[[int, FrameType | None], None], previous: Any) -> None:
+        self._raising, self._previous = raising, previous
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            self._raising(number, frame)
+        elif callable(self._previous):
+            self._previous(number, frame)
+
+    @classmethod
+    def keep_to_requests(cls, previous: Any) -> None:
+        """previous: the handler before this DataLoader, which sets its own once a process."""
+        theirs = signal.getsignal(signal.SIGCHLD)
+        is_set = getattr(theirs, "__module__", "").startswith("torch.utils.data.")
+        if is_set and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, cls(theirs, None if theirs is previous else previous))
