@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+
+from pacecore.workers import end_with_parent, signals_kept
 
 __all__ = ["JobFailure", "run_jobs"]
 
@@ -84,7 +86,9 @@ class _Worker:
         context = get_context("spawn")
         self.link, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(self._function, other), daemon=True)
-        self._process.start()
+        resource_tracker.ensure_running()  # starting, it would let the signals through again
+        with signals_kept():
+            self._process.start()
         other.close()
         self._started = False
 
@@ -129,6 +133,7 @@ class _Worker:
 
 
 def _serve(function: Callable[[Any], Any], link: Connection) -> None:
+    end_with_parent()
     torch.set_num_threads(1)  # cores are shared out by process
     while True:
         try:

@@ -22,7 +22,7 @@ from pacecore.frames import Frames
 from pacecore.ops import pace_clip
 from pacecore.sampling import ClipPlan, Sampling, epoch_order, plan_views
 from pacecore.source import FrameSource
-from pacecore.workers import WorkerError, Workers
+from pacecore.workers import WorkerError, Workers, end_with_parent
 
 __all__ = [
     "ClipBatch",
@@ -300,6 +300,7 @@ def _writer() -> int:
 
 
 def _start_worker(_: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)  # cores are shared out by worker, not by thread
 
 

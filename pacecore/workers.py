@@ -1,11 +1,13 @@
-"""The processes of a DataLoader: which signals reach them, where their death is told, and that none
-outlives its batches.
+"""Processes that work for this one: which signals reach them, where the death of one is told, and
+that none outlives its work, or this process.
 """
 
 import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -13,7 +15,31 @@ from torch.utils.data import DataLoader
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["WorkerError", "Workers"]
+__all__ = ["WorkerError", "Workers", "end_with_parent", "signals_kept"]
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Processes that start within the block leave SIGINT and SIGTERM to this one.
+
+    Terminals, schedulers and `timeout` send them to the whole group; what this process still has to
+    save would be lost with the workers, and each of them would have a traceback to print.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def end_with_parent() -> None:
+    """Called in a worker: it ends at once when its parent has ended, of whatever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)  # a whole exit would wait for the pipe that nobody reads any more
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class WorkerError(PacecoreError):
@@ -21,20 +47,13 @@ class WorkerError(PacecoreError):
 
 
 class Workers:
-    """The batches of a DataLoader, whose processes end with the block `with Workers(loader)`.
-
-    SIGINT and SIGTERM are for this process to handle: terminals, schedulers and `timeout` send them
-    to the whole group, and what this process still has to save would be lost with the workers.
-    """
+    """The batches of a DataLoader, whose processes end with the block `with Workers(loader)`."""
 
     def __init__(self, loader: DataLoader) -> None:
         before = set(multiprocessing.active_children())
         previous = signal.getsignal(signal.SIGCHLD)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            self._batches = iter(loader)  # the processes inherit the mask
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with signals_kept():
+            self._batches = iter(loader)
         self._processes = set(multiprocessing.active_children()) - before
         _Deaths.keep_to_requests(previous)
 

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,17 +38,35 @@ def started(*words, output):
     )
 
 
-def group_of(leader):
-    """Processes of the leader's group that have not ended."""
-    found = []
+def processes():
+    """(number, parent, group) of all that have not ended."""
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group, *_ = path.read_text().rpartition(")")[2].split()
-        except OSError:  # ended meanwhile
-            continue
-        if int(group) == leader and state != "Z":
-            found.append(int(path.parent.name))
-    return found
+        with suppress(OSError):  # ended meanwhile
+            state, parent, group, *_ = path.read_text().rpartition(")")[2].split()
+            if state != "Z":
+                yield int(path.parent.name), int(parent), int(group)
+
+
+def children(process):
+    return [number for number, parent, _ in processes() if parent == process]
+
+
+def group_of(leader):
+    return [number for number, _, group in processes() if group == leader]
+
+
+def all_end(leader):
+    end = time.monotonic() + 10
+    while group_of(leader) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not group_of(leader)
+
+
+def is_fork(process):
+    """A worker of the loader, and not what reads the videos before."""
+    with suppress(OSError):
+        return PROGRAM in Path(f"/proc/{process}/cmdline").read_text()
+    return False
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=lambda sent: sent.name)
@@ -60,7 +80,7 @@ def test_a_signal_to_the_whole_group_saves_and_ends_in_one_line(videos, tmp_path
     output = tmp_path / "output"
     process = started("train", videos, "--out", run, *options.split(), output=output)
     begun = {
-        "first workers": lambda: (run / "options.toml").exists() and len(group_of(process.pid)) > 1,
+        "first workers": lambda: any(map(is_fork, children(process.pid))),
         "first checkpoint": (run / "last.pt").exists,
     }
     end = time.monotonic() + 120
@@ -79,7 +99,52 @@ def test_a_signal_to_the_whole_group_saves_and_ends_in_one_line(videos, tmp_path
         f"pacecore: stopped by {sent.name} after step {step} of 15000, saved; go on with: pacecore"
         f" train --resume {run}"
     )
-    assert group_of(process.pid) == []
+    assert all_end(process.pid)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
+def test_workers_of_a_trainer_that_was_killed_are_gone_at_once(sent):
+    """Also those that wait for somebody to read the batch that they hold."""
+    trainer = multiprocessing.get_context("fork").Process(target=_reads_one_batch)
+    trainer.start()
+    end = time.monotonic() + 60
+    while not (workers := children(trainer.pid)):
+        assert time.monotonic() < end
+    time.sleep(2)  # until it waits
+    os.kill(trainer.pid, sent)
+    trainer.join()
+    try:
+        while left := {number for number, *_ in processes()} & set(workers):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        for worker in left:
+            os.kill(worker, signal.SIGKILL)
+
+
+def _reads_one_batch():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    long = [70] * 2000
+    plan = schedule(long, batch=2000, repeat=1)
+    for _ in load_batches(PacketSource(long), plan, range(2), clip_frames=4, workers=1):
+        time.sleep(600)
+
+
+def test_ctrl_c_at_videos_that_are_being_read_is_one_word(videos, tmp_path):
+    many = tmp_path / "many"
+    for number in range(300):
+        shutil.copytree(videos / "train", many / str(number))
+    process = started("data", "check", many, output=tmp_path / "output")
+    end = time.monotonic() + 120
+    while len(group_of(process.pid)) < 2:
+        assert time.monotonic() < end, process.poll()
+        time.sleep(0.005)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.replace("\n", " ").split() == ["decoding", "Aborted!"]
+    assert all_end(process.pid)
 
 
 class DyingSource(PacketSource):
