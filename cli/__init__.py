@@ -41,6 +41,13 @@ class _Verbs(click.Group):
             return None
         return getattr(importlib.import_module(f"pacecore.cli.{name}"), name)
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click itself would say "Aborted!" and exit with 1
+            sys.stderr.write("\npacecore: stopped\n")
+            sys.exit(130)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_VERBS.items()))
@@ -55,7 +62,9 @@ def pacecore() -> None:
 
 
 def main() -> None:
-    """Entry point: an expected error is one line on stderr and exit code 2, without traceback."""
+    """Entry point: an expected error is one line on stderr and exit code 2, without traceback; so is
+    Ctrl-C, with exit code 130.
+    """
     try:
         pacecore(prog_name="pacecore", standalone_mode=True)
     except PacecoreError as error:
@@ -66,6 +75,3 @@ def main() -> None:
             raise
         sys.stderr.write(f"pacecore: {_FULL}: {str(error).splitlines()[0]}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("pacecore: stopped\n")
-        sys.exit(130)
