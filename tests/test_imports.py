@@ -20,7 +20,7 @@ LEVELS = tuple(
         " distributed",
         "demo backbones convert weight_names datasets index layouts listing check isolated store"
         " source arena sampling video video_writer pictures plots paper media timeline planes"
-        " resample ops",
+        " resample ops workers",
         "reference frames _extension rules errors",
     )
 )
