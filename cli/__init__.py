@@ -62,8 +62,8 @@ def pacecore() -> None:
 
 
 def main() -> None:
-    """Entry point: an expected error is one line on stderr and exit code 2, without traceback; so is
-    Ctrl-C, with exit code 130.
+    """Entry point: an expected error is one line on stderr and exit code 2, without traceback, and
+    Ctrl-C one line and 130.
     """
     try:
         pacecore(prog_name="pacecore", standalone_mode=True)
