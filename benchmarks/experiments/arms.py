@@ -69,18 +69,21 @@ def _long(name: str, arm: Arm) -> Arm:
 # Whether the schedule is what is short.
 _LONG_PACE = _long("long", PACE)
 
-# The claims again after four times the steps without labels, and whether they outlast four times
-# the steps with labels.
+_OWN_VIEWS = Arm(
+    "pace-context-own",
+    "pace + same context, views with crops of their own",
+    ("--contrast", "context", "--view-augment", "own"),
+)
+
+# The claims again after four times the steps without labels, whether the first outlasts four times
+# the steps with labels, and what might mend the second: one crop, flip and jitter for all views make
+# clips of a video alike whatever they show.
 LONG = (
-    *(
-        replace(arm, finetunes=(1, 4))
-        for arm in (
-            SCRATCH,
-            _LONG_PACE,
-            _long("long-pace-context", PACE_CONTEXT),
-            _long("long-pace-pace", _PACE_PACE),
-        )
-    ),
+    replace(SCRATCH, finetunes=(1, 4)),
+    replace(_LONG_PACE, finetunes=(1, 4)),
+    replace(_long("long-pace-context", PACE_CONTEXT), finetunes=(1, 4)),
+    _long("long-pace-pace", _PACE_PACE),
+    _long("long-pace-context-own", _OWN_VIEWS),
     RANDOM,
 )
 
@@ -108,7 +111,6 @@ ABLATIONS = (
     Arm("no-jitter", "without colour jitter", (*_NO_CONTRAST, "--no-jitter")),
     Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
     _LONG_PACE,
-    # One crop, flip and jitter for all views make clips of a video alike whatever they show.
     Arm(
         "context-own",
         "same context, views with crops of their own",
