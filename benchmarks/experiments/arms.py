@@ -75,9 +75,9 @@ _OWN_VIEWS = Arm(
     ("--contrast", "context", "--view-augment", "own"),
 )
 
-# The claims again after four times the steps without labels, whether the first outlasts four times
-# the steps with labels, and what might mend the second: one crop, flip and jitter for all views make
-# clips of a video alike whatever they show.
+# The claims again after four times the steps without labels, and after four times the steps with
+# labels too; and what might mend same context: one crop, flip and jitter for all views make clips of
+# a video alike whatever they show.
 LONG = (
     replace(SCRATCH, finetunes=(1, 4)),
     replace(_LONG_PACE, finetunes=(1, 4)),
