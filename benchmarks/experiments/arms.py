@@ -76,8 +76,8 @@ _OWN_VIEWS = Arm(
 )
 
 # The claims again after four times the steps without labels, and after four times the steps with
-# labels too; and what might mend same context: one crop, flip and jitter for all views make clips of
-# a video alike whatever they show.
+# labels too; and what might mend same context: one crop, flip and jitter for all views make clips
+# of a video alike whatever they show.
 LONG = (
     replace(SCRATCH, finetunes=(1, 4)),
     replace(_LONG_PACE, finetunes=(1, 4)),
