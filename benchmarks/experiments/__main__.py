@@ -108,8 +108,8 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
     about = (
         f"{done} of {len(cells)} cells are done: {options.data.name}, setting {options.setting}."
         " Shares are of held-out videos, mean and sample deviation over the seeds. The intervals"
-        " draw videos and seeds anew; an arm is above or below its baseline where the whole"
-        " interval is."
+        " are Student's, of other videos and, where there are several seeds, of other trainings; an"
+        " arm is above or below its baseline where the whole interval is."
     )
     baseline = PACE if options.grid == "ablations" else None
     page = evidence_page(cells, about, baseline)

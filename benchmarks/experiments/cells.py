@@ -58,6 +58,10 @@ class Cell:
         found = (result for _, result, command in self._stages() if command[0] != "test")
         return [path.parent for path in found if path.name == "summary.json" and path.is_file()]
 
+    def leaves(self, path: Path) -> bool:
+        """Whether the file is there, and by a stage of this arm: another grid's may have more."""
+        return path.is_file() and path.parent in {result.parent for _, result, _ in self._stages()}
+
     def finished(self) -> bool:
         return all(path.is_file() for _, path, _ in self._stages())
 
