@@ -194,6 +194,33 @@ def test_verdicts():
     assert [each.verdict for each in found] == ["above", "below", "not told apart", ""]
 
 
+def test_claims_say_by_how_much_and_how_surely(tmp_path):
+    right = {"scratch": 20, "pace": 34, "pace-context": 36}  # of 40 videos
+    cells = []
+    for name, count in right.items():
+        mine = cell(tmp_path, by_name(name))
+        cells.append(mine)
+        (mine.folder / "finetune").mkdir(parents=True)
+        lines = [
+            {
+                "path": f"{video}.mp4",
+                "right": video < count,
+                "label": 0,
+                "clips_predicted": [0 if video < count else 1],
+            }
+            for video in range(40)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (mine.folder / "finetune/predictions.jsonl").write_text(text)
+    claims = [line for line in page.evidence_page(cells, "made up").splitlines() if line[:1] == "-"]
+    assert claims == [
+        "- Pre-training is above training from scratch: above: pace, pace + same context.",
+        "- Retrieval is above random weights: not measured yet.",
+        "- Same context beside pace is the best, fine-tuned; beside it: from scratch -40.0 (-55.9"
+        " to -24.1, below); pace -5.0 (-12.1 to +2.1, not told apart).",
+    ]
+
+
 def test_hits_of_retrieval_look_at_k_neighbours(tmp_path):
     mine = cell(tmp_path, by_name("pace"))
     mine.pretrained.mkdir(parents=True)

@@ -233,13 +233,16 @@ def _claims(cells: list[Cell], found: list[Comparison]) -> list[str]:
             f"{verdict}: {', '.join(names)}" for verdict, names in told.items() if names
         )
         lines.append(f"- {title}: {words or 'not measured yet'}.")
-    best = sorted(
-        (each for each in found if each.measure == "finetune"), key=lambda each: -each.share
-    )
-    ways = {cell.arm.words: cell.arm.pretraining for cell in cells}
-    if any(ways[each.arm] == PACE_CONTEXT.pretraining for each in best):
-        order = ", ".join(f"{each.arm} {100 * each.share:.1f} %" for each in best)
-        lines.append(f"- Pace + same context is the best: in order, {order}.")
+    best = next((c.arm for c in cells if c.arm.pretraining == PACE_CONTEXT.pretraining), None)
+    if best:
+        others = [
+            f"{each.arm} {100 * each.difference:+.1f} ({100 * each.low:+.1f} to"
+            f" {100 * each.high:+.1f}, {each.verdict})"
+            for each in comparisons(cells, best)
+            if each.measure == "finetune" and each.difference is not None
+        ]
+        words = "; ".join(others) or "not measured yet"
+        lines.append(f"- Same context beside pace is the best, fine-tuned; beside it: {words}.")
     return lines
 
 
