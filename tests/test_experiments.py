@@ -233,3 +233,16 @@ def test_hits_of_retrieval_look_at_k_neighbours(tmp_path):
     one, five = (measure for measure in page.MEASURES if measure.name.startswith("retrieve"))
     assert page.hits_of(mine, one) == {"q": False}
     assert page.hits_of(mine, five) == {"q": True}
+
+
+def test_neighbours_of_the_same_scene_are_counted_beside_chance(tmp_path):
+    mine = cell(tmp_path, by_name("pace"))
+    mine.pretrained.mkdir(parents=True)
+    gallery = {"videos": [{"path": f"{name}.avi"} for name in ("set1_1", "set1_2", "set2_3")]}
+    (mine.pretrained / "features-p5-video-train.json").write_text(json.dumps(gallery))
+    neighbours = [{"path": "set2_3.avi"}, {"path": "set1_2.avi"}, {"path": "set1_1.avi"}]
+    lines = [{"query": f"set{number}_9.avi", "neighbours": neighbours[:2]} for number in (1, 2, 2)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (mine.pretrained / "neighbours-p5-video.jsonl").write_text(text)
+    (case,) = page._same_scene([mine], "(set[0-9])")
+    assert case == ("pace", [pytest.approx(3 / 6)], pytest.approx((2 + 1 + 1) / 9))

@@ -1,7 +1,7 @@
 """The paper's claims on labelled real videos: which pre-training helps, by how much, how surely.
 
     python -m benchmarks.experiments DATA --runs FOLDER [--grid main|long|ablations] [--seeds 0,1,2]
-        [--setting small|full] [--arms pace,context] [--jobs 2]
+        [--setting small|full] [--arms pace,context] [--jobs 2] [--scene '(set[0-9])']
 
 Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed: pre-trained
 without labels on the training videos of DATA, then used for retrieval, fine-tuned, probed linearly
@@ -9,7 +9,8 @@ and tested, by the verbs that a user types. All arms run with one seed before th
 A cell that is finished in FOLDER is not run again, one that was stopped goes on, and after each
 cell the pages are written anew: FOLDER/evidence.md, with the differences and their intervals (also
 beside the record), and FOLDER/report/report.md, the runs side by side; of another grid than main
-evidence-GRID.md and report-GRID/. --pages writes them from what there is.
+evidence-GRID.md and report-GRID/. --pages writes them from what there is. With --scene the page
+also says whether a video's neighbours are of its scene, as of features that look at little else.
 """
 
 import argparse
@@ -43,6 +44,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="of a cell; default its share of the cores")
     parser.add_argument("--limit-minutes", type=float, default=40.0, help="of one cell")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--scene", help="regular expression whose group, in a video's path, names its scene"
+    )
     parser.add_argument("--pages", action="store_true", help="only write the pages")
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
     options = parser.parse_args()
@@ -112,7 +116,7 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         " arm is above or below its baseline where the whole interval is."
     )
     baseline = PACE if options.grid == "ablations" else None
-    page = evidence_page(cells, about, baseline)
+    page = evidence_page(cells, about, baseline, options.scene)
     suffix = "" if options.grid == "main" else f"-{options.grid}"
     report = options.runs / f"report{suffix}"
     try:
@@ -121,7 +125,7 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         print(error, file=sys.stderr)
         make_report(folders, report, pictures=False)
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
-    write_record(path, "experiments", "cpu", summary(cells, baseline))
+    write_record(path, "experiments", "cpu", summary(cells, baseline, options.scene))
     for place in (options.runs / f"evidence{suffix}.md", path.with_suffix(".md")):
         place.write_text(page, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """What the cells say: each arm against its baseline, by how much, and how surely."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,10 +174,51 @@ def _pace_accuracy(cells: list[Cell]) -> list[tuple[str, list[float], float]]:
     return rows
 
 
-def evidence_page(cells: list[Cell], about: str, baseline: Arm | None = None) -> str:
+def _same_scene(cells: list[Cell], scene: str) -> list[tuple[str, list[float], float]]:
+    """(arm, share of each seed, chance) of the five nearest neighbours that show the query's scene.
+
+    scene: a regular expression whose first group, in a video's path, is the name of its scene.
+    """
+
+    def name(path: str) -> str:
+        found = re.search(scene, path)
+        return found[1] if found else path
+
+    rows: dict[str, tuple[str, list[float], float]] = {}
+    for cell in cells:
+        path = cell.pretrained / "neighbours-p5-video.jsonl"
+        if not cell.leaves(path):
+            continue
+        listed = json.loads((cell.pretrained / "features-p5-video-train.json").read_text())
+        gallery = [name(video["path"]) for video in listed["videos"]]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        queries = [name(line["query"]) for line in lines]
+        same = [
+            name(found["path"]) == query
+            for line, query in zip(lines, queries, strict=True)
+            for found in line["neighbours"][:5]
+        ]
+        chance = float(np.mean([[one == query for one in gallery] for query in queries]))
+        row = rows.setdefault(cell.arm.name, (cell.arm.words, [], chance))
+        row[1].append(float(np.mean(same)))
+    return list(rows.values())
+
+
+def _by_seed(title: str, rows: list[tuple[str, list[float], float]]) -> list[str]:
+    lines = ["", f"## {title}", "", "| weights | % by seed | chance % |", "|---|---|---|"]
+    for words, shares, chance in rows:
+        each = ", ".join(f"{100 * share:.1f}" for share in shares)
+        lines.append(f"| {words} | {each} | {100 * chance:.1f} |")
+    return lines
+
+
+def evidence_page(
+    cells: list[Cell], about: str, baseline: Arm | None = None, scene: str | None = None
+) -> str:
     """Markdown: the claims first, then a table for each measure.
 
-    With a `baseline` all arms are compared with that one: ablations, which claim nothing.
+    With a `baseline` all arms are compared with that one: ablations, which claim nothing. With a
+    `scene`, as in _same_scene, there is a table of whether the features tell scenes.
     """
     found = comparisons(cells, baseline)
     if baseline:
@@ -203,11 +245,10 @@ def evidence_page(cells: list[Cell], about: str, baseline: Arm | None = None) ->
                     f"| {each.arm} | {each.seeds} | {share} | {100 * each.difference:+.1f}"
                     f" | {100 * each.low:+.1f} to {100 * each.high:+.1f} | {each.verdict} |"
                 )
-    lines += ["", "## Held-out pace accuracy", "", "| weights | % by seed | chance % |"]
-    lines += ["|---|---|---|"]
-    for words, shares, chance in _pace_accuracy(cells):
-        each = ", ".join(f"{100 * share:.1f}" for share in shares)
-        lines.append(f"| {words} | {each} | {100 * chance:.1f} |")
+    lines += _by_seed("Held-out pace accuracy", _pace_accuracy(cells))
+    if scene:
+        title = "The same scene, of the five nearest neighbours, p5"
+        lines += _by_seed(title, _same_scene(cells, scene))
     return "\n".join(lines) + "\n"
 
 
@@ -246,10 +287,14 @@ def _claims(cells: list[Cell], found: list[Comparison]) -> list[str]:
     return lines
 
 
-def summary(cells: list[Cell], baseline: Arm | None = None) -> list[dict]:
+def summary(cells: list[Cell], baseline: Arm | None = None, scene: str | None = None) -> list[dict]:
     """The same for the record."""
     found = comparisons(cells, baseline)
     cases: list[dict] = [{**vars(each), "verdict": each.verdict} for each in found]
-    for words, shares, chance in _pace_accuracy(cells):
-        cases.append({"arm": words, "measure": "pace", "by_seed": shares, "chance": chance})
+    by_seed = {"pace": _pace_accuracy(cells)} | (
+        {"scene": _same_scene(cells, scene)} if scene else {}
+    )
+    for measure, rows in by_seed.items():
+        for words, shares, chance in rows:
+            cases.append({"arm": words, "measure": measure, "by_seed": shares, "chance": chance})
     return cases
