@@ -7,6 +7,7 @@ threads, whose results must agree bit for bit; there the tensors are on the CPU.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,14 @@ def require(variable: str, reason: str) -> None:
     if os.environ.get(variable) == "1":
         pytest.fail(f"{variable}=1, but {reason}")
     pytest.skip(reason)
+
+
+def pytest_configure() -> None:
+    """Tests send Ctrl-C to what they start. A shell has what it starts in the background, and all
+    that this starts, ignore it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
