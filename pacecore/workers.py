@@ -66,7 +66,7 @@ class Workers:
             process.kill()
 
     def next(self) -> Any:
-        """The next batch; None after the last. Raises WorkerError, and nothing else does."""
+        """The next batch; None after the last. Raises WorkerError for a dead or silent process."""
         try:
             _Deaths.asked = True
             reason = self._death()  # of one that died since the last request
