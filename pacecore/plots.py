@@ -89,9 +89,10 @@ def _draw_run(run: _Measured, loss: Axes, accuracy: Axes, look: dict[str, str], 
     steps = {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
     trained = [line for line in run.metrics if "loss" in line]
     epochs = [line["epoch"] for line in trained]
-    loss.plot(epochs, [line["loss"] for line in trained], label=label or None, **look)
+    alone = {"marker": "."} if len(trained) == 1 else {}  # a line of one point shows nothing
+    loss.plot(epochs, [line["loss"] for line in trained], label=label or None, **alone, **look)
     shown = [line.get("accuracy", np.nan) for line in trained]
-    accuracy.plot(epochs, shown, alpha=0.5, linewidth=1, **look)
+    accuracy.plot(epochs, shown, alpha=0.5, linewidth=1, **alone, **look)
     for name in ("pace_accuracy", "val_accuracy"):
         held = [line for line in run.metrics if name in line]
         places = [steps.get(line["step"], np.nan) for line in held]
