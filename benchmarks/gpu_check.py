@@ -66,7 +66,8 @@ class Context:
 
     def run(self, name: str, command: list[str], limit: float, **environment: str) -> tuple:
         """(exit code, output) of a command in the tree; None for a code past its limit."""
-        environ = {**os.environ, "PYTHONPATH": str(self.tree), **environment}
+        paths = [str(self.tree), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
         limit = max(1.0, min(limit, self.deadline - time.perf_counter()))
         return run_limited(command, self.out / f"{name}.log", limit, cwd=self.tree, env=environ)
 

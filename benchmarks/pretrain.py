@@ -107,15 +107,15 @@ def authors(setting: Setting, way: Way, dataset: Dataset) -> dict:
         num_workers=setting.workers,
         pin_memory=device.type == "cuda",
     )
-    torch.backends.cudnn.benchmark = True
     step = training_step(way.network(), device)
     start, count = 0.0, 0
-    for number, (clips, labels) in enumerate(loader, 1):
-        step(clips, labels)
-        if number == setting.warm_steps:
-            start = time.perf_counter()
-        elif number > setting.warm_steps:
-            count += len(labels)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as their script has it
+        for number, (clips, labels) in enumerate(loader, 1):
+            step(clips, labels)
+            if number == setting.warm_steps:
+                start = time.perf_counter()
+            elif number > setting.warm_steps:
+                count += len(labels)
     return {
         "clips_per_second": count / (time.perf_counter() - start),
         "steps": setting.steps - setting.warm_steps,

@@ -14,7 +14,8 @@
 namespace pacecore {
 
 // Blocks of a cluster that every GPU of compute capability 9 runs; 1 before. And the most dynamic
-// shared memory that a block may have.
+// shared memory that a block may have beside kStaticShared bytes of its own.
+constexpr int kStaticShared = 1024;
 struct ClusterLimits {
   int blocks;
   int64_t shared_bytes;
@@ -24,7 +25,7 @@ inline ClusterLimits cluster_limits(const Tensor& tensor) {
 #ifdef PACECORE_EMULATED
   (void)tensor;
   return {static_cast<int>(cuda_on_cpu::device().cluster_blocks),
-          static_cast<int64_t>(cuda_on_cpu::device().shared_bytes)};
+          static_cast<int64_t>(cuda_on_cpu::device().shared_bytes) - kStaticShared};
 #else
   int major = 0, shared_bytes = 0;
   const int device = tensor.get_device_index();
@@ -32,7 +33,7 @@ inline ClusterLimits cluster_limits(const Tensor& tensor) {
              "pacecore: compute capability");
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "pacecore: shared memory of a block");
-  return {major >= 9 ? 8 : 1, shared_bytes};
+  return {major >= 9 ? 8 : 1, shared_bytes - kStaticShared};
 #endif
 }
 

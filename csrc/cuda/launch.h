@@ -29,6 +29,7 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
 }
 
 inline void check_cuda(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) cudaGetLastError();  // else the next launch is blamed for it
   check(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
 }
 

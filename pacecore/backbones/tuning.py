@@ -159,7 +159,8 @@ def check_bf16_conv3d(
                 def step(x=x, w=w, stride=stride, kernel=kernel) -> list[Tensor]:
                     return _with_gradients(convolution, x, w, stride, kernel)
 
-                with torch.backends.cudnn.flags(allow_tf32=False):
+                # `enabled` is said because the manager's own default turns cuDNN off.
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                     results[dtype] = step()
                 if layout is MEMORY_FORMAT:
                     seconds[dtype] += _seconds(step, device)
