@@ -1,12 +1,16 @@
 """One command for a machine with a GPU: builds, tests, sanitizes, times and trains, cheapest first.
 
     python -m benchmarks.gpu_check --out DIR [--only build,limits] [--train-steps 60]
+        [--data VIDEOS] [--official FOLDER]
 
 Works from a source tree, with the torch of the running Python, in a copy of the tree; nothing needs
 to be installed and nothing is fetched. Each step is a process of its own with a limit in seconds,
-so what one step found stays when a later one fails, and all end within 8 minutes. DIR then holds
+so what one step found stays when a later one fails, and all end within 8 minutes. Tests and
+sanitizers run side by side, since none of them is timed; what is timed runs alone. DIR then holds
 gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step. Exit codes: 0 all passed,
 1 a step failed, 2 no GPU. The README shows the record of a GPU that lies in benchmarks/results.
+--data and --official: as benchmarks.pretrain has them; without, the demo set and the authors' way
+rebuilt.
 
     python -m benchmarks.gpu_check --out DIR --device cpu
 
@@ -14,270 +18,45 @@ rehearses it on a CPU: what needs a GPU is skipped, and says so.
 """
 
 import argparse
+import itertools
 import json
-import math
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
-from .common import ROOT, run_limited, write_aside
+from .common import ROOT, write_aside
+from .gpu_steps import STEPS, TOGETHER, Context, Result, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
 
-__all__ = ["STEPS", "Context", "Result", "main", "run_step"]
+__all__ = ["main", "measured", "page", "run_steps"]
 
-STATES = ("passed", "failed", "skipped")
 ALL_SECONDS = 475  # of all steps, so that the whole stays within 8 minutes
-_KEPT_CHARACTERS = 4000  # of a step's output, in the record; the whole of it is in DIR/STEP.log
 _LEFT_BEHIND = ("build", "dist", "runs", "shared", "*.so", "*.egg-info", ".*", "__pycache__")
-_PROGRAM = [sys.executable, "-c", "from pacecore.cli import main; main()"]
 
 
-@dataclass
-class Result:
-    """What a step found. values: its figures, as JSON can hold them."""
-
-    name: str
-    state: str = "passed"
-    said: str = ""  # one line
-    seconds: float = 0.0
-    values: dict = field(default_factory=dict)
-    output: str = ""
-
-
-@dataclass(frozen=True)
-class Context:
-    """Where the steps run and write."""
-
-    tree: Path  # the copy of the source tree
-    out: Path
-    train_steps: int = 60
-    device: str = "cuda"
-    deadline: float = math.inf  # of time.perf_counter()
-
-    def run(self, name: str, command: list[str], limit: float, **environment: str) -> tuple:
-        """(exit code, output) of a command in the tree; None for a code past its limit."""
-        paths = [str(self.tree), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
-        limit = max(1.0, min(limit, self.deadline - time.perf_counter()))
-        return run_limited(command, self.out / f"{name}.log", limit, cwd=self.tree, env=environ)
+def run_steps(names: list[str], context: Context) -> Iterator[Result]:
+    """Results in the order of `names`; neighbours in TOGETHER run side by side."""
+    for together, group in itertools.groupby(names, TOGETHER.__contains__):
+        if not together:
+            yield from (_begun(name, context) for name in group)
+            continue
+        group = list(group)
+        with ThreadPoolExecutor(len(group)) as pool:
+            yield from pool.map(lambda name: _begun(name, context), group)
 
 
-def _judged(name: str, code: int | None, output: str, limit: float) -> Result:
-    if code is None:
-        said = f"not done after {limit:.0f} s, or in the time of all steps"
-        return Result(name, "failed", said, output=output)
-    last = (output.strip().splitlines() or [""])[-1]
-    return Result(name, "failed" if code else "passed", last, output=output)
-
-
-def _on_gpu_only(step: Callable[[Context], Result], name: str) -> Callable[[Context], Result]:
-    def judged(context: Context) -> Result:
-        if context.device != "cuda":
-            return Result(name, "skipped", "a rehearsal without a GPU")
-        return step(context)
-
-    return judged
-
-
-# ---- the steps, each Context -> Result
-
-
-def build(context: Context) -> Result:
-    import torch
-
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    architecture, settings = "none", {"PACECORE_CUDA": "0"}
-    if context.device == "cuda":
-        architecture = "{}.{}".format(*torch.cuda.get_device_capability())
-        settings = {"PACECORE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture}
-    code, output = context.run("build", command, 180, **settings)
-    result = _judged("build", code, output, 180)
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)
-    result.values = {
-        "architecture": architecture,
-        "kernels": len(re.findall(r"Compiling entry function", output)),
-        "kernels_that_spill": sum(pair != ("0", "0") for pair in spills),
-    }
-    said = re.findall(r"^pacecore .*", output, re.MULTILINE)
-    result.said = said[-1] if said else result.said
-    return result
-
-
-def doctor(context: Context) -> Result:
-    script = (
-        "import json, dataclasses; from pacecore.doctor import *; found = doctor();"
-        "print(json.dumps([dataclasses.asdict(f) for f in found]))"
-    )
-    code, output = context.run("doctor", [sys.executable, "-c", script], 60)
-    result = _judged("doctor", code, output, 60)
-    if code == 0:
-        findings = json.loads(output.strip().splitlines()[-1])
-        absent = [] if find_spec("av") else ["video"]  # not needed by what comes first
-        bad = [f for f in findings if f["state"] == "missing" and f["name"] not in absent]
-        result.values = {"findings": findings}
-        result.state = "failed" if bad else "passed"
-        result.said = "; ".join(f"{f['name']}: {f['found']}" for f in bad) or "nothing is missing"
-    return result
-
-
-def exercise(context: Context) -> Result:
-    command = [sys.executable, "-m", "benchmarks.gpu_exercise", "--device", context.device]
-    return _judged("exercise", *context.run("exercise", command, 60), 60)
-
-
-def tests(context: Context) -> Result:
-    """The CUDA tests, where a skip counts as a failure."""
-    report = context.out / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
-    command += ["--continue-on-collection-errors", f"--junitxml={report}", "tests"]
-    code, output = context.run("tests", command, 150, PACECORE_REQUIRE_CUDA="1")
-    result = _judged("tests", code, output, 150)
-    if report.is_file():
-        result.values = counts = _counts(report)
-        bad = counts["failed"] + counts["skipped"] + len(counts["not_collected"])
-        result.state = "passed" if counts["passed"] and not bad and code is not None else "failed"
-        result.said = ", ".join(f"{counts[k]} {k}" for k in ("passed", "failed", "skipped"))
-        if counts["needs_av"]:
-            result.said += f"; without av not collected: {' '.join(counts['needs_av'])}"
-        if counts["not_collected"]:
-            result.said += f"; not collected: {' '.join(counts['not_collected'])}"
-    return result
-
-
-def _counts(report: Path) -> dict:
-    """Tests by outcome from pytest's XML; files that did not import for want of av stand apart."""
-    counts: dict = {"passed": 0, "failed": 0, "skipped": 0, "needs_av": [], "not_collected": []}
-    for case in ElementTree.parse(report).iter("testcase"):
-        error = case.find("error")
-        if error is not None and error.get("message") == "collection failure":
-            lacks_av = re.search(r"No module named 'av'", error.text or "") and not find_spec("av")
-            counts["needs_av" if lacks_av else "not_collected"].append(case.get("name"))
-        elif error is not None or case.find("failure") is not None:
-            counts["failed"] += 1
-        else:
-            counts["skipped" if case.find("skipped") is not None else "passed"] += 1
-    return counts
-
-
-def sanitizer(tool: str) -> Callable[[Context], Result]:
-    def step(context: Context) -> Result:
-        program = shutil.which("compute-sanitizer") or shutil.which(
-            "compute-sanitizer", path="/usr/local/cuda/bin"
-        )
-        if not program:
-            return Result(tool, "skipped", "compute-sanitizer is not on this machine")
-        # Without torch's cache every tensor is an allocation whose ends the tool knows.
-        command = [program, "--tool", tool, "--error-exitcode", "9"]
-        command += [sys.executable, "-m", "benchmarks.gpu_exercise"]
-        code, output = context.run(tool, command, 60, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        result = _judged(tool, code, output, 60)
-        if "Device not supported" in output:
-            return Result(tool, "skipped", "compute-sanitizer: Device not supported", output=output)
-        said = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY:.*)", output)
-        result.said = said[-1] if said else result.said
-        if not said:  # a tool that said nothing has checked nothing
-            result.state = "failed"
-        return result
-
-    return step
-
-
-def benchmark(name: str) -> Callable[[Context], Result]:
-    def step(context: Context) -> Result:
-        if not (context.tree / "benchmarks" / f"{name}.py").is_file():
-            return Result(name, "skipped", f"benchmarks/{name}.py is not in this tree")
-        if not find_spec("av") and name not in _WITHOUT_VIDEO:
-            return Result(name, "skipped", "PyAV is not installed, so no video can be read")
-        record, limit = context.out / f"{name}-{context.device}.json", _SECONDS
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", context.device]
-        command += ["--quick", "--out", str(record)]
-        code, output = context.run(name, command, limit)
-        result = _judged(name, code, output, limit)
-        if record.is_file():
-            result.values = {"cases": json.loads(record.read_text())["cases"]}
-            result.said = f"{len(result.values['cases'])} cases in {record.name}"
-        return result
-
-    return step
-
-
-def train(context: Context) -> Result:
-    """A short run of the trainer on the demo set, from files to checkpoint."""
-    return _trained("train", context, [])
-
-
-def train_resident(context: Context) -> Result:
-    """The same from a frame store that is held in the GPU's memory."""
-    name, demo, store = "train_resident", context.tree / "demo-set", context.tree / "store"
-    pack = ["data", "pack", str(demo), str(store), "--size", "64x86"]
-    if find_spec("av"):
-        for arguments in (["data", "demo", str(demo)], pack):
-            result = _judged(name, *context.run(name, [*_PROGRAM, *arguments], 60), 60)
-            if result.state == "failed":
-                return result
-    result = _trained(name, context, [str(store), "--data-on", "device"])
-    if result.state == "passed" and "all frames are held on" not in result.output:
-        result.state, result.said = "failed", "the frames were not held on the device"
-    return result
-
-
-def _trained(name: str, context: Context, arguments: list[str]) -> Result:
-    if not find_spec("av"):
-        return Result(name, "skipped", "PyAV is not installed, so no video can be written or read")
-    out = context.tree / name
-    command = [*_PROGRAM, "train", *arguments, "--preset", "small", "--device", context.device]
-    command += ["--max-steps", str(context.train_steps), "--out", str(out)]
-    code, output = context.run(name, command, 120)
-    result = _judged(name, code, output, 120)
-    rates = re.findall(r"^trained .*", output, re.MULTILINE)
-    result.said = rates[-1] if rates and code == 0 else result.said
-    if (out / "metrics.jsonl").is_file():
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        result.values = {"metrics": [json.loads(line) for line in lines]}
-    return result
-
-
-_SECONDS = 60  # for a benchmark's quick run
-_WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "retrieve")
-
-STEPS: dict[str, Callable[[Context], Result]] = {
-    "build": build,
-    "doctor": doctor,
-    "exercise": exercise,
-    LIMITS: benchmark(LIMITS),
-    "tests": _on_gpu_only(tests, "tests"),
-    "memcheck": _on_gpu_only(sanitizer("memcheck"), "memcheck"),
-    **{name: benchmark(name) for name in ("pace_clip", "info_nce", "backbones")},
-    "train": train,
-    "train_resident": train_resident,
-    **{name: benchmark(name) for name in BENCHMARKS if name not in _WITHOUT_VIDEO},
-    "retrieve": benchmark("retrieve"),
-    "scaling": benchmark("scaling"),
-    "racecheck": _on_gpu_only(sanitizer("racecheck"), "racecheck"),
-    "initcheck": _on_gpu_only(sanitizer("initcheck"), "initcheck"),
-}
-
-
-def run_step(name: str, context: Context) -> Result:
-    """Runs one step; whatever goes wrong is its result."""
-    start_time = time.perf_counter()
-    try:
-        result = STEPS[name](context)
-    except Exception as error:
-        result = Result(name, "failed", f"{type(error).__name__}: {error}")
-    result.seconds = round(time.perf_counter() - start_time, 1)
-    result.output = result.output[-_KEPT_CHARACTERS:]
-    return result
+def _begun(name: str, context: Context) -> Result:
+    if time.perf_counter() > context.deadline:
+        return Result(name, "failed", "not begun within the time of all steps")
+    return run_step(name, context)
 
 
 def copy_tree(folder: Path) -> Path:
@@ -288,15 +67,17 @@ def copy_tree(folder: Path) -> Path:
     return tree
 
 
-def machine(device: str) -> dict:
+def machine(device: str, commit: str | None = None) -> dict:
+    """commit: of a tree that is no git checkout."""
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    if commit is None and shutil.which("git"):
+        asked = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+        commit = done.stdout.strip() or None
     about = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        "commit": commit or None,
+        "commit": commit,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
@@ -329,7 +110,11 @@ def measured(record: dict) -> list[str]:
         if step["name"] == LIMITS:
             limits = cases
         elif step["name"] in BENCHMARKS and cases:
-            rows = [asdict(row) for row in rows_of(step["name"], cases, limits)]
+            try:
+                rows = [asdict(row) for row in rows_of(step["name"], cases, limits)]
+            except (KeyError, TypeError, ZeroDivisionError) as error:
+                said = f"its record is not understood: {type(error).__name__} {error}"
+                step, rows = {**step, "state": "failed", "said": said}, []
             runs.append({**step, "rows": rows})
     return tables(limits, runs)
 
@@ -361,6 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--limit", type=float, default=ALL_SECONDS, help="seconds in which all steps end"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--data", help="videos to feed from; default PACECORE_DATA, else a demo")
+    parser.add_argument("--official", help="a copy of laura-wang/video-pace to set ours beside")
+    parser.add_argument("--commit", help="what to call a tree that is no git checkout")
     options = parser.parse_args(arguments)
     names = options.only.split(",")
     unknown = [name for name in names if name not in STEPS]
@@ -374,21 +162,21 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    about, results, deadline = machine(options.device), [], time.perf_counter() + options.limit
+    about, results = machine(options.device, options.commit), []
+    deadline = time.perf_counter() + options.limit
     with tempfile.TemporaryDirectory() as folder:
         context = Context(
             copy_tree(Path(folder)),
             options.out.resolve(),
             options.train_steps,
             options.device,
+            *(path and str(Path(path).resolve()) for path in (options.data, options.official)),
             deadline,
         )
-        for name in names:
-            if time.perf_counter() > deadline:
-                results.append(Result(name, "failed", f"not begun within {options.limit:.0f} s"))
-            else:
-                results.append(run_step(name, context))
-            print(f"{results[-1].state:8}{name:15}{results[-1].seconds:6.1f} s  {results[-1].said}")
+        for result in run_steps(names, context):
+            results.append(result)
+            line = f"{result.state:8}{result.name:15}{result.seconds:6.1f} s  {result.said}"
+            print(line, flush=True)
             write(options.out, options.device, about, results)
     print(f"written: gpu_check-{options.device}.json and .md in {options.out}")
     return 1 if any(result.state == "failed" for result in results) else 0

@@ -5,8 +5,10 @@
 Each way does the same work on the same videos: R(2+1)D, clips at paces 1 to 4 with jitter of every
 frame, pace classification, SGD. Ours is `pacecore train --preset official`, read from the metrics
 that it writes. The authors' way is their loader over extracted JPEGs, their network in fp32 and
-their step: from a copy of their repository where --official names one, and rebuilt in our words.
-The limit of each is our network's step on one batch that never changes.
+their step: from a copy of their repository where --official names one, and rebuilt in our words
+(in a quick run only without a copy). On a GPU of today torch computes their fp32 convolutions in
+TF32 unless told otherwise, so there their way is measured both so and in true fp32.
+The limit of each is our network's step on one batch that never changes, in that arithmetic.
 
 What is timed begins after as many steps as the workers prefetch. On a CPU the clips are small.
 """
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,23 +47,25 @@ class Setting:
     shape: Shape
     batch: int
     workers: int
+    timed_steps: int  # a multiple of warm_steps, at which the trainer logs
 
     @property
     def warm_steps(self) -> int:
-        """Steps before the clock starts: the first batches of all workers come at once."""
-        return 1 + self.workers
+        """Steps before the clock starts: all that is prefetched comes at once."""
+        return 1 + 2 * self.workers
 
     @property
     def steps(self) -> int:
-        return 4 * self.warm_steps
+        return self.warm_steps + self.timed_steps
 
 
-def setting(device: torch.device) -> Setting:
+def setting(device: torch.device, quick: bool) -> Setting:
     workers = worker_count(-1, device)
+    timed = (1 if quick else 3) * (1 + 2 * workers)
     if device.type == "cuda":
-        return Setting(device, Shape(), 60, workers)
+        return Setting(device, Shape(), 60, workers, timed)
     small = {"resize": (64, 86), "crop": 56}
-    return Setting(device, Shape(**small), 8, workers)
+    return Setting(device, Shape(**small), 8, workers, timed)
 
 
 def options_of(setting: Setting, data: Path, out: Path, changes: dict) -> TrainOptions:
@@ -77,26 +82,31 @@ def options_of(setting: Setting, data: Path, out: Path, changes: dict) -> TrainO
 
 def ours(setting: Setting, data: Path, out: Path, changes: dict) -> dict:
     """The trainer itself; its rate between the first line of its metrics and the last."""
-    summary = pretrain(options_of(setting, data, out, changes))
+    pretrain(options_of(setting, data, out, changes))
     text = (out / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines() if "clips_per_second" in line]
+    first, last = lines[0], lines[-1]
+    seconds = [seconds_at(line, setting.batch) for line in (first, last)]
+    waited = [s * line["waiting_share"] for s, line in zip(seconds, (first, last), strict=True)]
     return {
-        "clips_per_second": rate_between(lines[0], lines[-1], setting.batch),
-        "steps": lines[-1]["step"] - lines[0]["step"],
-        "waiting_share": summary["waiting_share"],
+        "clips_per_second": rate_between(first, last, setting.batch),
+        "steps": last["step"] - first["step"],
+        "waiting_share": (waited[1] - waited[0]) / (seconds[1] - seconds[0]),
     }
 
 
+def seconds_at(line: dict, batch: int) -> float:
+    """Seconds since the start at a line of the metrics, whose rate is over all since then."""
+    return line["step"] * batch / line["clips_per_second"]
+
+
 def rate_between(first: dict, last: dict, batch: int) -> float:
-    """Clips a second between two lines, whose own rates are over all since the start."""
-    clips = [line["step"] * batch for line in (first, last)]
-    seconds = [
-        count / line["clips_per_second"] for count, line in zip(clips, (first, last), strict=True)
-    ]
-    return (clips[1] - clips[0]) / (seconds[1] - seconds[0])
+    """Clips a second between two lines."""
+    seconds = seconds_at(last, batch) - seconds_at(first, batch)
+    return (last["step"] - first["step"]) * batch / seconds
 
 
-def authors(setting: Setting, way: Way, dataset: Dataset) -> dict:
+def authors(setting: Setting, way: Way, dataset: Dataset, tf32: bool) -> dict:
     """The authors' loop over their loader, as far as it is timed."""
     device = setting.device
     loader = DataLoader(
@@ -109,7 +119,8 @@ def authors(setting: Setting, way: Way, dataset: Dataset) -> dict:
     )
     step = training_step(way.network(), device)
     start, count = 0.0, 0
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as their script has it
+    # `benchmark` as their script has it.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
         for number, (clips, labels) in enumerate(loader, 1):
             step(clips, labels)
             if number == setting.warm_steps:
@@ -122,7 +133,7 @@ def authors(setting: Setting, way: Way, dataset: Dataset) -> dict:
     }
 
 
-def network_alone(setting: Setting, amp: str) -> float:
+def network_alone(setting: Setting, amp: str, compiled: bool, tf32: bool) -> float:
     """Clips a second of our network's step on one batch that never changes."""
     device = setting.device
     options = options_of(setting, Path(), Path(), {"amp": amp})
@@ -136,44 +147,67 @@ def network_alone(setting: Setting, amp: str) -> float:
         model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-3, fused=True
     )
 
+    run = torch.compile(model) if compiled else model
+
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16"):
-            logits = model(clips)[0]
+            logits = run(clips)[0]
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
 
-    return setting.batch / time_function(step, device, min_seconds=2, min_runs=2).p50
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        return setting.batch / time_function(step, device, min_seconds=1, min_runs=2).p50
 
 
-def ways(
-    setting: Setting, options: argparse.Namespace, folder: Path
-) -> Iterator[tuple[str, str, Callable[[], dict]]]:
-    """(name, arithmetic, what measures it), those that can run here."""
+@dataclass(frozen=True)
+class Run:
+    """A way, its arithmetic, and what measures it."""
+
+    name: str
+    measure: Callable[[], dict]
+    amp: str = "none"
+    compiled: bool = False
+    tf32: bool = True
+
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith("pacecore")
+
+    @property
+    def arithmetic(self) -> tuple:
+        return self.amp, self.compiled, self.tf32
+
+
+def runs(setting: Setting, options: argparse.Namespace, folder: Path) -> Iterator[Run]:
+    """Those that can run here, ours first."""
     index, words = open_videos(options, folder)
     print(f"{len(index)} videos: {words}", flush=True)
-    try:
-        frames = extract(index, folder / "frames")
-        for way in filter(None, (Rebuilt(), options.official)):
-            dataset = way.dataset(frames, setting.shape)
-            yield way.name, "none", lambda way=way, dataset=dataset: authors(setting, way, dataset)
-    except ImportError as missing:
-        print(f"left out: {missing}")
     store, _ = pack(index, folder / "store", setting.shape.resize)
     changes = {"pacecore, store": {}}
     if setting.device.type == "cuda":
+        bf16 = {"data_on": "device", "amp": "bf16"}
         changes = {
-            "pacecore, store": {"data_on": "host"},
+            "pacecore, store in GPU memory, bf16, compiled": {**bf16, "compile": True},
+            "pacecore, store in GPU memory, bf16": bf16,
             "pacecore, store, bf16": {"data_on": "host", "amp": "bf16"},
-            "pacecore, store in GPU memory, bf16": {"data_on": "device", "amp": "bf16"},
+            "pacecore, store": {"data_on": "host"},
         }
     for number, (name, change) in enumerate(changes.items()):
         out = folder / f"run{number}"
-        yield (
-            name,
-            change.get("amp", "none"),
-            lambda out=out, change=change: ours(setting, store.folder, out, change),
-        )
+        measure = partial(ours, setting, store.folder, out, change)
+        yield Run(name, measure, change.get("amp", "none"), change.get("compile", False))
+    copies = [options.official] if options.official else []
+    rebuilt = [] if options.quick and copies else [Rebuilt()]
+    try:
+        frames = extract(index, folder / "frames")
+        for way in [*copies, *rebuilt]:
+            measure = partial(authors, setting, way, way.dataset(frames, setting.shape))
+            yield Run(way.name, partial(measure, True))
+            if setting.device.type == "cuda":
+                yield Run(f"{way.name}, without TF32", partial(measure, False), tf32=False)
+    except ImportError as missing:
+        print(f"left out: {missing}")
 
 
 def main() -> None:
@@ -183,24 +217,27 @@ def main() -> None:
     add_official_argument(parser)
     options = parser.parse_args()
     if options.quick:
-        options.videos = 6
+        options.videos = 18
     device = torch.device(options.device)
-    common = setting(device)
-    alone: dict[str, float] = {}
+    common = setting(device, options.quick)
+    alone: dict[tuple, float] = {}
     cases: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, amp, measure in ways(common, options, Path(folder)):
-            if amp not in alone:
-                alone[amp] = network_alone(common, amp)
-            case = {"way": name, "amp": amp, **measure(), "network_alone": alone[amp]}
+        for run in runs(common, options, Path(folder)):
+            if run.arithmetic not in alone:
+                alone[run.arithmetic] = network_alone(common, *run.arithmetic)
+            case = {"way": run.name, "amp": run.amp, **run.measure()}
+            case |= {"network_alone": alone[run.arithmetic]}
             case |= {"batch": common.batch, "workers": common.workers}
             case |= {"clip": [common.shape.clip_frames, common.shape.crop, common.shape.crop]}
-            for other in cases:
-                if not other["way"].startswith("pacecore"):
-                    rate = case["clips_per_second"] / other["clips_per_second"]
-                    case[f"times {other['way']}"] = rate
+            if not run.ours:
+                for other in cases:
+                    if other["way"].startswith("pacecore"):
+                        rate = other["clips_per_second"] / case["clips_per_second"]
+                        other[f"times {run.name}"] = rate
             cases.append(case)
             print(json.dumps(case), flush=True)
+            # Again after each way, so that a run which is cut off leaves what it has.
             path = write_record(options.out, "pretrain", options.device, cases)
     print(f"record: {path}")
 

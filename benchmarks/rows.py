@@ -40,6 +40,7 @@ def _limit_of(limits: list[dict], threads: int | None, kind: str) -> float | Non
 def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     copies = {case["threads"]: case for case in cases if case["case"] == "copy"}
     ours: dict[tuple, float] = {}
+    on_gpu = not any("processor_bytes_a_second" in copy for copy in copies.values())
     for case in cases:
         if "contender" not in case:  # the copy, and ratios of layouts
             continue
@@ -53,7 +54,7 @@ def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
         key = (case["case"], case["threads"])
         ours.setdefault(key, took)
         yield Row(
-            f"{case['case']}, {'1 thread' if one_thread else str(case['threads']) + ' threads'}",
+            case["case"] if on_gpu else f"{case['case']}, {_threads(case['threads'])}",
             case["contender"],
             took,
             "ms of a core a clip" if of_core else "ms a clip",
@@ -61,6 +62,10 @@ def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             f"copy of {short(copy / 1e9)} GB/s",
             case["bytes_a_second"] * case["ms_a_clip"] / took / copy,
         )
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def info_nce(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
@@ -117,7 +122,8 @@ def data(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     rates = {case["way"]: case["clips_per_core_second"] for case in cases}
     decoding = "files, decoding alone"
     best_of = {"files": "files", "store": "store, where it lies"}
-    copy = _limit_of(limits, 1, "copy_bytes_per_second")
+    on_gpu = any("bus_bytes_per_second" in case for case in limits)  # which these clips never see
+    copy = None if on_gpu else _limit_of(limits, 1, "copy_bytes_per_second")
     # 16 frames: the crop's part of the stored planes read, 3 x 112 x 112 numbers written.
     store_bytes = 16 * (1.5 * 112 * 112 + 4 * 3 * 112 * 112)
     for case in cases:
@@ -177,6 +183,7 @@ def evaluate(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
 
 def retrieve(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     flops = _limit_of(limits, None, "float32_flops")
+    on_gpu = any("bus_bytes_per_second" in case for case in limits)
     for case in cases:
         name = f"{case['queries']:,} queries on {case['gallery']:,} x {case['dimensions']:,}"
         work = 2 * case["queries"] * case["gallery"] * case["dimensions"]
@@ -185,14 +192,15 @@ def retrieve(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
         for way, found in ways.items():
             took = found["seconds"]["p50"]
             first = first or took
+            limited = flops and (way == "pacecore" or not on_gpu)  # the others run on the CPU
             yield Row(
                 name,
                 way,
                 1000 * took,
                 "ms",
                 took / first,
-                f"matrix product at {short(flops / 1e12)} TFLOP/s" if flops else "",
-                work / took / flops if flops else None,
+                f"matrix product at {short(flops / 1e12)} TFLOP/s" if limited else "",
+                work / took / flops if limited else None,
                 f"{found['peak_extra_bytes'] / 1e6:,.0f} MB extra"
                 if "peak_extra_bytes" in found
                 else "",

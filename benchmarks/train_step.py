@@ -96,7 +96,8 @@ def options_of(arguments: argparse.Namespace, **changes: Any) -> TrainOptions:
     }  # fmt: skip
     preset = changes.pop("preset", None)
     options = from_mapping(TrainOptions, {**values, **changes}, preset=preset)
-    return replace(options, repeat=options.batch)  # so that all batches of an epoch are of one size
+    # So that all batches of an epoch are of one size.
+    return replace(options, repeat=options.batch * changes.get("repeat", 1))
 
 
 def run(options: TrainOptions, source: FrameSource, steps: tuple[int, ...], read: Any) -> list:
@@ -118,6 +119,7 @@ def overhead(arguments: argparse.Namespace) -> list[dict]:
             preset=arguments.preset,
             log_every=warm_steps,  # on a GPU reading the loss waits for it, so not at each step
             epochs=1000,
+            repeat=1000,  # an epoch's end saves, and none falls into what is timed
             max_steps=warm_steps + -(-arguments.steps // warm_steps) * warm_steps,
         ),
         torch.device(arguments.device),

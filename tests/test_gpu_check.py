@@ -2,14 +2,16 @@
 
 import json
 import sys
+import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_exercise, limits
-from benchmarks.gpu_check import Context, Result
+from benchmarks import gpu_check, gpu_exercise, gpu_steps, limits
+from benchmarks.gpu_steps import Context, Result
 from benchmarks.suite import BENCHMARKS
 
 
@@ -29,7 +31,7 @@ def test_without_a_gpu_it_says_so_and_exits_2(tmp_path, capsys):
 def test_a_step_past_its_limit_is_killed_and_keeps_what_it_said(context):
     script = "import time; print('so far', flush=True); time.sleep(60)"
     code, output = context.run("slow", [sys.executable, "-c", script], 2)
-    result = gpu_check._judged("slow", code, output, 2)
+    result = gpu_steps._judged("slow", code, output, 2)
     assert (result.state, result.said) == (
         "failed",
         "not done after 2 s, or in the time of all steps",
@@ -47,9 +49,10 @@ def test_later_steps_run_after_a_failed_one_and_each_is_kept(tmp_path, monkeypat
         "second": lambda context: Result("second", values={"cases": [{"n": 3}]}),
         "third": lambda context: Result("third", "skipped", "not here"),
     }
+    monkeypatch.setattr(gpu_steps, "STEPS", steps)
     monkeypatch.setattr(gpu_check, "STEPS", steps)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", lambda device: {"gpu": "Card"})
+    monkeypatch.setattr(gpu_check, "machine", lambda device, commit: {"gpu": "Card"})
     assert gpu_check.main(["--out", str(tmp_path), "--only", "first,second,third"]) == 1
     record = json.loads((tmp_path / "gpu_check-cuda.json").read_text())
     assert [step["state"] for step in record["steps"]] == ["failed", "passed", "skipped"]
@@ -64,9 +67,45 @@ def test_later_steps_run_after_a_failed_one_and_each_is_kept(tmp_path, monkeypat
 def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "STEPS", {"a": lambda context: pytest.fail("begun")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", lambda device: {})
+    monkeypatch.setattr(gpu_check, "machine", lambda device, commit: {})
     assert gpu_check.main(["--out", str(tmp_path), "--only", "a", "--limit", "-1"]) == 1
     assert "not begun" in (tmp_path / "gpu_check-cuda.json").read_text()
+
+
+def test_those_that_are_not_timed_run_side_by_side_and_are_told_in_order(context, monkeypatch):
+    begun = threading.Barrier(2)
+    steps = {
+        "first": lambda context: Result("first"),
+        "slow": lambda context: (begun.wait(30), time.sleep(0.2), Result("slow"))[-1],
+        "quick": lambda context: (begun.wait(30), Result("quick"))[-1],
+    }
+    monkeypatch.setattr(gpu_steps, "STEPS", steps)
+    monkeypatch.setattr(gpu_check, "TOGETHER", ("slow", "quick"))
+    results = list(gpu_check.run_steps(list(steps), context))
+    assert [result.name for result in results] == ["first", "slow", "quick"]
+    assert all(result.state == "passed" for result in results)
+
+
+def test_a_record_that_is_not_understood_is_told_on_the_page():
+    record = {"machine": {}, "steps": [_step("info_nce", {"cases": [{"seconds": 1}]})]}
+    assert "its record is not understood: KeyError" in gpu_check.page(record)
+
+
+def test_options_reach_the_benchmarks_that_take_them(context, monkeypatch):
+    commands = {}
+    monkeypatch.setattr(gpu_steps, "find_spec", lambda name: True)
+    monkeypatch.setattr(
+        Context, "run", lambda self, name, command, *_: commands.update({name: command}) or (0, "")
+    )
+    chosen = replace(context, data="videos", official="copy")
+    for name in ("pretrain", "data", "scaling", "retrieve"):
+        (context.tree / "benchmarks").mkdir(exist_ok=True)
+        (context.tree / "benchmarks" / f"{name}.py").touch()
+        gpu_steps.benchmark(name)(chosen)
+    both = ["--data", "videos", "--official", "copy"]
+    assert commands["pretrain"][-4:] == commands["data"][-4:] == both
+    assert commands["scaling"][-2:] == ["--data", "videos"]
+    assert "--data" not in commands["retrieve"]
 
 
 def test_unknown_step_is_an_error(tmp_path):
@@ -86,6 +125,7 @@ XML = """<testsuites><testsuite>
 <testcase name="good"/>
 <testcase name="bad"><failure message="x">y</failure></testcase>
 <testcase name="left out"><skipped message="no"/></testcase>
+<testcase name="of videos"><skipped message="PACECORE_DATA does not name them"/></testcase>
 <testcase name="tests.test_video"><error message="collection failure">{}</error></testcase>
 </testsuite></testsuites>"""
 
@@ -99,28 +139,29 @@ XML = """<testsuites><testsuite>
     ],
 )
 def test_counts_of_tests_by_outcome(tmp_path, monkeypatch, has_av, text, where):
-    monkeypatch.setattr(gpu_check, "find_spec", lambda name: has_av)
+    monkeypatch.setattr(gpu_steps, "find_spec", lambda name: has_av)
     report = tmp_path / "tests.xml"
     report.write_text(XML.format(text))
-    counts = gpu_check._counts(report)
+    counts = gpu_steps._counts(report)
     assert Counter({k: counts[k] for k in ("passed", "failed", "skipped")}) == Counter(
         passed=1, failed=1, skipped=1
     )
+    assert counts["needs_videos"] == 1
     assert counts[where] == ["tests.test_video"]
 
 
 def test_a_sanitizer_that_reports_nothing_has_failed(context, monkeypatch):
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "/bin/true")
-    assert gpu_check.sanitizer("memcheck")(context).state == "failed"
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: None)
-    assert gpu_check.sanitizer("memcheck")(context).state == "skipped"
+    monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: "/bin/true")
+    assert gpu_steps.sanitizer("memcheck")(context).state == "failed"
+    monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: None)
+    assert gpu_steps.sanitizer("memcheck")(context).state == "skipped"
 
 
 def test_sanitizer_reads_the_summary(context, monkeypatch):
     line = "========= ERROR SUMMARY: 0 errors"
     monkeypatch.setattr(Context, "run", lambda *_, **__: (0, f"hello\n{line}\n"))
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "/bin/true")
-    result = gpu_check.sanitizer("memcheck")(context)
+    monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: "/bin/true")
+    result = gpu_steps.sanitizer("memcheck")(context)
     assert (result.state, result.said) == ("passed", "ERROR SUMMARY: 0 errors")
 
 
@@ -143,7 +184,7 @@ def test_no_step_outlasts_the_time_of_all(tmp_path):
 
 
 def test_the_steps_cover_every_benchmark():
-    assert set(BENCHMARKS) <= set(gpu_check.STEPS)
+    assert set(BENCHMARKS) <= set(gpu_steps.STEPS)
 
 
 def test_a_rehearsal_skips_what_needs_a_gpu(tmp_path):
@@ -181,11 +222,11 @@ def _step(name, values):
 
 def test_a_store_that_is_not_on_the_device_is_a_failure(context, monkeypatch):
     monkeypatch.setattr(Context, "run", lambda *_, **__: (0, "trained 3 clips"))
-    result = gpu_check.train_resident(context)
+    result = gpu_steps.train_resident(context)
     assert (result.state, result.said) == ("failed", "the frames were not held on the device")
     said = "all frames are held on cuda: 0.1 GB\ntrained 3 clips"
     monkeypatch.setattr(Context, "run", lambda *_, **__: (0, said))
-    assert gpu_check.train_resident(context).state == "passed"
+    assert gpu_steps.train_resident(context).state == "passed"
 
 
 def test_limits_count_bytes_both_ways_and_two_operations_a_term(monkeypatch):

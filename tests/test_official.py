@@ -191,9 +191,9 @@ def test_the_rate_is_that_between_two_lines():
 
 
 def test_the_clock_starts_after_what_the_workers_prefetched():
-    setting = Setting(torch.device("cpu"), SHAPE, 4, 3)
-    assert setting.warm_steps == 4
-    assert setting.steps == 16
+    setting = Setting(torch.device("cpu"), SHAPE, batch=4, workers=3, timed_steps=14)
+    assert setting.warm_steps == 7  # two batches a worker, and the first
+    assert setting.steps == 21
 
 
 def test_videos_that_cannot_be_read_are_named(tmp_path):

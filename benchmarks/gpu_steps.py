@@ -1,0 +1,274 @@
+"""The steps of gpu_check: each runs a command in the copied tree and says what it found."""
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from .common import run_limited
+from .suite import BENCHMARKS, LIMITS
+
+__all__ = ["STEPS", "TOGETHER", "Context", "Result", "run_step"]
+
+_KEPT_CHARACTERS = 4000  # of a step's output, in the record; the whole of it is in DIR/STEP.log
+_PROGRAM = [sys.executable, "-c", "from pacecore.cli import main; main()"]
+
+
+@dataclass
+class Result:
+    """What a step found. values: its figures, as JSON can hold them."""
+
+    name: str
+    state: str = "passed"
+    said: str = ""  # one line
+    seconds: float = 0.0
+    values: dict = field(default_factory=dict)
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the steps run and write."""
+
+    tree: Path  # the copy of the source tree
+    out: Path
+    train_steps: int = 60
+    device: str = "cuda"
+    data: str | None = None
+    official: str | None = None
+    deadline: float = math.inf  # of time.perf_counter()
+
+    def run(self, name: str, command: list[str], limit: float, **environment: str) -> tuple:
+        """(exit code, output) of a command in the tree; None for a code past its limit."""
+        paths = [str(self.tree), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
+        limit = max(1.0, min(limit, self.deadline - time.perf_counter()))
+        return run_limited(command, self.out / f"{name}.log", limit, cwd=self.tree, env=environ)
+
+
+def _judged(name: str, code: int | None, output: str, limit: float) -> Result:
+    if code is None:
+        said = f"not done after {limit:.0f} s, or in the time of all steps"
+        return Result(name, "failed", said, output=output)
+    last = (output.strip().splitlines() or [""])[-1]
+    return Result(name, "failed" if code else "passed", last, output=output)
+
+
+def _on_gpu_only(step: Callable[[Context], Result], name: str) -> Callable[[Context], Result]:
+    def judged(context: Context) -> Result:
+        if context.device != "cuda":
+            return Result(name, "skipped", "a rehearsal without a GPU")
+        return step(context)
+
+    return judged
+
+
+# ---- the steps, each Context -> Result
+
+
+def build(context: Context) -> Result:
+    import torch
+
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    architecture, settings = "none", {"PACECORE_CUDA": "0"}
+    if context.device == "cuda":
+        architecture = "{}.{}".format(*torch.cuda.get_device_capability())
+        settings = {"PACECORE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture}
+    code, output = context.run("build", command, 180, **settings)
+    result = _judged("build", code, output, 180)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)
+    result.values = {
+        "architecture": architecture,
+        "kernels": len(re.findall(r"Compiling entry function", output)),
+        "kernels_that_spill": sum(pair != ("0", "0") for pair in spills),
+    }
+    said = re.findall(r"^pacecore .*", output, re.MULTILINE)
+    result.said = said[-1] if said else result.said
+    return result
+
+
+def doctor(context: Context) -> Result:
+    script = (
+        "import json, dataclasses; from pacecore.doctor import *; found = doctor();"
+        "print(json.dumps([dataclasses.asdict(f) for f in found]))"
+    )
+    code, output = context.run("doctor", [sys.executable, "-c", script], 60)
+    result = _judged("doctor", code, output, 60)
+    if code == 0:
+        findings = json.loads(output.strip().splitlines()[-1])
+        absent = [] if find_spec("av") else ["video"]  # not needed by what comes first
+        bad = [f for f in findings if f["state"] == "missing" and f["name"] not in absent]
+        result.values = {"findings": findings}
+        result.state = "failed" if bad else "passed"
+        result.said = "; ".join(f"{f['name']}: {f['found']}" for f in bad) or "nothing is missing"
+    return result
+
+
+def exercise(context: Context) -> Result:
+    command = [sys.executable, "-m", "benchmarks.gpu_exercise", "--device", context.device]
+    return _judged("exercise", *context.run("exercise", command, 60), 60)
+
+
+def tests(context: Context) -> Result:
+    """The CUDA tests, where a skip counts as a failure, but for those of videos that are not there;
+    in several processes where pytest-xdist is installed, as the references are computed on the CPU.
+    """
+    report = context.out / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors", f"--junitxml={report}", "tests"]
+    command += ["-n", str(min(6, os.cpu_count() or 1))] if find_spec("xdist") else []
+    code, output = context.run("tests", command, 150, PACECORE_REQUIRE_CUDA="1")
+    result = _judged("tests", code, output, 150)
+    if report.is_file():
+        result.values = counts = _counts(report)
+        bad = counts["failed"] + counts["skipped"] + len(counts["not_collected"])
+        result.state = "passed" if counts["passed"] and not bad and code is not None else "failed"
+        result.said = ", ".join(f"{counts[k]} {k}" for k in ("passed", "failed", "skipped"))
+        if counts["needs_videos"]:
+            result.said += f"; {counts['needs_videos']} of real videos, which are not here"
+        if counts["needs_av"]:
+            result.said += f"; without av not collected: {' '.join(counts['needs_av'])}"
+        if counts["not_collected"]:
+            result.said += f"; not collected: {' '.join(counts['not_collected'])}"
+    return result
+
+
+def _counts(report: Path) -> dict:
+    """Tests by outcome from pytest's XML; files that did not import for want of av stand apart."""
+    counts: dict = {"passed": 0, "failed": 0, "skipped": 0, "needs_videos": 0}
+    counts |= {"needs_av": [], "not_collected": []}
+    for case in ElementTree.parse(report).iter("testcase"):
+        error = case.find("error")
+        if error is not None and error.get("message") == "collection failure":
+            lacks_av = re.search(r"No module named 'av'", error.text or "") and not find_spec("av")
+            counts["needs_av" if lacks_av else "not_collected"].append(case.get("name"))
+        elif error is not None or case.find("failure") is not None:
+            counts["failed"] += 1
+        elif (skipped := case.find("skipped")) is not None:
+            no_videos = "PACECORE_DATA" in skipped.get("message", "")
+            counts["needs_videos" if no_videos else "skipped"] += 1
+        else:
+            counts["passed"] += 1
+    return counts
+
+
+def sanitizer(tool: str) -> Callable[[Context], Result]:
+    def step(context: Context) -> Result:
+        program = shutil.which("compute-sanitizer") or shutil.which(
+            "compute-sanitizer", path="/usr/local/cuda/bin"
+        )
+        if not program:
+            return Result(tool, "skipped", "compute-sanitizer is not on this machine")
+        # Without torch's cache every tensor is an allocation whose ends the tool knows.
+        command = [program, "--tool", tool, "--error-exitcode", "9"]
+        command += [sys.executable, "-m", "benchmarks.gpu_exercise"]
+        code, output = context.run(tool, command, 60, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        result = _judged(tool, code, output, 60)
+        if "Device not supported" in output:
+            return Result(tool, "skipped", "compute-sanitizer: Device not supported", output=output)
+        said = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY:.*)", output)
+        result.said = said[-1] if said else result.said
+        if not said:  # a tool that said nothing has checked nothing
+            result.state = "failed"
+        return result
+
+    return step
+
+
+def benchmark(name: str) -> Callable[[Context], Result]:
+    def step(context: Context) -> Result:
+        if not (context.tree / "benchmarks" / f"{name}.py").is_file():
+            return Result(name, "skipped", f"benchmarks/{name}.py is not in this tree")
+        if not find_spec("av") and name not in _WITHOUT_VIDEO:
+            return Result(name, "skipped", "PyAV is not installed, so no video can be read")
+        record, limit = context.out / f"{name}-{context.device}.json", _SECONDS.get(name, 60)
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", context.device]
+        command += ["--quick", "--out", str(record)]
+        for option in _TAKES.get(name, ()):
+            value = getattr(context, option)
+            command += [f"--{option}", value] if value else []
+        code, output = context.run(name, command, limit)
+        result = _judged(name, code, output, limit)
+        if record.is_file():
+            result.values = {"cases": json.loads(record.read_text())["cases"]}
+            result.said = f"{len(result.values['cases'])} cases in {record.name}"
+        return result
+
+    return step
+
+
+def train(context: Context) -> Result:
+    """A short run of the trainer on the demo set, from files to checkpoint."""
+    return _trained("train", context, [])
+
+
+def train_resident(context: Context) -> Result:
+    """The same from a frame store that is held in the GPU's memory."""
+    name, demo, store = "train_resident", context.tree / "demo-set", context.tree / "store"
+    pack = ["data", "pack", str(demo), str(store), "--size", "64x86"]
+    if find_spec("av"):
+        for arguments in (["data", "demo", str(demo)], pack):
+            result = _judged(name, *context.run(name, [*_PROGRAM, *arguments], 60), 60)
+            if result.state == "failed":
+                return result
+    result = _trained(name, context, [str(store), "--data-on", "device"])
+    if result.state == "passed" and "all frames are held on" not in result.output:
+        result.state, result.said = "failed", "the frames were not held on the device"
+    return result
+
+
+def _trained(name: str, context: Context, arguments: list[str]) -> Result:
+    if not find_spec("av"):
+        return Result(name, "skipped", "PyAV is not installed, so no video can be written or read")
+    out = context.tree / name
+    command = [*_PROGRAM, "train", *arguments, "--preset", "small", "--device", context.device]
+    command += ["--max-steps", str(context.train_steps), "--out", str(out)]
+    code, output = context.run(name, command, 120)
+    result = _judged(name, code, output, 120)
+    rates = re.findall(r"^trained .*", output, re.MULTILINE)
+    result.said = rates[-1] if rates and code == 0 else result.said
+    if (out / "metrics.jsonl").is_file():
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        result.values = {"metrics": [json.loads(line) for line in lines]}
+    return result
+
+
+_SECONDS = {"pretrain": 200}  # for a quick run; a minute for any other
+_TAKES = {name: benchmark.takes for name, benchmark in BENCHMARKS.items()} | {"scaling": ("data",)}
+_WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "retrieve")
+
+STEPS: dict[str, Callable[[Context], Result]] = {
+    "build": build,
+    "doctor": doctor,
+    LIMITS: benchmark(LIMITS),
+    "exercise": exercise,
+    "tests": _on_gpu_only(tests, "tests"),
+    **{tool: _on_gpu_only(sanitizer(tool), tool) for tool in ("memcheck", "racecheck")},
+    "initcheck": _on_gpu_only(sanitizer("initcheck"), "initcheck"),
+    **{name: benchmark(name) for name in ("pace_clip", "info_nce", "backbones", "pretrain")},
+    "train": train,
+    "train_resident": train_resident,
+    **{name: benchmark(name) for name in ("data", "train_step", "evaluate", "retrieve")},
+    "scaling": benchmark("scaling"),
+}
+TOGETHER = ("exercise", "tests", "memcheck", "racecheck", "initcheck")
+
+
+def run_step(name: str, context: Context) -> Result:
+    """Runs one step; whatever goes wrong is its result."""
+    start_time = time.perf_counter()
+    try:
+        result = STEPS[name](context)
+    except Exception as error:
+        result = Result(name, "failed", f"{type(error).__name__}: {error}")
+    result.seconds = round(time.perf_counter() - start_time, 1)
+    result.output = result.output[-_KEPT_CHARACTERS:]
+    return result

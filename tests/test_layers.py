@@ -1,0 +1,86 @@
+"""The layers as they run on tensor cores: filled up with channels of zeros, results as without."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pacecore.backbones import BACKBONES, build_backbone, layers, residual
+from pacecore.backbones.layers import BatchNorm3d, Conv3d
+from pacecore.backbones.tuning import MEMORY_FORMAT
+
+DEVICES = ("cpu", "cuda")
+
+
+@pytest.fixture
+def as_on_tensor_cores(monkeypatch):
+    """Has the layers take a CPU's channels-last maps for a GPU's."""
+
+    def wanted(x: torch.Tensor) -> bool:
+        return x.is_contiguous(memory_format=MEMORY_FORMAT)
+
+    for module in (layers, residual):
+        monkeypatch.setattr(module, "on_tensor_cores", wanted)
+
+
+def clips(device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 8, 32, 32, generator=generator, dtype=torch.float64)
+    return x.to(device).contiguous(memory_format=MEMORY_FORMAT)
+
+
+def outcome(network, x):
+    """Features, all gradients, all buffers, after a step in training and one look in evaluation."""
+    features = network(x)
+    features.square().sum().backward()
+    gradients = [weight.grad for weight in network.parameters()]
+    looked = network.eval()(x)
+    found = [features.detach(), looked.detach(), *gradients, *network.buffers()]
+    return [value.double().cpu() for value in found]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_networks_are_the_same_with_their_channels_filled_up(name, as_on_tensor_cores, monkeypatch):
+    torch.manual_seed(0)
+    network = build_backbone(name).double().to(memory_format=MEMORY_FORMAT)
+    filled = outcome(copy.deepcopy(network), clips())
+    monkeypatch.undo()
+    for got, expected in zip(filled, outcome(network, clips()), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
+def test_networks_on_a_gpu_are_those_on_the_cpu(device, name):
+    torch.manual_seed(0)
+    network = build_backbone(name).double().to(memory_format=MEMORY_FORMAT)
+    expected = outcome(copy.deepcopy(network), clips())
+    for got, exact in zip(outcome(network.to(device), clips(device)), expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-6, atol=1e-8)
+
+
+def test_filled_channels_are_zeros_from_the_convolution_to_the_next():
+    torch.manual_seed(0)
+    conv, norm, after = Conv3d(4, 5, 1), BatchNorm3d(5), Conv3d(5, 6, 1)
+    x = torch.randn(2, 4, 2, 3, 3)
+    filled = conv(x, fills=True)
+    assert filled.shape[1] == 8
+    assert not filled[:, 5:].any()
+    normed = norm(filled)
+    assert not normed[:, 5:].any()
+    assert norm.running_mean.shape == (5,)
+    plain = nn.BatchNorm3d(5)
+    torch.testing.assert_close(normed[:, :5], plain(nn.Conv3d.forward(conv, x)))
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+    torch.testing.assert_close(after(normed), after(normed[:, :5]))
+
+
+def test_a_norm_that_was_replaced_is_given_no_channels_of_zeros(as_on_tensor_cores):
+    network = build_backbone("r21d", width=1.0)
+    for part in network.modules():
+        if isinstance(part, residual.Factored):
+            part.norm = nn.BatchNorm3d(part.norm.num_features)  # as SyncBatchNorm does
+    network = network.double().to(memory_format=MEMORY_FORMAT)
+    assert network(clips()).isfinite().all()
