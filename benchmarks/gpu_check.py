@@ -101,8 +101,8 @@ def write(out: Path, device: str, about: dict, results: list[Result]) -> None:
     write_aside(out / f"gpu_check-{device}.md", page(record))
 
 
-def measured(record: dict) -> list[str]:
-    """The tables of the benchmarks in a record, as lines of Markdown."""
+def measured(record: dict) -> tuple[list[dict], list[dict]]:
+    """The limits of a record's machine, and its benchmarks as steps with rows."""
     limits: list[dict] = []
     runs = []
     for step in record["steps"]:
@@ -116,7 +116,7 @@ def measured(record: dict) -> list[str]:
                 said = f"its record is not understood: {type(error).__name__} {error}"
                 step, rows = {**step, "state": "failed", "said": said}, []
             runs.append({**step, "rows": rows})
-    return tables(limits, runs)
+    return limits, runs
 
 
 def page(record: dict) -> str:
@@ -130,7 +130,7 @@ def page(record: dict) -> str:
     for step in record["steps"]:
         if step["state"] == "failed" and step["output"]:
             lines += ["", f"## {step['name']}", "", "```", step["output"].strip(), "```"]
-    return "\n".join([*lines, "", *measured(record)]) + "\n"
+    return "\n".join([*lines, "", *tables(*measured(record))]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .common import RESULTS, ROOT, processor
 from .gpu_check import measured
+from .gpu_check import page as gpu_page
 from .planning import planned
 from .rows import short
 from .scaling import page as scaling_page
@@ -132,14 +133,31 @@ def speed() -> str:
         return "\n".join([*lines, words])
     record = json.loads(gpu[-1].read_text())
     machine = record["machine"]
-    passed = sum(step["state"] == "passed" for step in record["steps"])
+    passed = [step["name"] for step in record["steps"] if step["state"] == "passed"]
+    others = [f"{s['name']} {s['state']}" for s in record["steps"] if s["state"] != "passed"]
+    limits, runs = measured(record)
     lines += [
-        f"`python -m benchmarks.gpu_check` on one {machine['gpu']}, torch {machine['torch']}:"
-        f" {passed} of {len(record['steps'])} steps passed.",
+        f"`python -m benchmarks.gpu_check` on one {machine['gpu']}, torch {machine['torch']}"
+        f" ([all figures](benchmarks/results/{gpu[-1].stem}.md)): {len(passed)} of"
+        f" {len(record['steps'])} steps passed{'; ' + ', '.join(others) if others else ''}."
+        f" {_limits(limits)}",
         "",
-        *(line.replace("## ", "### ") for line in measured(record)),
+        *_summary(runs),
     ]
     return "\n".join(lines).rstrip()
+
+
+def _limits(cases: list[dict]) -> str:
+    """What a GPU reaches at most, as a sentence."""
+    if not cases:
+        return ""
+    found = cases[0]
+    return (
+        f"It copies {short(found['copy_bytes_per_second'] / 1e12)} TB/s, multiplies"
+        f" matrices at {short(found['bfloat16_flops'] / 1e12)} TFLOP/s in bf16 and"
+        f" {short(found['float32_flops'] / 1e12)} in fp32, and takes"
+        f" {short(found['bus_bytes_per_second'] / 1e9)} GB/s over the bus."
+    )
 
 
 def _summary(runs: list[dict]) -> list[str]:
@@ -247,6 +265,8 @@ def pages() -> dict[Path, str]:
     found = {RESULTS / "planning.md": planned()}
     for record in sorted(RESULTS.glob("scaling-*.json")):
         found[record.with_suffix(".md")] = scaling_page(json.loads(record.read_text()))
+    for record in sorted(RESULTS.glob("gpu_check*cuda.json")):
+        found[record.with_suffix(".md")] = gpu_page(json.loads(record.read_text()))
     for record in sorted(RESULTS.glob("bench-*.json")):
         found[record.with_suffix(".md")] = suite_page(json.loads(record.read_text()))
     return found
