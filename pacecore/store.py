@@ -191,7 +191,8 @@ def _finish(
         place = {"first": job.first, "frames": job.frames, "format": result["format"]}
         videos.append({"name": entry.name, "path": entry.path} | said | place)
     if not videos:
-        raise StoreError(f"{folder}: none of the {len(jobs)} videos decodes")
+        first = "".join(f"; the first, {video['name']}: {video['reason']}" for video in bad[:1])
+        raise StoreError(f"{folder}: none of the {len(jobs)} videos decodes{first}")
     content = {
         "pacecore_store": 1,
         "size": size,

@@ -180,7 +180,7 @@ def test_bad_videos_are_left_out_and_named(folder, tmp_path):
         ("two.avi", "cannot be read")
     ]
     (videos / "one.avi").write_bytes(b"")
-    with pytest.raises(StoreError, match="none of the 2 videos"):
+    with pytest.raises(StoreError, match="none of the 2 videos decodes; the first, "):
         pack(index, tmp_path / "none", (24, 32), workers=1)
 
 
