@@ -72,7 +72,7 @@ def grid(device: torch.device, quick: bool) -> Grid:
         batch, frames = ((15, 60), (16, 32)) if quick else ((15, 30, 60, 120, 240), (8, 16, 32, 64))
         sides = (112, 224) if quick else (56, 112, 168, 224)
         return Grid(
-            1.0, batch, frames, sides, workers[-3:] if quick else workers, ranks, rows, 32768
+            1.0, batch, frames, sides, workers[-1:] if quick else workers, ranks, rows, 32768
         )
     ranks = (1, 2) if cores > 1 else (1,)
     if quick:
