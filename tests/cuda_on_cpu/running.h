@@ -101,6 +101,9 @@ std::string text(const Site& site);
 // Leaves the running thread until it is State::ready again; `for_good` where it has ended.
 void to_main(bool for_good);
 
+// Every kernel's limit of dynamic shared memory is again what it is before anyone raises it.
+void forget_raised_limits();
+
 // Ends the running thread's part in its warp, for which other lanes may have waited.
 void leave_warp();
 
