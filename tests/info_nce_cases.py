@@ -47,9 +47,13 @@ def error(value, exact):
 
 
 def assert_close(z, groups, loss_bound=1e-6, grad_bound=1e-5, **options):
-    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry."""
+    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry: where
+    plain torch of the same type and device is off by more than half of that, within twice its error.
+    """
     got = outcome(info_nce, z, groups, **options)
     exact = outcome(reference, z.cpu(), groups, torch.float64, **options)
+    plain = outcome(reference, z, groups, **options)
+    loss_bound = max(loss_bound, 2 * error(plain[0], exact[0]))
     if len(z) <= 1 or exact[1].abs().max() < 1e-12:
         assert got[1].abs().max() < 1e-6
         return

@@ -27,7 +27,7 @@ def in_tiles(names, *cases):
     ("n", "features", "kind", "normalize", "denominator"),
     ("emulated", 515, 12, "few", False, "anchor"),
     ("emulated_sm86", 650, 12, "pairs", True, "batch"),
-    ("emulated", 3, 2052, "few", True, "anchor"),
+    ("emulated", 3, 3068, "few", True, "anchor"),
     ("cuda", 4700, 12, "few", False, "anchor"),
 )
 def test_float32_in_tiles(device, n, features, kind, normalize, denominator):
@@ -39,7 +39,7 @@ def test_float32_in_tiles(device, n, features, kind, normalize, denominator):
     ("n", "features", "dtype", "normalize"),
     ("emulated", 515, 40, torch.float16, True),
     ("emulated_sm86", 650, 40, torch.bfloat16, False),
-    ("emulated", 5, 2056, torch.bfloat16, False),
+    ("emulated", 5, 3072, torch.bfloat16, False),
     ("cuda", 4700, 40, torch.bfloat16, True),
 )
 def test_half_precision_in_tiles(device, n, features, dtype, normalize):

@@ -195,7 +195,7 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
   NceArgs args = make_args(z, groups, options);
   const int64_t n = args.n;
   const Tensor sums = allocate(z, {n, static_cast<int64_t>(sizeof(NceRowSums))}, ScalarType::Byte);
-  if (n <= kNceFewRows && args.features <= kNceFewFeatures) {
+  if (nce_few(args)) {
     const Tensor scores = allocate(z, {n, n}, ScalarType::Float);
     const Tensor counters = torch::stable::new_zeros(z, {2}, ScalarType::Int);
     launch_nce_few<T>(args, options.normalize, data<T>(z), data<float>(scores),

@@ -37,8 +37,12 @@ void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scor
                     NceRowSums* sums, unsigned* counters, const NceOutputs& outputs, T* grad_z,
                     cudaStream_t stream);
 
+// So many that the shared memory for them, 48 KB, is there on every GPU. Its sums of D products are
+// more exact than the tiles' too, so it is not for few features alone.
 constexpr int kNceFewRows = 512;
-constexpr int kNceFewFeatures = 2048;
+inline bool nce_few(const NceArgs& args) {
+  return args.n <= kNceFewRows && 2 * args.n + args.features <= 3072;
+}
 
 constexpr int kTile = 128;  // rows and columns of the tiles that many rows are walked in
 
