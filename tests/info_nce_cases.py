@@ -47,8 +47,8 @@ def error(value, exact):
 
 
 def assert_close(z, groups, loss_bound=1e-6, grad_bound=1e-5, **options):
-    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry: where
-    plain torch of the same type and device is off by more than half of that, within twice its error.
+    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry: the
+    loss within twice the error of plain torch of the same type and device, where that is more.
     """
     got = outcome(info_nce, z, groups, **options)
     exact = outcome(reference, z.cpu(), groups, torch.float64, **options)

@@ -18,17 +18,12 @@ from tests.info_nce_cases import (
 )
 
 DENOMINATORS = ("anchor", "batch")
-# Rows, features. On CUDA 512 rows of 2048 features, or 3 of 3066, are the most for one launch, which
-# then asks for more shared memory than a kernel may without saying so; others take tiles.
+# Rows, features. On CUDA 512 rows of 2048 features, or 3 of 3066, are the most for one launch,
+# which then asks for more shared memory than is a kernel's from the start; others take tiles.
 SIZES = [(1, 3), (2, 1), (7, 16), (60, 512), (201, 37), (530, 20)]
 SIZES += [(3, 2052), (60, 2048), (512, 2048), (3, 3068)]
-SMALL_SIZES = [
-    (1, 3),
-    (2, 1),
-    (7, 600),
-    (37, 24),
-    (3, 2048),
-]  # for the emulated device, which is slow
+# For the emulated device, which is slow.
+SMALL_SIZES = [(1, 3), (2, 1), (7, 600), (37, 24), (3, 2048)]
 
 
 def on_devices(sizes, small_sizes):

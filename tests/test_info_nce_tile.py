@@ -8,11 +8,14 @@ weights of 4,700 do.
 import pytest
 import torch
 
+from pacecore.ops import info_nce
 from tests.info_nce_cases import (
     assert_close,
     assert_half_close,
     embeddings,
+    error,
     labels,
+    outcome,
     share_of_anchors,
 )
 
@@ -50,3 +53,34 @@ def test_half_precision_in_tiles(device, n, features, dtype, normalize):
 @in_tiles(("start", "count"), ("emulated_sm86", 130, 129), ("emulated", 100, 500))
 def test_share_of_anchors_in_tiles(device, start, count):
     share_of_anchors(embeddings(650, 8).to(device), start, count, "anchor")
+
+
+@in_tiles(
+    ("n", "dtype"),
+    ("emulated", 516, torch.float32),
+    ("emulated", 60, torch.float32),
+    ("cuda", 516, torch.float32),
+    ("cuda", 516, torch.bfloat16),
+    ("cuda", 60, torch.float32),
+)
+def test_large_logits_are_rounded_alike_in_both_passes(device, n, dtype):
+    """Three equal clips a group and the others far off: the gradient is 0, as 1/2 - exp(0) / 2.
+
+    A logit near 700 rounded otherwise than in the sums is off by 3e-5.
+    """
+    z = 7 * torch.nn.functional.normalize(embeddings(n // 3, 64), dim=1)
+    z = z.repeat(3, 1).to(device, dtype)
+    loss, grad, _ = outcome(info_nce, z, torch.arange(n // 3).repeat(3), temperature=0.07)
+    assert loss.item() == pytest.approx(0.6931472, rel=1e-6)
+    assert grad.abs().max() < 1e-9
+
+
+@in_tiles(("denominator",), ("cuda", "anchor"), ("cuda", "batch"))
+def test_float16_weights_of_one_anchor_are_finite(device, denominator):
+    """The weight of the anchor's positive is near -1, which 70,000 times is beyond float16."""
+    z, groups = embeddings(70_000, 8, torch.float16), labels(70_000, "pairs")
+    options = {"temperature": 3.0, "anchor_count": 1, "denominator": denominator}
+    got = outcome(info_nce, z.to(device), groups, **options)
+    wide = outcome(info_nce, z.float().to(device), groups, **options)
+    assert error(got[0], wide[0]) <= 1e-5
+    assert error(got[1], wide[1]) <= 4e-3

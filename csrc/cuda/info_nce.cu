@@ -89,8 +89,7 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(CollectArgs<T> args) 
     for (int step = 16; step > 0; step /= 2) along += __shfl_xor_sync(0xffffffffu, along, step);
   }
   const float scale = nce_scale(args.nce) * (args.grad_loss ? *args.grad_loss : 1.0f) /
-                      static_cast<float>(args.nce.n) *
-                      (args.normalize ? args.inverse_norms[row] : 1.0f);
+                      nce_weight_unit(args.nce) * (args.normalize ? args.inverse_norms[row] : 1.0f);
   for (int k = lane; k < args.nce.features; k += 32)
     args.grad_z[int64_t{row} * args.nce.features + k] =
         static_cast<T>(scale * (collected(args, row, k) - along * static_cast<float>(z[k])));

@@ -113,9 +113,21 @@ PACECORE_DEVICE float nce_scale(const NceArgs& args) {
   return 1.0f / (args.temperature ? *args.temperature : args.temperature_number);
 }
 
+// Rounded by itself: the sums' exponentials are relative to a logit so rounded, and a fused
+// multiply-add in one place alone would be off by the rounding of a logit of hundreds.
+PACECORE_DEVICE float nce_logit(float score, float scale) { return __fmul_rn(score, scale); }
+
 PACECORE_DEVICE NceSums<double> widen(const NceSums<float>& sums) {
   return {sums.largest,         sums.positive,        sums.negative,         sums.weighted,
           sums.positive_logits, sums.negative_logits, sums.nearest_positive, sums.nearest_negative};
+}
+
+// What the tiles' weights are multiplied by on their way through the storage type. A weight is at
+// most 2 over the number of anchors, or 2 with one denominator: float16 holds it, and mostly
+// weights near 1 / n^2 too.
+PACECORE_DEVICE float nce_weight_unit(const NceArgs& args) {
+  const float most = 16384.0f * static_cast<float>(args.batch ? 1 : max(args.anchor_count, 1));
+  return fminf(static_cast<float>(args.n), most);
 }
 
 // What a pair adds to d loss / d logit from the side of one of its rows.

@@ -113,7 +113,7 @@ __device__ void row_sums(const FewArgs<T>& args, int row) {
   for (int j = lane; j < nce.n; j += 32) {
     if (j == row) continue;
     float& nearest = nce.groups[j] == group ? positive : negative;
-    nearest = fmaxf(nearest, scores[j] * scale);
+    nearest = fmaxf(nearest, nce_logit(scores[j], scale));
   }
   NceSums<float> sums;
   sums.nearest_positive = warp_largest(positive);
@@ -122,7 +122,7 @@ __device__ void row_sums(const FewArgs<T>& args, int row) {
   float positives = 0;
   for (int j = lane; j < nce.n; j += 32) {
     if (j == row) continue;
-    const float logit = scores[j] * scale, below = logit - sums.largest, e = expf(below);
+    const float logit = nce_logit(scores[j], scale), below = logit - sums.largest, e = expf(below);
     const bool is_positive = nce.groups[j] == group;
     sums.positive += is_positive ? e : 0.0f;
     sums.negative += is_positive ? 0.0f : e;
@@ -152,7 +152,7 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
     const int row = first + i / n, column = i % n;
     float weight = 0;
     if (row < n && row != column) {
-      const float logit = args.scores[int64_t{row} * n + column] * scale;
+      const float logit = nce_logit(args.scores[int64_t{row} * n + column], scale);
       const bool is_positive = nce.groups[row] == nce.groups[column];
       weight = nce_weight(load_nce_row(rows, n, row), logit, is_positive) +
                nce_weight(load_nce_row(rows, n, column), logit, is_positive);

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   row_groups[threadIdx.x] = mine < nce.n ? nce.groups[mine] : 0;
   float* scores = make_scores(nce, args.z, first_row, first_column, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float scale = nce_scale(nce), unit = static_cast<float>(nce.n);
+  const float scale = nce_scale(nce), unit = nce_weight_unit(nce);
   NceRow<float> columns[4];
   int64_t groups[4];
 #pragma unroll
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int column = first_column + lane * 4 + i;
-      const float logit = values[i] * scale;
+      const float logit = nce_logit(values[i], scale);
       const float from_row = exponential<T>(logit - part.reference);
       const float from_column = exponential<T>(logit - columns[i].reference);
       const float weight = group == groups[i]

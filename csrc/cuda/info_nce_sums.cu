@@ -60,7 +60,7 @@ __device__ NceRowSums line_sums(const NceArgs& nce, const float* scores, int own
         load_run<4>(logits + i, scores + score_at(threadIdx.x, part + i));
     }
 #pragma unroll
-    for (float& logit : logits) logit *= scale;
+    for (float& logit : logits) logit = nce_logit(logit, scale);
     const int first = first_other + part, left = nce.n - first, itself = own - first;
     unsigned counts = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
     if (itself >= 0 && itself < 32) counts &= ~(1u << itself);
