@@ -29,6 +29,7 @@ def in_tiles(names, *cases):
 @in_tiles(
     ("n", "features", "kind", "normalize", "denominator"),
     ("emulated", 515, 12, "few", False, "anchor"),
+    ("emulated", 515, 12, "high", False, "batch"),
     ("emulated_sm86", 650, 12, "pairs", True, "batch"),
     ("emulated", 3, 3068, "few", True, "anchor"),
     ("cuda", 4700, 12, "few", False, "anchor"),
