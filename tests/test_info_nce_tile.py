@@ -1,8 +1,8 @@
 """info_nce on CUDA for more rows or features than one launch takes.
 
 In few cases, because the tile kernels are slow to emulate. The emulated caches are so small that
-the sums of 650 rows come in several bands, and the weights of 515 in several squares; on a GPU the
-weights of 4,700 do.
+the sums of 650 rows come in several bands on sm_86, and the weights of float32 in several squares,
+of 515 rows in one on sm_90; on a GPU the weights of 4,700 come in several.
 """
 
 import pytest
@@ -51,9 +51,17 @@ def test_half_precision_in_tiles(device, n, features, dtype, normalize):
     assert_half_close(z, labels(n, "pairs"), normalize=normalize, temperature=0.3)
 
 
-@in_tiles(("start", "count"), ("emulated_sm86", 130, 129), ("emulated", 100, 500))
-def test_share_of_anchors_in_tiles(device, start, count):
-    share_of_anchors(embeddings(650, 8).to(device), start, count, "anchor")
+@in_tiles(
+    ("n", "start", "count"),
+    ("emulated_sm86", 650, 130, 129),
+    ("emulated", 650, 100, 500),
+    ("emulated", 530, 140, 100),
+    ("emulated", 530, 9, 0),
+    ("cuda", 650, 140, 100),
+    ("cuda", 650, 9, 0),
+)
+def test_share_of_anchors_in_tiles(device, n, start, count):
+    share_of_anchors(embeddings(n, 8).to(device), start, count, "anchor")
 
 
 @in_tiles(

@@ -45,6 +45,8 @@ inline bool nce_few(const NceArgs& args) {
 }
 
 constexpr int kTile = 128;  // rows and columns of the tiles that many rows are walked in
+// Blocks a multiprocessor is to hold: one multiplies while the other does its sums.
+constexpr int kTileBlocks = 2;
 
 // Which tiles of the scores are made. Those of two row tiles that are both wanted are made once and
 // serve both. A tile is named by its row tile, which is wanted, and by how many steps after it,
@@ -96,7 +98,8 @@ struct NceGradientArgs {
   const T* z;
   const float* rows;  // (5, n)
   T* weights;         // (side, side)
-  float* products;    // (splits, product_rows, product_pitch): weights . z is added to them
+  float* products;    // (splits, product_rows, product_pitch): weights . z is added to them,
+  bool adds;          // or where they come from one square stored, and need not be zeros before
   int side, splits, product_rows, product_pitch;
   int first_row, first_column;
 };

@@ -129,7 +129,7 @@ __device__ void add_product(const NceGradientArgs<T>& args, int split, T* ring) 
   const int steps = max(0, to - from + depth - 1) / depth;
   const int begin = from + static_cast<int>(int64_t{steps} * split / args.splits) * depth;
   const int end = from + static_cast<int>(int64_t{steps} * (split + 1) / args.splits) * depth;
-  if (first + row >= nce.n || begin == end) return;
+  if (first + row >= nce.n || (begin == end && args.adds)) return;
   const Matrix<T> weights = {args.weights, args.side, args.side, args.side};
   const Matrix<T> z = {args.z + int64_t{first_other} * nce.pitch, others, nce.pitch, nce.pitch};
   float* products = args.products +
@@ -137,7 +137,8 @@ __device__ void add_product(const NceGradientArgs<T>& args, int split, T* ring) 
                     column;
   Engine<T> engine;
   multiply_tile<order, Order::kDepth>(engine, weights, row, z, column, begin, end, ring);
-  engine.template add_to<order>(products, args.product_pitch, args.product_pitch - column);
+  engine.template add_to<order>(products, args.product_pitch, args.product_pitch - column,
+                                args.adds);
 }
 
 template <typename T>
