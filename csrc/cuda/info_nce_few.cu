@@ -287,19 +287,21 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
     }
   __syncthreads();
   __threadfence();
+  // A strip each, and one block for what is read after the launch, which keeps no other waiting.
   const int part = ticket - strips;
+  const bool last = ticket + 1 == gridDim.x;
   float* rows = shared;
   NceSums<double> batch;
+  NceTotals totals;
   if (nce.batch) batch = batch_sums<kThreads>(args.sums, 0, nce.n, merged);
-  const NceTotals totals = anchor_totals<kThreads>(nce, args.sums, batch, 0, nce.n, merged);
-  write_rows<kThreads>(nce, args.sums, batch, totals, 0, nce.n, rows);
-  if (part == 0 && threadIdx.x == 0) write_outputs(nce, totals, args.outputs);
+  if (nce.batch || last) totals = anchor_totals<kThreads>(nce, args.sums, batch, 0, nce.n, merged);
+  write_rows<kThreads>(nce, args.sums, batch, totals, 0, nce.n, last ? args.outputs.rows : rows);
+  if (last) {
+    if (threadIdx.x == 0) write_outputs(nce, totals, args.outputs);
+    return;
+  }
   __syncthreads();
-  if (part == 0)
-    for (int i = threadIdx.x; i < 4 * nce.n; i += kThreads) args.outputs.rows[i] = rows[i];
-  if (args.grad_z)
-    strip_gradient<vector>(args, part * kStrip, rows, rows + 4 * nce.n,
-                           rows + (4 + kStrip) * nce.n);
+  strip_gradient<vector>(args, part * kStrip, rows, rows + 4 * nce.n, rows + (4 + kStrip) * nce.n);
 }
 
 }  // namespace
@@ -310,7 +312,7 @@ void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scor
                     cudaStream_t stream) {
   const FewArgs<T> few = {args, normalize, z, scores, sums, counters, outputs, grad_z};
   const int strips = (args.n + kStrip - 1) / kStrip;
-  const int grid = strips + (grad_z ? strips : 1);
+  const int grid = strips + (grad_z ? strips : 0) + 1;
   const size_t shared = ((4 + kStrip) * args.n + kStrip * args.features) * sizeof(float);
   constexpr int vector = 16 / sizeof(T);
   if (args.features % vector == 0 && reinterpret_cast<uintptr_t>(z) % 16 == 0)
