@@ -27,7 +27,7 @@ struct NceOutputs {
   float* loss;     // ()
   float* summary;  // (3,)
   float* slope;    // (): d loss / d temperature
-  float* rows;     // (5, n): the fields of NceRow, then the inverse norms
+  float* rows;     // (5, n): the fields of NceRow, then, where z is normalised, the inverse norms
 };
 
 // The forward for few rows, in one launch: sums, loss and, where grad_z is not null, gradient.
