@@ -218,7 +218,7 @@ def launch_at_paper_sizes() -> None:
         for layout in (torch.contiguous_format, torch.channels_last_3d):
             sizes = {"resize": (128, 171), "crop_size": (112, 112)}
             pace_clip(frames, plan, crop, jitter, order, dtype=dtype, memory_format=layout, **sizes)
-        for n, features in ((60, 512), (513, 8)):
+        for n, features in ((60, 512), (60, 511), (513, 9)):
             z = torch.ones(n, features, dtype=dtype).requires_grad_()
             for denominator in ("anchor", "batch"):
                 info_nce(z, torch.arange(n) // 2, denominator=denominator).loss.backward()

@@ -27,6 +27,8 @@ def labels(n, kind, seed=0):
         return torch.arange(n)[torch.randperm(n, generator=generator)] // 2 * -7
     if kind == "few":
         return torch.randint(4, (n,), generator=generator)
+    if kind == "high":  # pairs that only the upper half of a label tells apart
+        return torch.arange(n) // 2 * 2**32
     return {"alone": torch.arange(n) + 2**40, "equal": torch.zeros(n, dtype=torch.int64)}[kind]
 
 
@@ -47,9 +49,13 @@ def error(value, exact):
 
 
 def assert_close(z, groups, loss_bound=1e-6, grad_bound=1e-5, **options):
-    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry."""
+    """Loss within 1e-6 and gradients within 1e-5 of float64, as far as float32 logits carry: the
+    loss within twice the error of plain torch of the same type and device, where that is more.
+    """
     got = outcome(info_nce, z, groups, **options)
     exact = outcome(reference, z.cpu(), groups, torch.float64, **options)
+    plain = outcome(reference, z, groups, **options)
+    loss_bound = max(loss_bound, 2 * error(plain[0], exact[0]))
     if len(z) <= 1 or exact[1].abs().max() < 1e-12:
         assert got[1].abs().max() < 1e-6
         return

@@ -50,7 +50,6 @@ __global__ void __launch_bounds__(kThreads)
     inverse = norm < static_cast<float>(kNceSmallestNorm) ? 0.0f : 1.0f / norm;
   }
   if (lane == 0) inverse_norms[row] = inverse;
-  if (!prepared) return;
   for (int k = lane; k < pitch; k += 32)
     prepared[int64_t{row} * pitch + k] =
         static_cast<T>(k < features ? static_cast<float>(from[k]) * inverse : 0.0f);
@@ -89,8 +88,7 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(CollectArgs<T> args) 
     for (int step = 16; step > 0; step /= 2) along += __shfl_xor_sync(0xffffffffu, along, step);
   }
   const float scale = nce_scale(args.nce) * (args.grad_loss ? *args.grad_loss : 1.0f) /
-                      static_cast<float>(args.nce.n) *
-                      (args.normalize ? args.inverse_norms[row] : 1.0f);
+                      nce_weight_unit(args.nce) * (args.normalize ? args.inverse_norms[row] : 1.0f);
   for (int k = lane; k < args.nce.features; k += 32)
     args.grad_z[int64_t{row} * args.nce.features + k] =
         static_cast<T>(scale * (collected(args, row, k) - along * static_cast<float>(z[k])));
@@ -116,14 +114,12 @@ Tensor prepare(const Tensor& z, bool normalize, float* inverse_norms, NceArgs& a
                cudaStream_t stream) {
   const bool aligned = reinterpret_cast<uintptr_t>(z.const_data_ptr()) % 16 == 0;
   const bool copies = normalize || !aligned || args.features % kChunk<T> != 0;
-  Tensor prepared = z;
-  if (copies) {
-    args.pitch = static_cast<int>(ceil_div(args.features, kChunk<T>) * kChunk<T>);
-    prepared = allocate(z, {args.n, args.pitch}, z.scalar_type());
-  }
+  if (!copies) return z;  // no one reads the inverse norms, which are for what is normalised
+  args.pitch = static_cast<int>(ceil_div(args.features, kChunk<T>) * kChunk<T>);
+  const Tensor prepared = allocate(z, {args.n, args.pitch}, z.scalar_type());
   PACECORE_LAUNCH(prepare_kernel<T>, static_cast<unsigned>(ceil_div(args.n, kThreads / 32)),
                   kThreads, 0, stream, data<T>(z), args.n, args.features, args.pitch, normalize,
-                  copies ? data<T>(prepared) : nullptr, inverse_norms);
+                  data<T>(prepared), inverse_norms);
   return prepared;
 }
 
@@ -137,32 +133,67 @@ NceTiles wanted_tiles(const NceArgs& args) {
   return {all, first, static_cast<int>(end) - first};
 }
 
+// Into what squares the scores are cut for the gradient, and how many splits of the sums over them
+// are made at once.
+struct Squares {
+  int64_t side_tiles, splits;
+};
+
+Squares choose_squares(const Tensor& z, int64_t all_tiles, int64_t features) {
+  // So large at most that two thirds of the cache hold the weights, beside the z that they
+  // multiply.
+  const double tile_bytes = static_cast<double>(kTile * kTile) * z.element_size();
+  const int64_t most =
+      std::max<int64_t>(1, static_cast<int64_t>(sqrt(cache_bytes(z) * 2.0 / 3.0 / tile_bytes)));
+  const int64_t at_once = kTileBlocks * multiprocessor_count(z);
+  const int64_t feature_tiles = ceil_div(features, kTile);
+  if (all_tiles <= most) {
+    // As many blocks as run at once, as long as each has a depth of 256 or more to go through.
+    const int64_t splits = at_once / (all_tiles * feature_tiles);
+    return {all_tiles,
+            std::clamp<int64_t>(splits, 1, std::max<int64_t>(1, all_tiles * kTile / 256))};
+  }
+  // Among sides down to half of that, the one whose products fill the device best: their blocks,
+  // all alike, run in as many rounds as it takes.
+  Squares best = {most, 1};
+  double least = INFINITY;
+  for (int64_t count = ceil_div(all_tiles, most); count <= 2 * ceil_div(all_tiles, most); ++count) {
+    const int64_t side = ceil_div(all_tiles, count), blocks = 2 * side * feature_tiles;
+    const int64_t splits = std::clamp<int64_t>(at_once / blocks, 1, std::max<int64_t>(1, side / 2));
+    // A round takes as long as a block: its depth, and the cost of beginning and adding, which is
+    // that of some 256.
+    const double rounds = static_cast<double>(ceil_div(blocks * splits, at_once));
+    const double depth = static_cast<double>(side * kTile) / static_cast<double>(splits) + 256;
+    const double cost = static_cast<double>(count * (count + 1)) * rounds * depth;
+    if (cost < least) {
+      least = cost;
+      best = {side, splits};
+    }
+  }
+  return best;
+}
+
 // d loss / d z times grad_loss (null for 1).
 template <typename T>
 void gradient(const Tensor& z, const NceArgs& args, const float* rows, bool normalize,
               const float* grad_loss, const Tensor& grad_z, cudaStream_t stream) {
   const NceTiles tiles = wanted_tiles(args);
   const int64_t n = args.n, product_pitch = ceil_div(args.features, 4) * 4;
-  // Squares as large as two thirds of the cache hold the weights of, beside the z that they
-  // multiply, and as even as that allows.
-  const double held = cache_bytes(z) * 2.0 / 3.0 / (kTile * kTile * sizeof(T));
-  const int64_t squares =
-      ceil_div(tiles.all, std::max<int64_t>(1, static_cast<int64_t>(sqrt(held))));
-  const int64_t side_tiles = ceil_div(tiles.all, squares), side = side_tiles * kTile;
-  // Two blocks a multiprocessor, as long as each has a depth of 256 or more to go through.
-  const int64_t blocks = side_tiles * ceil_div(args.features, kTile) * (squares > 1 ? 2 : 1);
-  const int64_t splits = std::clamp<int64_t>(2 * multiprocessor_count(z) / blocks, 1,
-                                             std::max<int64_t>(1, side / 256));
+  const Squares squares = choose_squares(z, tiles.all, args.features);
+  const int64_t side = squares.side_tiles * kTile, splits = squares.splits;
   const Tensor weights = allocate(z, {side, side}, z.scalar_type());
   const int64_t product_rows = int64_t{tiles.all} * kTile;
+  const bool adds = side < n || tiles.count == 0;
   const Tensor products =
-      torch::stable::new_zeros(z, {splits, product_rows, product_pitch}, ScalarType::Float);
+      adds ? torch::stable::new_zeros(z, {splits, product_rows, product_pitch}, ScalarType::Float)
+           : allocate(z, {splits, product_rows, product_pitch}, ScalarType::Float);
   NceGradientArgs<T> square = {args,
                                tiles,
                                data<T>(z),
                                rows,
                                data<T>(weights),
                                data<float>(products),
+                               adds,
                                static_cast<int>(side),
                                static_cast<int>(splits),
                                static_cast<int>(product_rows),
@@ -195,7 +226,7 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
   NceArgs args = make_args(z, groups, options);
   const int64_t n = args.n;
   const Tensor sums = allocate(z, {n, static_cast<int64_t>(sizeof(NceRowSums))}, ScalarType::Byte);
-  if (n <= kNceFewRows && args.features <= kNceFewFeatures) {
+  if (nce_few(args)) {
     const Tensor scores = allocate(z, {n, n}, ScalarType::Float);
     const Tensor counters = torch::stable::new_zeros(z, {2}, ScalarType::Int);
     launch_nce_few<T>(args, options.normalize, data<T>(z), data<float>(scores),

@@ -27,7 +27,7 @@ struct NceOutputs {
   float* loss;     // ()
   float* summary;  // (3,)
   float* slope;    // (): d loss / d temperature
-  float* rows;     // (5, n): the fields of NceRow, then the inverse norms
+  float* rows;     // (5, n): the fields of NceRow, then, where z is normalised, the inverse norms
 };
 
 // The forward for few rows, in one launch: sums, loss and, where grad_z is not null, gradient.
@@ -37,10 +37,16 @@ void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scor
                     NceRowSums* sums, unsigned* counters, const NceOutputs& outputs, T* grad_z,
                     cudaStream_t stream);
 
+// So many that the shared memory for them, 48 KB, is there on every GPU. Its sums of D products are
+// more exact than the tiles' too, so it is not for few features alone.
 constexpr int kNceFewRows = 512;
-constexpr int kNceFewFeatures = 2048;
+inline bool nce_few(const NceArgs& args) {
+  return args.n <= kNceFewRows && 2 * args.n + args.features <= 3072;
+}
 
 constexpr int kTile = 128;  // rows and columns of the tiles that many rows are walked in
+// Blocks a multiprocessor is to hold: one multiplies while the other does its sums.
+constexpr int kTileBlocks = 2;
 
 // Which tiles of the scores are made. Those of two row tiles that are both wanted are made once and
 // serve both. A tile is named by its row tile, which is wanted, and by how many steps after it,
@@ -92,7 +98,8 @@ struct NceGradientArgs {
   const T* z;
   const float* rows;  // (5, n)
   T* weights;         // (side, side)
-  float* products;    // (splits, product_rows, product_pitch): weights . z is added to them
+  float* products;    // (splits, product_rows, product_pitch): weights . z is added to them,
+  bool adds;          // or where they come from one square stored, and need not be zeros before
   int side, splits, product_rows, product_pitch;
   int first_row, first_column;
 };
@@ -109,9 +116,21 @@ PACECORE_DEVICE float nce_scale(const NceArgs& args) {
   return 1.0f / (args.temperature ? *args.temperature : args.temperature_number);
 }
 
+// Rounded by itself: the sums' exponentials are relative to a logit so rounded, and a fused
+// multiply-add in one place alone would be off by the rounding of a logit of hundreds.
+PACECORE_DEVICE float nce_logit(float score, float scale) { return __fmul_rn(score, scale); }
+
 PACECORE_DEVICE NceSums<double> widen(const NceSums<float>& sums) {
   return {sums.largest,         sums.positive,        sums.negative,         sums.weighted,
           sums.positive_logits, sums.negative_logits, sums.nearest_positive, sums.nearest_negative};
+}
+
+// What the tiles' weights are multiplied by on their way through the storage type. A weight is at
+// most 2 over the number of anchors, or 2 with one denominator: float16 holds it, and mostly
+// weights near 1 / n^2 too.
+PACECORE_DEVICE float nce_weight_unit(const NceArgs& args) {
+  const float most = 16384.0f * static_cast<float>(args.batch ? 1 : max(args.anchor_count, 1));
+  return fminf(static_cast<float>(args.n), most);
 }
 
 // What a pair adds to d loss / d logit from the side of one of its rows.

@@ -12,9 +12,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kStrip = 4;     // rows of a block: as many as share each load of a column
-constexpr int kColumns = 4;   // columns of a warp at a time: so many loads are on their way at once
-constexpr int kFeatures = 2;  // features of a thread at a time, in the gradient: likewise
+constexpr int kStrip = 4;    // rows of a block: as many as share each load of a column
+constexpr int kColumns = 4;  // columns of a warp at a time: so many loads are on their way at once
+constexpr int kMostGroups = 8;  // of threads that share the columns out in the gradient
 
 template <typename T>
 struct FewArgs {
@@ -44,8 +44,54 @@ __device__ float inverse_norm(float square) {
   return norm < 1e-12f ? 0.0f : 1.0f / norm;
 }
 
-// The scores of a strip against every row, a warp a few columns at a time.
-template <typename T>
+// Neighbouring elements read as one: 16 bytes, or one element where rows do not allow more.
+template <int count, typename T>
+__device__ void load_elements(float (&to)[count], const T* from) {
+  struct alignas(count * sizeof(T)) Elements {
+    T values[count];
+  };
+  const Elements elements = *reinterpret_cast<const Elements*>(from);
+#pragma unroll
+  for (int i = 0; i < count; ++i) to[i] = static_cast<float>(elements.values[i]);
+}
+
+// Shared memory is aligned for 16 bytes at a time and no more.
+template <int count>
+__device__ void load_elements(float (&to)[count], const float* from) {
+  constexpr int at_once = count < 4 ? count : 4;
+  struct alignas(at_once * sizeof(float)) Elements {
+    float values[at_once];
+  };
+#pragma unroll
+  for (int i = 0; i < count; i += at_once) {
+    const Elements elements = *reinterpret_cast<const Elements*>(from + i);
+#pragma unroll
+    for (int j = 0; j < at_once; ++j) to[i + j] = elements.values[j];
+  }
+}
+
+// Sums of `count` values over the warp, of which lane l is left with that of value l / (32 / count)
+// in values[0]: half as many shuffles at every step as summing each would take.
+template <int count>
+__device__ void warp_sums(float (&values)[count]) {
+  const int lane = threadIdx.x % 32;
+  int step = 16;
+#pragma unroll
+  for (int half = count / 2; half > 0; half /= 2, step /= 2) {
+    const bool upper = lane & step;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float given = upper ? values[i] : values[i + half];
+      const float kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(0xffffffffu, given, step);
+    }
+  }
+  for (; step > 0; step /= 2) values[0] += __shfl_xor_sync(0xffffffffu, values[0], step);
+}
+
+// The scores of a strip against every row, a warp a few columns at a time. A score is the same bits
+// as that of the same two rows the other way round.
+template <int vector, typename T>
 __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, float* inverse) {
   const NceArgs& nce = args.nce;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -57,9 +103,12 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
   __syncthreads();
   if (warp < kStrip) {
     float square = 0;
-    for (int k = lane; k < nce.features; k += 32) {
-      const float value = strip[warp * nce.features + k];
-      square += value * value;
+    for (int k = lane * vector; k < nce.features; k += 32 * vector) {
+#pragma unroll
+      for (int i = 0; i < vector; ++i) {
+        const float value = strip[warp * nce.features + k + i];
+        square = fmaf(value, value, square);
+      }
     }
     square = warp_sum(square);
     if (lane == 0) {
@@ -70,33 +119,36 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
   __syncthreads();
   for (int first_column = warp * kColumns; first_column < nce.n;
        first_column += kWarps * kColumns) {
-    float dot[kStrip][kColumns] = {}, square[kColumns] = {};
-#pragma unroll 4
-    for (int k = lane; k < nce.features; k += 32) {
-      float value[kColumns];
+    float dots[kColumns * kStrip] = {}, squares[kColumns] = {};
+#pragma unroll(vector > 1 ? 2 : 4)
+    for (int k = lane * vector; k < nce.features; k += 32 * vector) {
+      float values[kColumns][vector];
 #pragma unroll
       for (int c = 0; c < kColumns; ++c)
-        value[c] =
-            static_cast<float>(args.z[int64_t{min(first_column + c, nce.n - 1)} * nce.pitch + k]);
+        load_elements(values[c],
+                      args.z + int64_t{min(first_column + c, nce.n - 1)} * nce.pitch + k);
 #pragma unroll
       for (int row = 0; row < kStrip; ++row) {
-        const float mine = strip[row * nce.features + k];
+        float mine[vector];
+        load_elements(mine, strip + row * nce.features + k);
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) dot[row][c] += mine * value[c];
+        for (int c = 0; c < kColumns; ++c)
+#pragma unroll
+          for (int i = 0; i < vector; ++i)
+            dots[c * kStrip + row] = fmaf(mine[i], values[c][i], dots[c * kStrip + row]);
       }
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) square[c] += value[c] * value[c];
-    }
+      for (int c = 0; c < kColumns; ++c)
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const float scale = args.normalize ? inverse_norm(warp_sum(square[c])) : 1.0f;
-#pragma unroll
-      for (int row = 0; row < kStrip; ++row) {
-        const float score = warp_sum(dot[row][c]) * inverse[row] * scale;
-        if (lane == 0 && first + row < nce.n && first_column + c < nce.n)
-          args.scores[int64_t{first + row} * nce.n + first_column + c] = score;
-      }
+        for (int i = 0; i < vector; ++i) squares[c] = fmaf(values[c][i], values[c][i], squares[c]);
     }
+    warp_sums(dots);
+    if (args.normalize) warp_sums(squares);
+    static_assert(kColumns * kStrip == 16);
+    const int row = lane / 2 % kStrip, column = first_column + lane / (2 * kStrip);
+    const float scale = args.normalize ? inverse_norm(squares[0]) : 1.0f;
+    if (lane % 2 == 0 && first + row < nce.n && column < nce.n)
+      args.scores[int64_t{first + row} * nce.n + column] = dots[0] * (inverse[row] * scale);
   }
   __syncthreads();
 }
@@ -113,7 +165,7 @@ __device__ void row_sums(const FewArgs<T>& args, int row) {
   for (int j = lane; j < nce.n; j += 32) {
     if (j == row) continue;
     float& nearest = nce.groups[j] == group ? positive : negative;
-    nearest = fmaxf(nearest, scores[j] * scale);
+    nearest = fmaxf(nearest, nce_logit(scores[j], scale));
   }
   NceSums<float> sums;
   sums.nearest_positive = warp_largest(positive);
@@ -122,7 +174,7 @@ __device__ void row_sums(const FewArgs<T>& args, int row) {
   float positives = 0;
   for (int j = lane; j < nce.n; j += 32) {
     if (j == row) continue;
-    const float logit = scores[j] * scale, below = logit - sums.largest, e = expf(below);
+    const float logit = nce_logit(scores[j], scale), below = logit - sums.largest, e = expf(below);
     const bool is_positive = nce.groups[j] == group;
     sums.positive += is_positive ? e : 0.0f;
     sums.negative += is_positive ? 0.0f : e;
@@ -141,7 +193,7 @@ __device__ void row_sums(const FewArgs<T>& args, int row) {
 }
 
 // d loss / d z of a strip. rows: (4, n), weights: (kStrip, n), products: (kStrip, D), all shared.
-template <typename T>
+template <int vector, typename T>
 __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* rows, float* weights,
                                float* products) {
   const NceArgs& nce = args.nce;
@@ -152,7 +204,7 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
     const int row = first + i / n, column = i % n;
     float weight = 0;
     if (row < n && row != column) {
-      const float logit = args.scores[int64_t{row} * n + column] * scale;
+      const float logit = nce_logit(args.scores[int64_t{row} * n + column], scale);
       const bool is_positive = nce.groups[row] == nce.groups[column];
       weight = nce_weight(load_nce_row(rows, n, row), logit, is_positive) +
                nce_weight(load_nce_row(rows, n, column), logit, is_positive);
@@ -161,27 +213,40 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
     weights[i] = weight;
   }
   __syncthreads();
-  for (int first_k = threadIdx.x; first_k < nce.features; first_k += kThreads * kFeatures) {
-    float sum[kStrip][kFeatures] = {};
-    const T* z = args.z + first_k;
-    const bool second = first_k + kThreads < nce.features;
-    static_assert(kFeatures == 2);
-#pragma unroll 8
-    for (int column = 0; column < n; ++column, z += nce.pitch) {
-      const float value[kFeatures] = {static_cast<float>(z[0]),
-                                      second ? static_cast<float>(z[kThreads]) : 0.0f};
+  // A thread has `vector` features, of every so many columns that groups of threads share them.
+  const int chunks = nce.features / vector;
+  const int groups = max(1, min(kMostGroups, kThreads / chunks)), of_group = kThreads / groups;
+  const int group = threadIdx.x / of_group;
+  for (int first_chunk = 0; first_chunk < chunks; first_chunk += of_group) {
+    const int k = (first_chunk + threadIdx.x % of_group) * vector;
+    const bool inside = k < nce.features && group < groups;
+    float sum[kStrip][vector] = {};
+    if (inside) {
+#pragma unroll(vector > 1 ? 4 : 8)
+      for (int column = group; column < n; column += groups) {
+        float values[vector];
+        load_elements(values, args.z + int64_t{column} * nce.pitch + k);
 #pragma unroll
-      for (int row = 0; row < kStrip; ++row) {
-        const float weight = weights[row * n + column];
-        for (int f = 0; f < kFeatures; ++f) sum[row][f] += weight * value[f];
+        for (int row = 0; row < kStrip; ++row) {
+          const float weight = weights[row * n + column];
+#pragma unroll
+          for (int i = 0; i < vector; ++i) sum[row][i] = fmaf(weight, values[i], sum[row][i]);
+        }
       }
     }
-    for (int row = 0; row < kStrip; ++row) {
-      products[row * nce.features + first_k] = sum[row][0];
-      if (second) products[row * nce.features + first_k + kThreads] = sum[row][1];
+    for (int turn = 0; turn < groups; ++turn) {
+      if (inside && group == turn) {
+#pragma unroll
+        for (int row = 0; row < kStrip; ++row) {
+          float* product = products + row * nce.features + k;
+#pragma unroll
+          for (int i = 0; i < vector; ++i)
+            product[i] = turn == 0 ? sum[row][i] : product[i] + sum[row][i];
+        }
+      }
+      __syncthreads();
     }
   }
-  __syncthreads();
   if (warp >= kStrip || first + warp >= n) return;
   const int row = first + warp;
   const T* z = args.z + int64_t{row} * nce.pitch;
@@ -196,7 +261,8 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
         static_cast<T>(product[k] - along * static_cast<float>(z[k]));
 }
 
-template <typename T>
+// vector: elements that are read as one.
+template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(float, shared);
   __shared__ unsigned ticket;
@@ -209,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
   __syncthreads();
   if (ticket < strips) {
     const int first = ticket * kStrip, warp = threadIdx.x / 32;
-    strip_scores(args, first, shared, inverse);
+    strip_scores<vector>(args, first, shared, inverse);
     if (warp < kStrip && first + warp < nce.n) row_sums(args, first + warp);
     __threadfence();
     __syncthreads();
@@ -221,18 +287,21 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
     }
   __syncthreads();
   __threadfence();
+  // A strip each, and one block for what is read after the launch, which keeps no other waiting.
   const int part = ticket - strips;
+  const bool last = ticket + 1 == gridDim.x;
   float* rows = shared;
   NceSums<double> batch;
+  NceTotals totals;
   if (nce.batch) batch = batch_sums<kThreads>(args.sums, 0, nce.n, merged);
-  const NceTotals totals = anchor_totals<kThreads>(nce, args.sums, batch, 0, nce.n, merged);
-  write_rows<kThreads>(nce, args.sums, batch, totals, 0, nce.n, rows);
-  if (part == 0 && threadIdx.x == 0) write_outputs(nce, totals, args.outputs);
+  if (nce.batch || last) totals = anchor_totals<kThreads>(nce, args.sums, batch, 0, nce.n, merged);
+  write_rows<kThreads>(nce, args.sums, batch, totals, 0, nce.n, last ? args.outputs.rows : rows);
+  if (last) {
+    if (threadIdx.x == 0) write_outputs(nce, totals, args.outputs);
+    return;
+  }
   __syncthreads();
-  if (part == 0)
-    for (int i = threadIdx.x; i < 4 * nce.n; i += kThreads) args.outputs.rows[i] = rows[i];
-  if (args.grad_z)
-    strip_gradient(args, part * kStrip, rows, rows + 4 * nce.n, rows + (4 + kStrip) * nce.n);
+  strip_gradient<vector>(args, part * kStrip, rows, rows + 4 * nce.n, rows + (4 + kStrip) * nce.n);
 }
 
 }  // namespace
@@ -243,9 +312,13 @@ void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scor
                     cudaStream_t stream) {
   const FewArgs<T> few = {args, normalize, z, scores, sums, counters, outputs, grad_z};
   const int strips = (args.n + kStrip - 1) / kStrip;
-  const int grid = strips + (grad_z ? strips : 1);
+  const int grid = strips + (grad_z ? strips : 0) + 1;
   const size_t shared = ((4 + kStrip) * args.n + kStrip * args.features) * sizeof(float);
-  PACECORE_LAUNCH(few_kernel<T>, grid, kThreads, shared, stream, few);
+  constexpr int vector = 16 / sizeof(T);
+  if (args.features % vector == 0 && reinterpret_cast<uintptr_t>(z) % 16 == 0)
+    PACECORE_LAUNCH((few_kernel<T, vector>), grid, kThreads, shared, stream, few);
+  else
+    PACECORE_LAUNCH((few_kernel<T, 1>), grid, kThreads, shared, stream, few);
 }
 
 template void launch_nce_few<float>(const NceArgs&, bool, const float*, float*, NceRowSums*,

@@ -29,6 +29,17 @@ __device__ void store_transposed(T* to, int pitch, const float* weights) {
   }
 }
 
+// A row's part in weights that are multiplied by their unit.
+template <typename T>
+__device__ NceRow<float> load_scaled_row(const NceGradientArgs<T>& args, int row) {
+  NceRow<float> part = load_nce_row(args.rows, args.nce.n, row);
+  const float unit = nce_weight_unit(args.nce);
+  part.all *= unit;
+  part.positive *= unit;
+  part.constant *= unit;
+  return part;
+}
+
 // The weights of a square: zero for a clip with itself and beyond the last row and column, so that
 // what multiplies them there must only be finite.
 template <typename T>
@@ -44,17 +55,18 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
   const bool diagonal = args.first_row == args.first_column;
   if (diagonal && first_column < first_row) return;
   if (!args.tiles.wanted(first_row / kTile) && !args.tiles.wanted(first_column / kTile)) return;
-  row_parts[threadIdx.x] = load_nce_row(args.rows, nce.n, mine);
+  row_parts[threadIdx.x] = load_scaled_row(args, mine);
   row_groups[threadIdx.x] = mine < nce.n ? nce.groups[mine] : 0;
   float* scores = make_scores(nce, args.z, first_row, first_column, shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float scale = nce_scale(nce), unit = static_cast<float>(nce.n);
+  const float scale = nce_scale(nce);
+  const bool whole = first_row != first_column && max(first_row, first_column) + kTile <= nce.n;
   NceRow<float> columns[4];
   int64_t groups[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int column = first_column + lane * 4 + i;
-    columns[i] = load_nce_row(args.rows, nce.n, column);
+    columns[i] = load_scaled_row(args, column);
     groups[i] = column < nce.n ? nce.groups[column] : 0;
   }
 #pragma unroll 2
@@ -64,17 +76,28 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     load_run<4>(values, scores + score_at(local, lane * 4));
     const NceRow<float> part = row_parts[local];
     const int64_t group = row_groups[local];
+    const bool negative =
+        group != groups[0] && group != groups[1] && group != groups[2] && group != groups[3];
+    if (whole && negative) {  // as nearly all are
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int column = first_column + lane * 4 + i;
-      const float logit = values[i] * scale;
-      const float from_row = exponential<T>(logit - part.reference);
-      const float from_column = exponential<T>(logit - columns[i].reference);
-      const float weight = group == groups[i]
-                               ? part.positive * from_row + part.constant +
-                                     (columns[i].positive * from_column + columns[i].constant)
-                               : part.all * from_row + columns[i].all * from_column;
-      values[i] = row == column || row >= nce.n || column >= nce.n ? 0.0f : weight * unit;
+      for (int i = 0; i < 4; ++i) {
+        const float logit = nce_logit(values[i], scale);
+        values[i] = part.all * exponential<T>(logit - part.reference) +
+                    columns[i].all * exponential<T>(logit - columns[i].reference);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = first_column + lane * 4 + i;
+        const float logit = nce_logit(values[i], scale);
+        const float from_row = exponential<T>(logit - part.reference);
+        const float from_column = exponential<T>(logit - columns[i].reference);
+        const float weight = group == groups[i]
+                                 ? part.positive * from_row + part.constant +
+                                       (columns[i].positive * from_column + columns[i].constant)
+                                 : part.all * from_row + columns[i].all * from_column;
+        values[i] = row == column || row >= nce.n || column >= nce.n ? 0.0f : weight;
+      }
     }
     store_weights(args.weights + int64_t{row - args.first_row} * args.side +
                       (first_column - args.first_column) + lane * 4,
@@ -106,7 +129,7 @@ __device__ void add_product(const NceGradientArgs<T>& args, int split, T* ring) 
   const int steps = max(0, to - from + depth - 1) / depth;
   const int begin = from + static_cast<int>(int64_t{steps} * split / args.splits) * depth;
   const int end = from + static_cast<int>(int64_t{steps} * (split + 1) / args.splits) * depth;
-  if (first + row >= nce.n || begin == end) return;
+  if (first + row >= nce.n || (begin == end && args.adds)) return;
   const Matrix<T> weights = {args.weights, args.side, args.side, args.side};
   const Matrix<T> z = {args.z + int64_t{first_other} * nce.pitch, others, nce.pitch, nce.pitch};
   float* products = args.products +
@@ -114,7 +137,8 @@ __device__ void add_product(const NceGradientArgs<T>& args, int split, T* ring) 
                     column;
   Engine<T> engine;
   multiply_tile<order, Order::kDepth>(engine, weights, row, z, column, begin, end, ring);
-  engine.template add_to<order>(products, args.product_pitch, args.product_pitch - column);
+  engine.template add_to<order>(products, args.product_pitch, args.product_pitch - column,
+                                args.adds);
 }
 
 template <typename T>

@@ -15,14 +15,41 @@ struct SumsArgs {
   int first_step, steps;
 };
 
+// Groups of a tile's rows or columns, and apart from them their lower halves: where those differ,
+// so do the groups.
+struct TileGroups {
+  int64_t whole[kTile];
+  int lower[kTile];
+};
+
 // Adds 32 logits of one clip with others: those whose bit in `counts` is set, or `whole`, all.
 template <bool whole, typename T>
-__device__ void add_logits(const float (&logits)[32], const int64_t* groups, int64_t group,
-                           unsigned counts, NceRowSums& into) {
+__device__ void add_logits(const float (&logits)[32], const TileGroups& others, int first,
+                           int64_t group, unsigned counts, NceRowSums& into) {
   NceSums<float> part;
+  const int lower = static_cast<int>(group);
+  bool may_be_positive = false;
 #pragma unroll
-  for (int i = 0; i < 32; ++i)
+  for (int i = 0; i < 32; ++i) {
     if (whole || counts >> i & 1) part.largest = fmaxf(part.largest, logits[i]);
+    may_be_positive |= others.lower[first + i] == lower;
+  }
+  // Nearly all of the work where groups are small.
+  if (!may_be_positive) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const float logit = logits[i], below = logit - part.largest, e = exponential<T>(below);
+      if (whole || counts >> i & 1) {
+        part.weighted += e * below;
+        part.negative += e;
+        part.negative_logits += logit;
+      }
+    }
+    part.nearest_negative = part.largest;
+    merge(into.sums, part);
+    return;
+  }
+  const int64_t* groups = others.whole + first;
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
     const bool counted = whole || counts >> i & 1, same = groups[i] == group;
@@ -45,7 +72,7 @@ __device__ void add_logits(const float (&logits)[32], const int64_t* groups, int
 // tile's others, from clip `first_other` on.
 template <bool by_column, typename T>
 __device__ NceRowSums line_sums(const NceArgs& nce, const float* scores, int own, int64_t group,
-                                int first_other, const int64_t* other_groups) {
+                                int first_other, const TileGroups& others) {
   const float scale = nce_scale(nce);
   NceRowSums sums = {{}, 0};
 #pragma unroll 1
@@ -60,14 +87,14 @@ __device__ NceRowSums line_sums(const NceArgs& nce, const float* scores, int own
         load_run<4>(logits + i, scores + score_at(threadIdx.x, part + i));
     }
 #pragma unroll
-    for (float& logit : logits) logit *= scale;
+    for (float& logit : logits) logit = nce_logit(logit, scale);
     const int first = first_other + part, left = nce.n - first, itself = own - first;
     unsigned counts = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
     if (itself >= 0 && itself < 32) counts &= ~(1u << itself);
     if (counts == ~0u)
-      add_logits<true, T>(logits, other_groups + part, group, counts, sums);
+      add_logits<true, T>(logits, others, part, group, counts, sums);
     else if (counts != 0)
-      add_logits<false, T>(logits, other_groups + part, group, counts, sums);
+      add_logits<false, T>(logits, others, part, group, counts, sums);
   }
   return sums;
 }
@@ -75,7 +102,7 @@ __device__ NceRowSums line_sums(const NceArgs& nce, const float* scores, int own
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sums_kernel(SumsArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(unsigned char, shared);
-  __shared__ int64_t row_groups[kTile], column_groups[kTile];
+  __shared__ TileGroups row_groups, column_groups;
   const NceArgs& nce = args.nce;
   // Neighbouring blocks share a row tile, and with those of the next row tile most of the columns.
   const int step = args.first_step + blockIdx.x % args.steps;
@@ -83,16 +110,20 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sums_kernel(SumsArg
   if (!args.tiles.made(row_tile, step)) return;
   const int column_tile = args.tiles.column_tile(row_tile, step);
   const int row = row_tile * kTile + threadIdx.x, column = column_tile * kTile + threadIdx.x;
-  row_groups[threadIdx.x] = row < nce.n ? nce.groups[row] : 0;
-  column_groups[threadIdx.x] = column < nce.n ? nce.groups[column] : 0;
+  const int64_t row_group = row < nce.n ? nce.groups[row] : 0;
+  const int64_t column_group = column < nce.n ? nce.groups[column] : 0;
+  row_groups.whole[threadIdx.x] = row_group;
+  row_groups.lower[threadIdx.x] = static_cast<int>(row_group);
+  column_groups.whole[threadIdx.x] = column_group;
+  column_groups.lower[threadIdx.x] = static_cast<int>(column_group);
   const float* scores = make_scores(nce, args.z, row_tile * kTile, column_tile * kTile, shared);
   const int64_t length = int64_t{args.tiles.count} * kTile, first = args.tiles.first * kTile;
   NceRowSums* partial = args.partial + (step - args.first_step) * 2 * length;
-  partial[row - first] = line_sums<false, T>(nce, scores, row, row_groups[threadIdx.x],
+  partial[row - first] = line_sums<false, T>(nce, scores, row, row_groups.whole[threadIdx.x],
                                              column_tile * kTile, column_groups);
   if (args.tiles.serves_columns(row_tile, step))
     partial[length + column - first] = line_sums<true, T>(
-        nce, scores, column, column_groups[threadIdx.x], row_tile * kTile, row_groups);
+        nce, scores, column, column_groups.whole[threadIdx.x], row_tile * kTile, row_groups);
 }
 
 __device__ void merge(NceRowSums& into, const NceRowSums& from) {

@@ -11,8 +11,6 @@ namespace pacecore {
 
 constexpr int kTileThreads = 128;
 static_assert(kTileThreads == kTile);  // after the product a thread has a row or a column
-// Blocks a multiprocessor is to hold: one multiplies while the other does its sums.
-constexpr int kTileBlocks = 2;
 
 // How an operand lies in memory. Its tile is 128 long across the sum and kDepth along it:
 enum class Order {
@@ -142,18 +140,20 @@ struct Engine {  // 16-bit types
   }
 
   // Adds the product, of operands of which the second is in the order of depth, to the first
-  // `width` columns of a matrix; a row at a time is on its way, as many as there are registers for.
+  // `width` columns of a matrix, or stores it there; a row at a time is on its way, as many as
+  // there are registers for.
   template <Order first>
-  __device__ __forceinline__ void add_to(float* matrix, int pitch, int width) const {
+  __device__ __forceinline__ void add_to(float* matrix, int pitch, int width, bool adds) const {
 #pragma unroll
     for (int row = 0; row < 4; ++row) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float* line = matrix + int64_t{pitch} * row_of(row, half);
-        float values[8][2];
+        float values[8][2] = {};
 #pragma unroll
         for (int column = 0; column < 8; ++column)
-          if (column_of(column) < width) load_run<2>(values[column], line + column_of(column));
+          if (adds && column_of(column) < width)
+            load_run<2>(values[column], line + column_of(column));
 #pragma unroll
         for (int column = 0; column < 8; ++column) {
           values[column][0] += sum[row][column][2 * half];
@@ -247,15 +247,15 @@ struct Engine<float> {
   }
 
   template <Order first>
-  __device__ __forceinline__ void add_to(float* matrix, int pitch, int width) const {
+  __device__ __forceinline__ void add_to(float* matrix, int pitch, int width, bool adds) const {
 #pragma unroll
     for (int row = 0; row < 16; ++row) {
       float* line = matrix + int64_t{pitch} * row_of<first>(row);
-      float values[2][4];
+      float values[2][4] = {};
 #pragma unroll
       for (int run = 0; run < 2; ++run) {
         const int column = column_of<Order::kDepth>(4 * run);
-        if (column < width) load_run<4>(values[run], line + column);
+        if (adds && column < width) load_run<4>(values[run], line + column);
       }
 #pragma unroll
       for (int run = 0; run < 2; ++run) {

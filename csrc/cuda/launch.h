@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "checks.h"
+#include "shared_limit.h"
 
 // In libtorch_cuda.so only. Weak, so that one binary also loads under a CPU torch, where no CUDA
 // tensor can exist.
@@ -58,17 +59,13 @@ inline int64_t cache_bytes(const Tensor& tensor) {
   type* name = reinterpret_cast<type*>(name##_dynamic_shared)
 
 // PACECORE_LAUNCH(kernel<float>, grid, block, shared_bytes, stream, arguments...): raises the
-// shared memory limit where more than 48 KB is asked for, launches, and raises the launch's own
-// error.
+// kernel's limit of shared memory where need be, launches, and raises the launch's own error.
 #define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
   do {                                                                                            \
     auto* pacecore_kernel = &kernel;                                                              \
-    if ((shared_bytes) > 48 * 1024) {                                                             \
-      ::pacecore::check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(pacecore_kernel), \
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,    \
-                                                  static_cast<int>(shared_bytes)),                \
-                             #kernel);                                                            \
-    }                                                                                             \
+    ::pacecore::check_cuda(                                                                       \
+        ::pacecore::allow_shared(reinterpret_cast<const void*>(pacecore_kernel), (shared_bytes)), \
+        #kernel);                                                                                 \
     pacecore_kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                  \
     ::pacecore::check_cuda(cudaGetLastError(), #kernel);                                          \
   } while (false)

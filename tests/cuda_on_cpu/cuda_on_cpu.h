@@ -25,6 +25,7 @@
 #include <utility>
 
 #include "fibers.h"
+#include "shared_limit.h"
 
 #undef __global__
 #undef __device__
@@ -288,7 +289,9 @@ std::string name_of() {
 template <typename... Parameters>
 void launch(const std::string& name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, unsigned cluster, std::type_identity_t<Parameters>... arguments) {
-  run_grid(name, grid, block, shared_bytes, cluster, [&] { kernel(arguments...); });
+  const SharedMemory shared = {static_shared_bytes(reinterpret_cast<const void*>(kernel)),
+                               shared_bytes};
+  run_grid(name, grid, block, shared, cluster, [&] { kernel(arguments...); });
 }
 
 }  // namespace cuda_on_cpu
@@ -296,11 +299,14 @@ void launch(const std::string& name, void (*kernel)(Parameters...), dim3 grid, d
 #define PACECORE_DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(cuda_on_cpu::dynamic_shared())
 
-#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                \
-  do {                                                                                 \
-    (void)(stream);                                                                    \
-    ::cuda_on_cpu::launch(::cuda_on_cpu::name_of<&kernel>(), &kernel, (grid), (block), \
-                          (shared_bytes), 1, ##__VA_ARGS__);                           \
+#define PACECORE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                  \
+  do {                                                                                   \
+    (void)(stream);                                                                      \
+    ::pacecore::allow_shared(reinterpret_cast<const void*>(&kernel), (shared_bytes));    \
+    ::cuda_on_cpu::check_raised(::cuda_on_cpu::name_of<&kernel>(),                       \
+                                reinterpret_cast<const void*>(&kernel), (shared_bytes)); \
+    ::cuda_on_cpu::launch(::cuda_on_cpu::name_of<&kernel>(), &kernel, (grid), (block),   \
+                          (shared_bytes), 1, ##__VA_ARGS__);                             \
   } while (false)
 
 #ifndef CUDA_ON_CPU_WITHOUT_TORCH

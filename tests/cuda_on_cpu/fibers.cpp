@@ -273,7 +273,7 @@ void say_where_on_death() {
 }
 #endif
 
-void check_limits(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster) {
+void check_limits(dim3 grid, dim3 block, SharedMemory shared, unsigned cluster) {
   const auto refuse = [](const std::string& what) {
     throw std::runtime_error(now.kernel + ": " + what);
   };
@@ -285,10 +285,11 @@ void check_limits(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster) 
     refuse("a grid has 1 to 2147483647 x 65535 x 65535 blocks, got " +
            text(uint3{grid.x, grid.y, grid.z}));
   const std::string architecture = " on sm_" + std::to_string(now.device.architecture);
-  if (shared_bytes > now.device.shared_bytes)
+  if (shared.static_bytes + shared.dynamic_bytes > now.device.shared_bytes)
     refuse("a block has at most " + std::to_string(now.device.shared_bytes) +
-           " bytes of dynamic shared memory" + architecture + ", got " +
-           std::to_string(shared_bytes));
+           " bytes of shared memory" + architecture + ", got " +
+           std::to_string(shared.static_bytes) + " static and " +
+           std::to_string(shared.dynamic_bytes) + " dynamic");
   if (!cluster || cluster > now.device.cluster_blocks || grid.x % cluster)
     refuse("a cluster has 1 to " + std::to_string(now.device.cluster_blocks) + " blocks" +
            architecture + " and divides the grid, got " + std::to_string(cluster) + " of " +
@@ -297,15 +298,16 @@ void check_limits(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster) 
 
 }  // namespace
 
-void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes,
+void run_grid(const std::string& kernel, dim3 grid, dim3 block, SharedMemory shared,
               unsigned cluster, const std::function<void()>& body) {
   const std::lock_guard lock(one_launch);
+  const size_t shared_bytes = shared.dynamic_bytes;
   now.kernel = kernel;
 #if defined(__SANITIZE_ADDRESS__)
   static const bool once = (say_where_on_death(), true);
   (void)once;
 #endif
-  check_limits(grid, block, shared_bytes, cluster);
+  check_limits(grid, block, shared, cluster);
   last_shared_bytes[kernel] = shared_bytes;
   now.body = &body;
   now.random.seed(now.seed);
@@ -363,6 +365,7 @@ extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_device(in
   const std::lock_guard lock(cuda_on_cpu::one_launch);
   for (const cuda_on_cpu::Device& device : cuda_on_cpu::kDevices)
     if (device.architecture == architecture) cuda_on_cpu::now.device = device;
+  cuda_on_cpu::forget_raised_limits();
 }
 
 // Bytes of dynamic shared memory of a kernel's last launch, -1 if there was none.

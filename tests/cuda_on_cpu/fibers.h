@@ -21,7 +21,7 @@ using Site = std::source_location;
 // The limits of the GPU that is played.
 struct Device {
   int architecture;         // 90: sm_90
-  size_t shared_bytes;      // dynamic shared memory that a block may have
+  size_t shared_bytes;      // shared memory that a block may have once its kernel's limit is raised
   unsigned cluster_blocks;  // that every GPU of the architecture runs; 1: it has no clusters
   int64_t cache_bytes;      // so few that what is sized by them takes several parts in the tests
 };
@@ -30,8 +30,18 @@ const Device& device();
 // Runs body() once as every thread of every block, `cluster` consecutive blocks at a time. Throws
 // std::runtime_error that names kernel, block and thread where the launch is out of the hardware's
 // limits or a thread commits a fault.
-void run_grid(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes,
+struct SharedMemory {
+  size_t static_bytes, dynamic_bytes;
+};
+void run_grid(const std::string& kernel, dim3 grid, dim3 block, SharedMemory shared,
               unsigned cluster, const std::function<void()>& body);
+
+// Of the kernel's own __shared__ variables; those of functions that it calls are not counted.
+size_t static_shared_bytes(const void* kernel);
+
+// Throws where a launch asks for more dynamic shared memory than the kernel's limit, which is 48 KB
+// less its static variables until cudaFuncSetAttribute has raised it.
+void check_raised(const std::string& name, const void* kernel, size_t dynamic_bytes);
 
 // The rest is for code that runs as a thread of a block.
 

@@ -240,6 +240,15 @@ __global__ void too_much_shared(float* out) {
   out[threadIdx.x] = tile[threadIdx.x];
 }
 
+// 48 KB with what is static, a part of a limit that no one has raised.
+template <bool faulty>
+__global__ void static_shared_not_counted(float* out) {
+  __shared__ float more[4096];
+  PACECORE_DYNAMIC_SHARED(float, tile);
+  tile[threadIdx.x] = more[threadIdx.x] = 1;
+  out[threadIdx.x] = tile[threadIdx.x] + more[threadIdx.x];
+}
+
 template <bool faulty>
 __global__ void trap(float* out) {
   if (faulty && threadIdx.x == 7) __trap();
@@ -307,6 +316,14 @@ void run(const char* name, float* out) {
       KERNEL(misaligned_matrix, 1, 32, 0),
       KERNEL(too_many_threads, 1, faulty ? 1056 : 1024, 0),
       KERNEL(too_much_shared, 1, kThreads, (faulty ? 228 : 227) * 1024),
+      {"static_shared_not_counted",
+       [=] {
+         constexpr auto* kernel = &static_shared_not_counted<faulty>;
+         constexpr size_t shared = 32 * 1024 + (faulty ? 16 : 0);
+         const std::string name = cuda_on_cpu::name_of<kernel>();
+         cuda_on_cpu::check_raised(name, reinterpret_cast<const void*>(kernel), shared);
+         cuda_on_cpu::launch(name, kernel, 1, kThreads, shared, 1, out);
+       }},
       KERNEL(matrix_product, 1, 32, 0),
       KERNEL(trap, 1, dim3(8, 4, 2), 0),
   };

@@ -16,7 +16,7 @@ extern "C" __attribute__((visibility("hidden"))) unsigned char __stop_cuda_share
 
 namespace cuda_on_cpu {
 
-constexpr Device kDevices[] = {{86, 99 * 1024, 1, 96 * 1024}, {90, 227 * 1024, 8, 384 * 1024}};
+constexpr Device kDevices[] = {{86, 99 * 1024, 1, 96 * 1024}, {90, 227 * 1024, 8, 2400 * 1024}};
 
 enum class Schedule : int { forwards = 0, backwards = 1, shuffled = 2 };
 enum class State { ready, at_barrier, at_cluster_barrier, at_collective, ended };
@@ -100,6 +100,9 @@ std::string text(const Site& site);
 
 // Leaves the running thread until it is State::ready again; `for_good` where it has ended.
 void to_main(bool for_good);
+
+// Every kernel's limit of dynamic shared memory is again what it is before anyone raises it.
+void forget_raised_limits();
 
 // Ends the running thread's part in its warp, for which other lanes may have waited.
 void leave_warp();
