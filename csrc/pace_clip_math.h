@@ -296,7 +296,13 @@ PACECORE_INLINE Rgb<F> hue_turned(Rgb<F> c, float turn) {
   const F most = larger(larger(c.r, c.g), c.b);
   const F least = smaller(smaller(c.r, c.g), c.b);
   const F chroma = most - least;
+#ifdef __CUDA_ARCH__  // operands chosen, not results: selects in place of branches
+  const bool red = most == c.r, green = most == c.g;
+  const F from = red ? c.g : (green ? c.b : c.r), taken = red ? c.b : (green ? c.r : c.g);
+  const F difference = from - taken;
+#else
   const F difference = most == c.r ? c.g - c.b : (most == c.g ? c.b - c.r : c.r - c.g);
+#endif
   const F sector = most == c.r ? F{} + turn : (most == c.g ? F{} + (turn + 2) : F{} + (turn + 4));
   const F circle = 6.f * chroma;
   F hue = sector * chroma + difference;  // from -4 to 8 chroma

@@ -264,7 +264,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       if (!last || !kept) sum += make_rows(args, bands, source, memory, first, rows);
       if (last) store_rows<Out, ChannelsLast>(args, bands, source, memory, first, rows, mean_grey);
     }
-    if (last) return;
+    if (last) {
+      if (contrast) cluster_end(bands.cluster);
+      return;
+    }
     sum = cluster_sum(block_sum(sum, sums), &cluster_slot, bands.cluster);
     mean_grey = static_cast<float>(
         sum / (static_cast<double>(args.crop_height) * static_cast<double>(args.crop_width)));

@@ -94,18 +94,29 @@ __device__ void find_source(const PaceClip& args, const Bands& bands, Source& s)
   s.first = static_cast<int>(blockIdx.x % bands.blocks) * bands.rows;
   s.rows = max(0, min(bands.rows, static_cast<int>(args.crop_height) - s.first));
   s.valid = false;
-  const int32_t row_number = args.plan[frame];
+  const int32_t row_number = __ldg(args.plan + frame);
+  const int32_t* crop_at = args.crop + 3 * (frame / static_cast<int>(args.clip_frames));
+  const int32_t crop[3] = {__ldg(crop_at), __ldg(crop_at + 1), __ldg(crop_at + 2)};
+  int32_t order = -1;
+  float factors[4] = {};
+  if (args.jitter_order) {
+    order = __ldg(args.jitter_order + frame);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) factors[i] = __ldg(args.jitter + 4 * frame + i);
+  }
   if (row_number < 0 || row_number >= args.num_rows) return;
-  const int64_t* row = args.table + int64_t{kColumns} * row_number;
-  const int32_t* crop = args.crop + 3 * (frame / args.clip_frames);
+  int64_t row[kColumns];
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i)
+    row[i] = __ldg(args.table + int64_t{kColumns} * row_number + i);
   if (broken_rule(row, args.num_bytes)) return;
   if (crop[0] < 0 || crop[0] > args.resize_height - args.crop_height) return;
   if (crop[1] < 0 || crop[1] > args.resize_width - args.crop_width) return;
   if (crop[2] != 0 && crop[2] != 1) return;
   s.jitter = Jitter{};
   if (args.jitter_order) {
-    if (!is_jitter_order(args.jitter_order[frame])) return;
-    s.jitter = make_jitter(args.jitter + 4 * frame, args.jitter_order[frame]);
+    if (!is_jitter_order(order)) return;
+    s.jitter = make_jitter(factors, order);
   }
   s.valid = true;
   s.end = args.data + args.num_bytes;
@@ -201,13 +212,19 @@ __device__ void copy_rows(const Source& s, int plane, int first, int last, uint8
   const int kind = plane ? 1 : 0;
   const int packets = s.bytes[kind] / 16 + 2;
   const int shift = 32 - __clz(packets - 1);
+  // Read once: each copy clobbers memory.
+  const uint8_t* const start = s.planes[plane] + s.start[kind];
+  const int64_t stride = s.strides[plane];
+  const int bytes = s.bytes[kind], pitch = s.pitch[kind];
+  uint8_t* const to = tile + (s.origins[plane] + s.start[kind]);
+  const uint8_t* const end = s.end;
   for (int i = threadIdx.x; i >> shift <= last - first; i += kThreads) {
     const int row = first + (i >> shift), packet = i & ((1 << shift) - 1);
-    const uint8_t* from = s.planes[plane] + row * s.strides[plane] + s.start[kind];
+    const uint8_t* from = start + row * stride;
     const int at = 16 * packet - static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16);
-    if (at >= s.bytes[kind]) continue;
-    async_copy_16(tile + (s.origins[plane] + row * s.pitch[kind] + s.start[kind] + at), from + at,
-                  static_cast<int>(min(int64_t{16}, static_cast<int64_t>(s.end - from) - at)));
+    if (at >= bytes) continue;
+    async_copy_16(to + (row * pitch + at), from + at,
+                  static_cast<int>(min(int64_t{16}, static_cast<int64_t>(end - from) - at)));
   }
 }
 
