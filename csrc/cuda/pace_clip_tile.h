@@ -223,8 +223,12 @@ __device__ void copy_rows(const Source& s, int plane, int first, int last, uint8
     const uint8_t* from = start + row * stride;
     const int at = 16 * packet - static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16);
     if (at >= bytes) continue;
-    async_copy_16(to + (row * pitch + at), from + at,
-                  static_cast<int>(min(int64_t{16}, static_cast<int64_t>(end - from) - at)));
+    uint8_t* const here = to + (row * pitch + at);
+    if (end - from - at >= 16) {
+      async_copy_16(here, from + at);
+    } else {  // the last bytes of all data: 16 would be a read past them
+      for (int k = 0; k < static_cast<int>(end - from - at); ++k) here[k] = __ldg(from + at + k);
+    }
   }
 }
 
