@@ -85,12 +85,17 @@ struct alignas(8) Tap {
 
 enum class Plane { luma, chroma_on_even, chroma_between };
 
+// A tap whose weight is the fraction `numerator` / `denominator`.
+struct FractionTap {
+  int32_t index, numerator, denominator;
+};
+
 // Half-pixel centres: pixel i of `out` lies at (i + 1/2) * in / out - 1/2 of a row of `in` samples,
 // clamped to the first and last sample. Chroma sample k lies at luma position 2k (on even columns)
 // or 2k + 1/2 (between), and is clamped to its own ends. In whole numbers, so the weight is exact
-// to its rounding however far the position is from 0. Integer must hold 4 * in * out.
+// however far the position is from 0. Integer must hold 4 * in * out.
 template <class Integer>
-PACECORE_INLINE Tap tap_in(Integer i, Integer in, Integer out, Plane plane) {
+PACECORE_INLINE FractionTap tap_in(Integer i, Integer in, Integer out, Plane plane) {
   Integer denominator = 2 * out;
   Integer position = (2 * i + 1) * in - out;
   position = position < 0 ? 0 : position;
@@ -102,11 +107,11 @@ PACECORE_INLINE Tap tap_in(Integer i, Integer in, Integer out, Plane plane) {
     position = position > last ? last : position;
   }
   const Integer index = position / denominator;
-  return {static_cast<int32_t>(index),
-          static_cast<float>(position - index * denominator) / static_cast<float>(denominator)};
+  return {static_cast<int32_t>(index), static_cast<int32_t>(position - index * denominator),
+          static_cast<int32_t>(denominator)};
 }
 
-PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
+PACECORE_INLINE FractionTap fraction_tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
   constexpr int64_t narrow =
       16384;  // 4 * 16384^2 is 2^30: 32-bit divisions are several times faster
   if (in <= narrow && out <= narrow) {
@@ -114,6 +119,11 @@ PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
                   plane);
   }
   return tap_in(i, in, out, plane);
+}
+
+PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
+  const FractionTap tap = fraction_tap_at(i, in, out, plane);
+  return {tap.index, static_cast<float>(tap.numerator) / static_cast<float>(tap.denominator)};
 }
 
 template <class F>

@@ -15,6 +15,8 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kQuad = 4;  // columns of a thread: one 16-byte store into each plane
 // Source bytes copied at a time: 28 rows of 112 pixels from 320 x 240 need 20 KB.
 constexpr int kTileBytes = 22 * 1024;
+// Widest resized image whose samples across are sums of whole numbers: 255 * 4 * 8192 < 2^23.
+constexpr int64_t kWholeWidth = 8192;
 constexpr int64_t kWidest = 2048;  // crop columns; their taps and one row fit in any GPU's block
 
 // How the rows of a frame are shared out, chosen on the host.
@@ -35,12 +37,16 @@ struct Source {
   const uint8_t* planes[3];
   int64_t strides[3];
   const uint8_t* end;  // of data
-  YuvToRgb matrix;
+  YuvToRgb matrix;  // of samples times their denominators
   Jitter jitter;
   int height, width, chroma_height;
   int top, left;
   bool valid, planar, centre_sited, flip;
   bool same_size;  // as the resized image: each sample of the first plane is one byte
+  bool whole;      // column taps weigh by whole numbers, else as float
+  bool by_words;   // a quad's taps lie within 8 bytes of a plane's row
+  // Of samples across, of the first plane and of chroma: value = (sample - zero) * inverse.
+  float zero, inverse[2], denominator;  // the last of the first plane
   // Of a row of the plane, or of packed RGB in [0]: the first byte needed and how many.
   int start[2], bytes[2];
   // Rows of the crop whose source rows are in the tile at a time, 0 where samples are read one by
@@ -51,13 +57,20 @@ struct Source {
   int origins[3];  // where byte 0 of row 0 of the plane would stand now
 };
 
+// Two neighbouring samples of a row, `index` being the byte of the first. Weights: of the first in
+// the low 16 bits and of the second in the high ones, or where the source is not `whole` the bits of
+// the float weight of the second.
+struct alignas(8) ColumnTap {
+  int32_t index;
+  uint32_t weights;
+};
+
 struct alignas(16) TapPair {
-  Tap taps[2];
+  ColumnTap taps[2];
 };
 
 struct Memory {
-  // (W rounded up to kQuad,); index is that of a byte in the row
-  Tap *columns, *chroma_columns;
+  ColumnTap *columns, *chroma_columns;  // (W rounded up to kQuad,)
   Tap *rows, *chroma_rows;  // (kept_rows,)
   uint8_t* tile;            // (kTileBytes,)
   float* crop;              // (3, plane)
@@ -66,6 +79,7 @@ struct Memory {
 void lay_out(const PaceClip& args, Bands& bands) {
   const int columns = static_cast<int>((args.crop_width + kQuad - 1) / kQuad * kQuad);
   constexpr int tap = sizeof(Tap);
+  static_assert(sizeof(ColumnTap) == tap);
   bands.plane = static_cast<int>((bands.kept_rows * args.crop_width + 7) / 8 * 8);
   bands.tile = 12 * bands.plane;
   bands.columns = bands.tile + kTileBytes;
@@ -77,8 +91,8 @@ void lay_out(const PaceClip& args, Bands& bands) {
 
 __device__ __forceinline__ Memory memory_of(const Bands& bands, float* shared) {
   uint8_t* bytes = reinterpret_cast<uint8_t*>(shared);
-  return {reinterpret_cast<Tap*>(bytes + bands.columns),
-          reinterpret_cast<Tap*>(bytes + bands.chroma_columns),
+  return {reinterpret_cast<ColumnTap*>(bytes + bands.columns),
+          reinterpret_cast<ColumnTap*>(bytes + bands.chroma_columns),
           reinterpret_cast<Tap*>(bytes + bands.row_taps),
           reinterpret_cast<Tap*>(bytes + bands.chroma_row_taps),
           bytes + bands.tile,
@@ -130,6 +144,18 @@ __device__ void find_source(const PaceClip& args, const Bands& bands, Source& s)
   s.left = crop[1];
   s.flip = crop[2];
   s.same_size = s.height == args.resize_height && s.width == args.resize_width;
+  s.whole = args.resize_width <= kWholeWidth;
+  // In float 2^23 + n the last bits are those of n: so a sum becomes a float without conversion.
+  s.zero = s.whole ? 8388608.f : 0.f;
+  const bool same_width = s.width == args.resize_width;
+  s.denominator = s.whole && !same_width ? 2.f * static_cast<float>(args.resize_width) : 1.f;
+  s.inverse[0] = 1.f / s.denominator;
+  s.inverse[1] = s.whole ? 1.f / (4.f * static_cast<float>(args.resize_width)) : 1.f;
+  s.matrix.y *= s.inverse[0];
+  s.matrix.rv *= s.inverse[1];
+  s.matrix.gu *= s.inverse[1];
+  s.matrix.gv *= s.inverse[1];
+  s.matrix.bu *= s.inverse[1];
   const int64_t offsets[3] = {row[kYOffset], row[kUOffset], row[kVOffset]};
   for (int plane = 0; plane < 3; ++plane) {
     s.planes[plane] = args.data + (s.planar ? offsets[plane] : offsets[0] + plane);
@@ -152,9 +178,13 @@ __device__ void plan_tile(const PaceClip& args, const Bands& bands, Source& s) {
   const int fixed = 3 * s.pitch[0] + 6 * s.pitch[1] + 3 * 31;
   const int a_row = s.pitch[0] + s.pitch[1];
   s.tile_rows = 0;
+  s.by_words = false;
   // Past 3 source rows for each of the crop most of a copy would not be read.
-  if (reinterpret_cast<uintptr_t>(args.data) % 16 || fixed > kTileBytes || s.height > 3 * resized)
+  if (reinterpret_cast<uintptr_t>(args.data) % 16 || fixed > kTileBytes || s.height > 3 * resized ||
+      !s.whole)
     return;
+  // Then four neighbouring taps begin within 7 bytes, those of chroma within 4.
+  s.by_words = s.planar && s.width <= 2 * args.resize_width;
   const int steps =
       static_cast<int>(int64_t{kTileBytes - fixed} * resized / (int64_t{s.height} * a_row));
   s.tile_rows = min(bands.kept_rows, 1 + steps);
@@ -162,6 +192,17 @@ __device__ void plan_tile(const PaceClip& args, const Bands& bands, Source& s) {
   s.tile[0] = 0;
   s.tile[1] = ((apart + 3) * s.pitch[0] + 31) / 16 * 16;
   s.tile[2] = s.tile[1] + ((apart / 2 + 3) * s.pitch[1] + 31) / 16 * 16;
+}
+
+__device__ __forceinline__ ColumnTap column_tap(const PaceClip& args, const Source& s, int64_t at,
+                                                Plane plane) {
+  const FractionTap tap = fraction_tap_at(at, s.width, args.resize_width, plane);
+  if (!s.whole)
+    return {tap.index, __float_as_uint(static_cast<float>(tap.numerator) /
+                                       static_cast<float>(tap.denominator))};
+  if (plane == Plane::luma && s.width == args.resize_width) return {tap.index, 1};
+  return {tap.index, static_cast<uint32_t>(tap.denominator - tap.numerator) |
+                         static_cast<uint32_t>(tap.numerator) << 16};
 }
 
 // The block's column taps, and by one thread which bytes of the source they need.
@@ -173,16 +214,16 @@ __device__ void find_columns(const PaceClip& args, const Bands& bands, const Mem
   for (int i = threadIdx.x; i < (width + kQuad - 1) / kQuad * kQuad; i += kThreads) {
     const int x = min(i, width - 1);
     const int64_t at = s.left + (s.flip ? width - 1 - x : x);
-    Tap tap = tap_at(at, s.width, args.resize_width, Plane::luma);
+    ColumnTap tap = column_tap(args, s, at, Plane::luma);
     tap.index *= channels;
     memory.columns[i] = tap;
-    if (s.planar) memory.chroma_columns[i] = tap_at(at, s.width, args.resize_width, chroma);
+    if (s.planar) memory.chroma_columns[i] = column_tap(args, s, at, chroma);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     const int first = s.flip ? width - 1 : 0, last = width - 1 - first;
     for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
-      const Tap* taps = plane ? memory.chroma_columns : memory.columns;
+      const ColumnTap* taps = plane ? memory.chroma_columns : memory.columns;
       const int row_bytes = plane ? (s.width + 1) / 2 : channels * s.width;
       s.start[plane] = taps[first].index;
       s.bytes[plane] = min(taps[last].index + 2 * channels, row_bytes) - s.start[plane];

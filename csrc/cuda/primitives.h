@@ -79,6 +79,17 @@ __device__ __forceinline__ void store_shared_16(float* to, float4 value) {
 #endif
 }
 
+// Four bytes of the eight of (low, high), from byte `at` % 4 on.
+__device__ __forceinline__ uint32_t four_bytes_from(uint32_t low, uint32_t high, uint32_t at) {
+#ifdef PACECORE_EMULATED
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> 8 * (at % 4));
+#else
+  uint32_t result;
+  asm("prmt.b32.f4e %0, %1, %2, %3;\n" : "=r"(result) : "r"(low), "r"(high), "r"(at));
+  return result;
+#endif
+}
+
 #ifdef PACECORE_EMULATED
 namespace host {
 
