@@ -114,66 +114,23 @@ __device__ __forceinline__ float quotient(float value, const Source& s) {
 
 // ---- Rows ----
 
-// Rows [from, to) of the crop in the kept ones, columns [4 * quad, 4 * quad + 4), by one thread,
-// jittered up to contrast. Gives the sum of their grey.
-template <Reading reading, bool Planar>
-__device__ __forceinline__ float make_quads(const PaceClip& args, const Bands& bands,
-                                            const Source& s, const Memory& memory, int quad,
-                                            int from, int to) {
-  const Sampler<reading, Planar> sampler(s, memory, quad);
-  const float zero = reading == Reading::global ? s.zero : 8388608.f;
-  const int width = static_cast<int>(args.crop_width);
-  const bool contrast = s.jitter.contrast_at < s.jitter.num_steps;
-  Neighbours planes[3];
-  int held[2] = {-2, -2};  // the upper rows that `planes` are of
-  float sum = 0;
-  for (int row = from; row < to; ++row) {
-    const Tap taps[2] = {memory.rows[row], Planar ? memory.chroma_rows[row] : memory.rows[row]};
-#pragma unroll
-    for (int kind = 0; kind < (Planar ? 2 : 1); ++kind) {
-      const int first = kind, end = Planar && kind == 0 ? 1 : 3;
-      const int upper = taps[kind].index;
-      if (held[kind] == upper) continue;
-      const bool next = held[kind] + 1 == upper;
-      const int lower = min(upper + 1, (kind ? s.chroma_height : s.height) - 1);
-      held[kind] = upper;
-#pragma unroll
-      for (int plane = first; plane < end; ++plane) {
-        Neighbours& rows = planes[plane];
-        if (kind == 0 && s.same_size) {
-          sampler.across(plane, upper, rows.upper);
-#pragma unroll
-          for (int k = 0; k < kQuad; ++k) rows.lower[k] = rows.upper[k];
-          continue;
-        }
-        if (next) {
-#pragma unroll
-          for (int k = 0; k < kQuad; ++k) rows.upper[k] = rows.lower[k];
-        } else {
-          sampler.across(plane, upper, rows.upper);
-        }
-        sampler.across(plane, lower, rows.lower);
-      }
-    }
-    Rgb<float> c[kQuad];
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k) {
-      float value[3];
-#pragma unroll
-      for (int plane = 0; plane < 3; ++plane) {  // the differences are exact
-        const Neighbours& rows = planes[plane];
-        value[plane] = (rows.upper[k] - zero) + taps[Planar && plane ? 1 : 0].weight *
-                                                    (rows.lower[k] - rows.upper[k]);
-      }
-      if constexpr (Planar)
-        c[k] = to_rgb(s.matrix, value[0], value[1], value[2]);
-      else
-        c[k] = {quotient(value[0], s), quotient(value[1], s), quotient(value[2], s)};
-    }
+// Takes four columns of a row of the crop to shared memory, jittered up to contrast, and adds up
+// their grey. A sink is called by all threads of a warp at once, those without pixels not `active`.
+struct KeepRows {
+  const PaceClip& args;
+  const Bands& bands;
+  const Source& s;
+  float* crop;
+  float sum;
+
+  __device__ __forceinline__ void operator()(int row, int quad, bool active,
+                                             Rgb<float> (&c)[kQuad]) {
+    if (!active) return;
+    const int width = static_cast<int>(args.crop_width);
     apply_jitter(c, s.jitter, 0, s.jitter.contrast_at, 0.f);
-    float* out = memory.crop + row * width + kQuad * quad;
+    float* out = crop + row * width + kQuad * quad;
     const int columns_here = min(kQuad, width - kQuad * quad);
-    if (contrast) {
+    if (s.jitter.contrast_at < s.jitter.num_steps) {
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) sum += k < columns_here ? grey(c[k]) : 0.f;
     }
@@ -181,7 +138,7 @@ __device__ __forceinline__ float make_quads(const PaceClip& args, const Bands& b
       store_shared_16(out, {c[0].r, c[1].r, c[2].r, c[3].r});
       store_shared_16(out + bands.plane, {c[0].g, c[1].g, c[2].g, c[3].g});
       store_shared_16(out + 2 * bands.plane, {c[0].b, c[1].b, c[2].b, c[3].b});
-      continue;
+      return;
     }
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) {
@@ -191,42 +148,102 @@ __device__ __forceinline__ float make_quads(const PaceClip& args, const Bands& b
       out[k + 2 * bands.plane] = c[k].b;
     }
   }
-  return sum;
+};
+
+// Rows [from, to) of those that `memory` has taps of, columns [4 * quad, 4 * quad + 4), by one
+// thread, which counts `steps` rows.
+template <Reading reading, bool Planar, class Sink>
+__device__ __forceinline__ void make_quads(const Source& s, const Memory& memory, int quad,
+                                           int from, int to, int steps, Sink& sink) {
+  const Sampler<reading, Planar> sampler(s, memory, quad);
+  const float zero = reading == Reading::global ? s.zero : 8388608.f;
+  Neighbours planes[3];
+  int held[2] = {-2, -2};  // the upper rows that `planes` are of
+  for (int row = from; row < from + steps; ++row) {
+    Rgb<float> c[kQuad];
+    if (row < to) {
+      const Tap taps[2] = {memory.rows[row], Planar ? memory.chroma_rows[row] : memory.rows[row]};
+#pragma unroll
+      for (int kind = 0; kind < (Planar ? 2 : 1); ++kind) {
+        const int first = kind, end = Planar && kind == 0 ? 1 : 3;
+        const int upper = taps[kind].index;
+        if (held[kind] == upper) continue;
+        const bool next = held[kind] + 1 == upper;
+        const int lower = min(upper + 1, (kind ? s.chroma_height : s.height) - 1);
+        held[kind] = upper;
+#pragma unroll
+        for (int plane = first; plane < end; ++plane) {
+          Neighbours& rows = planes[plane];
+          if (kind == 0 && s.same_size) {
+            sampler.across(plane, upper, rows.upper);
+#pragma unroll
+            for (int k = 0; k < kQuad; ++k) rows.lower[k] = rows.upper[k];
+            continue;
+          }
+          if (next) {
+#pragma unroll
+            for (int k = 0; k < kQuad; ++k) rows.upper[k] = rows.lower[k];
+          } else {
+            sampler.across(plane, upper, rows.upper);
+          }
+          sampler.across(plane, lower, rows.lower);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        float value[3];
+#pragma unroll
+        for (int plane = 0; plane < 3; ++plane) {  // the differences are exact
+          const Neighbours& rows = planes[plane];
+          value[plane] = (rows.upper[k] - zero) + taps[Planar && plane ? 1 : 0].weight *
+                                                      (rows.lower[k] - rows.upper[k]);
+        }
+        if constexpr (Planar)
+          c[k] = to_rgb(s.matrix, value[0], value[1], value[2]);
+        else
+          c[k] = {quotient(value[0], s), quotient(value[1], s), quotient(value[2], s)};
+      }
+    }
+    sink(row, quad, row < to, c);
+  }
 }
 
-// `count` kept rows from `from` on. Neighbouring threads have neighbouring columns, and each a run
-// of rows, so that it samples most source rows once.
-template <Reading reading, bool Planar>
-__device__ __forceinline__ float make_run(const PaceClip& args, const Bands& bands, const Source& s,
-                                          const Memory& memory, int from, int count) {
+// `count` rows from `from` on. Neighbouring threads have neighbouring columns, and each a run of
+// rows, so that it samples most source rows once.
+template <Reading reading, bool Planar, class Sink>
+__device__ __forceinline__ void make_run(const PaceClip& args, const Source& s,
+                                         const Memory& memory, int from, int count, Sink& sink) {
   const int quads = (static_cast<int>(args.crop_width) + kQuad - 1) / kQuad;
-  const int groups = max(1, kThreads / quads);
+  const int groups = max(1, num_threads() / quads);
   const int group = groups > 1 ? threadIdx.x / quads : 0;
   const int rows = (count + groups - 1) / groups;
   const int begin = min(group * rows, count), end = group < groups ? min(begin + rows, count) : 0;
-  float sum = 0;
-  for (int quad = threadIdx.x - group * quads; quad < quads; quad += kThreads)
-    sum += make_quads<reading, Planar>(args, bands, s, memory, quad, from + begin, from + end);
-  return sum;
+  // As often for all, so that a warp stays together.
+  for (int at = 0; at < quads; at += num_threads()) {
+    const int quad = at + threadIdx.x - group * quads;
+    make_quads<reading, Planar>(s, memory, min(quad, quads - 1), from + begin,
+                                quad < quads ? from + end : 0, rows, sink);
+  }
 }
 
-// Rows [first, first + rows) of the crop, jittered up to contrast, into shared memory. Gives this
-// thread's part of the sum of their grey.
-__device__ float make_rows(const PaceClip& args, const Bands& bands, Source& s,
-                           const Memory& memory, int first, int rows) {
+// Rows [first, first + rows) of the crop, which the sink counts from 0.
+template <class Sink>
+__device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& bands, Source& s,
+                                          const Memory& memory, int first, int rows, Sink& sink) {
   __syncthreads();  // the rows before are done with
-  for (int row = threadIdx.x; row < rows; row += kThreads) {
+  for (int row = threadIdx.x; row < rows; row += num_threads()) {
     const int64_t at = s.top + first + row;
     memory.rows[row] = tap_at(at, s.height, args.resize_height, Plane::luma);
     memory.chroma_rows[row] = tap_at(at, s.height, args.resize_height, Plane::chroma_between);
   }
   __syncthreads();
-  float sum = 0;
   if (s.tile_rows == 0) {
-    sum = s.planar ? make_run<Reading::global, true>(args, bands, s, memory, 0, rows)
-                   : make_run<Reading::global, false>(args, bands, s, memory, 0, rows);
+    if (s.planar)
+      make_run<Reading::global, true>(args, s, memory, 0, rows, sink);
+    else
+      make_run<Reading::global, false>(args, s, memory, 0, rows, sink);
     __syncthreads();
-    return sum;
+    return;
   }
   for (int from = 0; from < rows; from += s.tile_rows) {
     const int count = min(s.tile_rows, rows - from);
@@ -241,23 +258,29 @@ __device__ float make_rows(const PaceClip& args, const Bands& bands, Source& s,
     async_copy_commit();
     async_copy_wait<0>();
     __syncthreads();
-    sum += s.by_words ? make_run<Reading::words, true>(args, bands, s, memory, from, count)
-           : s.planar ? make_run<Reading::bytes, true>(args, bands, s, memory, from, count)
-                      : make_run<Reading::bytes, false>(args, bands, s, memory, from, count);
+    if (s.by_words)
+      make_run<Reading::words, true>(args, s, memory, from, count, sink);
+    else if (s.planar)
+      make_run<Reading::bytes, true>(args, s, memory, from, count, sink);
+    else
+      make_run<Reading::bytes, false>(args, s, memory, from, count, sink);
     __syncthreads();
   }
-  return sum;
 }
 
-// Sum over the block, in a fixed order, given to every thread.
-__device__ double block_sum(double value, double* shared /* (kWarps,) */) {
+// Adds a value of each thread to the sum of its warp: kept here and not in registers, which the rows
+// between need.
+__device__ __forceinline__ void add_to_warp(double value, double* sums /* (warps,) */) {
   for (int distance = 16; distance > 0; distance /= 2)
     value += __shfl_xor_sync(0xffffffffu, value, distance);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] += value;
+}
+
+// The sum of all warps, in a fixed order, given to every thread.
+__device__ __forceinline__ double block_sum(const double* sums /* (warps,) */) {
   __syncthreads();
-  value = 0;
-  for (int warp = 0; warp < kWarps; ++warp) value += shared[warp];
-  __syncthreads();
+  double value = 0;
+  for (int warp = 0; warp < num_threads() / 32; ++warp) value += sums[warp];
   return value;
 }
 

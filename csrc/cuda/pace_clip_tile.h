@@ -9,15 +9,17 @@
 namespace pacecore {
 namespace {
 
-// Three blocks of them leave a thread 96 registers, which a row of four columns wants.
-constexpr int kThreads = 192;
-constexpr int kWarps = kThreads / 32;
+// Of a block with and without jitter. Three and five blocks of them leave a thread 96 registers,
+// which a row of four columns wants. 128 threads share out 28 rows of 112 pixels evenly.
+constexpr int kJitterThreads = 192, kPlainThreads = 128;
 constexpr int kQuad = 4;  // columns of a thread: one 16-byte store into each plane
 // Source bytes copied at a time: 28 rows of 112 pixels from 320 x 240 need 20 KB.
 constexpr int kTileBytes = 22 * 1024;
 // Widest resized image whose samples across are sums of whole numbers: 255 * 4 * 8192 < 2^23.
 constexpr int64_t kWholeWidth = 8192;
 constexpr int64_t kWidest = 2048;  // crop columns; their taps and one row fit in any GPU's block
+
+__device__ __forceinline__ int num_threads() { return static_cast<int>(blockDim.x); }
 
 // How the rows of a frame are shared out, chosen on the host.
 struct Bands {
@@ -73,15 +75,22 @@ struct Memory {
   ColumnTap *columns, *chroma_columns;  // (W rounded up to kQuad,)
   Tap *rows, *chroma_rows;  // (kept_rows,)
   uint8_t* tile;            // (kTileBytes,)
-  float* crop;              // (3, plane)
+  float* crop;              // (3, plane); without jitter, where warps exchange what they store
 };
 
 void lay_out(const PaceClip& args, Bands& bands) {
   const int columns = static_cast<int>((args.crop_width + kQuad - 1) / kQuad * kQuad);
   constexpr int tap = sizeof(Tap);
   static_assert(sizeof(ColumnTap) == tap);
-  bands.plane = static_cast<int>((bands.kept_rows * args.crop_width + 7) / 8 * 8);
-  bands.tile = 12 * bands.plane;
+  if (args.jitter_order) {
+    bands.plane = static_cast<int>((bands.kept_rows * args.crop_width + 7) / 8 * 8);
+    bands.tile = 12 * bands.plane;
+  } else {  // each thread stores its pixels at once
+    bands.plane = 0;
+    bands.tile = args.channels_last
+                     ? 3 * kQuad * kPlainThreads * static_cast<int>(bytes_of(args.element))
+                     : 0;
+  }
   bands.columns = bands.tile + kTileBytes;
   bands.chroma_columns = bands.columns + tap * columns;
   bands.row_taps = bands.chroma_columns + tap * columns;
@@ -211,7 +220,7 @@ __device__ void find_columns(const PaceClip& args, const Bands& bands, const Mem
   const int width = static_cast<int>(args.crop_width);
   const int channels = s.planar ? 1 : 3;
   const Plane chroma = s.centre_sited ? Plane::chroma_between : Plane::chroma_on_even;
-  for (int i = threadIdx.x; i < (width + kQuad - 1) / kQuad * kQuad; i += kThreads) {
+  for (int i = threadIdx.x; i < (width + kQuad - 1) / kQuad * kQuad; i += num_threads()) {
     const int x = min(i, width - 1);
     const int64_t at = s.left + (s.flip ? width - 1 - x : x);
     ColumnTap tap = column_tap(args, s, at, Plane::luma);
@@ -259,7 +268,7 @@ __device__ void copy_rows(const Source& s, int plane, int first, int last, uint8
   const int bytes = s.bytes[kind], pitch = s.pitch[kind];
   uint8_t* const to = tile + (s.origins[plane] + s.start[kind]);
   const uint8_t* const end = s.end;
-  for (int i = threadIdx.x; i >> shift <= last - first; i += kThreads) {
+  for (int i = threadIdx.x; i >> shift <= last - first; i += num_threads()) {
     const int row = first + (i >> shift), packet = i & ((1 << shift) - 1);
     const uint8_t* from = start + row * stride;
     const int at = 16 * packet - static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16);
