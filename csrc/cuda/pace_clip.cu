@@ -245,7 +245,7 @@ struct StoreRows {
       }
     } else if constexpr (ChannelsLast) {
       // Neighbouring lanes shall store neighbouring bytes: each takes what another lane has made.
-      const int lane = threadIdx.x % 32, place = active ? 3 * start : -1;
+      const int lane = lane_again(), place = active ? 3 * start : -1;
       __syncwarp();
 #pragma unroll
       for (int part = 0; part < 3; ++part) exchange[3 * lane + part] = fours[part];
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kThreads<Jittered>, kBlocksAtLeast<Jittered>)
     return;
   }
   const Memory memory = memory_of(bands, dynamic);
-  find_columns(args, bands, memory, source);
+  find_taps(args, bands, memory, source);
   if constexpr (!Jittered) {
     const int64_t frame_pixels = args.crop_height * args.crop_width;
     const int clip_frames = static_cast<int>(args.clip_frames);

@@ -230,13 +230,12 @@ __device__ __forceinline__ void make_run(const PaceClip& args, const Source& s,
 template <class Sink>
 __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& bands, Source& s,
                                           const Memory& memory, int first, int rows, Sink& sink) {
-  __syncthreads();  // the rows before are done with
-  for (int row = threadIdx.x; row < rows; row += num_threads()) {
-    const int64_t at = s.top + first + row;
-    memory.rows[row] = tap_at(at, s.height, args.resize_height, Plane::luma);
-    memory.chroma_rows[row] = tap_at(at, s.height, args.resize_height, Plane::chroma_between);
+  const bool placed = s.taps_from == first;
+  if (!placed) {
+    __syncthreads();  // the rows before are done with
+    find_rows(args, memory, s, first, rows);
+    __syncthreads();
   }
-  __syncthreads();
   if (s.tile_rows == 0) {
     if (s.planar)
       make_run<Reading::global, true>(args, s, memory, 0, rows, sink);
@@ -247,8 +246,13 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
   }
   for (int from = 0; from < rows; from += s.tile_rows) {
     const int count = min(s.tile_rows, rows - from);
-    if (threadIdx.x == 0) place_tile(s, memory.rows[from].index, memory.chroma_rows[from].index);
-    __syncthreads();
+    if (from > 0 || !placed) {
+      if (threadIdx.x == 0) {
+        place_tile(s, memory.rows[from].index, memory.chroma_rows[from].index);
+        s.taps_from = from > 0 ? -1 : first;
+      }
+      __syncthreads();
+    }
     for (int plane = 0; plane < (s.planar ? 3 : 1); ++plane) {
       const Tap* taps = plane ? memory.chroma_rows : memory.rows;
       copy_rows(s, plane, taps[from].index,

@@ -57,6 +57,7 @@ struct Source {
   int tile[3];     // where each plane starts, a multiple of 16
   int pitch[2];    // bytes from row to row: as the plane's stride, modulo 16
   int origins[3];  // where byte 0 of row 0 of the plane would stand now
+  int taps_from;   // row of the crop that the row taps and the tile start with, or -1
 };
 
 // Two neighbouring samples of a row, `index` being the byte of the first. Weights: of the first in
@@ -194,10 +195,10 @@ __device__ void plan_tile(const PaceClip& args, const Bands& bands, Source& s) {
     return;
   // Then four neighbouring taps begin within 7 bytes, those of chroma within 4.
   s.by_words = s.planar && s.width <= 2 * args.resize_width;
-  const int steps =
-      static_cast<int>(int64_t{kTileBytes - fixed} * resized / (int64_t{s.height} * a_row));
+  static_assert(kTileBytes * kLongest < int64_t{1} << 31);
+  const int steps = (kTileBytes - fixed) * resized / (s.height * a_row);
   s.tile_rows = min(bands.kept_rows, 1 + steps);
-  const int apart = static_cast<int>(int64_t{s.tile_rows - 1} * s.height / resized);
+  const int apart = (s.tile_rows - 1) * s.height / resized;
   s.tile[0] = 0;
   s.tile[1] = ((apart + 3) * s.pitch[0] + 31) / 16 * 16;
   s.tile[2] = s.tile[1] + ((apart / 2 + 3) * s.pitch[1] + 31) / 16 * 16;
@@ -214,36 +215,6 @@ __device__ __forceinline__ ColumnTap column_tap(const PaceClip& args, const Sour
                          static_cast<uint32_t>(tap.numerator) << 16};
 }
 
-// The block's column taps, and by one thread which bytes of the source they need.
-__device__ void find_columns(const PaceClip& args, const Bands& bands, const Memory& memory,
-                             Source& s) {
-  const int width = static_cast<int>(args.crop_width);
-  const int channels = s.planar ? 1 : 3;
-  const Plane chroma = s.centre_sited ? Plane::chroma_between : Plane::chroma_on_even;
-  for (int i = threadIdx.x; i < (width + kQuad - 1) / kQuad * kQuad; i += num_threads()) {
-    const int x = min(i, width - 1);
-    const int64_t at = s.left + (s.flip ? width - 1 - x : x);
-    ColumnTap tap = column_tap(args, s, at, Plane::luma);
-    tap.index *= channels;
-    memory.columns[i] = tap;
-    if (s.planar) memory.chroma_columns[i] = column_tap(args, s, at, chroma);
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    const int first = s.flip ? width - 1 : 0, last = width - 1 - first;
-    for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
-      const ColumnTap* taps = plane ? memory.chroma_columns : memory.columns;
-      const int row_bytes = plane ? (s.width + 1) / 2 : channels * s.width;
-      s.start[plane] = taps[first].index;
-      s.bytes[plane] = min(taps[last].index + 2 * channels, row_bytes) - s.start[plane];
-    }
-    plan_tile(args, bands, s);
-  }
-  __syncthreads();
-}
-
-// ---- The tile ----
-
 // By one thread: the tile shall start with rows `first` and `chroma_first` of the planes. Rows keep
 // their places modulo 16, and channels of packed RGB theirs beside each other.
 __device__ void place_tile(Source& s, int first, int chroma_first) {
@@ -255,6 +226,53 @@ __device__ void place_tile(Source& s, int first, int chroma_first) {
                        static_cast<int>(reinterpret_cast<uintptr_t>(start) % 16) - s.start[kind] -
                        row * s.pitch[kind];
   }
+}
+
+// Of rows [first, first + rows) of the crop.
+__device__ __forceinline__ void find_rows(const PaceClip& args, const Memory& memory,
+                                          const Source& s, int first, int rows) {
+  for (int row = threadIdx.x; row < rows; row += num_threads()) {
+    const int64_t at = s.top + first + row;
+    memory.rows[row] = tap_at(at, s.height, args.resize_height, Plane::luma);
+    memory.chroma_rows[row] = tap_at(at, s.height, args.resize_height, Plane::chroma_between);
+  }
+}
+
+// The block's column taps, those of its first rows, and the tile's first place: that by one thread,
+// which finds the taps it needs itself, so that nothing waits for another.
+__device__ void find_taps(const PaceClip& args, const Bands& bands, const Memory& memory,
+                          Source& s) {
+  const int width = static_cast<int>(args.crop_width);
+  const int channels = s.planar ? 1 : 3;
+  const Plane chroma = s.centre_sited ? Plane::chroma_between : Plane::chroma_on_even;
+  if (threadIdx.x == blockDim.x - 1) {
+    for (int plane = 0; plane < (s.planar ? 2 : 1); ++plane) {
+      const int step = plane ? 1 : channels;
+      const int row_bytes = plane ? (s.width + 1) / 2 : channels * s.width;
+      const Plane kind = plane ? chroma : Plane::luma;
+      const auto tap = [&](int64_t at) {
+        return step * fraction_tap_at(at, s.width, args.resize_width, kind).index;
+      };
+      s.start[plane] = tap(s.left);
+      s.bytes[plane] = min(tap(s.left + width - 1) + 2 * step, row_bytes) - s.start[plane];
+    }
+    plan_tile(args, bands, s);
+    const int64_t at = s.top + s.first;
+    if (s.tile_rows > 0)
+      place_tile(s, tap_at(at, s.height, args.resize_height, Plane::luma).index,
+                 tap_at(at, s.height, args.resize_height, Plane::chroma_between).index);
+    s.taps_from = s.first;
+  }
+  for (int i = threadIdx.x; i < (width + kQuad - 1) / kQuad * kQuad; i += num_threads()) {
+    const int x = min(i, width - 1);
+    const int64_t at = s.left + (s.flip ? width - 1 - x : x);
+    ColumnTap tap = column_tap(args, s, at, Plane::luma);
+    tap.index *= channels;
+    memory.columns[i] = tap;
+    if (s.planar) memory.chroma_columns[i] = column_tap(args, s, at, chroma);
+  }
+  find_rows(args, memory, s, s.first, min(bands.kept_rows, s.rows));
+  __syncthreads();
 }
 
 // Starts the copy of rows [first, last] of a plane, the aligned 16 bytes that hold what is needed.

@@ -79,6 +79,18 @@ __device__ __forceinline__ void store_shared_16(float* to, float4 value) {
 #endif
 }
 
+// threadIdx.x % 32, asked for again at each call: what is calculated from it takes no register from
+// one call to the next.
+__device__ __forceinline__ int lane_again() {
+#ifdef PACECORE_EMULATED
+  return static_cast<int>(threadIdx.x % 32);
+#else
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;\n" : "=r"(lane));
+  return lane;
+#endif
+}
+
 // Four bytes of the eight of (low, high), from byte `at` % 4 on.
 __device__ __forceinline__ uint32_t four_bytes_from(uint32_t low, uint32_t high, uint32_t at) {
 #ifdef PACECORE_EMULATED
