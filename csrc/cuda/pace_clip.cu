@@ -283,24 +283,20 @@ __device__ void store_nan(const PaceClip& args, const Source& s) {
 
 // ---- Kernel and op ----
 
-// Blocks on a multiprocessor that shared memory holds, which bound the registers: before sm_90 two,
-// from sm_120 on one.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr int kBlocks = 1;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kBlocks = 2;
-#else
-constexpr int kBlocks = 3;
-#endif
-
-// The clips of a launch without jitter take little shared memory: registers bound the blocks.
-template <bool Jittered>
-constexpr int kBlocksAtLeast = Jittered ? kBlocks : 5;
+// Registers are bounded for so many threads of a block, and so many blocks: with jitter shared
+// memory may hold more blocks of fewer threads, and the host sees to that (threads_of).
 template <bool Jittered>
 constexpr int kThreads = Jittered ? kJitterThreads : kPlainThreads;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+template <bool Jittered>  // shared memory holds one block with jitter
+constexpr int kBlocks = Jittered ? 1 : kWarpsResident * 32 / kPlainThreads;
+#else
+template <bool Jittered>
+constexpr int kBlocks = kWarpsResident * 32 / kThreads<Jittered>;
+#endif
 
 template <class Out, bool ChannelsLast, bool Jittered>
-__global__ void __launch_bounds__(kThreads<Jittered>, kBlocksAtLeast<Jittered>)
+__global__ void __launch_bounds__(kThreads<Jittered>, kBlocks<Jittered>)
     pace_clip_kernel(const PaceClip args, const Bands bands) {
   PACECORE_DYNAMIC_SHARED(float, dynamic);
   __shared__ Source source;
@@ -358,6 +354,20 @@ __global__ void __launch_bounds__(kThreads<Jittered>, kBlocksAtLeast<Jittered>)
   }
 }
 
+// Threads of a block with jitter: so many that the blocks which shared memory holds fill a
+// multiprocessor, but none without a row.
+int threads_of(const PaceClip& args, const Bands& bands, const ClusterLimits& limits) {
+  constexpr int64_t system = 1024;  // of shared memory, beside each block's own
+  const int64_t blocks = (limits.shared_bytes + kStaticShared + system) /
+                         (bands.shared_bytes + kStaticShared / 2 + system);
+  const int64_t most = std::clamp<int64_t>(kWarpsResident / blocks, 4, kJitterThreads / 32) * 32;
+  const int64_t quads = (args.crop_width + kQuad - 1) / kQuad;
+  if (quads >= most) return static_cast<int>(most);
+  const int64_t rows = (bands.kept_rows + most / quads - 1) / (most / quads);  // of a thread
+  const int64_t groups = (bands.kept_rows + rows - 1) / rows;
+  return static_cast<int>((groups * quads + 31) / 32 * 32);
+}
+
 // 40 KB for the crop leaves room for three blocks on a multiprocessor of sm_90 and two of sm_80; a
 // frame whose share is larger still keeps it all where the cluster is as large as it gets.
 Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
@@ -381,6 +391,7 @@ Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
   bands.rows = static_cast<int>(rows);
   bands.blocks =
       bands.cluster > 1 ? bands.cluster : static_cast<int>((args.crop_height + rows - 1) / rows);
+  bands.threads = args.jitter_order ? threads_of(args, bands, limits) : kPlainThreads;
   return bands;
 }
 
@@ -391,7 +402,7 @@ void launch(const PaceClip& args, const Bands& bands, cudaStream_t stream) {
         (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ", args.batch * args.clip_frames);
   const auto start = [&]<bool jittered>(std::bool_constant<jittered>) {
     launch_clusters<&pace_clip_kernel<Out, ChannelsLast, jittered>>(
-        "pace_clip", static_cast<unsigned>(grid), kThreads<jittered>, bands.shared_bytes, stream,
+        "pace_clip", static_cast<unsigned>(grid), bands.threads, bands.shared_bytes, stream,
         bands.cluster, args, bands);
   };
   if (args.jitter_order)

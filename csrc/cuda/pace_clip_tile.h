@@ -9,9 +9,11 @@
 namespace pacecore {
 namespace {
 
-// Of a block with and without jitter. Three and five blocks of them leave a thread 96 registers,
-// which a row of four columns wants. 128 threads share out 28 rows of 112 pixels evenly.
-constexpr int kJitterThreads = 192, kPlainThreads = 128;
+// Of a block with jitter at most, and of one without. A row of four columns wants 96 registers, with
+// which kWarpsResident warps fit on a multiprocessor. 128 threads share out 28 rows of 112 pixels
+// evenly.
+constexpr int kJitterThreads = 320, kPlainThreads = 128;
+constexpr int kWarpsResident = 20;
 constexpr int kQuad = 4;  // columns of a thread: one 16-byte store into each plane
 // Source bytes copied at a time: 28 rows of 112 pixels from 320 x 240 need 20 KB.
 constexpr int kTileBytes = 22 * 1024;
@@ -27,6 +29,7 @@ struct Bands {
   int kept_rows;  // of them that fit into shared memory at a time
   int blocks;     // of a frame
   int cluster;    // blocks, or 1 where no frame has jitter
+  int threads;    // of a block
   int plane;      // floats of a plane of the kept rows, a multiple of 8
   // Where the parts of Memory start, in bytes, and where they end.
   int tile, columns, chroma_columns, row_taps, chroma_row_taps, shared_bytes;
