@@ -1,7 +1,7 @@
 // The maths of pace_clip, for one pixel or one vector of pixels, on CPU and CUDA; no torch include.
 // Pixels are float, or GCC vectors of float (csrc/cpu), so every choice is written as a ?: that
-// both understand. Colours are in 0..255 throughout: brightness, contrast, saturation and hue mean
-// the same as on 0..1.
+// both understand. Colours are in 0..kWhite: brightness, contrast, saturation and hue mean the same
+// on any such range.
 #pragma once
 
 #include <cstdint>
@@ -133,6 +133,13 @@ PACECORE_INLINE F lerp(F a, F b, F weight) {
 
 // ---- Colour ----
 
+// A GPU clamps a sum to 0..1 at no cost, a CPU need not scale its bytes to that.
+#if defined(__CUDACC__) || defined(PACECORE_EMULATED)
+constexpr float kWhite = 1.f;
+#else
+constexpr float kWhite = 255.f;
+#endif
+
 // Written out, as compilers make a comparison and a choice of the ?:, here and in magnitude.
 template <class F>
 PACECORE_INLINE F smaller(F a, F b) {
@@ -194,7 +201,11 @@ struct Rgb {
 
 template <class F>
 PACECORE_INLINE Rgb<F> clamped(Rgb<F> c) {
-  return {clamp(c.r, 0.f, 255.f), clamp(c.g, 0.f, 255.f), clamp(c.b, 0.f, 255.f)};
+#ifdef __CUDA_ARCH__
+  return {__saturatef(c.r), __saturatef(c.g), __saturatef(c.b)};
+#else
+  return {clamp(c.r, 0.f, kWhite), clamp(c.g, 0.f, kWhite), clamp(c.b, 0.f, kWhite)};
+#endif
 }
 
 // R = y * Y + rv * V + r0, G = y * Y + gu * U + gv * V + g0, B = y * Y + bu * U + b0.
@@ -288,7 +299,11 @@ template <class F>
 PACECORE_INLINE Rgb<F> blended(Rgb<F> c, F other, float factor) {
   const F rest = (1 - factor) * other;
   const Rgb<F> blend{factor * c.r + rest, factor * c.g + rest, factor * c.b + rest};
+#ifdef __CUDA_ARCH__
+  return clamped(blend);
+#else
   return factor > 1 ? clamped(blend) : blend;
+#endif
 }
 
 // One channel of the hue circle: `distance` is that from the hue where the channel is least, so a
@@ -333,10 +348,15 @@ PACECORE_INLINE void apply_jitter(Rgb<F> (&c)[N], const Jitter& jitter, int firs
     if (kind == kHue) {
       PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = hue_turned(c[k], jitter.hue);
     } else if (kind == kBrightness) {
-      const F most = F{} + 255.f;
+#ifdef __CUDA_ARCH__
+      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] =
+          clamped(Rgb<F>{factor * c[k].r, factor * c[k].g, factor * c[k].b});
+#else
+      const F most = F{} + kWhite;
       PACECORE_UNROLL for (int k = 0; k < N; ++k)
           c[k] = {smaller(factor * c[k].r, most), smaller(factor * c[k].g, most),
                   smaller(factor * c[k].b, most)};
+#endif
     } else if (kind == kContrast) {
       PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], F{} + mean_grey, factor);
     } else {

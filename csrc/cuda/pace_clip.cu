@@ -123,7 +123,7 @@ __device__ __forceinline__ void store_interleaved(const PaceClip& args, const Ba
                                                   float mean_grey, Out* out) {
   constexpr int wide = kVector<Out>;
   static_assert(3 * 16 * kJitterThreads <= kTileBytes);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = lane_again(), warp = threadIdx.x / 32;
   uint4* const packets = reinterpret_cast<uint4*>(memory.tile) + 3 * 32 * warp;
   for (int base = warp * 32 * wide; base < pixels; base += num_threads() * wide) {
     const int lanes = min(32, (pixels - base) / wide);
@@ -438,6 +438,7 @@ Tensor pace_clip(const Tensor& data_, const Tensor& table_, const Tensor& plan_,
   Tensor clips = new_clips(args, data, dtype);
   if (clips.numel() == 0) return clips;
   args.clips = clips.mutable_data_ptr();
+  for (float& scale : args.scale) scale *= 255.f / kWhite;
   const Bands bands = bands_of(args, cluster_limits(data));
   const cudaStream_t stream = current_stream(data);
   switch (args.element) {

@@ -50,8 +50,8 @@ struct Sampler {
         if (reading == Reading::global && !s.whole)
           values[k + i] = lerp(float(first), float(second), __uint_as_float(weights));
         else
-          values[k + i] = __uint_as_float(
-              __dp2a_lo(weights, first | second << 8, __float_as_uint(8388608.f)));
+          values[k + i] =
+              __uint_as_float(__dp2a_lo(weights, first | second << 8, __float_as_uint(8388608.f)));
       }
     }
   }
@@ -61,7 +61,7 @@ struct Sampler {
 template <>
 struct Sampler<Reading::words, true> {
   const uint8_t* tile;
-  int origins[3], pitch[2];  // of the quad's first byte
+  int origins[3], pitch[2];                          // of the quad's first byte
   uint32_t chosen[2][kQuad / 2], weights[2][kQuad];  // bytes of two taps, from the first one on
 
   __device__ __forceinline__ Sampler(const Source& s, const Memory& memory, int quad)
@@ -74,11 +74,11 @@ struct Sampler<Reading::words, true> {
       for (int k = 0; k < kQuad; ++k) weights[kind][k] = taps[k].weights;
 #pragma unroll
       for (int k = 0; k < kQuad; k += 2)
-        chosen[kind][k / 2] =
-            0x1010u + 0x11u * static_cast<uint32_t>(taps[k].index - first) +
-            0x1100u * static_cast<uint32_t>(taps[k + 1].index - first);
+        chosen[kind][k / 2] = 0x1010u + 0x11u * static_cast<uint32_t>(taps[k].index - first) +
+                              0x1100u * static_cast<uint32_t>(taps[k + 1].index - first);
       pitch[kind] = s.pitch[kind];
-      for (int plane = kind; plane < 2 * kind + 1; ++plane) origins[plane] = s.origins[plane] + first;
+      for (int plane = kind; plane < 2 * kind + 1; ++plane)
+        origins[plane] = s.origins[plane] + first;
     }
   }
 
@@ -92,8 +92,7 @@ struct Sampler<Reading::words, true> {
 #pragma unroll
     for (int k = 0; k < kQuad; k += 2) {
       const uint32_t bytes = __byte_perm(low, high, chosen[kind][k / 2]);
-      values[k] =
-          __uint_as_float(__dp2a_lo(weights[kind][k], bytes, __float_as_uint(8388608.f)));
+      values[k] = __uint_as_float(__dp2a_lo(weights[kind][k], bytes, __float_as_uint(8388608.f)));
       values[k + 1] =
           __uint_as_float(__dp2a_hi(weights[kind][k + 1], bytes, __float_as_uint(8388608.f)));
     }
@@ -195,8 +194,8 @@ __device__ __forceinline__ void make_quads(const Source& s, const Memory& memory
 #pragma unroll
         for (int plane = 0; plane < 3; ++plane) {  // the differences are exact
           const Neighbours& rows = planes[plane];
-          value[plane] = (rows.upper[k] - zero) + taps[Planar && plane ? 1 : 0].weight *
-                                                      (rows.lower[k] - rows.upper[k]);
+          value[plane] = (rows.upper[k] - zero) +
+                         taps[Planar && plane ? 1 : 0].weight * (rows.lower[k] - rows.upper[k]);
         }
         if constexpr (Planar)
           c[k] = to_rgb(s.matrix, value[0], value[1], value[2]);
@@ -272,8 +271,8 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
   }
 }
 
-// Adds a value of each thread to the sum of its warp: kept here and not in registers, which the rows
-// between need.
+// Adds a value of each thread to the sum of its warp: kept here and not in registers, which the
+// rows between need.
 __device__ __forceinline__ void add_to_warp(double value, double* sums /* (warps,) */) {
   for (int distance = 16; distance > 0; distance /= 2)
     value += __shfl_xor_sync(0xffffffffu, value, distance);

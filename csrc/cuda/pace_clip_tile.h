@@ -9,9 +9,9 @@
 namespace pacecore {
 namespace {
 
-// Of a block with jitter at most, and of one without. A row of four columns wants 96 registers, with
-// which kWarpsResident warps fit on a multiprocessor. 128 threads share out 28 rows of 112 pixels
-// evenly.
+// Of a block with jitter at most, and of one without. A row of four columns wants 96 registers,
+// with which kWarpsResident warps fit on a multiprocessor. 128 threads share out 28 rows of 112
+// pixels evenly.
 constexpr int kJitterThreads = 320, kPlainThreads = 128;
 constexpr int kWarpsResident = 20;
 constexpr int kQuad = 4;  // columns of a thread: one 16-byte store into each plane
@@ -42,7 +42,7 @@ struct Source {
   const uint8_t* planes[3];
   int64_t strides[3];
   const uint8_t* end;  // of data
-  YuvToRgb matrix;  // of samples times their denominators
+  YuvToRgb matrix;     // of samples times their denominators, to 0..1
   Jitter jitter;
   int height, width, chroma_height;
   int top, left;
@@ -50,7 +50,8 @@ struct Source {
   bool same_size;  // as the resized image: each sample of the first plane is one byte
   bool whole;      // column taps weigh by whole numbers, else as float
   bool by_words;   // a quad's taps lie within 8 bytes of a plane's row
-  // Of samples across, of the first plane and of chroma: value = (sample - zero) * inverse.
+  // Of samples across, of the first plane and of chroma: in 0..1 they are (sample - zero) *
+  // inverse.
   float zero, inverse[2], denominator;  // the last of the first plane
   // Of a row of the plane, or of packed RGB in [0]: the first byte needed and how many.
   int start[2], bytes[2];
@@ -64,8 +65,8 @@ struct Source {
 };
 
 // Two neighbouring samples of a row, `index` being the byte of the first. Weights: of the first in
-// the low 16 bits and of the second in the high ones, or where the source is not `whole` the bits of
-// the float weight of the second.
+// the low 16 bits and of the second in the high ones, or where the source is not `whole` the bits
+// of the float weight of the second.
 struct alignas(8) ColumnTap {
   int32_t index;
   uint32_t weights;
@@ -77,9 +78,9 @@ struct alignas(16) TapPair {
 
 struct Memory {
   ColumnTap *columns, *chroma_columns;  // (W rounded up to kQuad,)
-  Tap *rows, *chroma_rows;  // (kept_rows,)
-  uint8_t* tile;            // (kTileBytes,)
-  float* crop;              // (3, plane); without jitter, where warps exchange what they store
+  Tap *rows, *chroma_rows;              // (kept_rows,)
+  uint8_t* tile;                        // (kTileBytes,)
+  float* crop;  // (3, plane); without jitter, where warps exchange what they store
 };
 
 void lay_out(const PaceClip& args, Bands& bands) {
@@ -161,14 +162,18 @@ __device__ void find_source(const PaceClip& args, const Bands& bands, Source& s)
   // In float 2^23 + n the last bits are those of n: so a sum becomes a float without conversion.
   s.zero = s.whole ? 8388608.f : 0.f;
   const bool same_width = s.width == args.resize_width;
-  s.denominator = s.whole && !same_width ? 2.f * static_cast<float>(args.resize_width) : 1.f;
+  const float resized = static_cast<float>(args.resize_width);
+  s.denominator = 255.f * (s.whole && !same_width ? 2.f * resized : 1.f);
   s.inverse[0] = 1.f / s.denominator;
-  s.inverse[1] = s.whole ? 1.f / (4.f * static_cast<float>(args.resize_width)) : 1.f;
+  s.inverse[1] = 1.f / (255.f * (s.whole ? 4.f * resized : 1.f));
   s.matrix.y *= s.inverse[0];
   s.matrix.rv *= s.inverse[1];
   s.matrix.gu *= s.inverse[1];
   s.matrix.gv *= s.inverse[1];
   s.matrix.bu *= s.inverse[1];
+  s.matrix.r0 /= 255.f;
+  s.matrix.g0 /= 255.f;
+  s.matrix.b0 /= 255.f;
   const int64_t offsets[3] = {row[kYOffset], row[kUOffset], row[kVOffset]};
   for (int plane = 0; plane < 3; ++plane) {
     s.planes[plane] = args.data + (s.planar ? offsets[plane] : offsets[0] + plane);

@@ -20,10 +20,10 @@
 namespace pacecore {
 
 // Starts a copy of 16 bytes from global to shared memory past the registers, or of zeros where
-// `valid_bytes` is 0 and not 16: then nothing is read. The numbers between are not for use: memcheck
-// takes such a copy for a read of all 16 bytes, an error where fewer are left of an allocation. Both
-// addresses are multiples of 16. The bytes are there for the calling thread after async_copy_wait,
-// for its block after a barrier following that.
+// `valid_bytes` is 0 and not 16: then nothing is read. The numbers between are not for use:
+// memcheck takes such a copy for a read of all 16 bytes, an error where fewer are left of an
+// allocation. Both addresses are multiples of 16. The bytes are there for the calling thread after
+// async_copy_wait, for its block after a barrier following that.
 __device__ __forceinline__ void async_copy_16(void* destination, const void* source,
                                               int valid_bytes = 16) {
 #ifdef PACECORE_EMULATED
