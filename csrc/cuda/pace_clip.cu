@@ -3,22 +3,22 @@
 // A block owns a band of rows of one frame of one clip. It copies the source rows that the band
 // needs into shared memory, 16 bytes at a time; each thread then makes four neighbouring columns of
 // a run of rows: it samples the source rows across, keeps two of each plane in registers, blends
-// them, turns YUV to RGB, applies the jitter up to contrast, and leaves the pixels in shared memory
-// as planar floats. Contrast needs the mean grey of the whole frame: the blocks of a frame are a
-// cluster and add up their sums. Then each block finishes its band from shared memory with 16-byte
-// stores. Where a band does not fit into shared memory (large crops before sm_90), its rows are
-// made once for the mean and once for the clips; the second time the source is in L2.
+// them and turns YUV to RGB. Without jitter it stores them at once. With jitter it applies the
+// steps up to contrast and leaves the pixels in shared memory as planar floats: contrast needs the
+// mean grey of the whole frame, so the blocks of a frame are a cluster and add up their sums. Then
+// each block finishes its band from shared memory with 16-byte stores. Where a band does not fit
+// into shared memory (large crops before sm_90), its rows are made once for the mean and once for
+// the clips; the second time the source is in L2.
 //
-// What limits it, counted in the sm_90 code and not measured: of one pixel from 128 x 171 about 80
-// instructions of a thread in fp32, 100 from 240 x 320, and 65 more for jitter. An H200 issues 134
-// in the time in which it copies the pixel's bytes at four fifths of its bandwidth, 179 at three.
+// What limits it is instructions, not memory: so the four columns of a source row are read as three
+// words, a sample is one product of whole numbers (dp2a), which as the last bits of a float needs
+// no conversion, and colours are in 0..1, where a sum is clamped at no cost.
 //
 // Equal neighbouring frames are not shared. Their source is in L2, so no device memory traffic is
-// saved, and without jitter traffic is the limit. With jitter, sharing would save of each repeat
-// the 65 to 80 instructions a pixel that make the row, but each frame must then start from pixels
-// without jitter: kept beside the others they cost a third of the blocks on a multiprocessor; taken
-// as the only copy, the steps before contrast are done twice, 30 a pixel in every frame. At pace
-// 1/3 that leaves a gain of a tenth, and none at whole paces.
+// saved. With jitter, sharing would save of each repeat the instructions that make the row, but
+// each frame must then start from pixels without jitter: kept beside the others they cost a third
+// of the blocks on a multiprocessor; taken as the only copy, the steps before contrast are done
+// twice.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
