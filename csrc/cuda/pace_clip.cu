@@ -284,13 +284,16 @@ __device__ void store_nan(const PaceClip& args, const Source& s) {
 // ---- Kernel and op ----
 
 // Registers are bounded for so many threads of a block, and so many blocks: with jitter shared
-// memory may hold more blocks of fewer threads, and the host sees to that (threads_of).
+// memory may hold more blocks of fewer threads, and the host sees to that (threads_of). From sm_120
+// on the compiler wants more registers, and shared memory holds few blocks.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+template <bool Jittered>
+constexpr int kThreads = Jittered ? kSmallThreads : kPlainThreads;
+template <bool Jittered>
+constexpr int kBlocks = kSmallThreads / kThreads<Jittered>;
+#else
 template <bool Jittered>
 constexpr int kThreads = Jittered ? kJitterThreads : kPlainThreads;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-template <bool Jittered>  // shared memory holds one block with jitter
-constexpr int kBlocks = Jittered ? 1 : kWarpsResident * 32 / kPlainThreads;
-#else
 template <bool Jittered>
 constexpr int kBlocks = kWarpsResident * 32 / kThreads<Jittered>;
 #endif
@@ -360,7 +363,8 @@ int threads_of(const PaceClip& args, const Bands& bands, const ClusterLimits& li
   constexpr int64_t system = 1024;  // of shared memory, beside each block's own
   const int64_t blocks = (limits.shared_bytes + kStaticShared + system) /
                          (bands.shared_bytes + kStaticShared / 2 + system);
-  const int64_t most = std::clamp<int64_t>(kWarpsResident / blocks, 4, kJitterThreads / 32) * 32;
+  const int largest = limits.shared_bytes < 128 * 1024 ? kSmallThreads : kJitterThreads;
+  const int64_t most = std::clamp<int64_t>(kWarpsResident / blocks, 4, largest / 32) * 32;
   const int64_t quads = (args.crop_width + kQuad - 1) / kQuad;
   if (quads >= most) return static_cast<int>(most);
   const int64_t rows = (bands.kept_rows + most / quads - 1) / (most / quads);  // of a thread

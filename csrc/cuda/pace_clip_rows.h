@@ -158,6 +158,7 @@ __device__ __forceinline__ void make_quads(const Source& s, const Memory& memory
   const float zero = reading == Reading::global ? s.zero : 8388608.f;
   Neighbours planes[3];
   int held[2] = {-2, -2};  // the upper rows that `planes` are of
+#pragma unroll 1
   for (int row = from; row < from + steps; ++row) {
     Rgb<float> c[kQuad];
     if (row < to) {

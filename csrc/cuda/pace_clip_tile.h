@@ -14,7 +14,8 @@ namespace {
 // pixels evenly.
 constexpr int kJitterThreads = 320, kPlainThreads = 128;
 constexpr int kWarpsResident = 20;
-constexpr int kQuad = 4;  // columns of a thread: one 16-byte store into each plane
+constexpr int kSmallThreads = 256;  // with jitter at most, where shared memory is below 128 KB
+constexpr int kQuad = 4;            // columns of a thread: one 16-byte store into each plane
 // Source bytes copied at a time: 28 rows of 112 pixels from 320 x 240 need 20 KB.
 constexpr int kTileBytes = 22 * 1024;
 // Widest resized image whose samples across are sums of whole numbers: 255 * 4 * 8192 < 2^23.
