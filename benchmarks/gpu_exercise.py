@@ -64,15 +64,27 @@ def pace_clip_cases(device: str) -> Iterator[tuple[str, float, float]]:
     order[1, 2] = -1
     shape = {"resize": (33, 47), "crop_size": (24, 34), "channel_order": "bgr"}
     shape |= {"mean": (110.0, 100.0, 90.0), "std": (60.0, 50.0, 55.0)}
+    ragged = [frames, plan, crop, jitter, order]
+    # The sizes of the paper: a frame has a cluster of blocks, rows start at multiples of 16 bytes.
+    whole = [
+        concatenate([picture(240, 320, kind, generator) for kind in kinds[:2]]),
+        torch.tensor([[0, 1]], dtype=torch.int32),
+        torch.tensor([[3, 17, 1]], dtype=torch.int32),
+        jitter[:1, :2],
+        torch.tensor([[orders[5], orders[-1]]], dtype=torch.int32),
+    ]
+    shapes = {"ragged": shape, "whole": {"resize": (128, 171), "crop_size": (112, 112)}}
     layouts = (torch.contiguous_format, torch.channels_last_3d)
     types = (torch.float32, torch.float16, torch.bfloat16)
-    for jittered, layout, kind in itertools.product((True, False), layouts, types):
-        drawn = (jitter, order) if jittered else (None, None)
-        expected = reference_pace_clip(frames, plan, crop, *drawn, **shape, dtype=torch.float64)
-        moved = [tensor if tensor is None else tensor.to(device) for tensor in (plan, crop, *drawn)]
-        result = pace_clip(frames.to(device), *moved, **shape, dtype=kind, memory_format=layout)
-        name = f"pace_clip {kind} {layout} {'jitter' if jittered else 'plain'}"
-        yield name, _error(result, expected), 3 * _BOUNDS[kind]  # hue magnifies a rounding
+    for size, jittered in itertools.product(shapes, (True, False)):
+        inputs = ragged if size == "ragged" else whole
+        inputs = inputs if jittered else [*inputs[:3], None, None]
+        expected = reference_pace_clip(*inputs, **shapes[size], dtype=torch.float64)
+        moved = [tensor if tensor is None else tensor.to(device) for tensor in inputs]
+        for layout, kind in itertools.product(layouts, types):
+            result = pace_clip(*moved, **shapes[size], dtype=kind, memory_format=layout)
+            name = f"pace_clip {size} {kind} {layout} {'jitter' if jittered else 'plain'}"
+            yield name, _error(result, expected), 3 * _BOUNDS[kind]  # hue magnifies a rounding
 
 
 def info_nce_cases(device: str) -> Iterator[tuple[str, float, float]]:

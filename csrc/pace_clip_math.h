@@ -1,7 +1,7 @@
 // The maths of pace_clip, for one pixel or one vector of pixels, on CPU and CUDA; no torch include.
 // Pixels are float, or GCC vectors of float (csrc/cpu), so every choice is written as a ?: that
-// both understand. Colours are in 0..255 throughout: brightness, contrast, saturation and hue mean
-// the same as on 0..1.
+// both understand. Colours are in 0..kWhite: brightness, contrast, saturation and hue mean the same
+// on any such range.
 #pragma once
 
 #include <cstdint>
@@ -85,12 +85,17 @@ struct alignas(8) Tap {
 
 enum class Plane { luma, chroma_on_even, chroma_between };
 
+// A tap whose weight is the fraction `numerator` / `denominator`.
+struct FractionTap {
+  int32_t index, numerator, denominator;
+};
+
 // Half-pixel centres: pixel i of `out` lies at (i + 1/2) * in / out - 1/2 of a row of `in` samples,
 // clamped to the first and last sample. Chroma sample k lies at luma position 2k (on even columns)
 // or 2k + 1/2 (between), and is clamped to its own ends. In whole numbers, so the weight is exact
-// to its rounding however far the position is from 0. Integer must hold 4 * in * out.
+// however far the position is from 0. Integer must hold 4 * in * out.
 template <class Integer>
-PACECORE_INLINE Tap tap_in(Integer i, Integer in, Integer out, Plane plane) {
+PACECORE_INLINE FractionTap tap_in(Integer i, Integer in, Integer out, Plane plane) {
   Integer denominator = 2 * out;
   Integer position = (2 * i + 1) * in - out;
   position = position < 0 ? 0 : position;
@@ -102,11 +107,11 @@ PACECORE_INLINE Tap tap_in(Integer i, Integer in, Integer out, Plane plane) {
     position = position > last ? last : position;
   }
   const Integer index = position / denominator;
-  return {static_cast<int32_t>(index),
-          static_cast<float>(position - index * denominator) / static_cast<float>(denominator)};
+  return {static_cast<int32_t>(index), static_cast<int32_t>(position - index * denominator),
+          static_cast<int32_t>(denominator)};
 }
 
-PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
+PACECORE_INLINE FractionTap fraction_tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
   constexpr int64_t narrow =
       16384;  // 4 * 16384^2 is 2^30: 32-bit divisions are several times faster
   if (in <= narrow && out <= narrow) {
@@ -116,12 +121,24 @@ PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
   return tap_in(i, in, out, plane);
 }
 
+PACECORE_INLINE Tap tap_at(int64_t i, int64_t in, int64_t out, Plane plane) {
+  const FractionTap tap = fraction_tap_at(i, in, out, plane);
+  return {tap.index, static_cast<float>(tap.numerator) / static_cast<float>(tap.denominator)};
+}
+
 template <class F>
 PACECORE_INLINE F lerp(F a, F b, F weight) {
   return a + weight * (b - a);
 }
 
 // ---- Colour ----
+
+// A GPU clamps a sum to 0..1 at no cost, a CPU need not scale its bytes to that.
+#if defined(__CUDACC__) || defined(PACECORE_EMULATED)
+constexpr float kWhite = 1.f;
+#else
+constexpr float kWhite = 255.f;
+#endif
 
 // Written out, as compilers make a comparison and a choice of the ?:, here and in magnitude.
 template <class F>
@@ -184,7 +201,11 @@ struct Rgb {
 
 template <class F>
 PACECORE_INLINE Rgb<F> clamped(Rgb<F> c) {
-  return {clamp(c.r, 0.f, 255.f), clamp(c.g, 0.f, 255.f), clamp(c.b, 0.f, 255.f)};
+#ifdef __CUDA_ARCH__
+  return {__saturatef(c.r), __saturatef(c.g), __saturatef(c.b)};
+#else
+  return {clamp(c.r, 0.f, kWhite), clamp(c.g, 0.f, kWhite), clamp(c.b, 0.f, kWhite)};
+#endif
 }
 
 // R = y * Y + rv * V + r0, G = y * Y + gu * U + gv * V + g0, B = y * Y + bu * U + b0.
@@ -278,7 +299,11 @@ template <class F>
 PACECORE_INLINE Rgb<F> blended(Rgb<F> c, F other, float factor) {
   const F rest = (1 - factor) * other;
   const Rgb<F> blend{factor * c.r + rest, factor * c.g + rest, factor * c.b + rest};
+#ifdef __CUDA_ARCH__
+  return clamped(blend);
+#else
   return factor > 1 ? clamped(blend) : blend;
+#endif
 }
 
 // One channel of the hue circle: `distance` is that from the hue where the channel is least, so a
@@ -296,7 +321,13 @@ PACECORE_INLINE Rgb<F> hue_turned(Rgb<F> c, float turn) {
   const F most = larger(larger(c.r, c.g), c.b);
   const F least = smaller(smaller(c.r, c.g), c.b);
   const F chroma = most - least;
+#ifdef __CUDA_ARCH__  // operands chosen, not results: selects in place of branches
+  const bool red = most == c.r, green = most == c.g;
+  const F from = red ? c.g : (green ? c.b : c.r), taken = red ? c.b : (green ? c.r : c.g);
+  const F difference = from - taken;
+#else
   const F difference = most == c.r ? c.g - c.b : (most == c.g ? c.b - c.r : c.r - c.g);
+#endif
   const F sector = most == c.r ? F{} + turn : (most == c.g ? F{} + (turn + 2) : F{} + (turn + 4));
   const F circle = 6.f * chroma;
   F hue = sector * chroma + difference;  // from -4 to 8 chroma
@@ -317,10 +348,15 @@ PACECORE_INLINE void apply_jitter(Rgb<F> (&c)[N], const Jitter& jitter, int firs
     if (kind == kHue) {
       PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = hue_turned(c[k], jitter.hue);
     } else if (kind == kBrightness) {
-      const F most = F{} + 255.f;
+#ifdef __CUDA_ARCH__
+      PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] =
+          clamped(Rgb<F>{factor * c[k].r, factor * c[k].g, factor * c[k].b});
+#else
+      const F most = F{} + kWhite;
       PACECORE_UNROLL for (int k = 0; k < N; ++k)
           c[k] = {smaller(factor * c[k].r, most), smaller(factor * c[k].g, most),
                   smaller(factor * c[k].b, most)};
+#endif
     } else if (kind == kContrast) {
       PACECORE_UNROLL for (int k = 0; k < N; ++k) c[k] = blended(c[k], F{} + mean_grey, factor);
     } else {

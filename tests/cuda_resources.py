@@ -217,7 +217,8 @@ def launch_at_paper_sizes() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for layout in (torch.contiguous_format, torch.channels_last_3d):
             sizes = {"resize": (128, 171), "crop_size": (112, 112)}
-            pace_clip(frames, plan, crop, jitter, order, dtype=dtype, memory_format=layout, **sizes)
+            for drawn in ((jitter, order), (None, None)):
+                pace_clip(frames, plan, crop, *drawn, dtype=dtype, memory_format=layout, **sizes)
         for n, features in ((60, 512), (60, 511), (513, 9)):
             z = torch.ones(n, features, dtype=dtype).requires_grad_()
             for denominator in ("anchor", "batch"):

@@ -24,6 +24,7 @@ REPORTED = {
     "shuffle_from_outside": "which has ended or is not in the mask",
     "caller_not_in_mask": "is not in the mask that it names",
     "misaligned_copy": "needs both addresses to be multiples of 16",
+    "partial_copy": "an asynchronous copy of 16 bytes reads all of them or none",
     "misaligned_matrix": "ldmatrix needs row addresses that are multiples of 16",
     "too_many_threads": "a block has 1 to 1024 threads, at most 64 of them in z, got (1056, 1, 1)",
     "too_much_shared": "at most 232448 bytes of shared memory on sm_90, got 0 static and 233472",

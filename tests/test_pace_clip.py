@@ -228,7 +228,7 @@ def test_sizes_from_1_to_300_at_random(device):
         ((20, 31), (20, 31), (17, 29)),  # as large as the resized image
         ((70, 800), (30, 40), (30, 37)),  # wider than what CUDA copies at a time
         ((66, 40), (16, 20), (14, 20)),  # so tall that CUDA copies no rows
-        ((6, 820), (4, 860), (3, 810)),  # more columns than CUDA threads have at once
+        ((6, 1320), (4, 1380), (3, 1300)),  # more columns than CUDA threads have at once
     ],
 )
 def test_ways_of_reading_the_source(device, size, resize, crop_size):

@@ -48,7 +48,6 @@ __device__ __forceinline__ double cluster_sum(double value, double* slot, int bl
     value = 0;
     for (int rank = 0; rank < blocks; ++rank)
       value += *static_cast<const double*>(cuda_on_cpu::shared_of_rank(slot, rank));
-    cuda_on_cpu::cluster_barrier();
   }
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if (blocks > 1) {
@@ -57,13 +56,25 @@ __device__ __forceinline__ double cluster_sum(double value, double* slot, int bl
     cluster.sync();
     value = 0;
     for (int rank = 0; rank < blocks; ++rank) value += *cluster.map_shared_rank(slot, rank);
-    cluster.sync();  // no block may end, or write its slot again, while another reads it
+    // No block may end while another reads its slot: cluster_end waits.
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" : "+d"(value)::"memory");
   }
 #else
   (void)slot;
   (void)blocks;
 #endif
   return value;
+}
+
+// To be called by all threads after cluster_sum, before the block ends or sums again.
+__device__ __forceinline__ void cluster_end(int blocks) {
+#if defined(PACECORE_EMULATED)
+  if (blocks > 1) cuda_on_cpu::cluster_barrier();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (blocks > 1) asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#else
+  (void)blocks;
+#endif
 }
 
 // Launches a grid of one dimension whose consecutive `blocks_per_cluster` blocks are a cluster.

@@ -3,22 +3,22 @@
 // A block owns a band of rows of one frame of one clip. It copies the source rows that the band
 // needs into shared memory, 16 bytes at a time; each thread then makes four neighbouring columns of
 // a run of rows: it samples the source rows across, keeps two of each plane in registers, blends
-// them, turns YUV to RGB, applies the jitter up to contrast, and leaves the pixels in shared memory
-// as planar floats. Contrast needs the mean grey of the whole frame: the blocks of a frame are a
-// cluster and add up their sums. Then each block finishes its band from shared memory with 16-byte
-// stores. Where a band does not fit into shared memory (large crops before sm_90), its rows are
-// made once for the mean and once for the clips; the second time the source is in L2.
+// them and turns YUV to RGB. Without jitter it stores them at once. With jitter it applies the
+// steps up to contrast and leaves the pixels in shared memory as planar floats: contrast needs the
+// mean grey of the whole frame, so the blocks of a frame are a cluster and add up their sums. Then
+// each block finishes its band from shared memory with 16-byte stores. Where a band does not fit
+// into shared memory (large crops before sm_90), its rows are made once for the mean and once for
+// the clips; the second time the source is in L2.
 //
-// What limits it, counted in the sm_90 code and not measured: of one pixel from 128 x 171 about 80
-// instructions of a thread in fp32, 100 from 240 x 320, and 65 more for jitter. An H200 issues 134
-// in the time in which it copies the pixel's bytes at four fifths of its bandwidth, 179 at three.
+// What limits it is instructions, not memory: so the four columns of a source row are read as three
+// words, a sample is one product of whole numbers (dp2a), which as the last bits of a float needs
+// no conversion, and colours are in 0..1, where a sum is clamped at no cost.
 //
 // Equal neighbouring frames are not shared. Their source is in L2, so no device memory traffic is
-// saved, and without jitter traffic is the limit. With jitter, sharing would save of each repeat
-// the 65 to 80 instructions a pixel that make the row, but each frame must then start from pixels
-// without jitter: kept beside the others they cost a third of the blocks on a multiprocessor; taken
-// as the only copy, the steps before contrast are done twice, 30 a pixel in every frame. At pace
-// 1/3 that leaves a gain of a tenth, and none at whole paces.
+// saved. With jitter, sharing would save of each repeat the instructions that make the row, but
+// each frame must then start from pixels without jitter: kept beside the others they cost a third
+// of the blocks on a multiprocessor; taken as the only copy, the steps before contrast are done
+// twice.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -100,13 +100,13 @@ template <class Out, class From>
 __device__ __forceinline__ void store_run(Out* out, int count, From from) {
   constexpr int wide = kVector<Out>;
   const int whole = reinterpret_cast<uintptr_t>(out) % 16 == 0 ? count / wide : 0;
-  for (int i = threadIdx.x; i < whole; i += kThreads) {
+  for (int i = threadIdx.x; i < whole; i += num_threads()) {
     float values[wide];
 #pragma unroll
     for (int k = 0; k < wide; ++k) values[k] = from(wide * i + k);
     store_16(out + wide * i, packed<Out>(values));
   }
-  for (int i = wide * whole + threadIdx.x; i < count; i += kThreads)
+  for (int i = wide * whole + threadIdx.x; i < count; i += num_threads())
     out[i] = rounded_to<Out>(from(i));
 }
 
@@ -116,23 +116,20 @@ __device__ __forceinline__ int channel_of(const PaceClip& args, int colour) {
 }
 
 // `pixels` pixels of shared memory, interleaved: 16 bytes of each lane at a time, consecutive over
-// the warp. Shared memory that a warp has read is where its lanes exchange them.
+// the warp, whose lanes exchange them through the tile, which nobody needs now.
 template <class Out>
 __device__ __forceinline__ void store_interleaved(const PaceClip& args, const Bands& bands,
-                                                  const Source& s, float* crop, int pixels,
+                                                  const Source& s, const Memory& memory, int pixels,
                                                   float mean_grey, Out* out) {
   constexpr int wide = kVector<Out>;
-  const int lane = threadIdx.x % 32;
-  for (int base = threadIdx.x / 32 * 32 * wide; base < pixels; base += kThreads * wide) {
+  static_assert(3 * 16 * kJitterThreads <= kTileBytes);
+  const int lane = lane_again(), warp = threadIdx.x / 32;
+  uint4* const packets = reinterpret_cast<uint4*>(memory.tile) + 3 * 32 * warp;
+  for (int base = warp * 32 * wide; base < pixels; base += num_threads() * wide) {
     const int lanes = min(32, (pixels - base) / wide);
-    const auto slot = [&](int packet) {  // in what these lanes have read of each plane
-      const int plane = (packet >= lanes) + (packet >= 2 * lanes);
-      return reinterpret_cast<uint4*>(crop + plane * bands.plane + base) + packet - plane * lanes;
-    };
-    uint4 packets[3];
     if (lane < lanes) {
       float values[3][wide];
-      finish(args, bands, s, crop, base + wide * lane, mean_grey, values);
+      finish(args, bands, s, memory.crop, base + wide * lane, mean_grey, values);
 #pragma unroll
       for (int part = 0; part < 3; ++part) {
         float mixed[wide];
@@ -141,20 +138,16 @@ __device__ __forceinline__ void store_interleaved(const PaceClip& args, const Ba
           const int channel = (wide * part + k) % 3, pixel = (wide * part + k) / 3;
           mixed[k] = args.bgr ? values[2 - channel][pixel] : values[channel][pixel];
         }
-        packets[part] = packed<Out>(mixed);
+        packets[3 * lane + part] = packed<Out>(mixed);
       }
-    }
-    __syncwarp();
-    if (lane < lanes) {
-#pragma unroll
-      for (int part = 0; part < 3; ++part) *slot(3 * lane + part) = packets[part];
     }
     __syncwarp();
 #pragma unroll
     for (int part = 0; part < 3; ++part) {
       const int packet = lane + 32 * part;
-      if (packet < 3 * lanes) store_16(out + 3 * base + wide * packet, *slot(packet));
+      if (packet < 3 * lanes) store_16(out + 3 * base + wide * packet, packets[packet]);
     }
+    __syncwarp();
   }
 }
 
@@ -175,9 +168,9 @@ __device__ void store_rows(const PaceClip& args, const Bands& bands, const Sourc
   if (pixels % wide == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0 &&
       (ChannelsLast || channel_stride % wide == 0)) {
     if constexpr (ChannelsLast) {
-      store_interleaved(args, bands, s, memory.crop, pixels, mean_grey, out);
+      store_interleaved(args, bands, s, memory, pixels, mean_grey, out);
     } else {
-      for (int pixel = wide * threadIdx.x; pixel < pixels; pixel += wide * kThreads) {
+      for (int pixel = wide * threadIdx.x; pixel < pixels; pixel += wide * num_threads()) {
         float values[3][wide];
         finish(args, bands, s, memory.crop, pixel, mean_grey, values);
 #pragma unroll
@@ -189,7 +182,7 @@ __device__ void store_rows(const PaceClip& args, const Bands& bands, const Sourc
     return;
   }
   // In place first, so that neighbouring threads can store neighbouring values whatever the layout.
-  for (int pixel = 4 * threadIdx.x; pixel < pixels; pixel += 4 * kThreads) {
+  for (int pixel = 4 * threadIdx.x; pixel < pixels; pixel += 4 * num_threads()) {
     float values[3][4];
     finish(args, bands, s, memory.crop, pixel, mean_grey, values);
 #pragma unroll
@@ -209,6 +202,68 @@ __device__ void store_rows(const PaceClip& args, const Bands& bands, const Sourc
   }
 }
 
+// Stores four columns of a row as they are made, where nothing is to be done after a mean.
+template <class Out, bool ChannelsLast>
+struct StoreRows {
+  struct alignas(kQuad * sizeof(Out)) Four {
+    Out values[kQuad];
+    __device__ Four() {}
+  };
+  const PaceClip& args;
+  Out* out;                // the first row, of channel 0
+  int64_t channel_stride;  // not of channels-last clips
+  Four* exchange;          // (32, 3) of the warp, for channels-last clips
+
+  __device__ __forceinline__ void operator()(int row, int quad, bool active,
+                                             const Rgb<float> (&c)[kQuad]) {
+    const int width = static_cast<int>(args.crop_width);
+    Four fours[3];
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      const float red = c[k].r * args.scale[0] + args.shift[0];
+      const float green = c[k].g * args.scale[1] + args.shift[1];
+      const float blue = c[k].b * args.scale[2] + args.shift[2];
+      const float values[3] = {args.bgr ? blue : red, green, args.bgr ? red : blue};
+#pragma unroll
+      for (int channel = 0; channel < 3; ++channel) {
+        const int at = ChannelsLast ? 3 * k + channel : kQuad * channel + k;
+        fours[at / kQuad].values[at % kQuad] = rounded_to<Out>(values[channel]);
+      }
+    }
+    const int start = row * width + kQuad * quad;
+    if (width % kQuad) {
+      const int columns_here = active ? min(kQuad, width - kQuad * quad) : 0;
+#pragma unroll
+      for (int at = 0; at < 3 * kQuad; ++at) {
+        const int k = ChannelsLast ? at / 3 : at % kQuad;
+        if (k >= columns_here) continue;
+        const Out value = fours[at / kQuad].values[at % kQuad];
+        if constexpr (ChannelsLast)
+          out[3 * start + at] = value;
+        else
+          out[at / kQuad * channel_stride + start + k] = value;
+      }
+    } else if constexpr (ChannelsLast) {
+      // Neighbouring lanes shall store neighbouring bytes: each takes what another lane has made.
+      const int lane = lane_again(), place = active ? 3 * start : -1;
+      __syncwarp();
+#pragma unroll
+      for (int part = 0; part < 3; ++part) exchange[3 * lane + part] = fours[part];
+      __syncwarp();
+#pragma unroll
+      for (int part = 0; part < 3; ++part) {
+        const int at = lane + 32 * part;
+        const int there = __shfl_sync(0xffffffffu, place, at / 3);
+        if (there >= 0) *reinterpret_cast<Four*>(out + there + kQuad * (at % 3)) = exchange[at];
+      }
+    } else if (active) {
+#pragma unroll
+      for (int channel = 0; channel < 3; ++channel)
+        *reinterpret_cast<Four*>(out + channel * channel_stride + start) = fours[channel];
+    }
+  }
+};
+
 // NaN into the block's band of a frame that cannot be computed.
 template <class Out, bool ChannelsLast>
 __device__ void store_nan(const PaceClip& args, const Source& s) {
@@ -221,30 +276,36 @@ __device__ void store_nan(const PaceClip& args, const Source& s) {
     const int64_t start = ChannelsLast ? 3 * (frame * frame_pixels + s.first * args.crop_width)
                                        : plane * frame_pixels + s.first * args.crop_width;
     Out* out = static_cast<Out*>(args.clips) + start;
-    for (int64_t i = threadIdx.x; i < pixels; i += kThreads)
+    for (int64_t i = threadIdx.x; i < pixels; i += num_threads())
       out[ChannelsLast ? 3 * i + channel : i] = rounded_to<Out>(__int_as_float(0x7fc00000));
   }
 }
 
 // ---- Kernel and op ----
 
-// Blocks on a multiprocessor that shared memory holds, which bound the registers: before sm_90 two,
-// from sm_120 on one.
+// Registers are bounded for so many threads of a block, and so many blocks: with jitter shared
+// memory may hold more blocks of fewer threads, and the host sees to that (threads_of). From sm_120
+// on the compiler wants more registers, and shared memory holds few blocks.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr int kBlocks = 1;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kBlocks = 2;
+template <bool Jittered>
+constexpr int kThreads = Jittered ? kSmallThreads : kPlainThreads;
+template <bool Jittered>
+constexpr int kBlocks = kSmallThreads / kThreads<Jittered>;
 #else
-constexpr int kBlocks = 3;
+template <bool Jittered>
+constexpr int kThreads = Jittered ? kJitterThreads : kPlainThreads;
+template <bool Jittered>
+constexpr int kBlocks = kWarpsResident * 32 / kThreads<Jittered>;
 #endif
 
-template <class Out, bool ChannelsLast>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+template <class Out, bool ChannelsLast, bool Jittered>
+__global__ void __launch_bounds__(kThreads<Jittered>, kBlocks<Jittered>)
     pace_clip_kernel(const PaceClip args, const Bands bands) {
   PACECORE_DYNAMIC_SHARED(float, dynamic);
   __shared__ Source source;
-  __shared__ double sums[kWarps];
+  __shared__ double sums[kJitterThreads / 32];
   __shared__ double cluster_slot;
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = 0;
   if (threadIdx.x == 0) find_source(args, bands, source);
   __syncthreads();
   if (!source.valid) {  // for all blocks of the frame alike
@@ -252,23 +313,63 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     return;
   }
   const Memory memory = memory_of(bands, dynamic);
-  find_columns(args, bands, memory, source);
-  const bool contrast = source.jitter.contrast_at < source.jitter.num_steps;
-  const bool kept = contrast && source.rows <= bands.kept_rows;
-  float mean_grey = 0;
-  // With contrast all rows for the mean, then all for the clips.
-  for (bool last = !contrast;; last = true) {
-    double sum = 0;
+  find_taps(args, bands, memory, source);
+  if constexpr (!Jittered) {
+    const int64_t frame_pixels = args.crop_height * args.crop_width;
+    const int clip_frames = static_cast<int>(args.clip_frames);
+    const int64_t clip = source.frame / clip_frames, t = source.frame % clip_frames;
+    using Store = StoreRows<Out, ChannelsLast>;
+    Out* const out = static_cast<Out*>(args.clips) +
+                     (ChannelsLast ? 3 * source.frame * frame_pixels
+                                   : (3 * clip * clip_frames + t) * frame_pixels);
+    const int64_t row_values = (ChannelsLast ? 3 : 1) * args.crop_width;
     for (int done = 0; done < source.rows; done += bands.kept_rows) {
-      const int first = source.first + done, rows = min(bands.kept_rows, source.rows - done);
-      if (!last || !kept) sum += make_rows(args, bands, source, memory, first, rows);
-      if (last) store_rows<Out, ChannelsLast>(args, bands, source, memory, first, rows, mean_grey);
+      const int first = source.first + done;
+      Store store{args, out + first * row_values, clip_frames * frame_pixels,
+                  reinterpret_cast<typename Store::Four*>(memory.crop) + threadIdx.x / 32 * 32 * 3};
+      make_rows(args, bands, source, memory, first, min(bands.kept_rows, source.rows - done),
+                store);
     }
-    if (last) return;
-    sum = cluster_sum(block_sum(sum, sums), &cluster_slot, bands.cluster);
-    mean_grey = static_cast<float>(
-        sum / (static_cast<double>(args.crop_height) * static_cast<double>(args.crop_width)));
+  } else {
+    const bool contrast = source.jitter.contrast_at < source.jitter.num_steps;
+    const bool kept = contrast && source.rows <= bands.kept_rows;
+    float mean_grey = 0;
+    // With contrast all rows for the mean, then all for the clips.
+    for (bool last = !contrast;; last = true) {
+      for (int done = 0; done < source.rows; done += bands.kept_rows) {
+        const int first = source.first + done, rows = min(bands.kept_rows, source.rows - done);
+        if (!last || !kept) {
+          KeepRows keep{args, bands, source, memory.crop, 0.f};
+          make_rows(args, bands, source, memory, first, rows, keep);
+          if (!last) add_to_warp(keep.sum, sums);
+        }
+        if (last)
+          store_rows<Out, ChannelsLast>(args, bands, source, memory, first, rows, mean_grey);
+      }
+      if (last) {
+        if (contrast) cluster_end(bands.cluster);
+        return;
+      }
+      const double sum = cluster_sum(block_sum(sums), &cluster_slot, bands.cluster);
+      mean_grey = static_cast<float>(
+          sum / (static_cast<double>(args.crop_height) * static_cast<double>(args.crop_width)));
+    }
   }
+}
+
+// Threads of a block with jitter: so many that the blocks which shared memory holds fill a
+// multiprocessor, but none without a row.
+int threads_of(const PaceClip& args, const Bands& bands, const ClusterLimits& limits) {
+  constexpr int64_t system = 1024;  // of shared memory, beside each block's own
+  const int64_t blocks = (limits.shared_bytes + kStaticShared + system) /
+                         (bands.shared_bytes + kStaticShared / 2 + system);
+  const int largest = limits.shared_bytes < 128 * 1024 ? kSmallThreads : kJitterThreads;
+  const int64_t most = std::clamp<int64_t>(kWarpsResident / blocks, 4, largest / 32) * 32;
+  const int64_t quads = (args.crop_width + kQuad - 1) / kQuad;
+  if (quads >= most) return static_cast<int>(most);
+  const int64_t rows = (bands.kept_rows + most / quads - 1) / (most / quads);  // of a thread
+  const int64_t groups = (bands.kept_rows + rows - 1) / rows;
+  return static_cast<int>((groups * quads + 31) / 32 * 32);
 }
 
 // 40 KB for the crop leaves room for three blocks on a multiprocessor of sm_90 and two of sm_80; a
@@ -294,6 +395,7 @@ Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
   bands.rows = static_cast<int>(rows);
   bands.blocks =
       bands.cluster > 1 ? bands.cluster : static_cast<int>((args.crop_height + rows - 1) / rows);
+  bands.threads = args.jitter_order ? threads_of(args, bands, limits) : kPlainThreads;
   return bands;
 }
 
@@ -302,9 +404,15 @@ void launch(const PaceClip& args, const Bands& bands, cudaStream_t stream) {
   const int64_t grid = args.batch * args.clip_frames * bands.blocks;
   check(grid < (int64_t{1} << 31), "pace_clip: plan must have fewer than ",
         (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ", args.batch * args.clip_frames);
-  launch_clusters<&pace_clip_kernel<Out, ChannelsLast>>("pace_clip", static_cast<unsigned>(grid),
-                                                        kThreads, bands.shared_bytes, stream,
-                                                        bands.cluster, args, bands);
+  const auto start = [&]<bool jittered>(std::bool_constant<jittered>) {
+    launch_clusters<&pace_clip_kernel<Out, ChannelsLast, jittered>>(
+        "pace_clip", static_cast<unsigned>(grid), bands.threads, bands.shared_bytes, stream,
+        bands.cluster, args, bands);
+  };
+  if (args.jitter_order)
+    start(std::true_type{});
+  else
+    start(std::false_type{});
 }
 
 template <class Out>
@@ -334,6 +442,7 @@ Tensor pace_clip(const Tensor& data_, const Tensor& table_, const Tensor& plan_,
   Tensor clips = new_clips(args, data, dtype);
   if (clips.numel() == 0) return clips;
   args.clips = clips.mutable_data_ptr();
+  for (float& scale : args.scale) scale *= 255.f / kWhite;
   const Bands bands = bands_of(args, cluster_limits(data));
   const cudaStream_t stream = current_stream(data);
   switch (args.element) {

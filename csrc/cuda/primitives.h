@@ -19,9 +19,10 @@
 
 namespace pacecore {
 
-// Starts a copy of 16 bytes from global to shared memory past the registers: the first
-// `valid_bytes` (0 to 16) from `source`, zeros for the rest. Both addresses are multiples of 16;
-// nothing is read where valid_bytes is 0. The bytes are there for the calling thread after
+// Starts a copy of 16 bytes from global to shared memory past the registers, or of zeros where
+// `valid_bytes` is 0 and not 16: then nothing is read. The numbers between are not for use:
+// memcheck takes such a copy for a read of all 16 bytes, an error where fewer are left of an
+// allocation. Both addresses are multiples of 16. The bytes are there for the calling thread after
 // async_copy_wait, for its block after a barrier following that.
 __device__ __forceinline__ void async_copy_16(void* destination, const void* source,
                                               int valid_bytes = 16) {
@@ -75,6 +76,29 @@ __device__ __forceinline__ void store_shared_16(float* to, float4 value) {
                    static_cast<uint32_t>(__cvta_generic_to_shared(to))),
                "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
                : "memory");
+#endif
+}
+
+// threadIdx.x % 32, asked for again at each call: what is calculated from it takes no register from
+// one call to the next.
+__device__ __forceinline__ int lane_again() {
+#ifdef PACECORE_EMULATED
+  return static_cast<int>(threadIdx.x % 32);
+#else
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;\n" : "=r"(lane));
+  return lane;
+#endif
+}
+
+// Four bytes of the eight of (low, high), from byte `at` % 4 on.
+__device__ __forceinline__ uint32_t four_bytes_from(uint32_t low, uint32_t high, uint32_t at) {
+#ifdef PACECORE_EMULATED
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> 8 * (at % 4));
+#else
+  uint32_t result;
+  asm("prmt.b32.f4e %0, %1, %2, %3;\n" : "=r"(result) : "r"(low), "r"(high), "r"(at));
+  return result;
 #endif
 }
 

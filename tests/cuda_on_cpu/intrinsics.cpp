@@ -112,6 +112,8 @@ void async_copy(void* destination, const void* source, int valid_bytes) {
   };
   if (!aligned(destination) || !aligned(source))
     fault("an asynchronous copy of 16 bytes needs both addresses to be multiples of 16");
+  if (valid_bytes != 0 && valid_bytes != 16)
+    fault("an asynchronous copy of 16 bytes reads all of them or none");
   const Copy copy{destination, source, valid_bytes};
   const bool at_once = now.schedule == Schedule::backwards ||
                        (now.schedule == Schedule::shuffled && now.random() % 2);

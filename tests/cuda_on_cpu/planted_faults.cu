@@ -219,6 +219,14 @@ __global__ void misaligned_copy(float* out) {
 }
 
 template <bool faulty>
+__global__ void partial_copy(float* out) {
+  __shared__ __align__(16) float tile[kThreads];
+  if (threadIdx.x < 16) pacecore::async_copy_16(tile + 4 * threadIdx.x, out, faulty ? 12 : 0);
+  pacecore::async_copy_commit();
+  pacecore::async_copy_wait<0>();
+}
+
+template <bool faulty>
 __global__ void misaligned_matrix(float* out) {
   __shared__ __align__(16) uint16_t rows[33 * 8];
   for (int i = threadIdx.x; i < 33 * 8; i += 32) rows[i] = i;
@@ -313,6 +321,7 @@ void run(const char* name, float* out) {
       KERNEL(missing_copy_wait, 1, kThreads, 0),
       KERNEL(early_copy, 1, kThreads, 0),
       KERNEL(misaligned_copy, 1, kThreads, 0),
+      KERNEL(partial_copy, 1, kThreads, 0),
       KERNEL(misaligned_matrix, 1, 32, 0),
       KERNEL(too_many_threads, 1, faulty ? 1056 : 1024, 0),
       KERNEL(too_much_shared, 1, kThreads, (faulty ? 228 : 227) * 1024),
