@@ -66,7 +66,8 @@ def case(source: FrameSource, kind: str, preset: str, device: torch.device, roun
 
     def alone() -> float:
         with torch.inference_mode():
-            timing = time_function(lambda: model(clips), device, min_seconds=5, max_runs=50)
+            least = 5 if device.type == "cpu" else 1
+            timing = time_function(lambda: model(clips), device, min_seconds=least, max_runs=50)
         return together / timing.p50
 
     network, tests = [alone()], []

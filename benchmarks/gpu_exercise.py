@@ -2,7 +2,7 @@
 
 Small on purpose: compute-sanitizer slows a kernel a hundredfold. Exit code 1 names what differs.
 
-    compute-sanitizer --tool memcheck python -m benchmarks.gpu_exercise [--device cpu]
+    compute-sanitizer --tool memcheck python -m benchmarks.gpu_exercise [--device cpu] [--few]
 """
 
 import argparse
@@ -37,7 +37,7 @@ def picture(height: int, width: int, kind: FrameFormat, generator: torch.Generat
     return Frames(data, torch.tensor([row]))
 
 
-def pace_clip_cases(device: str) -> Iterator[tuple[str, float, float]]:
+def pace_clip_cases(device: str, few: bool = False) -> Iterator[tuple[str, float, float]]:
     """(name, error, bound) of clips of mixed frames, for each type, layout and kind of jitter."""
     generator = torch.Generator().manual_seed(0)
     kinds = (
@@ -75,7 +75,7 @@ def pace_clip_cases(device: str) -> Iterator[tuple[str, float, float]]:
     ]
     shapes = {"ragged": shape, "whole": {"resize": (128, 171), "crop_size": (112, 112)}}
     layouts = (torch.contiguous_format, torch.channels_last_3d)
-    types = (torch.float32, torch.float16, torch.bfloat16)
+    types = (torch.float32, torch.bfloat16) if few else tuple(_BOUNDS)[:3]
     for size, jittered in itertools.product(shapes, (True, False)):
         inputs = ragged if size == "ragged" else whole
         inputs = inputs if jittered else [*inputs[:3], None, None]
@@ -87,11 +87,13 @@ def pace_clip_cases(device: str) -> Iterator[tuple[str, float, float]]:
             yield name, _error(result, expected), 3 * _BOUNDS[kind]  # hue magnifies a rounding
 
 
-def info_nce_cases(device: str) -> Iterator[tuple[str, float, float]]:
+def info_nce_cases(device: str, few: bool = False) -> Iterator[tuple[str, float, float]]:
     """(name, error, bound) of loss and gradient for each type, and sizes either side of a tile."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 1), (7, 33), (60, 64), (130, 40), (600, 24))
-    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    kinds = tuple(_BOUNDS)[:3]
+    if few:
+        shapes, kinds = shapes[2::2], (torch.float32, torch.bfloat16)
     for (n, features), kind, denominator in itertools.product(shapes, kinds, ("anchor", "batch")):
         z = torch.randn((n, features), generator=generator).to(kind)
         groups = torch.randint(0, max(2, n // 3), (n,), generator=generator)
@@ -115,10 +117,11 @@ def _error(result: Tensor, expected: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda")
-    device = parser.parse_args().device
+    parser.add_argument("--few", action="store_true", help="fewer types and sizes")
+    options = parser.parse_args()
     wrong, count = [], 0
     for cases in (pace_clip_cases, info_nce_cases):
-        for name, error, bound in cases(device):
+        for name, error, bound in cases(options.device, options.few):
             count += 1
             if not error <= bound:  # NaN too
                 wrong.append(f"{name}: error {error:.2e}, bound {bound:.0e}")

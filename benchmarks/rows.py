@@ -216,10 +216,16 @@ def retrieve(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
 
 def pretrain(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     best = max(
-        (case["clips_per_second"] for case in cases if case["way"].startswith("pacecore")),
+        (
+            case["clips_per_second"]
+            for case in cases
+            if case["way"].startswith("pacecore") and "failed" not in case
+        ),
         default=None,
     )
     for case in cases:
+        if "failed" in case:
+            continue
         clip = " x ".join(map(str, case["clip"]))
         peer = not case["way"].startswith("pacecore")
         yield Row(

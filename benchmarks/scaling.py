@@ -143,6 +143,8 @@ def embeddings(grid: Grid, device: torch.device) -> Iterator[dict]:
 def together(grid: Grid, device: torch.device, index: VideoIndex, folder: Path) -> Iterator[dict]:
     """Ranks that share one batch, and those that each have the batch of a single one."""
     size, side = ((128, 171), 112) if device.type == "cuda" else ((64, 86), 56)
+    if grid.ranks == (1,) and device.type == "cuda":
+        return  # one GPU has nothing to share, and its steps are above
     store, _ = pack(index, folder / "store", size)
     batch = base(grid, device).batch
     for ranks in grid.ranks:

@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from pacecore.backbones.base import Backbone, multiple_of_8, scale_channels
-from pacecore.backbones.layers import BatchNorm3d, ConvNorm, Triple, conv3d, on_tensor_cores
+from pacecore.backbones.layers import (
+    BatchNorm3d,
+    ConvNorm,
+    Triple,
+    conv3d,
+    normed,
+    on_tensor_cores,
+)
 
 __all__ = ["R3D", "Factored", "R2Plus1D", "middle_channels"]
 
@@ -38,13 +45,11 @@ class Factored(nn.Module):
         (t, h, w), (st, sh, sw) = kernel, stride
         self.spatial = conv3d(in_channels, middle, (1, h, w), (1, sh, sw))
         self.norm = BatchNorm3d(middle)
-        self.relu = nn.ReLU(inplace=True)
         self.temporal = conv3d(middle, out_channels, (t, 1, 1), (st, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not where the norm was replaced, by nn.SyncBatchNorm for one.
         fills = on_tensor_cores(x) and isinstance(self.norm, BatchNorm3d)
-        return self.temporal(self.relu(self.norm(self.spatial(x, fills))))
+        return self.temporal(normed(self.norm, self.spatial(x, fills), relu=True))
 
 
 class Block(nn.Module):
