@@ -93,13 +93,10 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, x: Tensor, fills: bool = False) -> Tensor:
-        if (
-            self.in_channels == 3
-            and self.kernel_size[0] == self.stride[0] == 1
-            and on_tensor_cores(x)
-        ):
-            return self._over_frames(x, -self.out_channels % 8 if fills else 0)
         before, after = x.shape[1] - self.in_channels, -self.out_channels % 8 if fills else 0
+        over_space = self.kernel_size[0] == self.stride[0] == 1
+        if self.in_channels == 3 and over_space and on_tensor_cores(x):
+            return self._over_frames(x, after)
         if before or after:
             weight = F.pad(self.weight, (0,) * 7 + (before, 0, after))
             bias = _filled(self.bias, after) if self.bias is not None else None
