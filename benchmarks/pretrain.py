@@ -223,12 +223,13 @@ def main() -> None:
         options.videos = 18
     device = torch.device(options.device)
     common = setting(device, options.quick)
-    alone: dict[tuple, float] = {}
+    alone: dict[tuple, float | None] = {}
     cases: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         for run in runs(common, options, Path(folder)):
             if run.arithmetic not in alone:
-                alone[run.arithmetic] = network_alone(common, *run.arithmetic)
+                slow = options.quick and run.compiled  # compiling it once more takes half a minute
+                alone[run.arithmetic] = None if slow else network_alone(common, *run.arithmetic)
             case = {"way": run.name, "amp": run.amp}
             try:
                 case |= {**run.measure(), "network_alone": alone[run.arithmetic]}

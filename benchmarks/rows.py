@@ -228,14 +228,15 @@ def pretrain(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             continue
         clip = " x ".join(map(str, case["clip"]))
         peer = not case["way"].startswith("pacecore")
+        alone = case["network_alone"]
         yield Row(
             f"r21d, {clip}, batch {case['batch']}, {case['workers']} workers, end to end",
             case["way"],
             case["clips_per_second"],
             "clips/s",
             best / case["clips_per_second"] if peer and best else None,
-            f"network alone, {short(case['network_alone'])} clips/s",
-            case["clips_per_second"] / case["network_alone"],
+            f"network alone, {short(alone)} clips/s" if alone else "",
+            case["clips_per_second"] / alone if alone else None,
             f"waiting for data {100 * case['waiting_share']:.0f} %"
             if "waiting_share" in case
             else "",

@@ -63,7 +63,7 @@ def main() -> None:
     on_cpu = arguments.device == "cpu"
     arguments.steps = arguments.steps or (6 if on_cpu else 100)
     if arguments.quick:
-        arguments.rounds, arguments.memory_steps = 2, 400
+        arguments.rounds, arguments.memory_steps = 2, 200
         arguments.steps = 2 if on_cpu else 20
     cases = []
     with tempfile.TemporaryDirectory() as folder:
