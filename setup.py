@@ -194,6 +194,9 @@ def ninja_file(sources, work, target):
     hidden = ["-fPIC", "-fvisibility=hidden"]
     cxx = [*compiler(), "-MMD", "-MF", "$out.d", *hidden, "-Wall", "-Wextra", *common, "$flags"]
     link = [*compiler(), "-shared", "$in", "-o", "$out", "-Wl,--no-as-needed"]
+    # Some compilers have libstdc++ only as an archive. Torch has brought another, and where the two
+    # see each other, one's objects meet the other's code: the first ostringstream crashes.
+    link.append("-Wl,--exclude-libs,ALL")
     link += [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
     lines = [
         "ninja_required_version = 1.3",

@@ -32,7 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .common import ROOT, write_aside
-from .gpu_steps import STEPS, TOGETHER, Context, Result, run_step
+from .gpu_steps import FIRST, STEPS, TOGETHER, Context, Result, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
 
@@ -43,17 +43,26 @@ _LEFT_BEHIND = ("build", "dist", "runs", "shared", "*.so", "*.egg-info", ".*", "
 
 
 def run_steps(names: list[str], context: Context) -> Iterator[Result]:
-    """Results in the order of `names`; neighbours in TOGETHER run side by side."""
+    """Results in the order of `names`; neighbours in TOGETHER run side by side, and after a failure
+    of one in FIRST the others are not begun.
+    """
+    broken = ""
     for together, group in itertools.groupby(names, TOGETHER.__contains__):
         if not together:
-            yield from (_begun(name, context) for name in group)
+            for name in group:
+                result = _begun(name, context, broken)
+                if name in FIRST and result.state == "failed":
+                    broken = broken or name
+                yield result
             continue
         group = list(group)
         with ThreadPoolExecutor(len(group)) as pool:
-            yield from pool.map(lambda name: _begun(name, context), group)
+            yield from pool.map(lambda name: _begun(name, context, broken), group)  # noqa: B023
 
 
-def _begun(name: str, context: Context) -> Result:
+def _begun(name: str, context: Context, broken: str) -> Result:
+    if broken:
+        return Result(name, "failed", f"not begun, since {broken} failed")
     if time.perf_counter() > context.deadline:
         return Result(name, "failed", "not begun within the time of all steps")
     return run_step(name, context)

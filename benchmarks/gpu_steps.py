@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +17,7 @@ from pathlib import Path
 from .common import run_limited
 from .suite import BENCHMARKS, LIMITS
 
-__all__ = ["STEPS", "TOGETHER", "Context", "Result", "run_step"]
+__all__ = ["FIRST", "STEPS", "TOGETHER", "Context", "Result", "run_step"]
 
 _KEPT_CHARACTERS = 4000  # of a step's output, in the record; the whole of it is in DIR/STEP.log
 _PROGRAM = [sys.executable, "-c", "from pacecore.cli import main; main()"]
@@ -58,7 +59,9 @@ def _judged(name: str, code: int | None, output: str, limit: float) -> Result:
     if code is None:
         said = f"not done after {limit:.0f} s, or in the time of all steps"
         return Result(name, "failed", said, output=output)
-    last = (output.strip().splitlines() or [""])[-1]
+    last = (output.strip().splitlines() or ["it said nothing"])[-1]
+    if code < 0:
+        last = f"ended by signal {signal.Signals(-code).name}; {last}"
     return Result(name, "failed" if code else "passed", last, output=output)
 
 
@@ -260,8 +263,8 @@ _WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "retrieve")
 STEPS: dict[str, Callable[[Context], Result]] = {
     "build": build,
     "doctor": doctor,
-    LIMITS: benchmark(LIMITS),
     "exercise": exercise,
+    LIMITS: benchmark(LIMITS),
     "tests": _on_gpu_only(tests, "tests"),
     **{tool: _on_gpu_only(sanitizer(tool), tool) for tool in ("memcheck", "racecheck")},
     "initcheck": _on_gpu_only(sanitizer("initcheck"), "initcheck"),
@@ -271,7 +274,8 @@ STEPS: dict[str, Callable[[Context], Result]] = {
     **{name: benchmark(name) for name in ("data", "train_step", "evaluate", "retrieve")},
     "scaling": benchmark("scaling"),
 }
-TOGETHER = ("exercise", "tests", "memcheck", "racecheck", "initcheck")
+TOGETHER = ("tests", "memcheck", "racecheck", "initcheck")
+FIRST = ("build", "exercise")  # without which nothing else can pass
 
 
 def run_step(name: str, context: Context) -> Result:

@@ -86,6 +86,18 @@ def test_those_that_are_not_timed_run_side_by_side_and_are_told_in_order(context
     assert all(result.state == "passed" for result in results)
 
 
+def test_nothing_is_begun_with_a_build_that_crashes(context, monkeypatch):
+    crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    code, output = context.run("exercise", [sys.executable, "-c", crash], 30)
+    crashed = gpu_steps._judged("exercise", code, output, 30)
+    assert (crashed.state, crashed.said) == ("failed", "ended by signal SIGSEGV; it said nothing")
+    steps = {name: lambda context: pytest.fail("begun") for name in ("tests", "pace_clip")}
+    monkeypatch.setattr(gpu_steps, "STEPS", {"exercise": lambda context: crashed, **steps})
+    results = list(gpu_check.run_steps(["exercise", "tests", "pace_clip"], context))
+    assert [result.state for result in results] == ["failed"] * 3
+    assert results[2].said == "not begun, since exercise failed"
+
+
 def test_a_record_that_is_not_understood_is_told_on_the_page():
     record = {"machine": {}, "steps": [_step("info_nce", {"cases": [{"seconds": 1}]})]}
     assert "its record is not understood: KeyError" in gpu_check.page(record)

@@ -49,7 +49,8 @@ class Factored(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fills = on_tensor_cores(x) and isinstance(self.norm, BatchNorm3d)
-        return self.temporal(normed(self.norm, self.spatial(x, fills), relu=True))
+        middle = self.spatial(x, fills=True) if fills else self.spatial(x)
+        return self.temporal(normed(self.norm, middle, relu=True))
 
 
 class Block(nn.Module):

@@ -130,6 +130,7 @@ def ninja_file(flags: str, link: str, sources: list[Path], work: Path, target: P
         ]
     )
     script = HERE / "shared_memory.ld"
+    hidden = "-Wl,--exclude-libs,ALL"  # see setup.py
     lines = [
         "ninja_required_version = 1.3",
         "rule compile",
@@ -137,7 +138,7 @@ def ninja_file(flags: str, link: str, sources: list[Path], work: Path, target: P
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {compiler()} {flags} $in -o $out -Wl,-T,{script} {link} -ldl",
+        f"  command = {compiler()} {flags} $in -o $out -Wl,-T,{script} {hidden} {link} -ldl",
     ]
     extra = {".cu": f"-include {HERE / 'cuda_on_cpu.h'} -x c++", ".cpp": ""}
     objects = []
