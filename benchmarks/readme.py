@@ -156,10 +156,11 @@ def _first_gpu_run() -> list[str]:
         f"On one {record['machine']['gpu']}, torch {record['machine']['torch']}: the code that ran"
         f" there first beside that of {record['machine']['date'][:10]}, in one run. The first"
         f" passed {then['passed']} CUDA tests and failed {then['failed']}, which is mended; of the"
-        f" other {now['passed']} had passed and {now['failed']} failed when their time was over, and"
-        f" memcheck and initcheck found nothing in {checks.pop()} results. {_limits(record['limits'])} `gpu_check` has not run from end to"
-        " end yet, so that neither pre-training beside the authors' way nor the other paths have"
-        " been timed on a GPU.",
+        f" other {now['passed']} had passed and {now['failed']} failed when their time was over,"
+        f" and memcheck and initcheck found nothing in {checks.pop()} results."
+        f" {_limits(record['limits'])} `gpu_check` has not run from end to end yet, so that"
+        " neither pre-training beside the authors' way nor the other paths have been timed on a"
+        " GPU.",
         "",
         "| measured | first | now | |",
         "|---|---|---|---|",
