@@ -5,8 +5,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 
 import torch
@@ -69,29 +69,25 @@ def _on_cores(
     """What _feeding gives, summed over processes that each have one of the cores."""
     # A fork cannot use a GPU that its parent has used.
     context = multiprocessing.get_context("fork" if device.type == "cpu" else "spawn")
-    results, ready = context.SimpleQueue(), context.Barrier(len(cores))
-    shared = (index, device, seconds, results, ready)
-    processes = [context.Process(target=_on_core, args=(core, *shared)) for core in cores]
-    for process in processes:
-        process.start()
-    found = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
-    rates, held = zip(*found, strict=True)
+    ready = context.Barrier(len(cores), timeout=60)
+    work = partial(_on_core, index=index, device=device, seconds=seconds)
+    # Of a process that dies the pool tells, and it ends the others.
+    with ProcessPoolExecutor(len(cores), context, _begin_at, (ready,)) as pool:
+        rates, held = zip(*pool.map(work, cores), strict=True)
     return sum(rates), sum(held)
 
 
+def _begin_at(ready: Barrier) -> None:
+    global _ready
+    _ready = ready
+
+
 def _on_core(
-    core: int,
-    index: VideoIndex,
-    device: torch.device,
-    seconds: float,
-    results: SimpleQueue,
-    ready: Barrier,
-) -> None:
+    core: int, index: VideoIndex, device: torch.device, seconds: float
+) -> tuple[float, int]:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    results.put(_feeding(index, device, 0, seconds, ready.wait))
+    return _feeding(index, device, 0, seconds, _ready.wait)
 
 
 def _feeding(
