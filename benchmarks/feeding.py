@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
 
 import torch
 
@@ -73,7 +74,12 @@ def _on_cores(
     work = partial(_on_core, index=index, device=device, seconds=seconds)
     # Of a process that dies the pool tells, and it ends the others.
     with ProcessPoolExecutor(len(cores), context, _begin_at, (ready,)) as pool:
-        rates, held = zip(*pool.map(work, cores), strict=True)
+        done = [pool.submit(work, core) for core in cores]
+    errors = [error for each in done if (error := each.exception())]
+    for error in errors:  # those that waited for it only know that it did not come
+        if not isinstance(error, BrokenBarrierError) or error is errors[-1]:
+            raise error
+    rates, held = zip(*(each.result() for each in done), strict=True)
     return sum(rates), sum(held)
 
 
@@ -87,7 +93,11 @@ def _on_core(
 ) -> tuple[float, int]:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    return _feeding(index, device, 0, seconds, _ready.wait)
+    try:
+        return _feeding(index, device, 0, seconds, _ready.wait)
+    except BaseException:
+        _ready.abort()
+        raise
 
 
 def _feeding(

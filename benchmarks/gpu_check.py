@@ -1,12 +1,13 @@
-"""One command for a machine with a GPU: builds, tests, sanitizes, times and trains, cheapest first.
+"""One command for a machine with a GPU: builds, tests, sanitizes, times and trains.
 
     python -m benchmarks.gpu_check --out DIR [--only build,limits] [--train-steps 60]
         [--data VIDEOS] [--official FOLDER]
 
 Works from a source tree, with the torch of the running Python, in a copy of the tree; nothing needs
 to be installed and nothing is fetched. Each step is a process of its own with a limit in seconds,
-so what one step found stays when a later one fails, and all end within 8 minutes. Tests and
-sanitizers run side by side, since none of them is timed; what is timed runs alone. DIR then holds
+so what one step found stays when a later one fails, and all end within 8 minutes; a build that
+crashes ends it at once. Tests and sanitizers run side by side, since none of them is timed; what is
+timed runs alone, the dearest last. DIR then holds
 gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step. Exit codes: 0 all passed,
 1 a step failed, 2 no GPU. The README shows the record of a GPU that lies in benchmarks/results.
 --data and --official: as benchmarks.pretrain has them; without, the demo set and the authors' way
@@ -32,7 +33,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .common import ROOT, write_aside
-from .gpu_steps import FIRST, STEPS, TOGETHER, Context, Result, run_step
+from .gpu_steps import STEPS, TOGETHER, Context, Result, breaks, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
 
@@ -43,16 +44,16 @@ _LEFT_BEHIND = ("build", "dist", "runs", "shared", "*.so", "*.egg-info", ".*", "
 
 
 def run_steps(names: list[str], context: Context) -> Iterator[Result]:
-    """Results in the order of `names`; neighbours in TOGETHER run side by side, and after a failure
-    of one in FIRST the others are not begun.
+    """Results in the order of `names`; neighbours in TOGETHER run side by side, and after one that
+    breaks the others they are not begun.
     """
     broken = ""
     for together, group in itertools.groupby(names, TOGETHER.__contains__):
         if not together:
             for name in group:
                 result = _begun(name, context, broken)
-                if name in FIRST and result.state == "failed":
-                    broken = broken or name
+                if not broken and breaks(result):
+                    broken = name
                 yield result
             continue
         group = list(group)
@@ -121,7 +122,7 @@ def measured(record: dict) -> tuple[list[dict], list[dict]]:
         elif step["name"] in BENCHMARKS and cases:
             try:
                 rows = [asdict(row) for row in rows_of(step["name"], cases, limits)]
-            except (KeyError, TypeError, ZeroDivisionError) as error:
+            except Exception as error:  # a page less must not end the steps that follow
                 said = f"its record is not understood: {type(error).__name__} {error}"
                 step, rows = {**step, "state": "failed", "said": said}, []
             runs.append({**step, "rows": rows})

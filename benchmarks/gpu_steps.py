@@ -17,7 +17,7 @@ from pathlib import Path
 from .common import run_limited
 from .suite import BENCHMARKS, LIMITS
 
-__all__ = ["FIRST", "STEPS", "TOGETHER", "Context", "Result", "run_step"]
+__all__ = ["STEPS", "TOGETHER", "Context", "Result", "breaks", "run_step"]
 
 _KEPT_CHARACTERS = 4000  # of a step's output, in the record; the whole of it is in DIR/STEP.log
 _PROGRAM = [sys.executable, "-c", "from pacecore.cli import main; main()"]
@@ -117,7 +117,9 @@ def doctor(context: Context) -> Result:
 
 def exercise(context: Context) -> Result:
     command = [sys.executable, "-m", "benchmarks.gpu_exercise", "--device", context.device]
-    return _judged("exercise", *context.run("exercise", command, 60), 60)
+    result = _judged("exercise", *context.run("exercise", command, 60), 60)
+    result.values = {"went_through": "results compared" in result.output}
+    return result
 
 
 def tests(context: Context) -> Result:
@@ -182,7 +184,7 @@ def sanitizer(tool: str) -> Callable[[Context], Result]:
         command += [sys.executable, "-m", "benchmarks.gpu_exercise"]
         command += ["--few"] if tool == "racecheck" else []  # the slowest
         code, output = context.run(tool, command, 90, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        result = _judged(tool, code, output, 60)
+        result = _judged(tool, code, output, 90)
         if "Device not supported" in output:
             return Result(tool, "skipped", "compute-sanitizer: Device not supported", output=output)
         said = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY:.*)", output)
@@ -210,10 +212,11 @@ def benchmark(name: str) -> Callable[[Context], Result]:
         result = _judged(name, code, output, limit)
         if record.is_file():
             result.values = {"cases": json.loads(record.read_text())["cases"]}
-            result.said = f"{len(result.values['cases'])} cases in {record.name}"
+            kept = f"{len(result.values['cases'])} cases in {record.name}"
+            result.said = kept if code == 0 else f"{result.said}; {kept}"
             failed = [case["failed"] for case in result.values["cases"] if "failed" in case]
             if failed:
-                result.state, result.said = "failed", failed[0]
+                result.state, result.said = "failed", f"{kept}; {failed[0]}"
         return result
 
     return step
@@ -275,7 +278,13 @@ STEPS: dict[str, Callable[[Context], Result]] = {
     "scaling": benchmark("scaling"),
 }
 TOGETHER = ("tests", "memcheck", "racecheck", "initcheck")
-FIRST = ("build", "exercise")  # without which nothing else can pass
+
+
+def breaks(result: Result) -> bool:
+    """Whether nothing else can pass after this: no build, or one that crashes."""
+    if result.name == "exercise":
+        return result.state == "failed" and not result.values.get("went_through")
+    return result.name == "build" and result.state == "failed"
 
 
 def run_step(name: str, context: Context) -> Result:

@@ -15,8 +15,10 @@ What is timed begins after as many steps as the workers prefetch. On a CPU the c
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from pacecore.backbones.tuning import memory_format, prepare
 from pacecore.config import TrainOptions, from_mapping
-from pacecore.errors import PacecoreError
 from pacecore.inputs import worker_count
 from pacecore.store import pack
 from pacecore.train import pace_model, pretrain
@@ -227,19 +228,18 @@ def main() -> None:
     cases: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         for run in runs(common, options, Path(folder)):
-            if run.arithmetic not in alone:
-                slow = options.quick and run.compiled  # compiling it once more takes half a minute
-                alone[run.arithmetic] = None if slow else network_alone(common, *run.arithmetic)
-            case = {"way": run.name, "amp": run.amp}
-            try:
-                case |= {**run.measure(), "network_alone": alone[run.arithmetic]}
-            except (PacecoreError, RuntimeError) as error:
-                cases.append(case | {"failed": str(error).splitlines()[0][:200]})
-                print(json.dumps(cases[-1]), flush=True)
-                continue
-            case |= {"batch": common.batch, "workers": common.workers}
+            case = {"way": run.name, "amp": run.amp, "batch": common.batch}
+            case |= {"workers": common.workers}
             case |= {"clip": [common.shape.clip_frames, common.shape.crop, common.shape.crop]}
-            if not run.ours:
+            try:
+                if run.arithmetic not in alone:
+                    slow = options.quick and run.compiled  # compiling once more takes half a minute
+                    alone[run.arithmetic] = None if slow else network_alone(common, *run.arithmetic)
+                case |= {**run.measure(), "network_alone": alone[run.arithmetic]}
+            except Exception as error:  # the authors' code may raise anything; the other ways go on
+                case["failed"] = f"{type(error).__name__}: {error}"[:200]
+                traceback.print_exc()
+            if not run.ours and "failed" not in case:
                 for other in cases:
                     if other["way"].startswith("pacecore") and "failed" not in other:
                         rate = other["clips_per_second"] / case["clips_per_second"]
@@ -249,6 +249,7 @@ def main() -> None:
             # Again after each way, so that a run which is cut off leaves what it has.
             path = write_record(options.out, "pretrain", options.device, cases)
     print(f"record: {path}")
+    sys.exit(any("failed" in case for case in cases))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,12 @@ def test_nothing_is_begun_with_a_build_that_crashes(context, monkeypatch):
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     code, output = context.run("exercise", [sys.executable, "-c", crash], 30)
     crashed = gpu_steps._judged("exercise", code, output, 30)
+    off = Result("exercise", "failed", values={"went_through": True})
+    assert [gpu_steps.breaks(each) for each in (crashed, off, Result("build"))] == [
+        True,
+        False,
+        False,
+    ]
     assert (crashed.state, crashed.said) == ("failed", "ended by signal SIGSEGV; it said nothing")
     steps = {name: lambda context: pytest.fail("begun") for name in ("tests", "pace_clip")}
     monkeypatch.setattr(gpu_steps, "STEPS", {"exercise": lambda context: crashed, **steps})

@@ -10,8 +10,6 @@ from pacecore.backbones import BACKBONES, build_backbone, layers, residual
 from pacecore.backbones.layers import BatchNorm3d, Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 
-DEVICES = ("cpu", "cuda")
-
 
 @pytest.fixture
 def as_on_tensor_cores(monkeypatch):
@@ -50,7 +48,6 @@ def test_networks_are_the_same_with_their_channels_filled_up(name, as_on_tensor_
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.cuda
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
 def test_networks_on_a_gpu_are_those_on_the_cpu(device, name):

@@ -3,12 +3,14 @@
 The copies here are made by the tests: files of the names and signatures that the repository has.
 """
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import pretrain
 from benchmarks.data import open_videos
 from benchmarks.official import ExtractedFrames, Official, Rebuilt, Shape, extract, training_step
 from benchmarks.pretrain import Setting, rate_between
@@ -205,3 +207,25 @@ def test_videos_that_cannot_be_read_are_named(tmp_path):
 
     with pytest.raises(PacecoreError, match=r"bad\.avi"):
         open_videos(Given(), tmp_path)
+
+
+def test_a_way_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
+    def broken():
+        raise AttributeError("their loader has no len")
+
+    shown = [
+        pretrain.Run("the authors' way", broken),
+        pretrain.Run("pacecore, store", lambda: {"clips_per_second": 8.0, "steps": 3}),
+        pretrain.Run("the other way", lambda: {"clips_per_second": 2.0, "steps": 3}),
+    ]
+    monkeypatch.setattr(pretrain, "runs", lambda *_: shown)
+    monkeypatch.setattr(pretrain, "network_alone", lambda *_: 10.0)
+    record = tmp_path / "pretrain.json"
+    monkeypatch.setattr("sys.argv", ["pretrain", "--device", "cpu", "--out", str(record)])
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main()
+    assert ended.value.code == 1
+    failed, ours, other = json.loads(record.read_text())["cases"]
+    assert failed["failed"] == "AttributeError: their loader has no len"
+    assert ours["times the other way"] == 4.0
+    assert other["network_alone"] == 10.0

@@ -35,7 +35,8 @@ class BatchNorm3d(nn.BatchNorm3d):
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         filling = x.shape[1] - self.num_features
-        if not filling and not on_tensor_cores(x):
+        usual = self.track_running_stats and self.momentum is not None
+        if not filling and not (usual and on_tensor_cores(x)):
             y = super().forward(x)
             return F.relu_(y) if relu else y
         if self.training:
