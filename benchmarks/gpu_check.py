@@ -8,10 +8,11 @@ to be installed and nothing is fetched. Each step is a process of its own with a
 so what one step found stays when a later one fails, and all end within 8 minutes; a build that
 crashes ends it at once. Tests and sanitizers run side by side, since none of them is timed; what is
 timed runs alone, the dearest last. DIR then holds
-gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step. Exit codes: 0 all passed,
-1 a step failed, 2 no GPU. The README shows the record of a GPU that lies in benchmarks/results.
---data and --official: as benchmarks.pretrain has them; without, the demo set and the authors' way
-rebuilt.
+gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step; what passed in an earlier
+run into DIR, of the same commit on such a machine, stays where it is not run again. Exit codes: 0
+all passed, 1 a step failed, 2 no GPU. The README shows the record of a GPU that lies in
+benchmarks/results. --data and --official: as benchmarks.pretrain has them; without, the demo set
+and the authors' way rebuilt.
 
     python -m benchmarks.gpu_check --out DIR --device cpu
 
@@ -103,10 +104,21 @@ def machine(device: str, commit: str | None = None) -> dict:
     return about
 
 
-def write(out: Path, device: str, about: dict, results: list[Result]) -> None:
+def passed_before(out: Path, device: str, about: dict) -> dict[str, dict]:
+    """Steps that passed in an earlier run into `out`, by name: of this commit on such a machine."""
+    path = out / f"gpu_check-{device}.json"
+    if not path.is_file() or not about.get("commit"):
+        return {}
+    record = json.loads(path.read_text())
+    if {**record["machine"], "date": ""} != {**about, "date": ""}:
+        return {}
+    return {step["name"]: step for step in record["steps"] if step["state"] == "passed"}
+
+
+def write(out: Path, device: str, about: dict, steps: dict[str, dict]) -> None:
     """The record and the page; each written aside and renamed."""
-    steps = [asdict(result) for result in results]
-    record = {"benchmark": "gpu_check", "machine": about, "steps": steps}
+    chosen = [steps[name] for name in STEPS if name in steps]
+    record = {"benchmark": "gpu_check", "machine": about, "steps": chosen}
     write_aside(out / f"gpu_check-{device}.json", json.dumps(record, indent=1) + "\n")
     write_aside(out / f"gpu_check-{device}.md", page(record))
 
@@ -172,7 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    about, results = machine(options.device, options.commit), []
+    about, failed = machine(options.device, options.commit), False
+    steps = passed_before(options.out, options.device, about)
     deadline = time.perf_counter() + options.limit
     with tempfile.TemporaryDirectory() as folder:
         context = Context(
@@ -184,12 +197,13 @@ def main(arguments: list[str] | None = None) -> int:
             deadline,
         )
         for result in run_steps(names, context):
-            results.append(result)
+            failed |= result.state == "failed"
+            steps[result.name] = asdict(result)
             line = f"{result.state:8}{result.name:15}{result.seconds:6.1f} s  {result.said}"
             print(line, flush=True)
-            write(options.out, options.device, about, results)
+            write(options.out, options.device, about, steps)
     print(f"written: gpu_check-{options.device}.json and .md in {options.out}")
-    return 1 if any(result.state == "failed" for result in results) else 0
+    return int(failed)
 
 
 if __name__ == "__main__":

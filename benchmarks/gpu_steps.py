@@ -31,6 +31,7 @@ class Result:
     state: str = "passed"
     said: str = ""  # one line
     seconds: float = 0.0
+    date: str = ""  # when it began
     values: dict = field(default_factory=dict)
     output: str = ""
 
@@ -290,10 +291,12 @@ def breaks(result: Result) -> bool:
 def run_step(name: str, context: Context) -> Result:
     """Runs one step; whatever goes wrong is its result."""
     start_time = time.perf_counter()
+    date = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     try:
         result = STEPS[name](context)
     except Exception as error:
         result = Result(name, "failed", f"{type(error).__name__}: {error}")
+    result.date = date
     result.seconds = round(time.perf_counter() - start_time, 1)
     result.output = result.output[-_KEPT_CHARACTERS:]
     return result

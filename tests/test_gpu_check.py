@@ -64,6 +64,25 @@ def test_later_steps_run_after_a_failed_one_and_each_is_kept(tmp_path, monkeypat
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_passed_before_stays_until_the_code_changes(tmp_path, monkeypatch):
+    found = {"first": "passed", "second": "failed"}
+    steps = {name: lambda context, name=name: Result(name, found[name]) for name in found}
+    monkeypatch.setattr(gpu_steps, "STEPS", steps)
+    monkeypatch.setattr(gpu_check, "STEPS", steps)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "machine", lambda device, commit: {"commit": commit})
+
+    def states(*arguments):
+        gpu_check.main(["--out", str(tmp_path), *arguments])
+        record = json.loads((tmp_path / "gpu_check-cuda.json").read_text())
+        return {step["name"]: step["state"] for step in record["steps"]}
+
+    assert states("--commit", "a") == found
+    found["second"] = "passed"
+    assert states("--commit", "a", "--only", "second") == {"first": "passed", "second": "passed"}
+    assert states("--commit", "b", "--only", "second") == {"second": "passed"}
+
+
 def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "STEPS", {"a": lambda context: pytest.fail("begun")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
