@@ -229,6 +229,7 @@ def test_sizes_from_1_to_300_at_random(device):
         ((70, 800), (30, 40), (30, 37)),  # wider than what CUDA copies at a time
         ((66, 40), (16, 20), (14, 20)),  # so tall that CUDA copies no rows
         ((6, 1320), (4, 1380), (3, 1300)),  # more columns than CUDA threads have at once
+        ((6, 300), (4, 8300), (3, 70)),  # wider than whole numbers on CUDA have room for
     ],
 )
 def test_ways_of_reading_the_source(device, size, resize, crop_size):

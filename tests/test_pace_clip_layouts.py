@@ -15,8 +15,12 @@ from tests.tiny import one_thread  # noqa: F401
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_layout_changes_no_bit(device):
+@pytest.mark.parametrize("jittered", [True, False])
+@pytest.mark.parametrize("width", [20, 19])  # in fours, and not
+def test_layout_changes_no_bit(device, width, jittered):
     frames, tensors, options = case(device)
+    tensors = tensors if jittered else tensors[:2]
+    options["crop_size"] = (16, width)
     for dtype, order in zip(DTYPES, ("rgb", "bgr", "rgb"), strict=True):
         options["channel_order"] = order
         plain = pace_clip(frames, *tensors, dtype=dtype, **options)
