@@ -7,12 +7,11 @@ Works from a source tree, with the torch of the running Python, in a copy of the
 to be installed and nothing is fetched. Each step is a process of its own with a limit in seconds,
 so what one step found stays when a later one fails, and all end within 8 minutes; a build that
 crashes ends it at once. Tests and sanitizers run side by side, since none of them is timed; what is
-timed runs alone, the dearest last. DIR then holds
-gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step; what passed in an earlier
-run into DIR, of the same commit on such a machine, stays where it is not run again. Exit codes: 0
-all passed, 1 a step failed, 2 no GPU. The README shows the record of a GPU that lies in
-benchmarks/results. --data and --official: as benchmarks.pretrain has them; without, the demo set
-and the authors' way rebuilt.
+timed runs alone. DIR then holds gpu_check-cuda.json and gpu_check-cuda.md, written anew after every
+step; what passed in an earlier run into DIR, of the same commit on such a machine, stays where it
+is not run again. Exit codes: 0 all passed, 1 a step failed, 2 no GPU. The README shows the record
+of a GPU that lies in benchmarks/results. --data and --official: as benchmarks.pretrain has them;
+without, the demo set and the authors' way rebuilt.
 
     python -m benchmarks.gpu_check --out DIR --device cpu
 

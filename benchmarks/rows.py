@@ -37,6 +37,10 @@ def _limit_of(limits: list[dict], threads: int | None, kind: str) -> float | Non
     return chosen[-1].get(kind) if chosen else None
 
 
+def _of_gpu(limits: list[dict]) -> bool:
+    return any("bus_bytes_per_second" in case for case in limits)
+
+
 def pace_clip(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     copies = {case["threads"]: case for case in cases if case["case"] == "copy"}
     ours: dict[tuple, float] = {}
@@ -129,8 +133,8 @@ def data(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     rates = {case["way"]: case["clips_per_core_second"] for case in cases}
     decoding = "files, decoding alone"
     best_of = {"files": "files", "store": "store, where it lies"}
-    on_gpu = any("bus_bytes_per_second" in case for case in limits)  # which these clips never see
-    copy = None if on_gpu else _limit_of(limits, 1, "copy_bytes_per_second")
+    # These clips never see a GPU, so its memory does not limit them.
+    copy = None if _of_gpu(limits) else _limit_of(limits, 1, "copy_bytes_per_second")
     # 16 frames: the crop's part of the stored planes read, 3 x 112 x 112 numbers written.
     store_bytes = 16 * (1.5 * 112 * 112 + 4 * 3 * 112 * 112)
     for case in cases:
@@ -190,7 +194,7 @@ def evaluate(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
 
 def retrieve(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     flops = _limit_of(limits, None, "float32_flops")
-    on_gpu = any("bus_bytes_per_second" in case for case in limits)
+    on_gpu = _of_gpu(limits)
     for case in cases:
         name = f"{case['queries']:,} queries on {case['gallery']:,} x {case['dimensions']:,}"
         work = 2 * case["queries"] * case["gallery"] * case["dimensions"]

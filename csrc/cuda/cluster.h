@@ -87,10 +87,7 @@ void launch_clusters(const char* name, unsigned grid, unsigned block, int64_t sh
   cuda_on_cpu::launch(cuda_on_cpu::name_of<kernel>(), kernel, dim3(grid), dim3(block),
                       static_cast<size_t>(shared_bytes), blocks_per_cluster, arguments...);
 #else
-  check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(shared_bytes)),
-             name);
+  check_cuda(allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes), name);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned>(blocks_per_cluster);
