@@ -6,11 +6,9 @@ A task says what a network's outputs cost; the loop knows nothing of paces or ac
 import math
 import os
 import platform
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,12 +21,13 @@ from pacecore.device import clip_format, trusted
 from pacecore.distributed import any_rank, is_main, world_size
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
-from pacecore.loader import ClipBatch, TrainingSchedule, load_batches, on_device
+from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.rules import write_toml
 from pacecore.runlog import Progress, RunFolder, duration, for_one_process
 from pacecore.source import FrameSource
 from pacecore.step import Learnt, TrainingStep, learning_rate
+from pacecore.stopping import Stop, Stopped, stop_requests
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
@@ -149,39 +148,57 @@ class _Run:
         self.best = dict(content["best"])
 
     def train(self) -> dict[str, Any]:
-        options, totals = self.options, self.totals
         self.task.model.train()
         self.step.capture(self._shapes(), self.form.dtype)
         progress = Progress("train", self.total_steps, shows=is_main())
-        progress.update(totals.step)
-        saved = self.counted = time.monotonic()
-        with _stop_signals() as stop:
-            for batch in self._timed_batches():
-                if self._usable(batch):
-                    self._learn(batch)
-                totals.step += 1
-                epoch_ends = totals.step % self.per_epoch == 0 or totals.step == self.total_steps
-                if totals.step % options.log_every == 0 or epoch_ends:
-                    self._log()
-                progress.update(totals.step, self.last_text)
-                late = time.monotonic() - saved >= 60 * options.save_minutes
-                stopping, due = any_rank(bool(stop), late)
-                if epoch_ends:
-                    progress.close()
-                    self._measure()
-                if epoch_ends or stopping or due:
-                    self.save()
-                    saved = time.monotonic()
-                if stopping and totals.step < self.total_steps:
-                    progress.close()
-                    raise TrainingError(
-                        f"stopped by {stop[0] if stop else 'another rank'} after step"
-                        f" {totals.step} of {self.total_steps}, saved; go on with:"
-                        f" {self.resuming()}"
-                    )
+        progress.update(self.totals.step)
+        self.counted = time.monotonic()
+        with stop_requests() as stop:
+            try:
+                self._steps(stop, progress)
+            except Stopped as ended:
+                progress.close()
+                raise (ended.__cause__ or self._stopped(stop)) from None
+            except LoaderError as error:
+                progress.close()
+                if world_size() > 1:
+                    raise  # saving needs the other ranks, which are in the midst of a step
+                self.save()
+                raise TrainingError(f"{error}; {self._saved()}") from None
         return self._summary()
 
-    def _timed_batches(self) -> Iterator[ClipBatch]:
+    def _steps(self, stop: Stop, progress: Progress) -> None:
+        options, totals, saved = self.options, self.totals, time.monotonic()
+        for batch in self._timed_batches(stop):
+            if self._usable(batch):
+                self._learn(batch)
+            totals.step += 1
+            epoch_ends = totals.step % self.per_epoch == 0 or totals.step == self.total_steps
+            if totals.step % options.log_every == 0 or epoch_ends:
+                self._log()
+            progress.update(totals.step, self.last_text)
+            late = time.monotonic() - saved >= 60 * options.save_minutes
+            stopping, due = any_rank(bool(stop), late)
+            if epoch_ends:
+                progress.close()
+                self._measure()
+            if epoch_ends or stopping or due:
+                self.save()
+                saved = time.monotonic()
+            if stopping and totals.step < self.total_steps:
+                progress.close()
+                raise self._stopped(stop)
+
+    def _stopped(self, stop: Stop) -> TrainingError:
+        return TrainingError(f"stopped by {stop.signal or 'another rank'} {self._saved()}")
+
+    def _saved(self) -> str:
+        return (
+            f"after step {self.totals.step} of {self.total_steps}, saved; go on with:"
+            f" {self.resuming()}"
+        )
+
+    def _timed_batches(self, stop: Stop) -> Iterator[ClipBatch]:
         """Batches on the device; counts how long the loop waited for them."""
         batches = load_batches(
             self.source,
@@ -194,11 +211,11 @@ class _Run:
             resident=self.resident is not None,
         )
         batches = on_device(batches, self.device)
-        while True:
+        for _ in range(self.totals.step, self.total_steps):
             before = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
-                return
+            # Of several ranks one cannot save while the others are in the midst of a step.
+            with stop.saving(self.save) if world_size() == 1 else nullcontext():
+                batch = next(batches)
             self.totals.waited_seconds += time.monotonic() - before
             yield batch
 
@@ -352,32 +369,3 @@ class _Run:
 
 
 _VERBS = {"pretrain": "train", "finetune": "finetune"}
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that gets the name of a signal that asks to stop; a second one stops at once.
-
-    One that comes within a second is the same request: `timeout` and torchrun send it to a process
-    and to its group.
-    """
-    received: list[str] = []
-    since = 0.0
-
-    def handler(number: int, _: Any) -> None:
-        nonlocal since
-        if not received:
-            received.append(signal.Signals(number).name)
-            since = time.monotonic()
-        elif time.monotonic() - since > 1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python lets no other thread have the signals
-        return
-    old = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, action in old.items():
-            signal.signal(number, action)

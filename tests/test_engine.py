@@ -250,18 +250,37 @@ def test_devices_are_told(monkeypatch):
             pick_device("cuda")
 
 
-def _long_run(out):
+def test_a_signal_in_the_last_step_stops_nothing(tmp_path):
+    class Signalled(PaceTask):
+        def loss(self, outputs, batch):
+            if batch.number == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(outputs, batch)
+
+    assert run(tmp_path, task=Signalled, held_out="none")["steps"] == 6
+
+
+class HangingSource(PacketSource):
+    """Video 3 does not come."""
+
+    def decode(self, video, wanted):
+        if video == 3:
+            time.sleep(600)
+        return super().decode(video, wanted)
+
+
+def _long_run(out, source=None, **changes):
     torch.set_num_threads(1)
-    options = {"epochs": 8, "save_minutes": 0, "held_out": "none"}
+    options = {"epochs": 8, "save_minutes": 0, "held_out": "none", **changes}
     try:
-        run(out, resume=(out / "last.pt").exists(), **options)
+        run(out, resume=(out / "last.pt").exists(), source=source, **options)
     except TrainingError as error:
         (out / "stopped").write_text(str(error))
         sys.exit(3)
 
 
-def start(out):
-    process = PROCESSES.Process(target=_long_run, args=(out,))
+def start(out, *args, **changes):
+    process = PROCESSES.Process(target=_long_run, args=(out, *args), kwargs=changes)
     process.start()
     return process
 
@@ -277,6 +296,41 @@ def test_sigterm_saves_and_ends_in_words(tmp_path):
     step = load_checkpoint(tmp_path / "last.pt")["totals"]["step"]
     assert words.startswith(f"stopped by SIGTERM after step {step} of 24, saved; go on with:")
     assert words.endswith(f"pacecore train --resume {tmp_path}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_while_a_video_hangs_saves_and_ends(tmp_path, workers):
+    options = {"save_minutes": 60, "epochs": 2, "workers": workers}
+    process = start(tmp_path, HangingSource(COUNTS), **options)
+    while not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(1)  # by now it waits
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 3
+    _assert_ends_as_if_nothing_had_happened(tmp_path, "stopped by SIGTERM")
+
+
+def test_a_video_that_hangs_costs_no_step(tmp_path):
+    options = {"save_minutes": 60, "epochs": 2, "workers": 1, "decode_timeout": 1}
+    process = start(tmp_path, HangingSource(COUNTS), **options)
+    process.join(60)
+    assert process.exitcode == 3
+    _assert_ends_as_if_nothing_had_happened(tmp_path, "decoding stopped: ")
+
+
+def _assert_ends_as_if_nothing_had_happened(out, reason):
+    """A run of 6 steps that was stopped in the midst for `reason`, once it has gone on."""
+    words = (out / "stopped").read_text()
+    step = load_checkpoint(out / "last.pt")["totals"]["step"]
+    assert 0 < step < 6
+    assert words.startswith(reason)
+    assert f"after step {step} of 6, saved; go on with: pacecore train --resume {out}" in words
+    for folder in (out, out / "whole"):
+        process = start(folder, epochs=2)
+        process.join(60)
+        assert process.exitcode == 0
+    assert_same(weights(out / "whole"), weights(out))
 
 
 def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_path):

@@ -1,0 +1,80 @@
+"""Signals that ask a run to stop: when they are heeded, so that nothing learnt is lost."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Stop", "Stopped", "stop_requests"]
+
+
+class Stopped(BaseException):
+    """Ends a wait for which the run does not wait; its cause, if any, is why nothing was saved.
+
+    No Exception, so that nothing on the way takes it for a failure of its own.
+    """
+
+
+class Stop:
+    """Whether a run is asked to stop. A second signal stops it at once, by KeyboardInterrupt.
+
+    One that comes within a second is the same request: `timeout` and torchrun send it to a process
+    and to its group.
+    """
+
+    def __init__(self) -> None:
+        self.signal = ""  # name of the one that was received
+        self._since = 0.0
+        self._save: Callable[[], None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.signal)
+
+    @contextmanager
+    def saving(self, save: Callable[[], None]) -> Iterator[None]:
+        """The block only waits: a request, also one from before, calls `save` and ends it there, by
+        Stopped. What is waited for may hang for minutes, and schedulers kill after half of one.
+        """
+        self._save = save
+        try:
+            self._heed()
+            yield
+        finally:
+            self._save = None
+
+    def received(self, number: int, _: FrameType | None) -> None:
+        """The handler of the signals."""
+        if not self:
+            self.signal, self._since = signal.Signals(number).name, time.monotonic()
+            self._heed()
+        elif time.monotonic() - self._since > 1:
+            raise KeyboardInterrupt
+
+    def _heed(self) -> None:
+        save, waits = self._save, self and self._save
+        if not waits:
+            return
+        self._save = None
+        try:
+            save()
+        except Exception as error:
+            raise Stopped from error
+        raise Stopped
+
+
+@contextmanager
+def stop_requests() -> Iterator[Stop]:
+    """Within the block SIGINT and SIGTERM are requests to stop."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python lets no other thread have the signals
+        return
+    handled = (signal.SIGINT, signal.SIGTERM)
+    old = {each: signal.signal(each, stop.received) for each in handled}
+    try:
+        yield stop
+    finally:
+        for number, action in old.items():
+            signal.signal(number, action)
