@@ -29,7 +29,7 @@ from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, memory_format, prepare
 
-from .common import add_arguments, peak_extra_bytes, time_function, write_record
+from .common import add_arguments, peak_extra_bytes, positive, run_main, time_function, write_record
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, help="default 60 on a GPU, 2 on a CPU")
-    parser.add_argument("--frames", type=int, help="default 16, s3dg 64")
-    parser.add_argument("--crop", type=int, help="default 112, s3dg 224")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--runs", type=int, default=2, help="at least, of a way in a round")
+    parser.add_argument("--batch", type=positive, help="default 60 on a GPU, 2 on a CPU")
+    parser.add_argument("--frames", type=positive, help="default 16, s3dg 64")
+    parser.add_argument("--crop", type=positive, help="default 112, s3dg 224")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--runs", type=positive, default=2, help="at least, of a way in a round")
     parser.add_argument("--layers", action="store_true", help="each convolution alone")
     arguments = parser.parse_args()
     on_cpu = torch.device(arguments.device).type == "cpu"
@@ -312,4 +312,4 @@ def convolutions(network: str, width: float, clips: torch.Size) -> dict[tuple, t
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

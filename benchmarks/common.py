@@ -16,19 +16,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from pacecore._extension import extension
+from pacecore.errors import PacecoreError
 
 __all__ = [
     "Timing",
     "add_arguments",
     "machine_info",
     "peak_extra_bytes",
+    "positive",
     "processor",
     "processor_seconds",
     "run_limited",
+    "run_main",
     "time_function",
     "write_aside",
     "write_record",
@@ -186,11 +190,44 @@ def peak_extra_bytes(function: Callable[[], object], device: str | torch.device 
     return peak - before
 
 
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a module's `main` as the program: an expected error is one line and exit code 2, Ctrl-C
+    is 130, as of the verbs.
+    """
+    try:
+        code = main()
+    except PacecoreError as error:
+        name = _started().removesuffix(".__main__").rpartition(".")[2]
+        sys.stderr.write(f"{name}: {error}\n")
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every benchmark has."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:<n>; default auto"
+    )
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
     parser.add_argument("--quick", action="store_true", help="few small cases: does it run at all")
+
+
+def _device(wish: str) -> str:
+    from pacecore.device import pick_device  # not for those that have no such option
+
+    try:
+        return str(pick_device(wish))
+    except PacecoreError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """The whole number of an option that counts something. For argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
 
 
 def write_record(path: str | Path | None, name: str, device: str, cases: list[dict]) -> Path:
@@ -251,10 +288,15 @@ def write_aside(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def _started() -> str:
+    """The module that `python -m` runs in this process."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else ""
+
+
 def _module(name: str) -> str:
     """What this process was started as: benchmarks.NAME in a source tree, else pacecore's."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    started = spec.name if spec else ""
+    started = _started()
     return started if started.endswith(f"benchmarks.{name}") else f"benchmarks.{name}"
 
 

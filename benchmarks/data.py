@@ -30,7 +30,7 @@ from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.source import VideoFiles
 from pacecore.store import FrameStore, pack, record_bytes
 
-from .common import add_arguments, write_record
+from .common import add_arguments, positive, run_main, write_record
 from .official import ExtractedFrames, Official, Rebuilt, Shape, extract
 
 __all__ = ["add_official_argument", "add_video_arguments", "main", "open_videos"]
@@ -41,7 +41,7 @@ SHAPE = Shape()
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     """Which videos."""
     parser.add_argument("--data", help="videos; default PACECORE_DATA/ucf101, else the demo set")
-    parser.add_argument("--videos", type=int, default=36)
+    parser.add_argument("--videos", type=positive, default=36)
 
 
 def add_official_argument(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     add_arguments(parser)
     add_video_arguments(parser)
     add_official_argument(parser)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     if options.quick:
         options.videos, options.rounds = 6, 2
@@ -211,4 +211,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -28,7 +28,7 @@ from pacecore.recognition import measure_actions
 from pacecore.source import FrameSource, VideoFiles
 from pacecore.store import pack
 
-from .common import add_arguments, time_function, write_record
+from .common import add_arguments, run_main, time_function, write_record
 
 CLIPS_AT_ONCE = 40
 
@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

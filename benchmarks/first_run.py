@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .common import write_record
+from .common import run_main, write_record
 
 __all__ = ["main"]
 
@@ -53,4 +53,4 @@ def _run(seed: int, device: str) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -34,7 +34,7 @@ import torch
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
-from .common import add_arguments, peak_extra_bytes, time_function, write_record
+from .common import add_arguments, peak_extra_bytes, run_main, time_function, write_record
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
 # Rows, features, type of a quick run, which has a minute on a GPU.
@@ -186,4 +186,4 @@ def words(case: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .common import add_arguments, processor_seconds, time_function, write_record
+from .common import add_arguments, processor_seconds, run_main, time_function, write_record
 
 __all__ = ["main", "measure"]
 
@@ -77,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -30,7 +30,7 @@ from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 
-from .common import add_arguments, peak_extra_bytes, write_record
+from .common import add_arguments, peak_extra_bytes, positive, run_main, write_record
 
 CARD = 24 * 2**30
 RESERVE = 3 * 2**30
@@ -70,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--networks", nargs="+", choices=BACKBONES, default=list(BACKBONES))
-    parser.add_argument("--clips", type=int, default=60, help="of a step: 30 videos, two each")
-    parser.add_argument("--accumulate", type=int, nargs="+", default=[1, 2, 3, 5, 10, 15, 30])
+    parser.add_argument("--clips", type=positive, default=60, help="of a step: 30 videos, two each")
+    parser.add_argument("--accumulate", type=positive, nargs="+", default=[1, 2, 3, 5, 10, 15, 30])
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.networks, arguments.accumulate = ["s3dg"], [30]
@@ -210,4 +210,4 @@ def against_resident_memory() -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

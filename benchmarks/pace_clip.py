@@ -20,7 +20,7 @@ import torch
 
 from pacecore.backbones.tuning import keep_freed_memory
 
-from .common import add_arguments, processor_seconds, time_function, write_record
+from .common import add_arguments, processor_seconds, run_main, time_function, write_record
 from .pace_clip_contenders import CONTENDERS, Case, inputs_of, ours
 
 __all__ = ["main"]
@@ -157,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -34,7 +34,7 @@ from pacecore.inputs import worker_count
 from pacecore.store import pack
 from pacecore.train import pace_model, pretrain
 
-from .common import add_arguments, time_function, write_record
+from .common import add_arguments, run_main, time_function, write_record
 from .data import add_official_argument, add_video_arguments, open_videos
 from .official import Rebuilt, Shape, Way, extract, training_step
 
@@ -253,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -12,7 +12,7 @@ from pacecore.check import data_check
 from pacecore.datasets import find_videos, probe_all
 from pacecore.store import pack, store_bytes
 
-from .common import add_arguments, write_record
+from .common import add_arguments, run_main, write_record
 from .hostile import data_folder
 
 SIZE = (128, 171)  # height, width
@@ -63,4 +63,4 @@ def _case(folder: Path, workers: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -15,7 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .common import write_record
+from pacecore.errors import PacecoreError
+
+from .common import run_main, write_record
 
 __all__ = ["main"]
 
@@ -63,7 +65,9 @@ def _run(name: str, source: Path, arguments: list[str], out: Path) -> dict:
         program = "from pacecore.cli import main; main()"
         command = [sys.executable, "-c", program, "train", str(source), "--preset", "small"]
         command += ["--out", str(out), *arguments]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+        if code:
+            raise PacecoreError(f"{name}: pacecore train ended with code {code}")
     summary = json.loads((out / "summary.json").read_text())
     kept = ("videos", "steps", "clips", "seconds", "clips_per_second", "waiting_share", "torch")
     return {
@@ -76,4 +80,4 @@ def _run(name: str, source: Path, arguments: list[str], out: Path) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -20,7 +20,7 @@ import numpy as np
 
 from pacecore.retrieve import hit_rates, nearest
 
-from .common import Timing, add_arguments, peak_extra_bytes, write_record
+from .common import Timing, add_arguments, peak_extra_bytes, positive, run_main, write_record
 
 KS = (1, 5, 10, 20, 50)
 CLASSES = 101
@@ -162,9 +162,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument(
-        "--large", type=int, metavar="QUERIES", help="instead: so many queries on mapped p4 clips"
+        "--large",
+        type=positive,
+        metavar="QUERIES",
+        help="instead: so many, on mapped p4 clips",
     )
-    parser.add_argument("--rounds", type=int, default=9, help="runs of each way, in turn")
+    parser.add_argument("--rounds", type=positive, default=9, help="runs of each way, in turn")
     arguments = parser.parse_args()
     if arguments.large:
         name = "retrieve-large"
@@ -179,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

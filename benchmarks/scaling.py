@@ -36,6 +36,7 @@ from .common import (
     add_arguments,
     peak_extra_bytes,
     processor,
+    run_main,
     time_function,
     write_aside,
     write_record,
@@ -313,4 +314,4 @@ def _write_page(record: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

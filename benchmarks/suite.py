@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pacecore.datasets import find_videos
 from pacecore.errors import PacecoreError
 
 from .common import machine_info, processor, run_limited, write_aside
@@ -87,13 +88,15 @@ def run_suite(
     """Runs the benchmarks `only`, or all, on `device` and writes record and page into `out`.
 
     The machine's limits are always measured first. data, official: as benchmarks.pretrain has them.
-    on_done is told of each run as it ends. Raises PacecoreError for an unknown name, and for a copy
-    of the authors' repository that lacks something.
+    on_done is told of each run as it ends. Raises PacecoreError for an unknown name, data that are
+    not there, and for a copy of the authors' repository that lacks something.
     """
     names = _chosen(only)
     options = {"data": data, "official": official}
+    if data:  # refused now, with the reason, and not by some benchmarks later
+        find_videos(data)
     if official:
-        Official(official)  # refused now, with the reason, and not by two benchmarks later
+        Official(official)
     out.mkdir(parents=True, exist_ok=True)
     kind = device.partition(":")[0]
     record = {

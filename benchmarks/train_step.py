@@ -40,7 +40,7 @@ from pacecore.source import FrameSource
 from pacecore.store import FrameStore
 from pacecore.train import PaceTask, pace_model
 
-from .common import add_arguments, write_record
+from .common import add_arguments, positive, run_main, write_record
 
 THIN = {
     "backbone": "r3d", "width": 0.125, "clip_frames": 4, "resize": (32, 43), "crop": 16,
@@ -53,10 +53,10 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--data", help="folder, list or index of videos; default: a demo set")
     parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--batch", type=int, help="videos a step; default: the preset's")
-    parser.add_argument("--steps", type=int, help="timed in a round; default 100, on a CPU 6")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-steps", type=int, default=2000)
+    parser.add_argument("--batch", type=positive, help="videos a step; default: the preset's")
+    parser.add_argument("--steps", type=positive, help="timed in a round; default 100, on a CPU 6")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--memory-steps", type=positive, default=2000)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     arguments = parser.parse_args()
     arguments.device = str(pick_device(arguments.device))
@@ -289,4 +289,4 @@ CASES = {"memory": memory, "start": start, "overhead": overhead}
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -26,7 +26,7 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 
-from .common import write_record
+from .common import positive, run_main, write_record
 
 __all__ = ["main"]
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", help="folder, list or index of videos")
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=positive, default=20)
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--contrasts", nargs="+", default=["context", "pace", "none"])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -106,4 +106,4 @@ def trained(words: list[str], out: Path, ranks: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

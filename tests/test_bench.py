@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import time
@@ -107,12 +108,34 @@ def test_a_record_that_is_not_understood_is_a_failure(small_suite, monkeypatch):
     [
         ({"only": ["pace"]}, "only must be of limits, pace_clip"),
         ({"official": "/nowhere"}, "official: /nowhere is not a folder"),
+        ({"data": "/nowhere"}, "/nowhere: no such file or folder"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_does(tmp_path, arguments, words):
     with pytest.raises(PacecoreError, match=words):
         suite.run_suite("cpu", tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("experiments /nowhere --runs R", "experiments: /nowhere: no such file or folder"),
+        ("experiments /nowhere --runs R --seeds 1,b", "must be whole numbers by comma, got '1,b'"),
+        ("experiments /nowhere --runs R --scene set[0-9]", "must have a group, in parentheses"),
+        ("data --device tpu", "argument --device: device must be auto, cpu, cuda or cuda:<n>, got"),
+        ("memory --clips 0", "argument --clips: must be a whole number above 0, got '0'"),
+    ],
+)
+def test_a_benchmark_ends_in_words(tmp_path, command, words):
+    command = [sys.executable, "-m", *f"benchmarks.{command}".split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_the_verb_says_each_benchmark_and_exits_1_when_one_failed(monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ LEVELS = tuple(
         "demo backbones convert weight_names datasets index layouts listing check isolated store"
         " source arena sampling video video_writer pictures plots paper media timeline planes"
         " resample ops workers",
-        "reference frames _extension rules errors",
+        "reference frames _extension rules errors stopping",
     )
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

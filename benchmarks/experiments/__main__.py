@@ -15,16 +15,18 @@ also says whether a video's neighbours are of its scene, as of features that loo
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pacecore.datasets import find_videos
 from pacecore.errors import PacecoreError
 from pacecore.report import make_report
 
-from ..common import RESULTS, write_record
+from ..common import RESULTS, positive, run_main, write_record
 from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
 from .page import evidence_page, summary
@@ -38,19 +40,22 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--grid", choices=list(_GRIDS), default="main")
     parser.add_argument("--setting", choices=list(SETTINGS), default="small")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=_seeds, default="0,1,2")
     parser.add_argument("--arms", help="by name, of any grid; default all of --grid")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once, sharing the cores")
-    parser.add_argument("--threads", type=int, help="of a cell; default its share of the cores")
+    parser.add_argument("--jobs", type=positive, default=1, help="cells at once, sharing the cores")
+    parser.add_argument("--threads", type=positive, help="of a cell; default a fair share")
     parser.add_argument("--limit-minutes", type=float, default=40.0, help="of one cell")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--scene", help="regular expression whose group, in a video's path, names its scene"
+        "--scene",
+        type=_scene,
+        help="regular expression whose group, in a video's path, names its scene",
     )
     parser.add_argument("--pages", action="store_true", help="only write the pages")
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
     options = parser.parse_args()
     arms = _chosen(parser, options.grid, options.arms)
+    find_videos(options.data)  # refused now, with the reason, and not by each cell
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     cells = [
         Cell(
@@ -63,7 +68,7 @@ def main() -> int:
             threads,
             options.device,
         )
-        for seed in map(int, options.seeds.split(","))
+        for seed in options.seeds
         for arm in arms
     ]
     if options.pages:
@@ -104,6 +109,23 @@ def _chosen(parser: argparse.ArgumentParser, grid: str, names: str | None) -> li
     return [known[name] for name in wanted]
 
 
+def _seeds(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"must be whole numbers by comma, got {text!r}")
+    return [int(word) for word in words]
+
+
+def _scene(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"is no regular expression: {error}: {text!r}") from None
+    if not groups:
+        raise argparse.ArgumentTypeError(f"must have a group, in parentheses, got {text!r}")
+    return text
+
+
 def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
     folders = [folder for cell in cells for folder in cell.run_folders()]
     if not folders:
@@ -131,4 +153,4 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
