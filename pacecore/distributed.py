@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports it. If there is a group by then, defaults of functions there hold
+# it, and its threads stay: one that lets go of a tensor while Python ends aborts the process.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from pacecore.errors import PacecoreError

@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ def _rank(number, port, out):
     except PacecoreError as error:
         (out / f"words-{number}").write_text(str(error))
         sys.exit(2)
+    left = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    (out / f"threads-{number}").write_text(" ".join(left))
 
 
 def start(out):
@@ -51,10 +54,18 @@ def finish(ranks):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Weights of the run that nothing happened to."""
+    """Folder of the run that nothing happened to."""
     out = tmp_path_factory.mktemp("whole")
     finish(start(out))
-    return weights(out)
+    return out
+
+
+def test_no_thread_of_the_group_is_left(whole):
+    """One that is may abort the process at its end, after all the work."""
+    for number in (0, 1):
+        threads = (whole / f"threads-{number}").read_text()
+        assert threads
+        assert "gloo" not in threads
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -72,4 +83,4 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(tmp_path, whole, 
     assert 0 < load_checkpoint(tmp_path / "last.pt")["totals"]["step"] < STEPS
     finish(start(tmp_path))
     assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == STEPS
-    assert_same(whole, weights(tmp_path))
+    assert_same(weights(whole), weights(tmp_path))
