@@ -1,22 +1,34 @@
 """What the options mean on the device that is there: which one, in which type and layout."""
 
+import sys
 from dataclasses import replace
 
 import torch
 
 from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d
 from pacecore.config import AnyOptions, RunOptions, input_scale
-from pacecore.distributed import is_main, rank
+from pacecore.distributed import is_main, local_rank
 from pacecore.errors import PacecoreError
+from pacecore.kernels import lack_of
 from pacecore.loader import ClipFormat
 
 __all__ = ["clip_format", "pick_device", "trusted"]
 
 
 def pick_device(wish: str) -> torch.device:
-    """The device of an option `device`. Raises PacecoreError when it is not there."""
+    """The device of an option `device`; auto: a GPU where there is one that the kernels serve, and
+    words where they do not. Raises PacecoreError when the device is not there or is not served.
+    """
     if wish == "auto":
-        wish = "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        lack = lack_of(0)
+        if lack:
+            if local_rank() == 0:
+                words = f"the GPU is left unused: {lack.reason}; {lack.mend}"
+                print(f"warning: {words}", file=sys.stderr, flush=True)
+            return torch.device("cpu")
+        wish = "cuda"
     try:
         device = torch.device(wish)
     except RuntimeError:
@@ -27,9 +39,13 @@ def pick_device(wish: str) -> torch.device:
         if not torch.cuda.is_available():
             raise PacecoreError(f"device {wish}: this torch finds no CUDA device; see doctor")
         count = torch.cuda.device_count()
-        index = rank() % count if device.index is None else device.index
+        # Launchers show a process all GPUs of its machine, or its own alone.
+        index = local_rank() % count if device.index is None else device.index
         if index >= count:
             raise PacecoreError(f"device {wish}: there are {count} CUDA devices")
+        lack = lack_of(index)
+        if lack:
+            raise PacecoreError(f"device {wish}: {lack.reason}; {lack.mend}")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     return device

@@ -25,6 +25,7 @@ __all__ = [
     "gather_rows",
     "is_main",
     "join",
+    "local_rank",
     "merge_over_ranks",
     "rank",
     "world_size",
@@ -44,6 +45,11 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0; known before the processes are joined."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0)
 
 
 def is_main() -> bool:

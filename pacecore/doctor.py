@@ -95,7 +95,7 @@ def _extension() -> Rest:
 def _gpu() -> Rest:
     import torch
 
-    from pacecore._extension import extension
+    from pacecore.kernels import OLDEST, lack_of
 
     if not torch.cuda.is_available():
         seen = _nvidia_smi()
@@ -108,36 +108,17 @@ def _gpu() -> Rest:
             mend = "see what torch.cuda.init() says; often the driver is older than torch's CUDA"
             yield "warn", f"{seen}, but torch {torch.__version__} cannot use it", mend
         return
-    info = extension().build_info()
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         capability = (properties.major, properties.minor)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
         found = f"cuda:{number} {properties.name}, {memory}, sm_{capability[0]}{capability[1]}"
-        if not info["cuda"]:
-            mend = f"put nvcc 12.0 or later on PATH, then {_REBUILD}"
-            yield "missing", f"{found}; this pacecore has no CUDA kernels", mend
-        elif not _covered(info["cuda_architectures"], capability):
-            wish = f"TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
-            built = f"kernels were built for {info['cuda_architectures']}"
-            yield (
-                "missing",
-                f"{found}; {built}",
-                f"{wish} pip install --force-reinstall --no-deps .",
-            )
+        lack = lack_of(number)
+        if lack:
+            state = "warn" if capability < OLDEST else "missing"
+            yield state, f"{found}; {lack.reason}", lack.mend
         else:
             yield "ok", f"{found}; {_nvidia_smi()}"
-
-
-def _covered(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether kernels for "sm_80 sm_90" run on a GPU of this capability.
-
-    Machine code serves its own generation from its own minor number on; later generations are
-    served by the intermediate code of the newest one, which a build carries by default.
-    """
-    built = [(int(n[:-1]), int(n[-1])) for n in re.findall(r"sm_(\d+)", architectures)]
-    same = any(major == capability[0] and minor <= capability[1] for major, minor in built)
-    return same or (bool(built) and capability[0] > max(built)[0])
 
 
 def _nvidia_smi() -> str:

@@ -11,6 +11,7 @@ from pacecore import doctor as module
 from pacecore.backbones import tuning
 from pacecore.cli.doctor import doctor as command
 from pacecore.doctor import STATES, Finding, doctor, is_broken
+from tests.gpus import gpus
 
 
 @pytest.fixture(scope="module")
@@ -76,48 +77,13 @@ def test_old_torch_is_missing(monkeypatch):
     assert only(doctor(), "torch").state == "missing"
 
 
-@pytest.mark.parametrize(
-    ("capability", "covered"),
-    [
-        ((8, 0), True),
-        ((8, 9), True),
-        ((9, 0), True),
-        ((10, 0), True),
-        ((12, 1), True),
-        ((7, 5), False),
-    ],
-)
-def test_which_gpus_the_kernels_cover(capability, covered):
-    assert module._covered("sm_80 sm_90", capability) is covered
-
-
-def test_no_kernels_cover_nothing():
-    assert not module._covered("", (9, 0))
-
-
-class _Gpu:
-    name, total_memory, major, minor = "Card", 80 * 2**30, 7, 5
-
-
-@pytest.mark.parametrize(
-    ("info", "mend"),
-    [
-        ({"cuda": None, "cuda_architectures": ""}, "put nvcc"),
-        ({"cuda": "13.0", "cuda_architectures": "sm_80 sm_90"}, "TORCH_CUDA_ARCH_LIST=7.5"),
-    ],
-)
-def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, info, mend):
-    class Extension:
-        build_info = staticmethod(lambda: info)
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: _Gpu)
-    monkeypatch.setattr("pacecore._extension.extension", Extension)
+@pytest.mark.parametrize(("capability", "state"), [((8, 0), "missing"), ((7, 5), "warn")])
+def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, capability, state):
+    gpus(monkeypatch, capability, architectures="sm_90")
     (finding,) = [Finding("gpu", *rest) for rest in module._gpu()]
-    assert finding.state == "missing"
-    assert "cuda:0 Card, 80 GiB, sm_75" in finding.found
-    assert finding.mend.startswith(mend)
+    assert finding.state == state
+    assert f"cuda:0 Card, 80 GiB, sm_{capability[0]}{capability[1]}; " in finding.found
+    assert finding.mend
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch):

@@ -11,10 +11,8 @@ import torch
 
 from pacecore.checkpoint import CheckpointError, load_checkpoint, load_resume
 from pacecore.config import TrainOptions, from_mapping
-from pacecore.device import pick_device
 from pacecore.distributed import rank, world_size
 from pacecore.engine import TrainingError, fit
-from pacecore.errors import PacecoreError
 from pacecore.loader import TrainingSchedule
 from pacecore.step import learning_rate
 from pacecore.train import PaceTask, pace_model
@@ -239,15 +237,6 @@ def test_learning_rates_are_functions_of_the_step():
     assert learning_rate(cosine, 0, 10, 100) == pytest.approx(1e-4)
     assert learning_rate(cosine, 50, 10, 100) == pytest.approx(5e-4)
     assert learning_rate(cosine, 99, 10, 100) < 1e-6
-
-
-def test_devices_are_told(monkeypatch):
-    assert pick_device("cpu").type == "cpu"
-    with pytest.raises(PacecoreError, match=r"device must be auto, cpu, cuda .*got 'tpu'"):
-        pick_device("tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(PacecoreError, match="device cuda: this torch finds no CUDA device"):
-            pick_device("cuda")
 
 
 def test_a_signal_in_the_last_step_stops_nothing(tmp_path):

@@ -21,7 +21,8 @@ LEVELS = tuple(
         "demo backbones convert weight_names datasets index layouts listing check isolated store"
         " source arena sampling video video_writer pictures plots paper media timeline planes"
         " resample ops workers",
-        "reference frames _extension rules errors stopping",
+        "reference frames kernels",
+        "_extension rules errors stopping",
     )
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -1,0 +1,50 @@
+"""The device of an option, on machines with and without GPUs."""
+
+import pytest
+import torch
+
+from pacecore.device import pick_device
+from pacecore.errors import PacecoreError
+from tests.gpus import gpus
+
+
+def test_the_cpu_and_what_is_no_device():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(PacecoreError, match=r"device must be auto, cpu, cuda .*got 'tpu'"):
+        pick_device("tpu")
+
+
+def test_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(PacecoreError, match="device cuda: this torch finds no CUDA device"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize("wish", ["auto", "cuda"])
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, wish):
+    """Before the processes are joined, so that only the launcher's variables tell them apart."""
+    devices = gpus(monkeypatch, (9, 0), (9, 0))
+    for number in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        assert pick_device(wish) == torch.device("cuda", number)
+    assert devices == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    gpus(monkeypatch, (9, 0))  # as where the launcher shows each process its own
+    assert pick_device(wish) == torch.device("cuda", 0)
+
+
+def test_a_number_stands_for_itself(monkeypatch):
+    gpus(monkeypatch, (9, 0), (9, 0))
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(PacecoreError, match="device cuda:2: there are 2 CUDA devices"):
+        pick_device("cuda:2")
+
+
+def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, capsys):
+    """auto is content with the CPU, and says why; cuda is a wish that cannot be met."""
+    gpus(monkeypatch, (9, 0), architectures="")
+    assert pick_device("auto").type == "cpu"
+    words = "this pacecore has no CUDA kernels; put nvcc 12.0 or later on PATH"
+    assert f"warning: the GPU is left unused: {words}" in capsys.readouterr().err
+    with pytest.raises(PacecoreError, match=f"device cuda: {words}"):
+        pick_device("cuda")
