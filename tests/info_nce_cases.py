@@ -32,14 +32,16 @@ def labels(n, kind, seed=0):
     return {"alone": torch.arange(n) + 2**40, "equal": torch.zeros(n, dtype=torch.int64)}[kind]
 
 
-def outcome(function, z, groups, dtype=None, **options):
-    """(loss, grad of z, grad of temperature) in float64, with everything computed in `dtype`."""
+def outcome(function, z, groups, dtype=None, loss_scale=1.0, **options):
+    """(loss, grad of z, grad of temperature) in float64, with everything computed in `dtype`; the
+    gradients are of the loss times `loss_scale`.
+    """
     z, groups = z.detach().to(dtype or z.dtype).clone().requires_grad_(), groups.to(z.device)
     value = options.pop("temperature", 1.0)
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
     temperature = torch.tensor(value, dtype=wide, device=z.device, requires_grad=True)
     loss = function(z, groups, temperature=temperature, **options)[0]
-    loss.backward()
+    (loss_scale * loss).backward()
     results = (loss.detach(), z.grad, temperature.grad)
     return tuple(result.double().cpu() for result in results)
 

@@ -131,6 +131,12 @@ def test_half_precision_against_plain_torch(
     assert_half_close(embeddings(n, features, dtype).to(device), labels(n, "pairs"), **options)
 
 
+@on_devices([(60, 48), (512, 64), (514, 64)], [(24, 24), (16, 21)])
+def test_a_scaled_loss_lifts_float16_gradients_above_zero(device, n, features):
+    z = embeddings(n, features, torch.float16, scale=1e-3).to(device)
+    assert_half_close(z, labels(n, "pairs"), loss_scale=1024.0)
+
+
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize(("start", "count"), [(0, 0), (0, 1), (5, 20), (300, 260), (559, 1)])
 def test_share_of_anchors(start, count, denominator):
@@ -263,8 +269,11 @@ def test_second_derivative_is_refused(n):
         ({"groups": torch.zeros(5, dtype=torch.int64)}, r"groups must be \(4,\).*got .*\(5,\)"),
         ({"groups": torch.zeros(4)}, "groups must be .*integers.*got torch.float32"),
         ({"groups": torch.zeros(4, dtype=torch.int64, device="meta")}, "on meta"),
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"temperature": math.nan}, "temperature must be above 0, got nan"),
+        ({"temperature": 0.0}, r"temperature must be from 1.18e-38 to 3.4e\+38, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be .*, got nan"),
+        ({"temperature": 1e-39}, "temperature must be .*, got 1e-39"),
+        ({"temperature": torch.tensor(-1.0)}, r"temperature must be .*e\+38, got -1"),
+        ({"temperature": torch.tensor(math.inf)}, "temperature must be .*, got inf"),
         ({"temperature": torch.ones(2)}, "temperature must be one .*got .*(2,)"),
         ({"denominator": "row"}, "denominator must be one of anchor, batch, got 'row'"),
         ({"anchor_start": -1}, "anchors must lie within the 4 rows of z, got anchor_start -1"),
@@ -284,8 +293,13 @@ def test_the_kernel_checks_for_itself():
         op(z, groups[:3], None, 1.0, False, False, 0, 4, False)
     with pytest.raises(RuntimeError, match="anchors 2 to 6 must lie within the 4 rows"):
         op(z, groups, None, 1.0, False, False, 2, 4, False)
-    with pytest.raises(RuntimeError, match="temperature must be above 0, got -1"):
+    with pytest.raises(RuntimeError, match=r"temperature must be from .*, got -1"):
         op(z, groups, torch.tensor(-1.0), 1.0, False, False, 0, 4, False)
+    backward, options = ops.library.ops().info_nce_backward, (None, 1.0, False, False, 0, 4)
+    with pytest.raises(RuntimeError, match=r"rows must be \(5, n\) .*got float32 \(5, 3\)"):
+        backward(torch.ones(()), z, groups, torch.zeros(5, 3), *options)
+    with pytest.raises(RuntimeError, match=r"grad_loss must be one float32 .*got float32 \(2,\)"):
+        backward(torch.ones(2), z, groups, torch.zeros(5, 4), *options)
 
 
 def test_float64_is_for_the_cpu(device, request):
@@ -295,7 +309,7 @@ def test_float64_is_for_the_cpu(device, request):
         )
         return
     z, groups = torch.ones(2, 2).double().to(device), torch.zeros(2).long().to(device)
-    with pytest.raises(RuntimeError, match="float64 is computed on the CPU only, got z float64"):
+    with pytest.raises(PacecoreError, match="float64 is computed on the CPU only, got z float64"):
         info_nce(z, groups)
 
 

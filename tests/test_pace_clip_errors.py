@@ -103,6 +103,13 @@ def test_wrong_types_and_sizes_are_refused(device, name, change, message):
     assert message in str(caught.value)
 
 
+def test_a_gradient_is_refused(device):
+    values = named_case(device)
+    values["jitter"].requires_grad_()
+    with pytest.raises(PacecoreError, match="pace_clip: jitter must not require a gradient"):
+        call(pace_clip, values)
+
+
 @pytest.mark.parametrize(
     ("name", "index", "value", "message"),
     WRONG_CONTENTS + [("jitter", *rest) for rest in WRONG_FACTORS],

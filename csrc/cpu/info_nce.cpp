@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <unordered_map>
 #include <vector>
@@ -284,7 +285,9 @@ double temperature_of(const std::optional<Tensor>& tensor, double number) {
   if (tensor)
     value = tensor->scalar_type() == ScalarType::Double ? *data<double>(*tensor)
                                                         : *data<float>(*tensor);
-  check(value > 0 && std::isfinite(value), "info_nce: temperature must be above 0, got ", value);
+  using Limits = std::numeric_limits<float>;
+  check(value >= Limits::min() && value <= Limits::max(), "info_nce: temperature must be from ",
+        Limits::min(), " to ", Limits::max(), ", got ", value);
   return value;
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pacecore.errors import PacecoreError
-from pacecore.ops.library import ops, registration
+from pacecore.ops.library import expected_errors, ops, registration
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -14,6 +14,7 @@ DENOMINATORS = ("anchor", "batch")
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Up to this many rows the forward leaves the gradient behind: both fit one launch on a GPU.
 _FEW_ROWS = 512
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class InfoNCE(NamedTuple):
@@ -51,16 +52,18 @@ def info_nce(
 
     z: (n, D) float32, bfloat16, float16 or float64; sums are float32, for float64 float64.
     groups: (n,) integers, any values, on z's device.
-    temperature: above 0, a number or a tensor of one element, then learnable; on CUDA a tensor's
-        value is not looked at.
+    temperature: above 0 (a normal number of float32), a number or a tensor of one element, then
+        learnable; on CUDA a tensor's value is not looked at.
     normalize: s is the cosine. A row with a norm below 1e-12 counts as zeros, with no gradient.
     anchor_start, anchor_count: the anchors are rows [anchor_start, anchor_start + anchor_count) of
         z, by default all from anchor_start on; every row is a key. So one rank's share of a batch
         gathered from several. The "batch" denominator runs over all rows whatever the anchors.
 
-    Memory grows as n D, time as n^2 D; pairs of two rows that are no anchors take none, unless the
-    denominator is "batch". Results are the same bits in every run and with any number of threads.
-    Nothing waits for the GPU. There is no second derivative: create_graph=True is an error.
+    Memory grows as n D, time as n^2 D: of the similarities a square exists at a time that fits the
+    cache, which for few rows (512 on a GPU) is all of them. Pairs of two rows that are no anchors
+    take none, unless the denominator is "batch". Results are the same bits in every run and with
+    any number of threads. Nothing waits for the GPU. There is no second derivative:
+    create_graph=True is an error.
     Raises PacecoreError for a wrong shape, type, device or value.
     """
     count = len(z) - anchor_start if anchor_count is None and z.dim() else anchor_count
@@ -70,17 +73,21 @@ def info_nce(
     if isinstance(temperature, Tensor):
         learnable = temperature.to(dtype=compute_type, device=z.device).reshape(())
     leave_gradient = torch.is_grad_enabled() and z.requires_grad and z.shape[0] <= _FEW_ROWS
-    loss, summary, *_ = ops().info_nce(
-        z,
-        groups.to(torch.int64),
-        learnable,
-        1.0 if learnable is not None else float(temperature),
-        denominator == "batch",
-        normalize,
-        anchor_start,
-        count,
-        leave_gradient,
-    )
+    # What is left is rounded before it is multiplied by the gradient of the loss, and in float16
+    # that is what lifts it above 0.
+    leave_gradient = leave_gradient and z.dtype != torch.float16
+    with expected_errors("info_nce"):
+        loss, summary, *_ = ops().info_nce(
+            z,
+            groups.to(torch.int64),
+            learnable,
+            1.0 if learnable is not None else float(temperature),
+            denominator == "batch",
+            normalize,
+            anchor_start,
+            count,
+            leave_gradient,
+        )
     return InfoNCE(loss, *summary.unbind())
 
 
@@ -113,8 +120,9 @@ def _check(
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1 or not temperature.is_floating_point():
             require(False, "temperature must be one floating-point value", describe(temperature))
-    elif not 0 < temperature < float("inf"):
-        require(False, "temperature must be above 0", temperature)
+    elif not _SMALLEST <= temperature <= _LARGEST:
+        rule = f"temperature must be from {_SMALLEST:.3g} to {_LARGEST:.3g}"
+        require(False, rule, temperature)
     if denominator not in DENOMINATORS:
         require(False, f"denominator must be one of {', '.join(DENOMINATORS)}", repr(denominator))
     if min(anchor_start, anchor_count) < 0 or anchor_start + anchor_count > z.shape[0]:

@@ -11,8 +11,16 @@ from contextlib import contextmanager
 import torch
 
 from pacecore._extension import extension
+from pacecore.errors import PacecoreError
 
-__all__ = ["NAMESPACE", "add_namespace", "ops", "registration", "use_namespace"]
+__all__ = [
+    "NAMESPACE",
+    "add_namespace",
+    "expected_errors",
+    "ops",
+    "registration",
+    "use_namespace",
+]
 
 NAMESPACE = "pacecore"
 _active = NAMESPACE
@@ -40,6 +48,17 @@ def add_namespace(library_path: str, namespace: str) -> None:
     torch.ops.load_library(library_path)
     for function in _registrations:
         function(namespace)
+
+
+@contextmanager
+def expected_errors(op: str) -> Iterator[None]:
+    """The refusals of the kernels of `op` as PacecoreError; anything else as it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error).startswith(f"{op}: "):
+            raise PacecoreError(str(error).partition("\n")[0]) from None
+        raise
 
 
 @contextmanager

@@ -1,14 +1,11 @@
 """`pace_clip`: decoded frames and a plan in, network clips out, in one pass."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.ops.library import ops, registration
+from pacecore.ops.library import expected_errors, ops, registration
 
 __all__ = ["check_plan", "pace_clip"]
 
@@ -87,7 +84,9 @@ def pace_clip(
             "pace_clip: memory_format must be torch.contiguous_format or torch.channels_last_3d, "
             f"got {memory_format}"
         )
-    with _expected_errors():
+    if jitter is not None and jitter.requires_grad:
+        raise PacecoreError("pace_clip: jitter must not require a gradient, there is none")
+    with expected_errors("pace_clip"):
         return ops().pace_clip(
             frames.data,
             frames.table,
@@ -120,7 +119,7 @@ def check_plan(
     On a GPU the contents of tensors cannot be checked. Raises PacecoreError as pace_clip does on
     CPU; computes nothing.
     """
-    with _expected_errors():
+    with expected_errors("pace_clip"):
         ops().check_pace_clip(
             frames.data,
             frames.table,
@@ -131,17 +130,6 @@ def check_plan(
             list(resize),
             list(crop_size),
         )
-
-
-@contextmanager
-def _expected_errors() -> Iterator[None]:
-    """The op's own refusals as PacecoreError; anything else as it is."""
-    try:
-        yield
-    except RuntimeError as error:
-        if str(error).startswith("pace_clip: "):
-            raise PacecoreError(str(error).partition("\n")[0]) from None
-        raise
 
 
 @registration
