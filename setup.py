@@ -99,6 +99,8 @@ def architectures():
         found = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", word)
         if not found:
             sys.exit(f"pacecore: TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got {wish!r}")
+        if int(found[1]) < 8:  # as pacecore.kernels.OLDEST
+            sys.exit(f"pacecore: TORCH_CUDA_ARCH_LIST must be 8.0 or later, got {wish!r}")
         result.append((found[1] + found[2], bool(found[3])))
     return result
 

@@ -4,10 +4,12 @@ from types import ModuleType
 
 import torch  # noqa: F401  before _C, which finds libtorch already loaded
 
+from pacecore.errors import PacecoreError
+
 __all__ = ["ExtensionError", "extension"]
 
 
-class ExtensionError(ImportError):
+class ExtensionError(PacecoreError, ImportError):
     """The compiled part of pacecore is missing or does not load."""
 
 
@@ -21,8 +23,8 @@ def extension() -> ModuleType:
         from pacecore import _C
     except ImportError as error:
         raise ExtensionError(
-            f"pacecore's compiled part does not load: {error}\n"
-            "rebuild it from the source folder with: pip install --force-reinstall --no-deps ."
+            f"pacecore's compiled part does not load: {error};"
+            " rebuild it from the source folder with: pip install --force-reinstall --no-deps ."
             " (an editable install: pip install --no-deps -e .)"
         ) from error
     return _C

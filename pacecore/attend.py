@@ -5,7 +5,7 @@ attention = min-max of bicubic of mean over time of mean over channels of (last 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
         drawn = drawing.draw(videos, folder)
         result = {
             "checkpoint": str(trained.path),
+            "measured_with": asdict(options),
             "paces": [str(pace) for pace in paces],
             "start_frame": options.start_frame,
             "every": options.every,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pacecore import __version__
 from pacecore.checkpoint import CheckpointError, load_resume, save_checkpoint
 from pacecore.config import AnyOptions, RunOptions
 from pacecore.device import clip_format, trusted
@@ -343,7 +344,11 @@ class _Run:
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,
-                "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+                "versions": {
+                    "pacecore": __version__,
+                    "torch": str(torch.__version__),
+                    "python": platform.python_version(),
+                },
                 **self.task.extra_state(),
             },
         )

@@ -271,6 +271,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             "data_words": data.words,
             "identity": data.identity,
             "device": str(device),
+            "measured_with": asdict(options),
             **figures,
             "unreadable": {**dict(data.unreadable), **figures["unreadable"]},
             "trained_with": asdict(trained.options),

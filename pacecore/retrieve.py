@@ -258,6 +258,7 @@ def retrieve_features(
         **{name: gallery.order[name] for name in ("stage", "pool", "unit", "clips", "network")},
         "identity": gallery.order["identity"],
         "device": str(device),
+        "measured_with": asdict(options),
     }
     return result, (numbers, cosines)
 

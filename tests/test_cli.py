@@ -1,5 +1,8 @@
 """The command itself: how it ends on errors that no verb expects."""
 
+import subprocess
+import sys
+
 import click
 import pytest
 import torch
@@ -33,3 +36,16 @@ def test_other_runtime_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pacecore"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
+
+
+def test_a_compiled_part_that_does_not_load_is_one_line(tmp_path):
+    program = (
+        "import sys; sys.modules['pacecore._C'] = None\n"  # what an import of it then meets
+        "from pacecore.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "train", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("pacecore: pacecore's compiled part does not load: ")
+    assert "pip install --force-reinstall --no-deps ." in done.stderr

@@ -1,5 +1,6 @@
 """The build: what the extension shows to the libraries beside it."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -46,3 +47,16 @@ def test_an_archive_of_the_standard_library_stays_within(tmp_path, monkeypatch):
     assert " T length" in shown
     assert "ostringstream" not in shown
     assert len(shown.splitlines()) < 20
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [("hopper", "must look like '8.0;9.0+PTX', got 'hopper'"), ("7.5 8.0", "must be 8.0 or later")],
+)
+def test_architectures_that_cannot_be_are_refused(monkeypatch, wish, words):
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wish)
+    with pytest.raises(SystemExit, match=re.escape(f"TORCH_CUDA_ARCH_LIST {words}")):
+        build["architectures"]()

@@ -1,4 +1,4 @@
-// pace_clip on CUDA: one pass over the source, one write of the clips.
+// pace_clip on CUDA: one kernel from the source to the clips, which are written once.
 //
 // A block owns a band of rows of one frame of one clip. It copies the source rows that the band
 // needs into shared memory, 16 bytes at a time; each thread then makes four neighbouring columns of
@@ -7,8 +7,8 @@
 // steps up to contrast and leaves the pixels in shared memory as planar floats: contrast needs the
 // mean grey of the whole frame, so the blocks of a frame are a cluster and add up their sums. Then
 // each block finishes its band from shared memory with 16-byte stores. Where a band does not fit
-// into shared memory (large crops before sm_90), its rows are made once for the mean and once for
-// the clips; the second time the source is in L2.
+// into shared memory (large crops; any before sm_90, where there are no clusters), its rows are
+// made once for the mean and once for the clips; the second time the source is in L2.
 //
 // What limits it is instructions, not memory: so the four columns of a source row are read as three
 // words, a sample is one product of whole numbers (dp2a), which as the last bits of a float needs
