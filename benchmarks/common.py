@@ -99,16 +99,13 @@ def time_function(
     min_seconds: float = 1.0,
     min_runs: int = 5,
     max_runs: int = 200,
-    flush_cache: bool = False,
 ) -> Timing:
     """Percentiles of the time of `function`, run once to warm up, then until both minima are met.
 
     On CUDA the time is the GPU's own, between two events. Short runs are not split from launch
-    gaps, so capture them in a CUDA graph first where GPU time alone is meant. `flush_cache` writes
-    256 MB between runs, so that inputs come from memory and not from the last run's cache.
+    gaps, so capture them in a CUDA graph first where GPU time alone is meant.
     """
     device = torch.device(device)
-    flush = torch.empty(2**28, dtype=torch.uint8, device=device) if flush_cache else None
     function()
     seconds: list[float] = []
     if device.type == "cuda":
@@ -118,8 +115,6 @@ def time_function(
         while len(events) < min_runs or (
             time.perf_counter() - start_time < min_seconds and len(events) < max_runs
         ):
-            if flush is not None:
-                flush.zero_()
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
             function()
@@ -131,8 +126,6 @@ def time_function(
         seconds = [before.elapsed_time(after) / 1000 for before, after in events]
     else:
         while len(seconds) < min_runs or (sum(seconds) < min_seconds and len(seconds) < max_runs):
-            if flush is not None:
-                flush.zero_()
             before_seconds = time.perf_counter()
             function()
             seconds.append(time.perf_counter() - before_seconds)

@@ -81,13 +81,14 @@ def machine(device: str, commit: str | None = None) -> dict:
     """commit: of a tree that is no git checkout."""
     import torch
 
+    changed = False
     if commit is None and shutil.which("git"):
-        asked = ["git", "rev-parse", "HEAD"]
-        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
-        commit = done.stdout.strip() or None
+        commit = _git("rev-parse", "HEAD") or None
+        changed = bool(_git("status", "--porcelain"))
     about = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         "commit": commit,
+        "uncommitted_changes": changed,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
@@ -103,10 +104,15 @@ def machine(device: str, commit: str | None = None) -> dict:
     return about
 
 
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def passed_before(out: Path, device: str, about: dict) -> dict[str, dict]:
     """Steps that passed in an earlier run into `out`, by name: of this commit on such a machine."""
     path = out / f"gpu_check-{device}.json"
-    if not path.is_file() or not about.get("commit"):
+    if not path.is_file() or not about.get("commit") or about.get("uncommitted_changes"):
         return {}
     record = json.loads(path.read_text())
     if {**record["machine"], "date": ""} != {**about, "date": ""}:

@@ -1,6 +1,6 @@
 """A page that plans large runs from what was measured: cores, store, bus, ranks, days.
 
-    python -m benchmarks.planning [--gpu-clips 2000] [--out FILE]
+    python -m benchmarks.planning [--gpu-clips 1000] [--out FILE]
 
 It calculates; it measures nothing. Each figure is an input that the page states, a figure of a
 record that it names, or follows from such by the formula beside it.
@@ -8,7 +8,8 @@ record that it names, or follows from such by the formula beside it.
 
 import argparse
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pacecore.backbones import build_backbone
@@ -19,14 +20,13 @@ from .rows import short
 
 __all__ = ["Inputs", "Plan", "main", "page"]
 
-GOAL = 2000.0  # clips a second of R(2+1)D on an H200 in bf16: what the project aims at
-
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is assumed and not measured, the same for every plan."""
+    """What the plans start from beside the record of one core, the same for every plan."""
 
-    gpu_clips: float = GOAL
+    gpu_clips: float
+    gpu_from: str
     batch: int = 60  # clips of a GPU's step
     views: int = 2
     clip_frames: int = 16
@@ -95,13 +95,35 @@ def measured(record: dict) -> Measured:
     )
 
 
+def of_gpu(records: Path) -> Inputs:
+    """What a GPU has shown: of gpu_check's record, or of that of the first runs."""
+    path = records / "gpu_check-cuda.json"
+    if not path.is_file():
+        record = json.loads((records / "first_gpu_run.json").read_text())
+        limits, name = record["limits"], record["machine"]["gpu"]
+        (step,) = (case for case in record["cases"] if case["op"] == "step")
+        words = f"R(2+1)D's step in bf16 alone, batch {step['clips']}"
+        rate, source = step["clips_per_second"], "first_gpu_run.json"
+    else:
+        record = json.loads(path.read_text())
+        values = {step["name"]: step["values"].get("cases", []) for step in record["steps"]}
+        limits, name = values["limits"], record["machine"]["gpu"]
+        ways = [case for case in values["pretrain"] if case["way"].startswith("pacecore")]
+        best = max(ways, key=lambda case: case.get("clips_per_second", 0))
+        words = f"pre-training from end to end, {best['way'].partition(', ')[2]}"
+        rate, source = best["clips_per_second"], path.name
+    where = f"measured on an {name}, {source}"
+    bus = limits[0]["bus_bytes_per_second"]
+    return Inputs(rate, f"{words}; {where}", bus_bytes_per_second=bus, bus_from=where)
+
+
 def parameter_bytes() -> int:
     """Bytes of R(2+1)D's gradients in fp32."""
     return 4 * sum(each.numel() for each in build_backbone("r21d").parameters())
 
 
-def page(record: dict, inputs: Inputs, gpu: dict | None = None) -> str:
-    """The plan as a Markdown page. record: of benchmarks.data; gpu: benchmarks.limits on a GPU."""
+def page(record: dict, inputs: Inputs) -> str:
+    """The plan as a Markdown page. record: of benchmarks.data."""
     found = measured(record)
     lines = [
         "# Planning large runs",
@@ -109,13 +131,13 @@ def page(record: dict, inputs: Inputs, gpu: dict | None = None) -> str:
         "Written by `python -m benchmarks.planning`, which measures nothing: it multiplies what is"
         " stated here with what records hold.",
         "",
-        *_inputs(inputs, gpu),
+        *_inputs(inputs),
         *_measured(found),
-        *_one_gpu(inputs, found, gpu),
+        *_one_gpu(inputs, found),
     ]
     for plan in PLANS:
         lines += _plan(plan, inputs, found)
-    lines += _unknown(gpu)
+    lines += _unknown()
     return "\n".join(lines) + "\n"
 
 
@@ -124,36 +146,24 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def _inputs(inputs: Inputs, gpu: dict | None) -> list[str]:
-    goal = (
-        "**a goal, not a measurement**: R(2+1)D at 16 x 112 x 112 in bf16 on an H200, batch 60"
-        if inputs.gpu_clips == GOAL
-        else "given with --gpu-clips"
-    )
-    bus, bus_from = _bus(inputs, gpu)
+def _inputs(inputs: Inputs) -> list[str]:
+    bus = inputs.bus_bytes_per_second
     return [
-        "## Stated, not measured",
+        "## What the plans start from",
         "",
         *_table(
             ("input", "value", "what it is"),
             [
-                ("clips a second of a GPU", f"{inputs.gpu_clips:,.0f}", goal),
+                ("clips a second of a GPU", f"{inputs.gpu_clips:,.0f}", inputs.gpu_from),
                 ("clips of a GPU's step", f"{inputs.batch}", "the paper's 30 videos, two views"),
                 ("views of a video", f"{inputs.views}", "the paper's; decoded once for both"),
                 ("frames of a clip", f"{inputs.clip_frames}", "the paper's"),
-                ("bus to a GPU", f"{bus / 1e9:.0f} GB/s", bus_from),
+                ("bus to a GPU", f"{bus / 1e9:.0f} GB/s", inputs.bus_from),
                 ("memory of a GPU", f"{inputs.gpu_bytes / 1e9:.0f} GB", "an H200's"),
                 *((plan.name, f"{plan.videos:,.0f} videos", plan.why) for plan in PLANS),
             ],
         ),
     ]
-
-
-def _bus(inputs: Inputs, gpu: dict | None) -> tuple[float, str]:
-    for case in (gpu or {}).get("cases", []):
-        if "bus_bytes_per_second" in case:
-            return case["bus_bytes_per_second"], "measured, limits-cuda.json"
-    return inputs.bus_bytes_per_second, inputs.bus_from
 
 
 def _measured(found: Measured) -> list[str]:
@@ -175,8 +185,8 @@ def _measured(found: Measured) -> list[str]:
     ]
 
 
-def _one_gpu(inputs: Inputs, found: Measured, gpu: dict | None) -> list[str]:
-    bus, _ = _bus(inputs, gpu)
+def _one_gpu(inputs: Inputs, found: Measured) -> list[str]:
+    bus = inputs.bus_bytes_per_second
     record = record_bytes(inputs.size)
     height, width = inputs.file_size
     ways = {
@@ -190,7 +200,7 @@ def _one_gpu(inputs: Inputs, found: Measured, gpu: dict | None) -> list[str]:
         rows.append(
             (
                 name,
-                f"{inputs.gpu_clips / rate:.0f}" if rate else "none for pixels",
+                f"{math.ceil(inputs.gpu_clips / rate)}" if rate else "none for pixels",
                 f"{need / 1e9:.2f} GB/s" if need else "nothing",
                 f"{100 * need / bus:.1f} %" if need else "0 %",
             )
@@ -246,8 +256,8 @@ def _plan(plan: Plan, inputs: Inputs, found: Measured) -> list[str]:
                 f"{ranks:,}",
                 _time(seconds),
                 _time(4 * seconds),
-                f"{rate / found.files:,.0f}",
-                f"{rate / found.store:,.0f}",
+                f"{math.ceil(rate / found.files):,}",
+                f"{math.ceil(rate / found.store):,}",
                 f"{_bytes(rate * inputs.clip_frames * record_bytes(inputs.size))}/s",
                 f"{ranks * inputs.batch:,}",
             )
@@ -265,19 +275,19 @@ def _plan(plan: Plan, inputs: Inputs, found: Measured) -> list[str]:
     ]
 
 
-def _unknown(gpu: dict | None) -> list[str]:
-    lines = [
+def _unknown() -> list[str]:
+    return [
         "## What these plans do not know",
         "",
-        "- The rate of a GPU, until one has run `python -m benchmarks.gpu_check`: the plans scale"
-        " with it, and `--gpu-clips` draws them for another.",
+        "- The rate of another GPU, or of this one with another network: the plans scale with it,"
+        " and `--gpu-clips` draws them for another rate. A step alone leaves out what feeding it"
+        " costs.",
         "- What ranks cost each other over a network. `scaling-cpu.md` has two processes on one"
         " machine, which says nothing of many.",
         "- How fast videos of another codec and size decode. Those measured are 320 x 240 MPEG-4"
         " where UCF101 was; H.264 of 340 x 256 with rare key frames takes longer.",
         "- Disks: how fast the store is read from where it lies.",
     ]
-    return lines if gpu is None else [*lines[:2], *lines[3:]]
 
 
 def _bytes(number: float) -> str:
@@ -296,25 +306,23 @@ def _time(seconds: float) -> str:
 
 def planned() -> str:
     """The page from the records of this tree."""
-    record = json.loads((RESULTS / "data-cpu.json").read_text())
-    limits = RESULTS / "limits-cuda.json"
-    gpu = json.loads(limits.read_text()) if limits.is_file() else None
-    return page(record, Inputs(), gpu)
+    return page(json.loads((RESULTS / "data-cpu.json").read_text()), of_gpu(RESULTS))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gpu-clips", type=float, default=GOAL, help="clips a second of a GPU")
+    parser.add_argument("--gpu-clips", type=float, help="clips a second of a GPU; default measured")
     parser.add_argument("--out", type=Path, default=RESULTS / "planning.md")
     options = parser.parse_args()
-    if options.gpu_clips <= 0:
+    if options.gpu_clips is not None and not options.gpu_clips > 0:
         parser.error(f"--gpu-clips must be above 0, got {options.gpu_clips:g}")
     source = RESULTS / "data-cpu.json"
     if not source.is_file():
         parser.error(f"{source} is not here: python -m benchmarks.data writes it")
-    record = json.loads(source.read_text())
-    text = planned() if options.gpu_clips == GOAL else page(record, Inputs(options.gpu_clips))
-    write_aside(options.out, text)
+    inputs = of_gpu(RESULTS)
+    if options.gpu_clips:
+        inputs = replace(inputs, gpu_clips=options.gpu_clips, gpu_from="given with --gpu-clips")
+    write_aside(options.out, page(json.loads(source.read_text()), inputs))
     print(f"page: {options.out}")
 
 

@@ -159,9 +159,10 @@ def _run(
     cases = json.loads(path.read_text())["cases"] if fresh else []
     lines = output.strip().splitlines() or ["it said nothing"]
     run.said = "; ".join(line.strip() for line in lines if "left out" in line)
-    if code != 0 or not cases:
+    failed = [case["failed"] for case in cases if "failed" in case]
+    if code != 0 or not cases or failed:
         run.state = "failed"
-        run.said = f"not done after {limit:g} s" if code is None else lines[-1]
+        run.said = f"not done after {limit:g} s" if code is None else (failed or lines[-1:])[0]
     try:
         if name != LIMITS and cases:
             run.rows = rows_of(name, cases, record["limits"])

@@ -214,10 +214,11 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
         (mine.folder / "finetune/predictions.jsonl").write_text(text)
     claims = [line for line in page.evidence_page(cells, "made up").splitlines() if line[:1] == "-"]
     assert claims == [
-        "- Pre-training is above training from scratch: above: pace, pace + same context.",
+        "- Pre-training is above training from scratch: above, of these trainings: pace, pace +"
+        " same context.",
         "- Retrieval is above random weights: not measured yet.",
         "- Same context beside pace is the best, fine-tuned; beside it: from scratch -40.0 (-55.9"
-        " to -24.1, below); pace -5.0 (-12.1 to +2.1, not told apart).",
+        " to -24.1, below, of these trainings); pace -5.0 (-12.1 to +2.1, not told apart).",
     ]
 
 

@@ -1,7 +1,6 @@
 """How cost grows, and what is planned from it: the fits, the pages, and where figures come from."""
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -68,7 +67,7 @@ def test_a_plan_follows_from_its_inputs_and_the_record():
     rates = {"files, two views decoded once": 100.0, "store, two views": 500.0}
     cases = [{"way": way, "clips_per_core_second": rate} for way, rate in rates.items()]
     cases[0] |= {"packed_frames_per_core_second": 2000.0, "file_bytes_per_frame": 1000.0}
-    page = planning.page({"machine": MACHINE, "cases": cases}, Inputs())
+    page = planning.page({"machine": MACHINE, "cases": cases}, Inputs(2000.0, "given"))
     store = record_bytes((128, 171))
     assert f"{2000 * 16 * store / 1e9:.2f} GB/s" in page  # the bus of one GPU
     assert "| files | 20 |" in page  # 2,000 / 100 cores
@@ -79,16 +78,39 @@ def test_a_plan_follows_from_its_inputs_and_the_record():
     assert f"{1e9 * 2 / 2000 / 1024 / 60:.1f} minutes" in page
 
 
-def test_a_goal_is_called_one_and_a_given_rate_is_not():
-    record = json.loads((RESULTS / "data-cpu.json").read_text())
-    assert "**a goal, not a measurement**" in planning.page(record, Inputs())
-    given = planning.page(record, Inputs(gpu_clips=500.0))
-    assert "a goal" not in given
-    assert "| clips a second of a GPU | 500 | given with --gpu-clips |" in given
+def record_of(path, **content):
+    limits = [{"bus_bytes_per_second": 55e9}]
+    path.write_text(json.dumps({"machine": {"gpu": "NVIDIA H200"}, "limits": limits} | content))
 
 
-def test_a_measured_bus_takes_the_place_of_the_stated_one():
+def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
+    step = {"op": "step", "clips": 60, "clips_per_second": 1000.0}
+    record_of(tmp_path / "first_gpu_run.json", cases=[{"op": "info_nce"}, step])
+    first = planning.of_gpu(tmp_path)
+    assert (first.gpu_clips, first.bus_bytes_per_second) == (1000.0, 55e9)
+    assert first.gpu_from.endswith("batch 60; measured on an NVIDIA H200, first_gpu_run.json")
+    ways = [
+        {"way": "pacecore, store", "clips_per_second": 700.0},
+        {"way": "pacecore, store in GPU memory, bf16", "clips_per_second": 900.0},
+        {"way": "the authors' way", "clips_per_second": 990.0},
+        {"way": "pacecore, compiled", "failed": "no memory"},
+    ]
+    steps = [
+        {"name": "limits", "values": {"cases": [{"bus_bytes_per_second": 54e9}]}},
+        {"name": "pretrain", "values": {"cases": ways}},
+        {"name": "tests", "values": {}},
+    ]
+    record_of(tmp_path / "gpu_check-cuda.json", steps=steps)
+    found = planning.of_gpu(tmp_path)
+    assert (found.gpu_clips, found.bus_bytes_per_second) == (900.0, 54e9)
+    assert found.gpu_from.startswith("pre-training from end to end, store in GPU memory, bf16; ")
     record = json.loads((RESULTS / "data-cpu.json").read_text())
-    gpu = {"cases": [{"bus_bytes_per_second": 55e9}]}
-    page = planning.page(record, Inputs(), gpu)
-    assert re.search(r"\| bus to a GPU \| 55 GB/s \| measured, limits-cuda\.json \|", page)
+    assert "| bus to a GPU | 54 GB/s | measured on an NVIDIA H200" in planning.page(record, found)
+
+
+def test_an_own_rate_is_called_given(tmp_path, monkeypatch):
+    out = tmp_path / "plan.md"
+    monkeypatch.setattr("sys.argv", ["planning", "--gpu-clips", "500", "--out", str(out)])
+    planning.main()
+    assert "| clips a second of a GPU | 500 | given with --gpu-clips |" in out.read_text()
+    assert "| bus to a GPU | 55 GB/s | measured on" in out.read_text()

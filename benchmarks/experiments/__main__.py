@@ -29,7 +29,7 @@ from pacecore.report import make_report
 from ..common import RESULTS, positive, run_main, write_record
 from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
-from .page import evidence_page, summary
+from .page import evidence_page, summary, trained_on
 
 _GRIDS = {"main": ARMS, "long": LONG, "ablations": (PACE, *ABLATIONS)}
 
@@ -44,7 +44,9 @@ def main() -> int:
     parser.add_argument("--arms", help="by name, of any grid; default all of --grid")
     parser.add_argument("--jobs", type=positive, default=1, help="cells at once, sharing the cores")
     parser.add_argument("--threads", type=positive, help="of a cell; default a fair share")
-    parser.add_argument("--limit-minutes", type=float, default=40.0, help="of one cell")
+    parser.add_argument(
+        "--limit-minutes", type=float, help="of one cell; default 40 at the small setting"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--scene",
@@ -64,7 +66,7 @@ def main() -> int:
             SETTINGS[options.setting],
             options.data.resolve(),
             options.runs.resolve() / f"{arm.name}-seed{seed}",
-            60 * options.limit_minutes,
+            60 * (options.limit_minutes or SETTINGS[options.setting].minutes * arm.schedules),
             threads,
             options.device,
         )
@@ -137,6 +139,9 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         " are Student's, of other videos and, where there are several seeds, of other trainings; an"
         " arm is above or below its baseline where the whole interval is."
     )
+    machines = trained_on(cells)
+    if machines:
+        about += f" Trained on {' and on '.join(machines)}."
     baseline = PACE if options.grid == "ablations" else None
     page = evidence_page(cells, about, baseline, options.scene)
     suffix = "" if options.grid == "main" else f"-{options.grid}"

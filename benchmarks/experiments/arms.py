@@ -39,6 +39,7 @@ class Setting:
     finetune: tuple[str, ...]  # length, as of `pretrain`
     probe: tuple[str, ...]  # length and learning rate
     random: tuple[str, ...]  # steps that measure the batch norms' statistics of random weights
+    minutes: float = 40  # that a cell may take, times the length of its schedules
 
 
 _NO_CONTRAST = ("--contrast", "none", "--lambda-ctr", "0")
@@ -140,5 +141,6 @@ SETTINGS = {
         finetune=("--epochs", "18"),
         probe=("--epochs", "18", "--lr", "0.1"),
         random=("--max-steps", "50"),
+        minutes=24 * 60,
     ),
 }

@@ -15,6 +15,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pacecore.device import pick_device
+
+from ..common import machine_info, processor
 from .arms import RANDOM, Arm, Setting
 
 __all__ = ["Cell", "CellError", "stop_all"]
@@ -69,11 +72,24 @@ class Cell:
         """Runs what is missing. Raises CellError when a stage fails or the time is over."""
         end_time = time.monotonic() + self.limit_seconds
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.finished():
+            self._note_machine()
         for words, result, command in self._stages():
             if not result.is_file():
                 if "--resume" not in command and command[0] in ("train", "finetune"):
                     shutil.rmtree(result.parent, ignore_errors=True)  # had no checkpoint yet
                 self._run_stage(words, result, command, end_time)
+
+    def machines(self) -> list[str]:
+        """What the cell was trained on, in words; [] where nobody noted it."""
+        path = self.folder / "machines.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    def _note_machine(self) -> None:
+        info = machine_info("cpu" if self.device == "cpu" else pick_device(self.device))
+        words = f"{info.get('gpu') or processor(info)}, torch {info['torch']}"
+        noted = dict.fromkeys([*self.machines(), words])
+        (self.folder / "machines.json").write_text(json.dumps(list(noted), indent=1) + "\n")
 
     def _stages(self) -> list[tuple[str, Path, list[str]]]:
         """(what it is, file that it leaves, arguments of pacecore), in order."""

@@ -9,7 +9,15 @@ import numpy as np
 from .arms import PACE_CONTEXT, RANDOM, SCRATCH, Arm
 from .cells import Cell
 
-__all__ = ["Comparison", "Measure", "compare", "evidence_page", "hits_of"]
+__all__ = [
+    "Comparison",
+    "Measure",
+    "compare",
+    "evidence_page",
+    "hits_of",
+    "summary",
+    "trained_on",
+]
 
 _DRAWS = 200_000  # that stand for Student's distribution
 
@@ -58,9 +66,10 @@ class Comparison:
     def verdict(self) -> str:
         if self.difference is None:
             return ""
-        if self.low > 0:
-            return "above"
-        return "below" if self.high < 0 else "not told apart"
+        if self.low <= 0 <= self.high:
+            return "not told apart"
+        verdict = "above" if self.low > 0 else "below"
+        return verdict if self.seeds > 1 else f"{verdict}, of these trainings"
 
 
 def hits_of(cell: Cell, measure: Measure) -> dict[str, float]:
@@ -264,15 +273,12 @@ def _claims(cells: list[Cell], found: list[Comparison]) -> list[str]:
         ("Pre-training is above training from scratch four times as long", "finetune-4x"),
         ("Retrieval is above random weights", "retrieve-1"),
     ):
-        told = {
-            verdict: [each.arm for each in rows(measure) if each.verdict == verdict]
-            for verdict in ("above", "below", "not told apart")
-        }
+        told: dict[str, list[str]] = {}
+        for each in sorted(rows(measure), key=lambda each: each.verdict):
+            told.setdefault(each.verdict, []).append(each.arm)
         if measure == "finetune-4x" and not rows(measure):
             continue  # most grids do not ask it
-        words = "; ".join(
-            f"{verdict}: {', '.join(names)}" for verdict, names in told.items() if names
-        )
+        words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in told.items())
         lines.append(f"- {title}: {words or 'not measured yet'}.")
     best = next((c.arm for c in cells if c.arm.pretraining == PACE_CONTEXT.pretraining), None)
     if best:
@@ -298,3 +304,10 @@ def summary(cells: list[Cell], baseline: Arm | None = None, scene: str | None = 
         for words, shares, chance in rows:
             cases.append({"arm": words, "measure": measure, "by_seed": shares, "chance": chance})
     return cases
+
+
+def trained_on(cells: list[Cell]) -> list[str]:
+    """The machines of the finished cells, in words."""
+    return list(
+        dict.fromkeys(each for cell in cells if cell.finished() for each in cell.machines())
+    )
