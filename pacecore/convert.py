@@ -116,17 +116,18 @@ def read_weights(
             weights[ours] = torch.tensor(0)
         else:
             missing.append(ours)
+    said = _said_of(content, path, found)
     result = Weights(
         path=path,
         source=source.title,
         network=found,
         depth=depth,
-        width=_width_of(content, weights, shapes),
+        width=_width_of(said, weights, shapes),
         weights=weights,
         renamed=renamed,
         left_over=tuple(left_over),
         missing=tuple(missing),
-        input=_input_of(content, source),
+        input=_input_of(content, said, source),
         note=source.note,
     )
     if missing and not partial:
@@ -259,24 +260,36 @@ def _check_shapes(
             )
 
 
-def _input_of(content: Any, source: Source) -> dict[str, str]:
-    """video-pace feeds BGR in 0..255; its checkpoints are known by their opt_dict."""
-    if source.spelling == "vcop" and isinstance(content, Mapping) and "opt_dict" in content:
-        return {"channel_order": "bgr", "normalize": "none"}
+def _said_of(content: Any, path: Path, network: str) -> Mapping[str, Any]:
+    """What a file says of its weights beside them: a checkpoint's options, or what `convert` wrote
+    into the .json beside weights of that network; {} where nothing does.
+    """
     if isinstance(content, Mapping) and isinstance(content.get("options"), Mapping):
-        kept = ("channel_order", "normalize")
-        return {key: content["options"][key] for key in kept if key in content["options"]}
-    return {}
+        return content["options"]
+    try:
+        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        same = beside["network"] == network and beside["format"] in TARGETS
+        return {**beside["input"], "width": beside["width"]} if same else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _input_of(content: Any, said: Mapping[str, Any], source: Source) -> dict[str, str]:
+    """video-pace feeds BGR in 0..255; its checkpoints are known by their opt_dict."""
+    kept = {key: said[key] for key in ("channel_order", "normalize") if key in said}
+    if kept or source.spelling != "vcop":
+        return kept
+    of_video_pace = isinstance(content, Mapping) and "opt_dict" in content
+    return {"channel_order": "bgr", "normalize": "none"} if of_video_pace else {}
 
 
 def _width_of(
-    content: Any, weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+    said: Mapping[str, Any], weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> float | None:
     held = ((weights.get(f"backbone.{name}"), shape) for name, shape in shapes.items())
     if all(tensor is None or tensor.shape == shape for tensor, shape in held):
         return 1.0
-    options = content.get("options") if isinstance(content, Mapping) else None
-    return options.get("width") if isinstance(options, Mapping) else None
+    return said.get("width")
 
 
 def _official(found: Weights) -> dict[str, Any]:

@@ -81,7 +81,10 @@ def _of_weights(path: Path, error: CheckpointError) -> Trained:
         found = read_weights(path)
     except PacecoreError:
         raise error from None
-    options = TrainOptions(backbone=found.network, depth=found.depth or 0, **found.input).resolved()
+    width = {} if found.width is None else {"width": found.width}
+    options = TrainOptions(
+        backbone=found.network, depth=found.depth or 0, **width, **found.input
+    ).resolved()
     return Trained(
         path=path,
         kind="weights",

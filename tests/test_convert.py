@@ -16,6 +16,7 @@ from torch import Tensor
 from pacecore.backbones import build_backbone
 from pacecore.convert import convert, load_weights, read_weights
 from pacecore.errors import PacecoreError
+from pacecore.trained import load_trained
 
 Entries = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -368,7 +369,13 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     assert described["classes"] == 4
     assert described["width"] == 0.125
     assert described["input"] == shown
-    assert read_weights(tmp_path / name).width is None
+    again = read_weights(tmp_path / name)  # by the .json beside it
+    assert (again.width, again.input) == (0.125, shown)
+    trained = load_trained(tmp_path / name)
+    assert (trained.options.width, trained.options.normalize) == (0.125, "unit")
+    (tmp_path / "ours.json").write_text('{"network": "r3d"}')  # of something else
+    again = read_weights(tmp_path / name)
+    assert (again.width, again.input) == (None, {})
     assert described["from"]["file"] == "checkpoint.pt"
 
 
@@ -384,6 +391,7 @@ def test_official_names_there_and_back(network, tmp_path):
     found = convert(tmp_path / "theirs.pth.tar", tmp_path / "ours.pt")
     assert found.input == {"channel_order": "bgr", "normalize": "none"}
     assert found.width == 1
+    assert load_trained(tmp_path / "ours.pt").options.channel_order == "bgr"
     convert(tmp_path / "ours.pt", tmp_path / "back.pth.tar", to="official")
     back = torch.load(tmp_path / "back.pth.tar", weights_only=True)
     assert back.keys() == {"epoch", "state_dict", "opt_dict"}
