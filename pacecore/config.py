@@ -86,7 +86,9 @@ class RunOptions:
     )
     epochs: int = option(18, "Epochs.", low=1)
     max_steps: int = option(0, "Stop after so many steps; 0: after the epochs.", low=0)
-    repeat: int = option(10, "How often an epoch visits each video.", low=1)
+    repeat: int = option(
+        0, "How often an epoch visits each video; 0: 10 times, those of Kinetics once.", low=0
+    )
     lr: float = option(1e-3, "Learning rate.", low=0.0)
     momentum: float = option(0.9, "Momentum of SGD.", low=0.0, high=1.0)
     nesterov: bool = option(False, "Nesterov's momentum.")

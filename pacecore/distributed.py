@@ -28,6 +28,7 @@ __all__ = [
     "local_rank",
     "merge_over_ranks",
     "rank",
+    "share_of",
     "world_size",
     "wrap",
 ]
@@ -118,6 +119,18 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
     values = torch.tensor(flags, dtype=torch.uint8)
     dist.all_reduce(values, dist.ReduceOp.MAX)
     return tuple(bool(value) for value in values.tolist())
+
+
+def share_of(count: int) -> float:
+    """`count` over the mean of all ranks' counts; every rank must call it, no GPU is waited for.
+
+    The mean over the ranks of a rank's mean times this is the mean over all clips.
+    """
+    if world_size() == 1:
+        return 1.0
+    total = torch.tensor(count)
+    dist.all_reduce(total)
+    return count * world_size() / max(int(total), 1)
 
 
 def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from pacecore import __version__
 from pacecore.checkpoint import CheckpointError, load_resume, save_checkpoint
 from pacecore.config import AnyOptions, RunOptions
 from pacecore.device import clip_format, trusted
-from pacecore.distributed import any_rank, is_main, world_size
+from pacecore.distributed import any_rank, is_main, merge_over_ranks, world_size
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
@@ -66,6 +66,7 @@ def begin(
         RunFolder.check(Path(options.out))  # not after an hour's reading of videos
     options = trusted(options, device)
     data = open_inputs(options)
+    options = replace(options, repeat=options.repeat or data.repeat)
     content = load_resume(options.out, fall_back=fall_back) if resume else None
     if content and content["identity"] != data.identity:
         raise PacecoreError(
@@ -235,17 +236,22 @@ class _Run:
 
     def _usable(self, batch: ClipBatch) -> bool:
         """Notes the videos that could not be read; whether every rank has clips to learn from."""
-        for path, reason in batch.bad:
-            if path not in self.bad:
-                self.bad[path] = reason
-                self.folder.log(step=self.totals.step, event="unreadable", path=path, reason=reason)
+        new = {path: reason for path, reason in batch.bad if path not in self.bad}
+        empty, found = any_rank(len(batch) == 0, bool(new))
+        for path, reason in (merge_over_ranks(new) if found else {}).items():
+            self.bad[path] = reason
+            self.folder.log(step=self.totals.step, event="unreadable", path=path, reason=reason)
         limit = self.options.max_bad
-        empty, too_many = any_rank(len(batch) == 0, len(self.bad) > limit)
-        if too_many:
-            name, reason = list(self.bad.items())[-1] if self.bad else ("on another rank", "")
+        if len(self.bad) > limit:
+            name, reason = list(self.bad.items())[-1]
             raise TrainingError(
                 f"more than max_bad = {limit} videos cannot be read; the last one: {name}: {reason}"
             )
+        if empty:  # the others cannot go on without the rank whose share it is
+            reason = "a rank has no video of it that can be read"
+            self.folder.log(step=self.totals.step, event="left out", reason=reason)
+            if is_main():
+                print(f"warning: step {self.totals.step} is left out: {reason}", flush=True)
         return not empty
 
     def _learn(self, batch: ClipBatch) -> None:

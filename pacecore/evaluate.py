@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pacecore.distributed import all_reduce_sum, rank, world_size
+from pacecore.distributed import all_reduce_sum, merge_over_ranks, rank, world_size
 from pacecore.loader import ClipBatch, ClipFormat, ClipRequest, load_batches
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
@@ -91,8 +91,8 @@ def pace_accuracy(
     """Pace accuracy of `model` (clips -> logits, ...) on every video of `source`.
 
     Each video is shown at every pace from `starts` evenly spaced frames whose clips fit, so that
-    looping cannot give the pace away; only videos shorter than a clip loop. Over several ranks the
-    videos are shared out and the counts added up.
+    looping cannot give the pace away but where a video is too short for a clip of that pace. Over
+    several ranks the videos are shared out and the counts added up.
     """
     counts = tuple(source.num_frames(video) for video in range(len(source)))
     mine = tuple(range(rank(), len(source), world_size()))
@@ -100,18 +100,18 @@ def pace_accuracy(
     per_batch = max(1, clips_per_batch // per_video)
     requests = EvenRequests(sampling, sampling.classes, counts, mine, starts, per_batch)
     confusion = torch.zeros(len(sampling.classes), len(sampling.classes), dtype=torch.int64)
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     for batch, outputs in inference(
         model, source, requests, requests.numbers, form, device, sampling.clip_frames, workers, amp
     ):
-        unreadable += [path for path, _ in batch.bad]
+        unreadable |= dict(batch.bad)
         if outputs is not None:
             predicted = outputs[0].argmax(dim=1).cpu()
             flat = batch.labels.cpu() * len(sampling.classes) + predicted
             confusion += torch.bincount(flat, minlength=confusion.numel()).view_as(confusion)
     confusion = all_reduce_sum(confusion, device)
     names = tuple(str(pace) for pace in sampling.classes)
-    return PaceResult(names, confusion.tolist(), tuple(unreadable))
+    return PaceResult(names, confusion.tolist(), tuple(sorted(merge_over_ranks(unreadable))))
 
 
 def inference(

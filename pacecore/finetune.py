@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.config import FinetuneOptions
 from pacecore.device import pick_device
-from pacecore.distributed import is_main, join, rank, world_size
+from pacecore.distributed import is_main, join, rank, share_of, world_size
 from pacecore.engine import begin, fit
 from pacecore.errors import PacecoreError
 from pacecore.loader import ClipBatch, TrainingSchedule
@@ -155,9 +155,10 @@ class _ActionTask:
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         logits = outputs[0]
         target = self.labels[batch.videos]
+        share = share_of(len(target))  # ranks may have a video more or less
         loss = F.cross_entropy(logits, target, label_smoothing=self.options.label_smoothing)
         right = (logits.detach().argmax(dim=1) == target).float().mean()
-        return loss, {"accuracy": right}
+        return share * loss, {"accuracy": share * right}
 
     def evaluate(self) -> dict[str, Any]:
         if self.validation is None:

@@ -33,6 +33,7 @@ class Inputs:
     words: str  # what they are, for the user
     identity: str  # of the training videos: names and frame counts, hashed
     unreadable: tuple[tuple[str, str], ...]  # left out, and why
+    repeat: int = 10  # how often an epoch visits each video, where the options leave it open
 
 
 def worker_count(wish: int, device: torch.device) -> int:
@@ -58,6 +59,7 @@ def open_inputs(options: RunOptions) -> Inputs:
     store = FrameStore.open(data) if FrameStore.is_at(data) else None
     index = store.index if store else find_videos(data, fold=options.fold)
     held: VideoIndex | None = None
+    missing = len(index.missing)
     if options.held_out == "auto":
         index, held = _split(index)
     else:
@@ -74,6 +76,8 @@ def open_inputs(options: RunOptions) -> Inputs:
     frames = sum(entry.num_frames or 0 for entry in index.entries)
     words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
     words += f"; {len(held):,} held out" if held else "; none held out"
+    if missing:
+        words += f"; {missing:,} more are listed but not there"
     if bad:
         words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
     if store:
@@ -85,6 +89,7 @@ def open_inputs(options: RunOptions) -> Inputs:
         words,
         _identity(index),
         tuple(bad),
+        1 if index.layout == "Kinetics" else 10,
     )
 
 

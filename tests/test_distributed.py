@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pacecore.distributed import gather_rows, rank, world_size, wrap
+from pacecore.distributed import gather_rows, rank, share_of, world_size, wrap
 from pacecore.losses import pretraining_loss
 from tests.ranks import run_ranks
 from tests.test_losses import Options, batch
@@ -73,6 +73,7 @@ def everything(rank_number, ranks):
             loss_of_share(rank_number, *case) if len(case[0]) == ranks else None for case in CASES
         ],
         "weights": weight_gradients(model, WEIGHT_COUNTS[ranks], rank_number),
+        "share": share_of(3 + rank_number),
         "gathered": [gathered(rank_number, kind) for kind in (torch.float32, torch.bfloat16)],
     }
 
@@ -105,6 +106,12 @@ def test_averaged_weight_gradients_equal_one_process(ranks):
     expected = weight_gradients(TwoHeads(), (sum(WEIGHT_COUNTS[ranks]),), 0)
     for result in results(ranks):
         torch.testing.assert_close(result["weights"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_share_weighs_a_rank_by_its_clips():
+    shares = [result["share"] for result in results(2)]  # 3 clips and 4, of 3.5 on the mean
+    assert shares == pytest.approx([3 / 3.5, 4 / 3.5])
+    assert share_of(3) == 1
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -159,6 +159,22 @@ def test_two_ranks_train_as_one_process(tmp_path, contrast):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def _rank_run_of_bad(_, out, bad, **changes):
+    return _rank_run(_, out, source=PacketSource(COUNTS, bad=bad), held_out="none", **changes)
+
+
+def test_every_rank_knows_what_any_could_not_read(tmp_path):
+    results = run_ranks(_rank_run_of_bad, 2, tmp_path / "run", {1, 5})
+    for result in results:
+        assert set(result["unreadable"]) == {"video-1.avi", "video-5.avi"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    left_out = [line for line in lines if line.get("event") == "left out"]
+    assert left_out  # three videos a step are shares of one and two: one of them had none
+    assert left_out[0]["reason"] == "a rank has no video of it that can be read"
+    with pytest.raises(Exception, match=r"max_bad = 1 videos.* video-\d.avi: .*cut short"):
+        run_ranks(partial(_rank_run_of_bad, max_bad=1), 2, tmp_path / "no", {1, 5})
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     run(tmp_path / "alone", steady=True, held_out="none")
     run_ranks(_first_rank_run, 2, tmp_path / "changing")
