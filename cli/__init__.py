@@ -65,6 +65,9 @@ def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2, without traceback, and
     Ctrl-C one line and 130.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         pacecore(prog_name="pacecore", standalone_mode=True)
     except PacecoreError as error:

@@ -67,7 +67,8 @@ def _say_bad(bad: list[BadVideo]) -> None:
 def index(source: Path, output: Path, workers: int, **how: str) -> None:
     """Count the frames of every video of SOURCE and write the index OUTPUT, one JSON object a line.
 
-    OUTPUT can be trained on in place of SOURCE, and spares it the counting.
+    OUTPUT can be trained on in place of SOURCE: the readable videos alone, with their splits and
+    labels.
     """
     found = find_videos(source, **how)
     with _progress("counting frames", len(found)) as progress:

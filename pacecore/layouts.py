@@ -290,11 +290,14 @@ def _hmdb51(path: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
 
 def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
     """Rows of an official Kinetics table, or None if this is none."""
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.DictReader(text)
-        if not _KINETICS_COLUMNS.issubset(rows.fieldnames or ()):
-            return None
-        return list(rows)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            rows = csv.DictReader(text)
+            if not _KINETICS_COLUMNS.issubset(rows.fieldnames or ()):
+                return None
+            return list(rows)
+    except (UnicodeDecodeError, csv.Error):
+        return None
 
 
 def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:

@@ -42,12 +42,23 @@ def check_field(each: Field, value: Any) -> None:
     if rule["choices"] and value not in rule["choices"]:
         names = ", ".join(map(str, rule["choices"]))
         raise OptionError(f"{each.name} must be one of {names}, got {value!r}")
+    if kind is str and not _is_text(value):
+        raise OptionError(f"{each.name} must be text that UTF-8 can write, got {value!r}")
     if kind is float and not math.isfinite(value):
         raise OptionError(f"{each.name} must be finite, got {value}")
     if rule["low"] is not None and value < rule["low"]:
         raise OptionError(f"{each.name} must be at least {rule['low']}, got {value}")
     if rule["high"] is not None and value > rule["high"]:
         raise OptionError(f"{each.name} must be at most {rule['high']}, got {value}")
+
+
+def _is_text(value: str) -> bool:
+    """Not so of a path whose bytes are no UTF-8: Python keeps those as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _TYPE_NAMES = {

@@ -172,15 +172,20 @@ def _sample_sheet(options: TrainOptions, schedule: TrainingSchedule, source: Fra
 
 
 def _data_words(options: TrainOptions, data: Inputs) -> str:
-    sampling = options.sampling()
-    counts = [data.train.num_frames(video) for video in range(len(data.train))]
-    if options.start == "fit":
-        looping = "clips loop only in videos shorter than the clip"
-    else:
-        shares = [
-            f"{100 * loop_share(counts, pace, options.clip_frames):.0f} % at {pace}"
-            for pace in sampling.paces
-        ]
-        looping = "clips that loop, which betrays their pace: " + ", ".join(shares)
+    looping = f"clips that loop, which betrays their pace: {_loops(options, data.train)}"
+    if data.held_out is not None:
+        looping += f"; of those held out: {_loops(options, data.held_out, 'fit')}"
     left_out = "".join(f"\nleft out: {path}: {reason}" for path, reason in data.unreadable)
     return f"data: {data.words}\n{looping}{left_out}"
+
+
+def _loops(options: TrainOptions, source: FrameSource, start: str = "") -> str:
+    """Share of the clips that loop, by pace; those held out start where they fit."""
+    counts = [source.num_frames(video) for video in range(len(source))]
+    shares = [
+        (loop_share(counts, pace, options.clip_frames, start or options.start), pace)
+        for pace in options.sampling().paces
+    ]
+    if not counts or not any(share for share, _ in shares):
+        return "none"
+    return ", ".join(f"{100 * share:.0f} % at {pace}" for share, pace in shares)

@@ -1,5 +1,6 @@
 """The command itself: how it ends on errors that no verb expects."""
 
+import os
 import subprocess
 import sys
 
@@ -36,6 +37,17 @@ def test_other_runtime_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pacecore"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
+
+
+def test_a_path_that_is_no_text_is_one_line(monkeypatch, capsys, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff")
+    monkeypatch.setattr("sys.argv", ["pacecore", "train", str(tmp_path), "--out", folder])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("pacecore: out must be text that UTF-8 can write, got '")
+    assert err.count("\n") == 1
 
 
 def test_a_compiled_part_that_does_not_load_is_one_line(tmp_path):

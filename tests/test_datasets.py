@@ -315,6 +315,8 @@ def test_kinetics(tmp_path):
         ("x_000001_000011.mp4", "abseiling", "val"),
     ]
     assert index.missing == ("gone_000001_000002",)
+    (tmp_path / "notes.csv").write_bytes("Mühe,Größe\n1,2\n".encode("latin-1"))  # beside them
+    assert len(find_videos(tmp_path)) == 3
     assert len(find_videos(tmp_path / "val.csv")) == 1
     text(tmp_path / "val.csv", f"{head}abseiling,x,one,11,val\n")
     with pytest.raises(DatasetError, match=r"val\.csv line 2: time_start and time_end"):

@@ -91,6 +91,9 @@ def test_frame_indices_errors(arguments, words):
 def test_pace_sets_are_ranked():
     assert parse_paces("4, 1/3,1,1/2") == (Fraction(1, 3), Fraction(1, 2), 1, 4)
     assert parse_pace("-2") == -2
+    for wrong in ("1.5", "1e0", "1 /2", 1.5, True):
+        with pytest.raises(PacecoreError, match="must be a whole number or a ratio such as 1/3"):
+            parse_pace(wrong)
     with pytest.raises(PacecoreError, match="differ from each other"):
         parse_paces("1,2,2/2")
     with pytest.raises(PacecoreError, match="must be positive"):
@@ -115,6 +118,12 @@ def test_loop_share_counts_the_starts_that_leave_the_video():
     for pace in (1, 2, 4):
         exact = [np.mean([s + 15 * pace >= length for s in range(length)]) for length in lengths]
         assert loop_share(lengths, Fraction(pace), 16) == pytest.approx(np.mean(exact))
+        fitting = [fitting_starts(length, Fraction(pace), 16) for length in lengths]
+        exact = [
+            np.mean([s + 15 * pace >= length for s in range(starts)])
+            for length, starts in zip(lengths, fitting, strict=True)
+        ]
+        assert loop_share(lengths, Fraction(pace), 16, "fit") == pytest.approx(np.mean(exact))
 
 
 def test_epoch_order_is_a_permutation_of_its_own():

@@ -132,6 +132,22 @@ def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys
     assert victim.name in err
 
 
+def test_clips_that_loop_are_told_with_every_kind_of_start(monkeypatch, capsys, tmp_path):
+    """Eight frames at pace 3 are 22: videos of 20 betray that pace whatever the start."""
+    for number in range(3):
+        write_tiny(tmp_path / "flat" / f"{number}.mp4", number, number, 20)
+    words = [tmp_path / "flat", "--max-steps", "1", "--held-out", "none", "--start"]
+    _, out, _ = train(monkeypatch, capsys, *words, "fit", "--out", tmp_path / "a")
+    told = "clips that loop, which betrays their pace: 0 % at 1, 0 % at 2, 100 % at 3, 100 % at 4"
+    assert f"{told}\n" in out
+    _, out, _ = train(monkeypatch, capsys, *words, "all", "--out", tmp_path / "b")
+    told = "clips that loop, which betrays their pace: 35 % at 1, 70 % at 2, 100 % at 3, 100 % at 4"
+    assert f"{told}\n" in out
+    words = [tmp_path / "flat", "--max-steps", "1", "--start", "fit", "--paces", "1,2"]
+    _, out, _ = train(monkeypatch, capsys, *words, "--out", tmp_path / "c")
+    assert "betrays their pace: none" in out
+
+
 def test_flat_folders_and_lists(monkeypatch, capsys, tmp_path):
     flat = tmp_path / "flat"
     for number in range(3):
