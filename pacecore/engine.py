@@ -62,9 +62,11 @@ def begin(
     with `resume` the content of the run's last checkpoint (`fall_back`: of the one before, where
     the last is damaged). Raises PacecoreError, also for a checkpoint of other videos.
     """
+    if not options.out:
+        raise PacecoreError("out must name the folder of the run, got ''")
     if is_main():
         RunFolder.check(Path(options.out))  # not after an hour's reading of videos
-    options = trusted(options, device)
+    options = trusted(options.resolved(), device)
     data = open_inputs(options)
     options = replace(options, repeat=options.repeat or data.repeat)
     content = load_resume(options.out, fall_back=fall_back) if resume else None

@@ -1,9 +1,11 @@
 """The videos of a run: what is said of them, and how often an epoch shows them."""
 
+import pytest
 import torch
 
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.engine import begin
+from pacecore.errors import PacecoreError
 from pacecore.inputs import open_inputs
 from tests.tiny import write_tiny
 
@@ -33,3 +35,15 @@ def test_other_videos_are_shown_ten_times_unless_told(tmp_path):
         resolved, data, _ = begin(options, torch.device("cpu"), resume=False, fall_back=False)
         assert "listed but not there" not in data.words
         assert resolved.repeat == given
+
+
+def test_what_depends_on_other_options_is_filled_in(tmp_path):
+    write_tiny(tmp_path / "a.mp4", 0, 0, 20)
+    options = TrainOptions(data=str(tmp_path), out=str(tmp_path / "run"))
+    resolved, _, _ = begin(options, torch.device("cpu"), resume=False, fall_back=False)
+    assert (resolved.clip_frames, resolved.resize, resolved.crop) == (16, (128, 171), 112)
+
+
+def test_a_run_needs_a_folder(tmp_path):
+    with pytest.raises(PacecoreError, match="out must name the folder of the run, got ''"):
+        begin(TrainOptions(), torch.device("cpu"), resume=False, fall_back=False)
