@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pacecore.backbones import build_backbone
 from pacecore.errors import PacecoreError
 from pacecore.losses import pretraining_loss
 from pacecore.reference.info_nce import info_nce as reference
@@ -27,6 +28,22 @@ def batch(clips=12, seed=0):
     z = 0.4 * torch.randn(clips, 16, generator=generator)
     labels = torch.randint(4, (clips,), generator=generator)
     return logits, z, labels, torch.arange(clips) // 2 + 100
+
+
+@pytest.mark.parametrize("contrast", ["context", "pace"])
+def test_embeddings_of_an_untrained_network_do_not_overflow(contrast):
+    """Their squares are about 160, and in float32 exp overflows from 88.7 on."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        z = build_backbone("r21d").train()(255 * torch.rand(4, 3, 16, 112, 112))
+    assert (z @ z.T).min() > 100
+    assert not torch.isfinite((z @ z.T).exp()).any()
+    z.requires_grad_()
+    groups = torch.tensor([0, 0, 1, 1])
+    loss, _ = pretraining_loss(torch.zeros(4, 4), z, groups, groups, Options(contrast=contrast))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(z.grad).all()
 
 
 @pytest.mark.parametrize("contrast", ["none", "context", "pace"])

@@ -183,6 +183,15 @@ def test_draws_follow_their_distributions():
     assert counts / counts.sum() == pytest.approx(1 / 24, abs=0.003)
 
 
+def test_of_four_clips_one_often_has_no_other_of_its_pace():
+    """In (3/4)^3 of cases, 42 %: a trap for Eq. 3, whose mean over positives is then over none."""
+    sampling = Sampling(views=1)
+    labels = [plan_views(sampling, 90, 0, video)[0].label for video in range(8000)]
+    batches = np.array(labels).reshape(-1, 4)
+    alone = (batches[:, :, None] == batches[:, None, :]).sum(axis=2) == 1
+    assert alone.mean() == pytest.approx(0.75**3, abs=0.02)
+
+
 def test_views_of_a_video():
     for video in range(50):
         first, second = plan_views(Sampling(), 90, 0, video)
