@@ -81,13 +81,15 @@ def info_nce(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
         took = 1000 * case["seconds"]["p50"]
         if case["name"] == "pacecore":
             ours[name] = took
+        if name not in ours:  # it failed, which the run says; no peer stands for it
+            continue
         rate = case["tflops"] / case["share"]
         yield Row(
             name,
             case["name"],
             took,
             "ms",
-            took / ours[name] if name in ours else None,
+            took / ours[name],
             f"matrix product at {short(rate)} TFLOP/s",
             case["share"],
             f"{case['peak_extra_bytes'] / 1e6:,.0f} MB extra{_as_graph(case)}",

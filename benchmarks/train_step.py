@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from pacecore.backbones.tuning import memory_format, prepare
 from pacecore.config import PRESETS, TrainOptions, from_mapping
 from pacecore.demo import make_demo
-from pacecore.device import clip_format, pick_device, trusted
+from pacecore.device import clip_format, trusted
 from pacecore.engine import fit
 from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
@@ -59,7 +59,6 @@ def main() -> None:
     parser.add_argument("--memory-steps", type=positive, default=2000)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     arguments = parser.parse_args()
-    arguments.device = str(pick_device(arguments.device))
     on_cpu = arguments.device == "cpu"
     arguments.steps = arguments.steps or (6 if on_cpu else 100)
     if arguments.quick:

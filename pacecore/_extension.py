@@ -6,7 +6,9 @@ import torch  # noqa: F401  before _C, which finds libtorch already loaded
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["ExtensionError", "extension"]
+__all__ = ["REBUILD", "ExtensionError", "extension"]
+
+REBUILD = "pip install --force-reinstall --no-deps ."  # in the source folder
 
 
 class ExtensionError(PacecoreError, ImportError):
@@ -24,7 +26,7 @@ def extension() -> ModuleType:
     except ImportError as error:
         raise ExtensionError(
             f"pacecore's compiled part does not load: {error};"
-            " rebuild it from the source folder with: pip install --force-reinstall --no-deps ."
+            f" rebuild it from the source folder with: {REBUILD}"
             " (an editable install: pip install --no-deps -e .)"
         ) from error
     return _C

@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from pacecore._extension import extension
+from pacecore._extension import REBUILD, extension
 
 __all__ = ["OLDEST", "Lack", "lack_of"]
 
 OLDEST = (8, 0)  # compute capability; the kernels copy asynchronously, which came with it
-REBUILD = "pip install --force-reinstall --no-deps ."
 
 
 class Lack(NamedTuple):
