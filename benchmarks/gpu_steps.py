@@ -262,7 +262,7 @@ def _trained(name: str, context: Context, arguments: list[str]) -> Result:
 
 _SECONDS = {"pretrain": 200, "scaling": 100}  # for a quick run; a minute for any other
 _TAKES = {name: benchmark.takes for name, benchmark in BENCHMARKS.items()} | {"scaling": ("data",)}
-_WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "retrieve")
+_WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "retrieve", "memory")
 
 STEPS: dict[str, Callable[[Context], Result]] = {
     "build": build,
@@ -276,7 +276,7 @@ STEPS: dict[str, Callable[[Context], Result]] = {
     "train": train,
     "train_resident": train_resident,
     **{name: benchmark(name) for name in ("data", "train_step", "evaluate", "retrieve")},
-    "scaling": benchmark("scaling"),
+    **{name: benchmark(name) for name in ("memory", "scaling")},
 }
 TOGETHER = ("tests", "memcheck", "racecheck", "initcheck")
 
