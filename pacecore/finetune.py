@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
+from pacecore.backbones.tuning import memory_format
 from pacecore.config import FinetuneOptions
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, share_of, world_size
@@ -172,6 +173,7 @@ class _ActionTask:
             workers=decoder_count(options.workers, self.device),
             decode_timeout=options.decode_timeout,
             what="validate",
+            layout=memory_format(self.model, self.device),
         )
         result = measure_actions(runner, self.validation, self.classes)
         return {

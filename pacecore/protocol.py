@@ -1,6 +1,7 @@
 """What the measuring verbs share: evenly spaced clips of each video, decoded once.
 
-Ten clips at pace 1, starts floor(linspace(0, n - T, 10)), centre crop; shorter videos loop.
+Ten clips at pace 1, starts floor(linspace(0, n - T, 10)), centre crop; shorter videos loop. Pace
+accuracy shows each video so at every pace.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,11 @@ from pacecore.config import MeasureOptions, RunOptions
 from pacecore.device import clip_format
 from pacecore.distributed import is_main, rank, world_size
 from pacecore.errors import PacecoreError
-from pacecore.evaluate import EvenRequests, inference
 from pacecore.inputs import Inputs, open_inputs, worker_count
-from pacecore.loader import ClipFormat
+from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.media import is_video_name
 from pacecore.runlog import Progress
+from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
 
@@ -30,6 +31,7 @@ __all__ = [
     "PATIENCE",
     "ClipRunner",
     "decoder_count",
+    "evenly_spaced",
     "labels_of",
     "open_measured",
     "out_folder",
@@ -38,8 +40,6 @@ __all__ = [
 
 # Ranks have no step in common here: one may have much longer videos than another.
 PATIENCE = timedelta(hours=2)
-
-_PACES = (Fraction(1),)  # of the clips
 
 # On a CPU larger batches take longer a clip, since their maps leave the caches and are paged in
 # anew: r21d at a quarter of the width and 16 x 56 x 56, 39 ms a clip by 8, 52 ms by 40.
@@ -95,9 +95,51 @@ def labels_of(source: FrameSource, what: str) -> np.ndarray:
     return np.array(labels, dtype=np.int64)
 
 
+def evenly_spaced(count: int, clips: int) -> np.ndarray:
+    """Start frames floor(linspace(0, count - 1, clips)), (clips,) int64; of one clip the middle."""
+    if clips == 1:
+        return np.array([(count - 1) // 2], dtype=np.int64)
+    return np.linspace(0, count - 1, clips).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _EvenRequests:
+    """Batch `number`: a few videos, each at every pace and at evenly spaced starts, centre crop.
+
+    A clip's label is the place of its pace; only videos shorter than a clip loop.
+    """
+
+    sampling: Sampling
+    paces: tuple[Fraction, ...]
+    frame_counts: tuple[int, ...]  # of all videos of the source
+    videos: tuple[int, ...]
+    starts: int  # clips of each pace
+    videos_per_batch: int
+
+    @property
+    def numbers(self) -> range:
+        """The batches that hold all videos."""
+        return range(-(-len(self.videos) // self.videos_per_batch))
+
+    def __call__(self, number: int) -> list[ClipRequest]:
+        first = number * self.videos_per_batch
+        chosen = self.videos[first : first + self.videos_per_batch]
+        return [ClipRequest(video, self._plans(self.frame_counts[video])) for video in chosen]
+
+    def _plans(self, num_frames: int) -> tuple:
+        return tuple(
+            centre_plan(self.sampling, num_frames, int(start), pace, label)
+            for label, pace in enumerate(self.paces)
+            for start in evenly_spaced(
+                fitting_starts(num_frames, pace, self.sampling.clip_frames), self.starts
+            )
+        )
+
+
 @dataclass
 class ClipRunner:
-    """Runs a network over the clips of videos as its training options make them.
+    """Runs a network over the clips of videos as its training options make them: of each video
+    `clips` at each of `paces`.
 
     After a pass `unreadable` holds the files left out, with the reason.
     """
@@ -105,6 +147,7 @@ class ClipRunner:
     model: Callable[[Tensor], tuple[Tensor, ...]]  # clips (B, 3, T, H, W) -> outputs (B, ...)
     options: RunOptions  # of the training: size, crop, scale, order and length of clips
     device: torch.device
+    paces: tuple[Fraction, ...] = (Fraction(1),)
     clips: int = 10
     batch_clips: int = 40
     amp: bool = False
@@ -145,45 +188,51 @@ class ClipRunner:
     def run(
         self, source: FrameSource, videos: Sequence[int] | None = None
     ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """(video, outputs (clips, ...) in fp32 on the device) of each readable video of this
-        rank's share of `videos` (all of the source by default), decoded once for all its clips.
+        """(video, outputs (paces * clips, ...) in fp32 on the device) of each readable video of
+        this rank's share of `videos` (all of the source by default), decoded once for all its
+        clips: those of the first pace, then of the next.
         """
         every = range(len(source)) if videos is None else videos
         mine = tuple(every[rank() :: world_size()])
         counts = tuple(source.num_frames(video) for video in range(len(source)))
-        per_batch = max(1, self.batch_clips // self.clips)
+        of_video = len(self.paces) * self.clips
+        per_batch = max(1, self.batch_clips // of_video)
         sampling = self.options.sampling()
-        requests = EvenRequests(sampling, _PACES, counts, mine, self.clips, per_batch)
-        progress = Progress(self.what, len(mine), shows=is_main())
-        done = 0
-        progress.update(0)
-        for batch, outputs in inference(
-            _within_memory(self.model),
+        requests = _EvenRequests(sampling, self.paces, counts, mine, self.clips, per_batch)
+        batches = load_batches(
             source,
             requests,
             requests.numbers,
-            self.form,
-            self.device,
-            sampling.clip_frames,
-            self.workers,
-            self.amp,
+            clip_frames=sampling.clip_frames,
+            workers=self.workers,
             timeout_seconds=self.decode_timeout,
-        ):
+            pin_memory=self.device.type == "cuda",
+            give_way=self.device.type == "cpu",
+        )
+        model = _within_memory(self.model)
+        progress = Progress(self.what, len(mine), shows=is_main())
+        done = 0
+        progress.update(0)
+        for batch in batches:
             self.unreadable.update(batch.bad)
             done += len(batch.bad)
-            if outputs is not None:
-                for first in range(0, len(batch), self.clips):
-                    span = slice(first, first + self.clips)
+            if len(batch):
+                clips = batch.to(self.device).clips(self.form)
+                autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+                with torch.inference_mode(), autocast:
+                    outputs = tuple(output.float() for output in model(clips))
+                for first in range(0, len(batch), of_video):
+                    span = slice(first, first + of_video)
                     yield int(batch.videos[first]), tuple(each[span] for each in outputs)
                     done += 1
-            progress.update(done, f"{self.clips} clips each")
+            progress.update(done, f"{of_video} clips each")
         progress.close()
 
 
 def decoder_count(wish: int, device: torch.device) -> int:
     """Decoding processes of a pass: `wish`, or for -1 what training takes, on a CPU two at least.
 
-    On a CPU they decode while the network waits for them (see `inference`), on all cores then:
+    On a CPU they decode while the network waits for them (`give_way`), on all cores then:
     r21d at a quarter of the width on two cores, 60 videos of 320 x 240 from MPEG-4, reached 0.70
     of the network's own rate with one process and 0.78 with two; 0.65 with one or two that did not
     give way.

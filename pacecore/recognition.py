@@ -4,7 +4,7 @@ probability of a video = mean over its clips of softmax(logits of the clip)
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pacecore.backbones.tuning import memory_format
 from pacecore.config import TestOptions
-from pacecore.device import clip_format, pick_device
+from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
@@ -22,7 +21,6 @@ from pacecore.inputs import Inputs
 from pacecore.protocol import (
     PATIENCE,
     ClipRunner,
-    decoder_count,
     labels_of,
     open_measured,
     out_folder,
@@ -297,17 +295,9 @@ def _test_actions(
 def _test_pace(
     model: nn.Module, trained: Trained, data: Inputs, options: TestOptions, device: torch.device
 ) -> dict[str, Any]:
-    found = pace_accuracy(
-        model,
-        data.held_out,
-        trained.options.sampling(),
-        clip_format(trained.options, device, memory_format(model, device)),
-        device,
-        starts=options.clips,
-        workers=decoder_count(options.workers, device),
-        amp=options.amp == "bf16",
-        clips_per_batch=options.batch_clips,
-    )
+    paces = trained.options.sampling().classes
+    runner = replace(ClipRunner.of(model, trained, options, device, "test"), paces=paces)
+    found = pace_accuracy(runner, data.held_out)
     return {
         "pace_accuracy": found.accuracy,
         "chance": 1 / len(found.classes),
@@ -315,5 +305,5 @@ def _test_pace(
         "confusion": found.confusion,
         "clips": found.clips,
         "videos": len(data.held_out),
-        "unreadable": dict.fromkeys(found.unreadable, "cannot be read"),
+        "unreadable": found.unreadable,
     }

@@ -22,6 +22,7 @@ from pacecore.inputs import Inputs, worker_count
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
+from pacecore.protocol import ClipRunner
 from pacecore.runlog import RunFolder
 from pacecore.sampling import loop_share
 from pacecore.source import FrameSource
@@ -83,15 +84,20 @@ class PaceTask:
     def evaluate(self) -> dict[str, Any]:
         if self.held_out is None:
             return {}
-        self.last = pace_accuracy(
+        runner = ClipRunner(
             self.model,
-            self.held_out,
-            self.options.sampling(),
-            clip_format(self.options, self.device, memory_format(self.model, self.device)),
+            self.options,
             self.device,
-            workers=worker_count(self.options.workers, self.device),
+            paces=self.options.sampling().classes,
+            clips=3,
+            batch_clips=32,
             amp=self.options.amp == "bf16",
+            workers=worker_count(self.options.workers, self.device),
+            decode_timeout=self.options.decode_timeout,
+            what="held out",
+            layout=memory_format(self.model, self.device),
         )
+        self.last = pace_accuracy(runner, self.held_out)
         return {
             "pace_accuracy": self.last.accuracy,
             "chance": 1 / len(self.last.classes),

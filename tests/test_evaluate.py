@@ -8,12 +8,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pacecore import protocol, recognition
 from pacecore.cli import test as test_verb
 from pacecore.config import TestOptions, from_mapping
 from pacecore.errors import PacecoreError
-from pacecore.evaluate import evenly_spaced
 from pacecore.ops import pace_clip
-from pacecore.protocol import _within_memory
+from pacecore.protocol import _within_memory, evenly_spaced
 from pacecore.recognition import (
     ActionResult,
     bootstrap_interval,
@@ -253,6 +253,32 @@ def test_pretrained_checkpoint_gives_pace_accuracy(videos, tmp_path):
     right = sum(result["confusion"][pace][pace] for pace in range(4))
     assert result["pace_accuracy"] == right / 48
     assert (tmp_path / "test.json").exists()
+
+
+def test_pace_accuracy_heeds_the_time_of_a_video_and_says_why_one_is_left_out(
+    tmp_path, monkeypatch
+):
+    given, load, read = [], protocol.load_batches, recognition.open_measured
+    videos = tiny_set(tmp_path / "set", train=1, test=2)
+    broken = videos / "test" / "Red" / "test0.mp4"
+
+    def loaded(*arguments, **options):
+        given.append(options["timeout_seconds"])
+        return load(*arguments, **options)
+
+    def broken_since(*arguments):
+        data = read(*arguments)
+        broken.write_bytes(b"no video any more")
+        return data
+
+    monkeypatch.setattr(protocol, "load_batches", loaded)
+    monkeypatch.setattr(recognition, "open_measured", broken_since)
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    result = run_test(load_trained(checkpoint), options_of(clips=2, decode_timeout=7.0))
+    assert given == [7.0]
+    assert [sum(row) for row in result["confusion"]] == [10] * 4  # 5 videos
+    assert list(result["unreadable"]) == [str(broken)]
+    assert "Invalid data" in result["unreadable"][str(broken)]
 
 
 def test_an_unreadable_video_is_named_not_counted_and_not_hidden(checkpoint, tmp_path):
