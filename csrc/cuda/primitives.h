@@ -1,7 +1,7 @@
 // Device operations that only exist as PTX: asynchronous copies and matrix instructions of sm_80
-// and later, a store, the bare exponential. Each has its host version beside it, used where g++
-// compiles the kernels for the tests (tests/cuda_on_cpu, which defines PACECORE_EMULATED): kernels
-// call these functions and hold no inline assembly of their own.
+// and later, a store, the bare exponential. Kernels call these functions and hold no inline
+// assembly of their own, so that g++ compiles them for the tests (tests/cuda_on_cpu, which defines
+// PACECORE_EMULATED and has what each does on a CPU).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,7 +14,6 @@
 
 #ifdef PACECORE_EMULATED
 #include <cmath>
-#include <cstring>
 #endif
 
 namespace pacecore {
@@ -102,82 +101,12 @@ __device__ __forceinline__ uint32_t four_bytes_from(uint32_t low, uint32_t high,
 #endif
 }
 
-#ifdef PACECORE_EMULATED
-namespace host {
-
-struct LoadMatrix {
-  const void* row;
-  uint32_t result[4];
-  bool transposed;
-};
-
-inline void load_matrices(LoadMatrix* (&lanes)[32]) {
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!lanes[lane]) cuda_on_cpu::fault("ldmatrix needs all 32 lanes");
-    if (reinterpret_cast<uintptr_t>(lanes[lane]->row) % 16)
-      cuda_on_cpu::fault("ldmatrix needs row addresses that are multiples of 16");
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int matrix = 0; matrix < 4; ++matrix) {
-      uint16_t pair[2];
-      for (int i = 0; i < 2; ++i) {
-        const bool transposed = lanes[lane]->transposed;
-        const int row = transposed ? lane % 4 * 2 + i : lane / 4;
-        const int column = transposed ? lane / 4 : lane % 4 * 2 + i;
-        const auto* values = static_cast<const uint16_t*>(lanes[8 * matrix + row]->row);
-        pair[i] = values[column];
-      }
-      std::memcpy(&lanes[lane]->result[matrix], pair, 4);
-    }
-  }
-}
-
-struct Mma {
-  float* accumulator;  // 4
-  const uint32_t* a;   // 4
-  const uint32_t* b;   // 2
-};
-
-template <typename T>
-float element(const uint32_t* registers, int index) {
-  T value;
-  std::memcpy(&value, reinterpret_cast<const char*>(registers) + 2 * index, 2);
-  return static_cast<float>(value);
-}
-
-// The PTX manual's fragment layout; sums in order of k, in float.
-template <typename T>
-void mma(Mma* (&lanes)[32]) {
-  float a[16][16], b[16][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!lanes[lane]) cuda_on_cpu::fault("mma needs all 32 lanes");
-    const int group = lane / 4, pair = lane % 4 * 2;
-    for (int i = 0; i < 8; ++i)
-      a[group + i / 2 % 2 * 8][pair + i % 2 + i / 4 * 8] = element<T>(lanes[lane]->a, i);
-    for (int i = 0; i < 4; ++i) b[pair + i % 2 + i / 2 * 8][group] = element<T>(lanes[lane]->b, i);
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-      float sum = lanes[lane]->accumulator[i];
-      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-      lanes[lane]->accumulator[i] = sum;
-    }
-  }
-}
-
-}  // namespace host
-#endif
-
 // Loads four 8 x 8 matrices of 16-bit elements from shared memory: lane 8 * m + r names the 16-byte
 // aligned address of row r of matrix m. Register m of lane l then holds, low half first, elements
 // [l / 4][2 * (l % 4)] and [l / 4][2 * (l % 4) + 1] of matrix m. All 32 lanes take part.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&result)[4], const void* row) {
 #ifdef PACECORE_EMULATED
-  host::LoadMatrix request{row, {}, false};
-  cuda_on_cpu::warp_collective(0xffffffffu, request,
-                               [](host::LoadMatrix*(&lanes)[32]) { host::load_matrices(lanes); });
-  std::memcpy(result, request.result, sizeof result);
+  cuda_on_cpu::load_matrices(result, row, false);
 #else
   const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -191,10 +120,7 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&result)[4], const void
 // [2 * (l % 4)][l / 4] and [2 * (l % 4) + 1][l / 4].
 __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&result)[4], const void* row) {
 #ifdef PACECORE_EMULATED
-  host::LoadMatrix request{row, {}, true};
-  cuda_on_cpu::warp_collective(0xffffffffu, request,
-                               [](host::LoadMatrix*(&lanes)[32]) { host::load_matrices(lanes); });
-  std::memcpy(result, request.result, sizeof result);
+  cuda_on_cpu::load_matrices(result, row, true);
 #else
   const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -214,9 +140,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&accumulator)[4], const uint
                                              const uint32_t (&b)[2]) {
   static_assert(std::is_same_v<T, __nv_bfloat16> || std::is_same_v<T, __half>);
 #ifdef PACECORE_EMULATED
-  host::Mma request{accumulator, a, b};
-  cuda_on_cpu::warp_collective(0xffffffffu, request,
-                               [](host::Mma*(&lanes)[32]) { host::mma<T>(lanes); });
+  cuda_on_cpu::multiply_add<T>(accumulator, a, b);
 #else
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "

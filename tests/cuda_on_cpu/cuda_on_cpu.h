@@ -25,6 +25,7 @@
 #include <utility>
 
 #include "fibers.h"
+#include "matrices.h"
 #include "shared_limit.h"
 
 #undef __global__
