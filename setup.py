@@ -92,16 +92,17 @@ def cuda_home():
 
 
 def architectures():
-    """[('80', False), ('90', True)] for "8.0;9.0+PTX"."""
+    """[('80', False), ('90', True)] for "8.0;9.0+PTX". Older GPUs of the list are left out."""
     wish = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
     result = []
-    for word in re.split(r"[;,\s]+", wish.strip()):
-        found = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", word)
+    for word in filter(None, re.split(r"[;,\s]+", wish)):
+        found = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", word)
         if not found:
             sys.exit(f"pacecore: TORCH_CUDA_ARCH_LIST must look like '8.0;9.0+PTX', got {wish!r}")
-        if int(found[1]) < 8:  # as pacecore.kernels.OLDEST
-            sys.exit(f"pacecore: TORCH_CUDA_ARCH_LIST must be 8.0 or later, got {wish!r}")
-        result.append((found[1] + found[2], bool(found[3])))
+        if int(found[1]) >= 8:  # as pacecore.kernels.OLDEST
+            result.append((found[1] + found[2], bool(found[3])))
+    if not result:
+        sys.exit(f"pacecore: TORCH_CUDA_ARCH_LIST must have one of 8.0 or later, got {wish!r}")
     return result
 
 
@@ -158,8 +159,8 @@ def source_flags(source):
     if source.name == "module.cpp":  # uses pybind11, and the copy in torch refuses STABLE_ABI
         words = [f'-DPACECORE_VERSION="{local_version()}"']
         if CUDA:
-            names = " ".join(f"sm_{number}" for number, _ in architectures())
-            words.append(f'-DPACECORE_CUDA_ARCHITECTURES="{names}"')
+            codes = re.findall(r",code=(\w+)", " ".join(gencode()))
+            words.append(f'-DPACECORE_CUDA_ARCHITECTURES="{" ".join(codes)}"')
         return words
     if sysconfig.get_platform().endswith("x86_64"):
         if source.stem.endswith("_avx2"):
@@ -210,7 +211,9 @@ def ninja_file(sources, work, target):
     ]
     if CUDA:
         nvcc = [CUDA[0] / "bin" / "nvcc", "-MD", "-MF", "$out.d", STABLE_ABI, *common, *gencode()]
-        nvcc += ["-ccbin", compiler()[-1]] if os.environ.get("CXX") else []
+        named = [word for word in compiler() if not word.startswith("-")]
+        nvcc += ["-ccbin", named[-1]] if os.environ.get("CXX") else []
+        nvcc += [f"-Xcompiler={word}" for word in compiler() if word.startswith("-")]
         nvcc += ["-Xcompiler", ",".join(hidden), "--expt-relaxed-constexpr", "-lineinfo"]
         nvcc += ["-Xptxas", "-v", "-c", "$in", "-o", "$out"]
         lines += ["rule nvcc", f"  command = {command(nvcc)}", *lines[4:6]]

@@ -213,11 +213,11 @@ def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callab
     def step() -> None:
         optimizer.zero_grad()
         with (
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=way.layout, allow_tf32=False),
             torch.autocast(clips.device.type, torch.bfloat16, enabled=way.bf16),
         ):
             loss = F.cross_entropy(run(clips), labels)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=way.layout, allow_tf32=False):
             loss.backward()
         optimizer.step()
 

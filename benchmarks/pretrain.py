@@ -161,7 +161,7 @@ def network_alone(setting: Setting, amp: str, compiled: bool, tf32: bool) -> flo
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
 
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
         return setting.batch / time_function(step, device, min_seconds=1, min_runs=2).p50
 
 

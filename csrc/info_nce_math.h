@@ -19,6 +19,9 @@
 
 namespace pacecore {
 
+// Norms below this count as 0: such a row is normalised to zeros and gets no gradient.
+constexpr double kNceSmallestNorm = 1e-12;
+
 // What a row's other clips add up to, with exponentials relative to the largest logit. Positives
 // and negatives are kept apart: 1 - p(positive), on which the gradient of a well-trained row rests,
 // is then negative / (positive + negative), and not a difference of two numbers near 1.

@@ -8,9 +8,6 @@
 
 namespace pacecore {
 
-// Norms below this count as 0: such a row is normalised to zeros and gets no gradient.
-constexpr double kNceSmallestNorm = 1e-12;
-
 struct NceOptions {
   std::optional<Tensor> temperature;  // () or (1,), of the compute type; where absent, the number
   double temperature_number;

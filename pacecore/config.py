@@ -220,6 +220,16 @@ class FinetuneOptions(RunOptions):
     lr: float = option(0.0, "Learning rate; 0: 3e-3, and 1e-2 for s3dg.", low=0.0)
     jitter: bool = option(False, "Colour jitter.")
 
+    def check(self) -> None:
+        """Raises OptionError for the first value that breaks its rule."""
+        super().check()
+        if self.dropout and self.compile and self.accumulate > 1:
+            # The first pass over a part is not compiled, and draws other masks than the second.
+            raise OptionError(
+                f"dropout does not work with compile and accumulate = {self.accumulate} together,"
+                f" got {self.dropout}"
+            )
+
     def resolved(self) -> "FinetuneOptions":
         rate = self.lr or (1e-2 if self.backbone == "s3dg" else 3e-3)
         return super(FinetuneOptions, replace(self, lr=rate)).resolved()

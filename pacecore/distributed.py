@@ -22,6 +22,7 @@ __all__ = [
     "all_reduce_sum",
     "any_rank",
     "barrier",
+    "fewest",
     "gather_rows",
     "is_main",
     "join",
@@ -119,6 +120,15 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
     values = torch.tensor(flags, dtype=torch.uint8)
     dist.all_reduce(values, dist.ReduceOp.MAX)
     return tuple(bool(value) for value in values.tolist())
+
+
+def fewest(count: int) -> int:
+    """The least `count` of all ranks; every rank must call it, no GPU is waited for."""
+    if world_size() == 1:
+        return count
+    least = torch.tensor(count)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
 
 
 def share_of(count: int) -> float:

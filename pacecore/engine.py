@@ -120,7 +120,8 @@ class _Run:
             # cuBLAS reads it when its first handle is made.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
+        # Batches have two sizes at most: cuDNN tries what is fastest for each once.
+        torch.backends.cudnn.benchmark = not options.deterministic
         self.step = TrainingStep(task, options, device)
         self.form = clip_format(options, device, self.step.layout)
         self.resident = resident_frames(source, options.data_on, device)

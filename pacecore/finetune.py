@@ -193,10 +193,11 @@ def finetune(
     resume: bool = False,
     fall_back: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tunes as `options` (resolved) say and returns the run's summary.
+    """Fine-tunes as `options` say and returns the run's summary.
 
-    trained: what options.checkpoint holds, where the caller has read it already. Writes into
-    options.out: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above 0,
+    The network's options have to be the checkpoint's, and the clips' should be: `inherit_options`
+    takes both from it. trained: what options.checkpoint holds, where it was read already. Writes
+    into options.out: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above 0,
     summary.json, and with matplotlib curves.png. Raises PacecoreError for input that cannot be
     used.
     """

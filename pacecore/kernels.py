@@ -30,6 +30,12 @@ def lack_of(number: int) -> Lack | None:
     if not info["cuda"]:
         mend = f"put nvcc 12.0 or later on PATH, then, in the source folder, {REBUILD}"
         return Lack("this pacecore has no CUDA kernels", mend)
+    driver = torch._C._cuda_getDriverVersion()  # 12040 for 12.4
+    if driver // 1000 < int(info["cuda"].partition(".")[0]):
+        reason = f"its driver is of CUDA {driver // 1000}.{driver % 1000 // 10}"
+        built = f"pacecore's kernels are of CUDA {info['cuda']}"
+        older = f"with an older nvcc on PATH, in the source folder, {REBUILD}"
+        return Lack(f"{reason}, {built}", f"update the driver; or, {older}")
     if not _covered(info["cuda_architectures"], capability):
         wish = f"TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
         built = f"its kernels were built for {info['cuda_architectures']}"
@@ -38,11 +44,19 @@ def lack_of(number: int) -> Lack | None:
 
 
 def _covered(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether kernels for "sm_80 sm_90" run on a GPU of this capability.
+    """Whether kernels for "sm_80 sm_90 compute_90" run on a GPU of this capability.
 
-    Machine code serves its own generation from its own minor number on; later generations are
-    served by the intermediate code of the newest one, which a build carries by default.
+    Machine code (sm) serves its own generation from its own minor number on, intermediate code
+    (compute) every later GPU. With an a behind it serves that one GPU, with an f its generation.
     """
-    built = [(int(n[:-1]), int(n[-1])) for n in re.findall(r"sm_(\d+)", architectures)]
-    same = any(major == capability[0] and minor <= capability[1] for major, minor in built)
-    return same or (bool(built) and capability[0] > max(built)[0])
+    for kind, major, minor, kept_to in re.findall(r"(sm|compute)_(\d+)(\d)([af]?)", architectures):
+        of = (int(major), int(minor))
+        if kept_to == "a":
+            serves = of == capability
+        elif kind == "sm" or kept_to == "f":
+            serves = of[0] == capability[0] and of[1] <= capability[1]
+        else:
+            serves = of <= capability
+        if serves:
+            return True
+    return False

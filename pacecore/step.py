@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pacecore.backbones.tuning import memory_format, prepare
 from pacecore.config import RunOptions
-from pacecore.distributed import rank, world_size, wrap
+from pacecore.distributed import fewest, rank, world_size, wrap
 from pacecore.errors import PacecoreError
 from pacecore.loader import ClipBatch
 
@@ -114,7 +114,8 @@ class TrainingStep:
         them, the loss gives their gradients, and a second pass carries those into the weights.
         Batch norm sees one part at a time, and its running averages move in the second pass only.
         """
-        parts = clips.tensor_split(min(self.options.accumulate, len(clips)))
+        # As many on every rank: synchronised batch norm waits for all of them in each.
+        parts = clips.tensor_split(min(self.options.accumulate, fewest(len(clips))))
         outputs = []
         with torch.no_grad(), _buffers_kept(self.task.model):
             for place, part in enumerate(parts):

@@ -20,9 +20,14 @@ class _Properties:
         self.major, self.minor = capability
 
 
-def gpus(monkeypatch, *capabilities: tuple[int, int], architectures: str = "sm_80 sm_90") -> list:
-    """torch has a GPU of each of `capabilities`, and pacecore kernels for `architectures`; gives
-    the list of the devices that are set.
+def gpus(
+    monkeypatch,
+    *capabilities: tuple[int, int],
+    architectures: str = "sm_80 sm_90 compute_90",
+    driver: int = 13000,
+) -> list:
+    """torch has a GPU of each of `capabilities`, and pacecore kernels for `architectures` of CUDA
+    13.0; gives the list of the devices that are set.
     """
     devices = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -31,5 +36,6 @@ def gpus(monkeypatch, *capabilities: tuple[int, int], architectures: str = "sm_8
         torch.cuda, "get_device_properties", lambda number: _Properties(capabilities[number])
     )
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
     monkeypatch.setattr("pacecore.kernels.extension", lambda: _Extension(architectures))
     return devices

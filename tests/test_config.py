@@ -59,6 +59,14 @@ def test_each_rule_has_its_words(values, words):
     assert words in str(caught.value)
 
 
+def test_dropout_is_not_drawn_once_compiled_and_once_not():
+    """The two passes of accumulation would drop other features."""
+    values = {"dropout": 0.5, "accumulate": 2}
+    assert from_mapping(FinetuneOptions, values)
+    with pytest.raises(OptionError, match="dropout does not work with compile and accumulate = 2"):
+        from_mapping(FinetuneOptions, {**values, "compile": True})
+
+
 def test_unreadable_toml(tmp_path):
     with pytest.raises(OptionError, match=r"none\.toml: options cannot be read"):
         read_toml(tmp_path / "none.toml")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pacecore.distributed import gather_rows, rank, share_of, world_size, wrap
+from pacecore.distributed import fewest, gather_rows, rank, share_of, world_size, wrap
 from pacecore.losses import pretraining_loss
 from tests.ranks import run_ranks
 from tests.test_losses import Options, batch
@@ -74,6 +74,7 @@ def everything(rank_number, ranks):
         ],
         "weights": weight_gradients(model, WEIGHT_COUNTS[ranks], rank_number),
         "share": share_of(3 + rank_number),
+        "fewest": fewest(5 - rank_number),
         "gathered": [gathered(rank_number, kind) for kind in (torch.float32, torch.bfloat16)],
     }
 
@@ -112,6 +113,11 @@ def test_a_share_weighs_a_rank_by_its_clips():
     shares = [result["share"] for result in results(2)]  # 3 clips and 4, of 3.5 on the mean
     assert shares == pytest.approx([3 / 3.5, 4 / 3.5])
     assert share_of(3) == 1
+
+
+def test_the_fewest_clips_of_a_rank_are_known_to_all():
+    assert [result["fewest"] for result in results(3)] == [3, 3, 3]
+    assert fewest(4) == 4
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -7,22 +7,23 @@ from tests.gpus import gpus
 
 
 @pytest.mark.parametrize(
-    ("capability", "covered"),
+    ("architectures", "served", "others"),
     [
-        ((8, 0), True),
-        ((8, 9), True),
-        ((9, 0), True),
-        ((10, 0), True),
-        ((12, 1), True),
-        ((7, 5), False),
+        ("sm_80 sm_90 compute_90", "8.0 8.6 8.9 9.0 10.0 12.1", "7.5"),
+        ("sm_80 sm_90", "8.9 9.0", "10.0 12.0"),
+        ("sm_80 compute_80 sm_120", "8.0 9.0 10.3 12.0 12.1", "7.5"),
+        ("sm_86", "8.6 8.9", "8.0 9.0"),
+        ("sm_90a", "9.0", "8.0 10.0"),
+        ("sm_120a compute_120a", "12.0", "12.1"),
+        ("sm_100f", "10.0 10.3", "9.0 12.0"),
+        ("", "", "8.0 9.0"),
     ],
 )
-def test_which_gpus_are_covered(capability, covered):
-    assert _covered("sm_80 sm_90", capability) is covered
-
-
-def test_no_kernels_cover_nothing():
-    assert not _covered("", (9, 0))
+def test_which_gpus_are_covered(architectures, served, others):
+    for names, covered in ((served, True), (others, False)):
+        for name in names.split():
+            major, minor = map(int, name.split("."))
+            assert _covered(architectures, (major, minor)) is covered, name
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,13 @@ def test_why_a_gpu_is_not_served(monkeypatch, capability, architectures, reason,
     lack = lack_of(0)
     assert lack.reason == reason
     assert mend in lack.mend
+
+
+def test_a_driver_older_than_the_kernels_is_told(monkeypatch):
+    gpus(monkeypatch, (9, 0), driver=12040)
+    lack = lack_of(0)
+    assert lack.reason == "its driver is of CUDA 12.4, pacecore's kernels are of CUDA 13.0"
+    assert lack.mend.startswith("update the driver; or, with an older nvcc on PATH")
 
 
 def test_a_gpu_that_is_served_lacks_nothing(monkeypatch):

@@ -230,6 +230,9 @@ def test_sizes_from_1_to_300_at_random(device):
         ((66, 40), (16, 20), (14, 20)),  # so tall that CUDA copies no rows
         ((6, 1320), (4, 1380), (3, 1300)),  # more columns than CUDA threads have at once
         ((6, 300), (4, 8300), (3, 70)),  # wider than whole numbers on CUDA have room for
+        ((450, 60), (128, 171), (112, 112)),  # no rows copied, in a crop that is made in parts
+        ((1210, 20), (400, 400), (384, 384)),  # the same where a block's share is larger than kept
+        ((30, 8), (2800, 3), (2800, 1)),  # so narrow that the rows' taps need more room than they
     ],
 )
 def test_ways_of_reading_the_source(device, size, resize, crop_size):

@@ -51,7 +51,10 @@ def test_an_archive_of_the_standard_library_stays_within(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("wish", "words"),
-    [("hopper", "must look like '8.0;9.0+PTX', got 'hopper'"), ("7.5 8.0", "must be 8.0 or later")],
+    [
+        ("hopper", "must look like '8.0;9.0+PTX', got 'hopper'"),
+        ("7.0;7.5+PTX", "must have one of 8.0 or later, got '7.0;7.5+PTX'"),
+    ],
 )
 def test_architectures_that_cannot_be_are_refused(monkeypatch, wish, words):
     monkeypatch.setenv("PACECORE_CUDA", "0")
@@ -60,3 +63,20 @@ def test_architectures_that_cannot_be_are_refused(monkeypatch, wish, words):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wish)
     with pytest.raises(SystemExit, match=re.escape(f"TORCH_CUDA_ARCH_LIST {words}")):
         build["architectures"]()
+
+
+def test_what_is_built_for_the_list_of_an_image(monkeypatch):
+    """Older GPUs are left out, intermediate code is named too, and CXX may have options."""
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0 9.0a 12.0+PTX;")
+    monkeypatch.setenv("CXX", "g++ -m64")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    assert build["architectures"]() == [("80", False), ("90a", False), ("120", True)]
+    cuda = (Path("/nowhere"), (13, 0))
+    for function in ("source_flags", "ninja_file", "local_version"):
+        monkeypatch.setitem(build[function].__globals__, "CUDA", cuda)
+    flags = build["source_flags"](Path("csrc/module.cpp"))
+    assert '-DPACECORE_CUDA_ARCHITECTURES="sm_80 sm_90a sm_120 compute_120"' in flags
+    written = build["ninja_file"]([Path("csrc/cuda/x.cu")], Path("/work"), Path("/work/x.so"))
+    assert "-ccbin g++ -Xcompiler=-m64" in written

@@ -102,6 +102,18 @@ def test_both_passes_over_a_part_drop_the_same():
     assert not torch.equal(seen[0], seen[1])
 
 
+def test_a_part_more_than_another_rank_has_is_not_taken(monkeypatch):
+    """Synchronised batch norm would wait for the others for ever."""
+    monkeypatch.setattr("pacecore.step.fewest", lambda count: 2)
+    options = from_mapping(TrainOptions, {**TINY, "accumulate": 3})
+    task = Task()
+    seen = []
+    task.model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    clips, batch = batch_of(4, 0)
+    TrainingStep(task, options, CPU)(clips, batch, 0, rate=0.1)
+    assert seen == [2, 2, 2, 2]  # two parts, twice
+
+
 def test_a_compiled_network_trains_as_it_is():
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile needs a C++ compiler for the CPU")

@@ -13,6 +13,7 @@
 
 #include "info_nce_kernels.h"
 #include "info_nce_op.h"
+#include "instructions.h"
 #include "library.h"
 
 #define PACECORE_ISA isa_baseline
@@ -31,10 +32,8 @@ constexpr ScalarType kType = sizeof(Real) == 8 ? ScalarType::Double : ScalarType
 template <typename Real>
 const NceTileKernels<Real>& best_tile_kernels() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && avx512_tile_kernels<Real>())
-    return *avx512_tile_kernels<Real>();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && avx2_tile_kernels<Real>())
-    return *avx2_tile_kernels<Real>();
+  if (avx512_tile_kernels<Real>() && runs_avx512()) return *avx512_tile_kernels<Real>();
+  if (avx2_tile_kernels<Real>() && runs_avx2()) return *avx2_tile_kernels<Real>();
 #endif
   return isa_baseline::kTileKernels<Real>;
 }

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "instructions.h"
 #include "pace_clip_loops.h"
 
 namespace pacecore::cpu {
@@ -22,12 +23,8 @@ const Kernels& vector_kernels() {
 const Kernels* choose_kernels() {
   std::vector<const Kernels*> usable{&scalar_kernels(), &vector_kernels()};
 #if defined(__x86_64__)
-  if (avx2_kernels() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
-    usable.push_back(avx2_kernels());
-  if (avx512_kernels() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    usable.push_back(avx512_kernels());
+  if (avx2_kernels() && runs_avx2()) usable.push_back(avx2_kernels());
+  if (avx512_kernels() && runs_avx512()) usable.push_back(avx512_kernels());
 #endif
   const char* wish = std::getenv("PACECORE_CPU");
   if (!wish || !*wish) return usable.back();

@@ -40,14 +40,13 @@ __global__ void __launch_bounds__(kThreads)
   const T* from = z + int64_t{row} * features;
   float inverse = 1;
   if (normalize) {
-    float square = 0;
+    double square = 0;
     for (int k = lane; k < features; k += 32) {
-      const float value = static_cast<float>(from[k]);
+      const double value = static_cast<float>(from[k]);
       square += value * value;
     }
     for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
-    const float norm = sqrtf(square);
-    inverse = norm < static_cast<float>(kNceSmallestNorm) ? 0.0f : 1.0f / norm;
+    inverse = nce_inverse_norm(square);
   }
   if (lane == 0) inverse_norms[row] = inverse;
   for (int k = lane; k < pitch; k += 32)
@@ -226,7 +225,7 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
   NceArgs args = make_args(z, groups, options);
   const int64_t n = args.n;
   const Tensor sums = allocate(z, {n, static_cast<int64_t>(sizeof(NceRowSums))}, ScalarType::Byte);
-  if (nce_few(args)) {
+  if (nce_few<T>(args)) {
     const Tensor scores = allocate(z, {n, n}, ScalarType::Float);
     const Tensor counters = torch::stable::new_zeros(z, {2}, ScalarType::Int);
     launch_nce_few<T>(args, options.normalize, data<T>(z), data<float>(scores),

@@ -28,7 +28,8 @@ struct FewArgs {
   T* grad_z;
 };
 
-__device__ float warp_sum(float value) {
+template <typename Value>
+__device__ Value warp_sum(Value value) {
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
   return value;
 }
@@ -37,11 +38,6 @@ __device__ float warp_largest(float value) {
   for (int step = 16; step > 0; step /= 2)
     value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
   return value;
-}
-
-__device__ float inverse_norm(float square) {
-  const float norm = sqrtf(square);
-  return norm < 1e-12f ? 0.0f : 1.0f / norm;
 }
 
 // Neighbouring elements read as one: 16 bytes, or one element where rows do not allow more.
@@ -72,8 +68,8 @@ __device__ void load_elements(float (&to)[count], const float* from) {
 
 // Sums of `count` values over the warp, of which lane l is left with that of value l / (32 / count)
 // in values[0]: half as many shuffles at every step as summing each would take.
-template <int count>
-__device__ void warp_sums(float (&values)[count]) {
+template <int count, typename Value>
+__device__ void warp_sums(Value (&values)[count]) {
   const int lane = threadIdx.x % 32;
   int step = 16;
 #pragma unroll
@@ -81,8 +77,8 @@ __device__ void warp_sums(float (&values)[count]) {
     const bool upper = lane & step;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
-      const float given = upper ? values[i] : values[i + half];
-      const float kept = upper ? values[i + half] : values[i];
+      const Value given = upper ? values[i] : values[i + half];
+      const Value kept = upper ? values[i + half] : values[i];
       values[i] = kept + __shfl_xor_sync(0xffffffffu, given, step);
     }
   }
@@ -102,24 +98,25 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
   }
   __syncthreads();
   if (warp < kStrip) {
-    float square = 0;
+    double square = 0;
     for (int k = lane * vector; k < nce.features; k += 32 * vector) {
 #pragma unroll
       for (int i = 0; i < vector; ++i) {
-        const float value = strip[warp * nce.features + k + i];
-        square = fmaf(value, value, square);
+        const double value = strip[warp * nce.features + k + i];
+        square = fma(value, value, square);
       }
     }
     square = warp_sum(square);
     if (lane == 0) {
-      inverse[warp] = args.normalize ? inverse_norm(square) : 1.0f;
+      inverse[warp] = args.normalize ? nce_inverse_norm(square) : 1.0f;
       if (first + warp < nce.n) args.outputs.rows[4 * nce.n + first + warp] = inverse[warp];
     }
   }
   __syncthreads();
   for (int first_column = warp * kColumns; first_column < nce.n;
        first_column += kWarps * kColumns) {
-    float dots[kColumns * kStrip] = {}, squares[kColumns] = {};
+    float dots[kColumns * kStrip] = {};
+    double squares[kColumns] = {};
 #pragma unroll(vector > 1 ? 2 : 4)
     for (int k = lane * vector; k < nce.features; k += 32 * vector) {
       float values[kColumns][vector];
@@ -140,13 +137,14 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
 #pragma unroll
       for (int c = 0; c < kColumns; ++c)
 #pragma unroll
-        for (int i = 0; i < vector; ++i) squares[c] = fmaf(values[c][i], values[c][i], squares[c]);
+        for (int i = 0; i < vector; ++i)
+          squares[c] = fma(double(values[c][i]), double(values[c][i]), squares[c]);
     }
     warp_sums(dots);
     if (args.normalize) warp_sums(squares);
     static_assert(kColumns * kStrip == 16);
     const int row = lane / 2 % kStrip, column = first_column + lane / (2 * kStrip);
-    const float scale = args.normalize ? inverse_norm(squares[0]) : 1.0f;
+    const float scale = args.normalize ? nce_inverse_norm(squares[0]) : 1.0f;
     if (lane % 2 == 0 && first + row < nce.n && column < nce.n)
       args.scores[int64_t{first + row} * nce.n + column] = dots[0] * (inverse[row] * scale);
   }

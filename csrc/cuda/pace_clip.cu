@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads<Jittered>, kBlocks<Jittered>)
     const int64_t clip = source.frame / clip_frames, t = source.frame % clip_frames;
     using Store = StoreRows<Out, ChannelsLast>;
     Out* const out = static_cast<Out*>(args.clips) +
-                     (ChannelsLast ? 3 * source.frame * frame_pixels
+                     (ChannelsLast ? int64_t{3} * source.frame * frame_pixels
                                    : (3 * clip * clip_frames + t) * frame_pixels);
     const int64_t row_values = (ChannelsLast ? 3 : 1) * args.crop_width;
     for (int done = 0; done < source.rows; done += bands.kept_rows) {
@@ -127,7 +127,8 @@ int threads_of(const PaceClip& args, const Bands& bands, const ClusterLimits& li
 // frame whose share is larger still keeps it all where the cluster is as large as it gets.
 Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
   constexpr int64_t crop_bytes = 40 * 1024;
-  const int64_t fitting = std::max<int64_t>(1, crop_bytes / (12 * args.crop_width));
+  constexpr int64_t most_rows = 2048;  // whose taps fit beside them
+  const int64_t fitting = std::clamp<int64_t>(crop_bytes / (12 * args.crop_width), 1, most_rows);
   Bands bands{};
   bands.cluster = 1;
   const int64_t parts = (args.crop_height + fitting - 1) / fitting;
@@ -157,7 +158,7 @@ void launch(const PaceClip& args, const Bands& bands, cudaStream_t stream) {
         (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ", args.batch * args.clip_frames);
   const auto start = [&]<bool jittered>(std::bool_constant<jittered>) {
     launch_clusters<&pace_clip_kernel<Out, ChannelsLast, jittered>>(
-        "pace_clip", static_cast<unsigned>(grid), bands.threads, bands.shared_bytes, stream,
+        "pace_clip_kernel", static_cast<unsigned>(grid), bands.threads, bands.shared_bytes, stream,
         bands.cluster, args, bands);
   };
   if (args.jitter_order)

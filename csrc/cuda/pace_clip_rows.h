@@ -233,6 +233,7 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
   const bool placed = s.taps_from == first;
   if (!placed) {
     __syncthreads();  // the rows before are done with
+    if (threadIdx.x == 0) s.taps_from = first;
     find_rows(args, memory, s, first, rows);
     __syncthreads();
   }
@@ -249,7 +250,7 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
     if (from > 0 || !placed) {
       if (threadIdx.x == 0) {
         place_tile(s, memory.rows[from].index, memory.chroma_rows[from].index);
-        s.taps_from = from > 0 ? -1 : first;
+        if (from > 0) s.taps_from = -1;  // the tile is of later rows
       }
       __syncthreads();
     }

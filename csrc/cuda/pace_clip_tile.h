@@ -124,14 +124,14 @@ __device__ void find_source(const PaceClip& args, const Bands& bands, Source& s)
   s.rows = max(0, min(bands.rows, static_cast<int>(args.crop_height) - s.first));
   s.valid = false;
   const int32_t row_number = __ldg(args.plan + frame);
-  const int32_t* crop_at = args.crop + 3 * (frame / static_cast<int>(args.clip_frames));
+  const int32_t* crop_at = args.crop + int64_t{3} * (frame / static_cast<int>(args.clip_frames));
   const int32_t crop[3] = {__ldg(crop_at), __ldg(crop_at + 1), __ldg(crop_at + 2)};
   int32_t order = -1;
   float factors[4] = {};
   if (args.jitter_order) {
     order = __ldg(args.jitter_order + frame);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) factors[i] = __ldg(args.jitter + 4 * frame + i);
+    for (int i = 0; i < 4; ++i) factors[i] = __ldg(args.jitter + int64_t{4} * frame + i);
   }
   if (row_number < 0 || row_number >= args.num_rows) return;
   int64_t row[kColumns];
