@@ -1,5 +1,6 @@
 """Several processes training one network: who am I, what do we agree on, and who writes."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ __all__ = [
     "local_rank",
     "merge_over_ranks",
     "rank",
+    "share_buffers",
     "share_of",
     "world_size",
     "wrap",
@@ -37,6 +39,11 @@ __all__ = [
 # A rank that waits longer than this for the others ends with an error. One that died is noticed at
 # once, by its closed connection; this is for one that hangs. It covers uneven evaluations.
 _PATIENCE = timedelta(minutes=10)
+
+# Where the processes meet, kept from group to group, and the number of the next group: each has
+# names of its own there, else its members find the addresses that the group before has left.
+_meeting: list[dist.Store] = []
+_groups = itertools.count()
 
 
 def world_size() -> int:
@@ -72,7 +79,15 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
         return
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=patience)
+        if not _meeting:
+            _meeting.append(next(dist.rendezvous("env://", timeout=patience))[0])
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(f"pacecore {next(_groups)}", _meeting[0]),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=patience,
+        )
     except (RuntimeError, ValueError) as error:
         raise PacecoreError(
             f"the processes cannot be joined: {str(error).splitlines()[0]}"
@@ -141,6 +156,15 @@ def share_of(count: int) -> float:
     total = torch.tensor(count)
     dist.all_reduce(total)
     return count * world_size() / max(int(total), 1)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every rank the first one's buffers, the averages of batch norm; every rank must call
+    it. Each rank's own are of its share of the clips.
+    """
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def all_reduce_sum(values: Tensor, device: torch.device) -> Tensor:

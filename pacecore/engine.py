@@ -19,7 +19,13 @@ from pacecore import __version__
 from pacecore.checkpoint import CheckpointError, load_resume, save_checkpoint
 from pacecore.config import AnyOptions, RunOptions
 from pacecore.device import clip_format, trusted
-from pacecore.distributed import any_rank, is_main, merge_over_ranks, world_size
+from pacecore.distributed import (
+    any_rank,
+    is_main,
+    merge_over_ranks,
+    share_buffers,
+    world_size,
+)
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
@@ -310,6 +316,7 @@ class _Run:
 
     def _measure(self) -> None:
         """Measures on held-out videos, and keeps the best."""
+        share_buffers(self.task.model)  # those that are saved
         self.task.model.eval()
         with torch.no_grad():
             results = self.task.evaluate()

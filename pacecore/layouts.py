@@ -109,7 +109,7 @@ def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
         match = _LIST_NAME.match(path.name)
         if match:
             pairs.setdefault(match[2].lower(), {})[match[1].lower()] = path
-    return {name: pair for name, pair in pairs.items() if len(pair) > 1}
+    return {name: pair for name, pair in pairs.items() if len(pair) > 1 and "train" in pair}
 
 
 def _listed(
@@ -205,7 +205,7 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     if said and len(numbers) == len(said):
         base = 1 if min(numbers) >= 1 else 0
         listing.rows = [(p, s, label - base, w, f) for p, s, label, w, f in listing.rows]
-        return listing.index(layout, _names(listing, max(numbers) - base + 1))
+        return listing.index(layout, _names(listing, max(numbers) - base + 1, base))
     if numbers:
         where = next(row[3] for row in listing.rows if not isinstance(row[2], int))
         raise DatasetError(f"{where}: has no number for a label, as other lines have")
@@ -224,17 +224,17 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     return listing.index(layout, classes)
 
 
-def _names(listing: Listing, count: int) -> tuple[str, ...]:
+def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
     """Class names of numeric labels: their folders' where these pair up one to one, else the
-    numbers.
+    numbers as listed, by which lists that hold other classes are matched.
     """
     folders: dict[int, set[str]] = {}
     for path, _, label, *_ in listing.rows:
         folders.setdefault(label, set()).add(Path(path).parent.name)
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
     if len(names) == len(folders) == len(set(names.values())):
-        return tuple(names.get(label, str(label)) for label in range(count))
-    return tuple(map(str, range(count)))
+        return tuple(names.get(label, str(label + base)) for label in range(count))
+    return tuple(str(label + base) for label in range(count))
 
 
 def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -> VideoIndex:

@@ -1,8 +1,9 @@
 """Frames at another size, still planar YUV 4:2:0: what the store keeps.
 
-Bilinear at half-pixel centres without antialiasing, as ops.pace_clip resizes, so that a clip from
-the store is the clip from the file up to the rounding of its samples. (libswscale's bilinear
-filter widens when it shrinks, and would give other, smoother clips.)
+Bilinear at half-pixel centres without antialiasing, as ops.pace_clip resizes, so that the luma of a
+clip from the store is that of the clip from the file up to the rounding of its samples. Chroma is
+kept at half the new size, which blurs what the file has finer. (libswscale's bilinear filter widens
+when it shrinks, and would give other, smoother clips.)
 """
 
 import numpy as np

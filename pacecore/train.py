@@ -60,7 +60,9 @@ def pace_model(options: TrainOptions) -> PaceModel:
     torch.manual_seed(options.seed)
     backbone = build_backbone(options.backbone, options.depth or None, options.width)
     backbone.checkpointing = options.checkpointing
-    return PaceModel(backbone, len(options.sampling().classes), options.proj_dim)
+    # Without a contrast nothing would train it, for which ranks that average gradients would wait.
+    proj_dim = options.proj_dim if options.contrast != "none" else 0
+    return PaceModel(backbone, len(options.sampling().classes), proj_dim)
 
 
 @dataclass

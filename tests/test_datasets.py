@@ -217,6 +217,16 @@ def test_path_label_lists_count_from_0_or_1(base, separator, tmp_path):
     assert labels(index) == [0, 1, 2]
 
 
+def test_a_list_without_the_first_class_names_the_others_as_listed(tmp_path):
+    """A test list of its own: by their names its classes are matched with those of training."""
+    tree(tmp_path, *(f"{name}.avi" for name in "abcde"))
+    whole = text(tmp_path / "whole.csv", "a.avi 0\nb.avi 1\nc.avi 2\n")
+    rest = text(tmp_path / "rest.csv", "d.avi 1\ne.avi 2\n")
+    assert find_videos(whole).classes == ("0", "1", "2")
+    index = find_videos(rest)
+    assert [index.classes[label] for label in labels(index)] == ["1", "2"]
+
+
 def test_path_class_list_and_path_only_list(tmp_path):
     tree(tmp_path, "x/a.avi", "x/b c.avi", "y/d.avi")
     listed = text(tmp_path / "list.txt", "x/a.avi jump\nx/b c.avi sit\ny/d.avi jump\n")

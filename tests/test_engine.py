@@ -159,6 +159,39 @@ def test_two_ranks_train_as_one_process(tmp_path, contrast):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+class _Remembering(PaceTask):
+    """Says which running averages it was measured with."""
+
+    def evaluate(self):
+        found = super().evaluate()
+        return found | {
+            "averages": {n: b.tolist() for n, b in self.model.named_buffers() if "mean" in n}
+        }
+
+
+def _remembering_run(_, out):
+    return run(out, task=_Remembering)
+
+
+def test_every_rank_is_measured_with_the_averages_that_are_saved(tmp_path):
+    results = run_ranks(_remembering_run, 2, tmp_path / "run")
+    saved = load_checkpoint(tmp_path / "run" / "last.pt")["model"]
+    for result in results:
+        averages = result["results"]["averages"]
+        assert averages
+        for name, values in averages.items():
+            torch.testing.assert_close(torch.tensor(values), saved[name], rtol=0, atol=0)
+
+
+def _rank_run_without_contrast(_, out):
+    return run(out, contrast="none", proj_dim=8, held_out="none")
+
+
+def test_ranks_do_not_wait_for_a_projection_that_nothing_trains(tmp_path):
+    results = run_ranks(_rank_run_without_contrast, 2, tmp_path / "run")
+    assert results[0]["steps"] == 6
+
+
 def _rank_run_of_bad(_, out, bad, **changes):
     return _rank_run(_, out, source=PacketSource(COUNTS, bad=bad), held_out="none", **changes)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pacecore.checkpoint import load_checkpoint
-from pacecore.distributed import join
+from pacecore.distributed import any_rank, join
 from pacecore.errors import PacecoreError
 from tests.ranks import PROCESSES
 from tests.test_engine import assert_same, run, weights
@@ -19,12 +19,16 @@ from tests.test_engine import assert_same, run, weights
 STEPS = 12  # 7 videos in batches of 3, four epochs
 
 
-def _rank(number, port, out):
+def _begin(number, port):
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
+
+
+def _rank(number, port, out):
+    _begin(number, port)
     resume = (out / "last.pt").exists()
     try:
         with join(torch.device("cpu")):
@@ -36,11 +40,18 @@ def _rank(number, port, out):
     (out / f"threads-{number}").write_text(" ".join(left))
 
 
-def start(out):
+def _meet_again_and_again(number, port, times):
+    _begin(number, port)
+    for _ in range(times):
+        with join(torch.device("cpu")):
+            assert any_rank(number == 1) == (True,)
+
+
+def start(argument, target=_rank):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [PROCESSES.Process(target=_rank, args=(number, port, out)) for number in (0, 1)]
+    ranks = [PROCESSES.Process(target=target, args=(number, port, argument)) for number in (0, 1)]
     for process in ranks:
         process.start()
     return ranks
@@ -66,6 +77,10 @@ def test_no_thread_of_the_group_is_left(whole):
         threads = (whole / f"threads-{number}").read_text()
         assert threads
         assert "gloo" not in threads
+
+
+def test_processes_meet_again_for_the_next_verb():
+    finish(start(10, _meet_again_and_again))
 
 
 @pytest.mark.parametrize("victim", [0, 1])

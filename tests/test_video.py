@@ -1,6 +1,7 @@
 """Frames out of files: the ones asked for, as the decoder gives them, whatever the container."""
 
 import os
+import struct
 from pathlib import Path
 
 import av
@@ -338,6 +339,27 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
         assert str(path) in str(caught.value), case
     if open_before is not None:
         assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+@pytest.mark.parametrize(("first", "seconds"), [(0.2, 2.2), (1.0, 1.4), (0.0, 1.0), (1.0, 0.8)])
+def test_an_edit_list_that_trims_is_no_truncation(tmp_path, first, seconds):
+    """As phones and editors trim: the file keeps frames that are not shown."""
+    options = {"bf": "0", "g": "12", "sc_threshold": "0"}
+    whole = write_video(tmp_path / "whole.mp4", "libx264", frames=60, options=options)
+    data = bytearray(whole.read_bytes())
+    (of_movie,) = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)  # units a second
+    (of_track,) = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)
+    edit = data.index(b"elst") + 12
+    (began,) = struct.unpack_from(">i", data, edit + 4)
+    struct.pack_into(">Ii", data, edit, int(seconds * of_movie), began + int(first * of_track))
+    path = tmp_path / "trimmed.mp4"
+    path.write_bytes(data)
+    expected = reference_luma(path)
+    assert len(expected) < 60
+    assert probe(path).num_frames == len(expected)
+    for number in range(0, len(expected), 7):
+        frames = decode(path, np.array([number]))
+        assert np.array_equal(luma(frames, 0), expected[number])
 
 
 def test_frames_that_do_not_exist_or_are_out_of_order(tmp_path):

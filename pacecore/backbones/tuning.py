@@ -121,12 +121,16 @@ class Bf16Check:
         return f"bf16 conv3d on {self.device} agrees with fp32 ({times})"
 
 
-# kernel, stride: the stem of R3D, the two factors of R(2+1)D, and the plain 3D convolution
+# kernel, stride, frames: the stem of R3D, the two factors of R(2+1)D, the plain 3D convolution, and
+# the last stage, which has two frames left of sixteen: there torch 2.13 on CPUs with AVX512_BF16
+# gives weight gradients that are noise or infinite, from 32 channels on.
 _CASES = {
-    "3x7x7": ((3, 7, 7), (1, 2, 2)),
-    "3x3x3": ((3, 3, 3), (2, 2, 2)),
-    "1x3x3": ((1, 3, 3), (1, 1, 1)),
-    "3x1x1": ((3, 1, 1), (1, 1, 1)),
+    "3x7x7": ((3, 7, 7), (1, 2, 2), 8),
+    "3x3x3": ((3, 3, 3), (2, 2, 2), 8),
+    "1x3x3": ((1, 3, 3), (1, 1, 1), 8),
+    "3x1x1": ((3, 1, 1), (1, 1, 1), 8),
+    "3x3x3 over two frames": ((3, 3, 3), (1, 1, 1), 2),
+    "3x1x1 over two frames": ((3, 1, 1), (1, 1, 1), 2),
 }
 
 
@@ -142,11 +146,13 @@ def check_bf16_conv3d(
     """
     device = torch.device(device)
     small = device.type == "cpu"
-    shape = (1, 16, 4, 8, 8) if small else (4, 64, 8, 56, 56)
     generator = torch.Generator().manual_seed(0)
     errors: dict[str, float] = {}
     seconds = {torch.bfloat16: 0.0, torch.float32: 0.0}
-    for case, (kernel, stride) in _CASES.items():
+    for case, (kernel, stride, frames) in _CASES.items():
+        shape = (4, 64, frames, 56, 56)
+        if small:
+            shape = (1, 16, 4, 8, 8) if frames > 2 else (1, 64, frames, 8, 8)
         clips = torch.randn(shape, generator=generator).bfloat16()
         weight = torch.randn(shape[1], shape[1], *kernel, generator=generator).bfloat16()
         weight /= weight[0].numel() ** 0.5

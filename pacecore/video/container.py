@@ -40,12 +40,12 @@ class VideoError(PacecoreError):
 
 
 @contextmanager
-def opened(path: str | Path, kind: str | None = None) -> Iterator[tuple]:
+def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterator[tuple]:
     """The file's container and its first video stream, ready for one decoding thread; closed in
-    every case.
+    every case. options: FFmpeg's, of the container.
     """
     try:
-        container = av.open(str(path), format=kind, metadata_errors="replace")
+        container = av.open(str(path), format=kind, metadata_errors="replace", options=options)
     except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
     except MemoryError:

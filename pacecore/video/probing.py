@@ -106,8 +106,12 @@ def _require_whole(
     """Raises VideoError where the header promises more frames than the file has."""
     claimed = stream.frames
     # MP4 lists its samples; AVI's count is a mere claim, and often wrong.
-    if claimed > len(packets) and container.format.name == _MP4:
-        raise VideoError(path, f"truncated: it has {len(packets)} of {claimed} frames")
+    if claimed <= len(packets) or container.format.name != _MP4:
+        return
+    with opened(path, ignore_editlist="1") as (whole, video):  # which may cut frames off
+        found = sum(1 for _ in packets_of(whole, video))
+    if claimed > found:
+        raise VideoError(path, f"truncated: it has {found} of {claimed} frames")
 
 
 def _timeline(
