@@ -29,6 +29,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <typename T>
 constexpr int kChunk = 16 / sizeof(T);  // elements of one copy
 
+// Of a row whose squares add up to this: a double, since in float they overflow for a norm from
+// 2e19 on. The root is that of a float.
+__device__ float inverse_norm(double square) {
+  const bool large = square > 1e30;
+  const float root = sqrtf(static_cast<float>(large ? square * 1e-48 : square));
+  if (!large && root < static_cast<float>(kNceSmallestNorm)) return 0.0f;
+  return (large ? 1e-24f : 1.0f) / root;
+}
+
 // z as the tile kernels read it: rows of whole 16-byte chunks, normalised where wanted. One warp a
 // row.
 template <typename T>
@@ -46,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
       square += value * value;
     }
     for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
-    inverse = nce_inverse_norm(square);
+    inverse = inverse_norm(square);
   }
   if (lane == 0) inverse_norms[row] = inverse;
   for (int k = lane; k < pitch; k += 32)

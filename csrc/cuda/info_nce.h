@@ -123,15 +123,6 @@ PACECORE_DEVICE float nce_scale(const NceArgs& args) {
 // multiply-add in one place alone would be off by the rounding of a logit of hundreds.
 PACECORE_DEVICE float nce_logit(float score, float scale) { return __fmul_rn(score, scale); }
 
-// Of a row whose squares add up to this: a double, since in float they overflow for a norm from
-// 2e19 on. The root is that of a float.
-PACECORE_DEVICE float nce_inverse_norm(double square) {
-  const bool large = square > 1e30;
-  const float root = sqrtf(static_cast<float>(large ? square * 1e-48 : square));
-  if (!large && root < static_cast<float>(kNceSmallestNorm)) return 0.0f;
-  return (large ? 1e-24f : 1.0f) / root;
-}
-
 PACECORE_DEVICE NceSums<double> widen(const NceSums<float>& sums) {
   return {sums.largest,         sums.positive,        sums.negative,         sums.weighted,
           sums.positive_logits, sums.negative_logits, sums.nearest_positive, sums.nearest_negative};

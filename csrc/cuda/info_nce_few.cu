@@ -28,8 +28,7 @@ struct FewArgs {
   T* grad_z;
 };
 
-template <typename Value>
-__device__ Value warp_sum(Value value) {
+__device__ float warp_sum(float value) {
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
   return value;
 }
@@ -38,6 +37,13 @@ __device__ float warp_largest(float value) {
   for (int step = 16; step > 0; step /= 2)
     value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
   return value;
+}
+
+// NaN where the square has overflowed, which is a norm from 2e19 on: to add up in double would take
+// the registers of a block.
+__device__ float inverse_norm(float square) {
+  const float norm = sqrtf(square);
+  return norm < static_cast<float>(kNceSmallestNorm) ? 0.0f : norm / square;
 }
 
 // Neighbouring elements read as one: 16 bytes, or one element where rows do not allow more.
@@ -68,8 +74,8 @@ __device__ void load_elements(float (&to)[count], const float* from) {
 
 // Sums of `count` values over the warp, of which lane l is left with that of value l / (32 / count)
 // in values[0]: half as many shuffles at every step as summing each would take.
-template <int count, typename Value>
-__device__ void warp_sums(Value (&values)[count]) {
+template <int count>
+__device__ void warp_sums(float (&values)[count]) {
   const int lane = threadIdx.x % 32;
   int step = 16;
 #pragma unroll
@@ -77,8 +83,8 @@ __device__ void warp_sums(Value (&values)[count]) {
     const bool upper = lane & step;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
-      const Value given = upper ? values[i] : values[i + half];
-      const Value kept = upper ? values[i + half] : values[i];
+      const float given = upper ? values[i] : values[i + half];
+      const float kept = upper ? values[i + half] : values[i];
       values[i] = kept + __shfl_xor_sync(0xffffffffu, given, step);
     }
   }
@@ -98,25 +104,24 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
   }
   __syncthreads();
   if (warp < kStrip) {
-    double square = 0;
+    float square = 0;
     for (int k = lane * vector; k < nce.features; k += 32 * vector) {
 #pragma unroll
       for (int i = 0; i < vector; ++i) {
-        const double value = strip[warp * nce.features + k + i];
-        square = fma(value, value, square);
+        const float value = strip[warp * nce.features + k + i];
+        square = fmaf(value, value, square);
       }
     }
     square = warp_sum(square);
     if (lane == 0) {
-      inverse[warp] = args.normalize ? nce_inverse_norm(square) : 1.0f;
+      inverse[warp] = args.normalize ? inverse_norm(square) : 1.0f;
       if (first + warp < nce.n) args.outputs.rows[4 * nce.n + first + warp] = inverse[warp];
     }
   }
   __syncthreads();
   for (int first_column = warp * kColumns; first_column < nce.n;
        first_column += kWarps * kColumns) {
-    float dots[kColumns * kStrip] = {};
-    double squares[kColumns] = {};
+    float dots[kColumns * kStrip] = {}, squares[kColumns] = {};
 #pragma unroll(vector > 1 ? 2 : 4)
     for (int k = lane * vector; k < nce.features; k += 32 * vector) {
       float values[kColumns][vector];
@@ -137,14 +142,13 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
 #pragma unroll
       for (int c = 0; c < kColumns; ++c)
 #pragma unroll
-        for (int i = 0; i < vector; ++i)
-          squares[c] = fma(double(values[c][i]), double(values[c][i]), squares[c]);
+        for (int i = 0; i < vector; ++i) squares[c] = fmaf(values[c][i], values[c][i], squares[c]);
     }
     warp_sums(dots);
     if (args.normalize) warp_sums(squares);
     static_assert(kColumns * kStrip == 16);
     const int row = lane / 2 % kStrip, column = first_column + lane / (2 * kStrip);
-    const float scale = args.normalize ? nce_inverse_norm(squares[0]) : 1.0f;
+    const float scale = args.normalize ? inverse_norm(squares[0]) : 1.0f;
     if (lane % 2 == 0 && first + row < nce.n && column < nce.n)
       args.scores[int64_t{first + row} * nce.n + column] = dots[0] * (inverse[row] * scale);
   }

@@ -233,11 +233,11 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
   const bool placed = s.taps_from == first;
   if (!placed) {
     __syncthreads();  // the rows before are done with
-    if (threadIdx.x == 0) s.taps_from = first;
     find_rows(args, memory, s, first, rows);
     __syncthreads();
   }
   if (s.tile_rows == 0) {
+    if (threadIdx.x == 0) s.taps_from = first;
     if (s.planar)
       make_run<Reading::global, true>(args, s, memory, 0, rows, sink);
     else
@@ -250,7 +250,7 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
     if (from > 0 || !placed) {
       if (threadIdx.x == 0) {
         place_tile(s, memory.rows[from].index, memory.chroma_rows[from].index);
-        if (from > 0) s.taps_from = -1;  // the tile is of later rows
+        s.taps_from = from > 0 ? -1 : first;
       }
       __syncthreads();
     }
