@@ -370,15 +370,16 @@ def from_mapping(
     """
     known = {each.name: each for each in fields(kind)}
     merged: dict[str, Any] = {}
-    if preset:
-        if preset not in PRESETS:
-            raise OptionError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    named = f"{source}: " if source else ""
+    if preset is not None:
+        if preset not in tuple(PRESETS):  # of a file it may be a list, which no dict looks up
+            raise OptionError(f"{named}preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         merged = {name: value for name, value in PRESETS[preset].items() if name in known}
     for name, value in values.items():
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise OptionError(f"{source + ': ' if source else ''}unknown option {name}{hint}")
+            raise OptionError(f"{named}unknown option {name}{hint}")
         kept = tuple(value) if option_type(known[name]) is tuple and type(value) is list else value
         merged[name] = (
             float(kept) if option_type(known[name]) is float and type(kept) is int else kept
@@ -386,7 +387,7 @@ def from_mapping(
     try:
         return kind(**merged).resolved()
     except PacecoreError as error:
-        raise OptionError(f"{source}: {error}" if source else str(error)) from None
+        raise OptionError(f"{named}{error}") from None
 
 
 def input_scale(normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
