@@ -13,6 +13,7 @@ from pacecore.rules import OptionError, check_field, option, option_type
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
+    "CONTRASTS",
     "PRESETS",
     "AttendOptions",
     "ExtractOptions",
@@ -31,6 +32,8 @@ AnyOptions = TypeVar("AnyOptions", bound="RunOptions | MeasureOptions")
 # What a backbone is fed where nothing else is said: frames, resize (height, width), crop.
 _INPUT = {"s3dg": (64, (256, 256), 224)}
 _USUAL_INPUT = (16, (128, 171), 112)
+
+CONTRASTS = ("context", "pace", "none")
 
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -169,7 +172,7 @@ class TrainOptions(RunOptions):
     lambda_ctr: float = option(0.1, "Weight of the contrastive loss.", low=0.0)
     contrast: str = option(
         "context", "Positive pairs: clips of a video (Eq. 2), of a pace (Eq. 3), or no contrast.",
-        choices=("context", "pace", "none"),
+        choices=CONTRASTS,
     )  # fmt: skip
     denominator: str = option("anchor", "Denominator of Eq. 2.", choices=("anchor", "batch"))
     z_norm: bool = option(False, "Normalise the embeddings of the contrastive loss.")
