@@ -22,6 +22,7 @@ import torch
 
 from pacecore._extension import extension
 from pacecore.errors import PacecoreError
+from pacecore.files import made_folder, write_text
 
 __all__ = [
     "Timing",
@@ -34,7 +35,6 @@ __all__ = [
     "run_limited",
     "run_main",
     "time_function",
-    "write_aside",
     "write_record",
 ]
 
@@ -230,14 +230,14 @@ def write_record(path: str | Path | None, name: str, device: str, cases: list[di
     pacecore is installed. Timings among the values become plain numbers.
     """
     path = Path(path) if path else RESULTS / f"{name}-{torch.device(device).type}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made_folder(path.parent)
     record = {
         "benchmark": name,
         "command": " ".join(["python -m", _module(name), *map(_shown, sys.argv[1:])]),
         "machine": machine_info(device),
         "cases": cases,
     }
-    write_aside(path, json.dumps(record, indent=1, default=_plain) + "\n")
+    write_text(path, json.dumps(record, indent=1, default=_plain) + "\n")
     return path
 
 
@@ -272,13 +272,6 @@ def run_limited(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return code, log.read_text(errors="replace")
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Writes the file under another name and renames it, so that nobody reads half of it."""
-    aside = path.with_suffix(path.suffix + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def _started() -> str:

@@ -32,7 +32,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from .common import ROOT, write_aside
+from pacecore.files import made_folder, write_json, write_text
+
+from .common import ROOT
 from .gpu_steps import STEPS, TOGETHER, Context, Result, breaks, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
@@ -124,8 +126,8 @@ def write(out: Path, device: str, about: dict, steps: dict[str, dict]) -> None:
     """The record and the page; each written aside and renamed."""
     chosen = [steps[name] for name in STEPS if name in steps]
     record = {"benchmark": "gpu_check", "machine": about, "steps": chosen}
-    write_aside(out / f"gpu_check-{device}.json", json.dumps(record, indent=1) + "\n")
-    write_aside(out / f"gpu_check-{device}.md", page(record))
+    write_json(out / f"gpu_check-{device}.json", record)
+    write_text(out / f"gpu_check-{device}.md", page(record))
 
 
 def measured(record: dict) -> tuple[list[dict], list[dict]]:
@@ -188,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"gpu_check: torch {torch.__version__} sees no GPU, so there is nothing to check here"
         )
         return 2
-    options.out.mkdir(parents=True, exist_ok=True)
+    made_folder(options.out)
     about, failed = machine(options.device, options.commit), False
     steps = passed_before(options.out, options.device, about)
     deadline = time.perf_counter() + options.limit

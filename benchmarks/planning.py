@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pacecore.backbones import build_backbone
+from pacecore.files import write_text
 from pacecore.store import record_bytes
 
-from .common import RESULTS, processor, write_aside
+from .common import RESULTS, processor
 from .rows import short
 
 __all__ = ["Inputs", "Plan", "main", "page"]
@@ -322,7 +323,7 @@ def main() -> None:
     inputs = of_gpu(RESULTS)
     if options.gpu_clips:
         inputs = replace(inputs, gpu_clips=options.gpu_clips, gpu_from="given with --gpu-clips")
-    write_aside(options.out, page(json.loads(source.read_text()), inputs))
+    write_text(options.out, page(json.loads(source.read_text()), inputs))
     print(f"page: {options.out}")
 
 

@@ -26,6 +26,7 @@ import torch.multiprocessing as multiprocessing
 
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.datasets import VideoIndex
+from pacecore.files import write_text
 from pacecore.ops.info_nce import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 from pacecore.store import pack
@@ -38,7 +39,6 @@ from .common import (
     processor,
     run_main,
     time_function,
-    write_aside,
     write_record,
 )
 from .data import add_video_arguments, open_videos
@@ -310,7 +310,7 @@ def main() -> None:
 
 def _write_page(record: Path) -> Path:
     path = record.with_suffix(".md")
-    write_aside(path, page(json.loads(record.read_text())))
+    write_text(path, page(json.loads(record.read_text())))
     return path
 
 

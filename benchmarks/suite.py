@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pacecore.datasets import find_videos
 from pacecore.errors import PacecoreError
+from pacecore.files import made_folder, write_json, write_text
 
-from .common import machine_info, processor, run_limited, write_aside
+from .common import machine_info, processor, run_limited
 from .official import Official
 from .rows import Row, rows_of, short
 
@@ -97,7 +98,7 @@ def run_suite(
         find_videos(data)
     if official:
         Official(official)
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     kind = device.partition(":")[0]
     record = {
         "benchmark": "bench",
@@ -116,8 +117,8 @@ def run_suite(
         if name == LIMITS:
             record["limits"] = cases
         record["runs"].append(asdict(run))
-        write_aside(out / f"bench-{kind}.json", json.dumps(record, indent=1) + "\n")
-        write_aside(out / f"bench-{kind}.md", page(record))
+        write_json(out / f"bench-{kind}.json", record)
+        write_text(out / f"bench-{kind}.md", page(record))
         on_done(run)
     return runs
 

@@ -15,7 +15,7 @@ __all__ = ["attend"]
 @click.argument("checkpoint")
 @click.argument("data", required=False)
 @options_of(AttendOptions, leave_out=("data", "clips", "batch_clips", "amp", "workers"))
-def attend(checkpoint: str, data: str | None, **given: Any) -> None:
+def attend(checkpoint: str, **given: Any) -> None:
     """Draw where CHECKPOINT looks in the held-out videos of DATA, or in one video file.
 
     Each video from the same first frame at each pace: a sheet with a row a pace (PNG), and a film
@@ -24,7 +24,7 @@ def attend(checkpoint: str, data: str | None, **given: Any) -> None:
     from pacecore.attend import run_attend
     from pacecore.trained import load_trained
 
-    options = collect(AttendOptions, {"data": data, **given}, None, None)
+    options = collect(AttendOptions, given)
     result = run_attend(load_trained(checkpoint), options)
     folder = Path(options.out or Path(checkpoint).parent)
     say(f"rows from the top, columns of the film from the left: {', '.join(result['paces'])}")

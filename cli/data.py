@@ -13,6 +13,7 @@ from pacecore.check import data_check, data_index
 from pacecore.cli.demo import demo
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
+from pacecore.files import writing
 from pacecore.index import BadVideo, VideoIndex
 from pacecore.sampling import parse_paces
 from pacecore.store import FrameStore, pack, store_bytes
@@ -114,7 +115,8 @@ def check(
             on_progress=progress,
         )
     if report_file:
-        report_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        with writing(report_file):  # in place: it may be /dev/stdout
+            report_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
     _print_report(report)
     if report["serious"]:
         context.exit(1)

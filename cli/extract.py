@@ -14,7 +14,7 @@ __all__ = ["extract"]
 @click.argument("checkpoint")
 @click.argument("data", required=False)
 @options_of(ExtractOptions, leave_out=("data",))
-def extract(checkpoint: str, data: str | None, **given: Any) -> None:
+def extract(checkpoint: str, **given: Any) -> None:
     """Write features of the videos of DATA, made by CHECKPOINT, for other tools.
 
     One file for the training videos and one for the held-out ones, rows in the order of the JSON
@@ -24,7 +24,7 @@ def extract(checkpoint: str, data: str | None, **given: Any) -> None:
     from pacecore.extract import run_extract
     from pacecore.trained import load_trained
 
-    options = collect(ExtractOptions, {"data": data, **given}, None, None)
+    options = collect(ExtractOptions, given)
     for features in run_extract(load_trained(checkpoint), options):
         shape = " x ".join(map(str, features.values.shape))
         say(f"{features.path}: {shape}, {len(features.order['videos']):,} videos")

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import options_of, say
+from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.cli.train import next_run_folder, options_of_run, refuse_used_folder
-from pacecore.config import PRESETS, FinetuneOptions, from_mapping
-from pacecore.rules import OptionError, read_toml
+from pacecore.config import FinetuneOptions, from_mapping
+from pacecore.rules import OptionError
 
 __all__ = ["finetune"]
 
@@ -18,14 +18,7 @@ __all__ = ["finetune"]
 @click.argument("checkpoint", required=False)
 @click.argument("data", required=False)
 @click.option("--scratch", is_flag=True, help="From fresh weights: the one argument is DATA.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options.")
-@click.option("--config", type=click.Path(), help="TOML file of options, such as RUN/options.toml.")
-@click.option("--resume", "run", type=click.Path(), help="Go on with the run in this folder.")
-@click.option(
-    "--resume-previous",
-    is_flag=True,
-    help="With --resume: use the checkpoint before a damaged one.",
-)
+@run_options
 @options_of(FinetuneOptions, leave_out=("data", "checkpoint"))
 def finetune(
     checkpoint: str | None,
@@ -46,8 +39,8 @@ def finetune(
     from pacecore.finetune import finetune as run_finetune
 
     if run:
-        wanted = {"data": data, "checkpoint": checkpoint, **given}
-        options = options_of_run(FinetuneOptions, run, wanted, preset, config)
+        given |= {"checkpoint": checkpoint, "data": data}
+        options = options_of_run(FinetuneOptions, run, given, preset, config, resume_previous)
         summary = run_finetune(options, resume=True, fall_back=resume_previous)
     else:
         if scratch:
@@ -56,45 +49,32 @@ def finetune(
             checkpoint, data = None, checkpoint
         elif checkpoint is None and not config:
             raise OptionError("CHECKPOINT is missing; --scratch starts from fresh weights")
-        options, trained = _options(checkpoint, data, preset, config, given)
+        given |= {"checkpoint": checkpoint, "data": data}
+        options, trained = _options(given, preset, config)
         refuse_used_folder(options.out)
         summary = run_finetune(options, trained=trained)
     say(closing_words(options, summary))
 
 
 def _options(
-    checkpoint: str | None,
-    data: str | None,
-    preset: str | None,
-    config: str | None,
-    given: dict[str, Any],
+    given: dict[str, Any], preset: str | None, config: str | None
 ) -> tuple[FinetuneOptions, Any]:
     """The run's options, and the checkpoint that they start from."""
     from pacecore.finetune import inherit_options
     from pacecore.trained import load_trained
 
-    values = read_toml(config) if config else {}
-    preset = preset or values.pop("preset", None)
-    values |= {name: value for name, value in given.items() if value is not None}
-    values |= {"data": data} if data is not None else {}
-    values |= {"checkpoint": checkpoint} if checkpoint is not None else {}
-    if not values.get("checkpoint"):
-        if not values.get("data") and preset is None and not config:
-            preset = "small"
-        options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "")
-        return _with_folder(options), None
-    trained = load_trained(values["checkpoint"])
-    values, notes = inherit_options(values, trained)
-    if "data" not in values:
-        values["data"] = trained.options.data
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
+    values, preset = given_values(given, preset, config)
+    trained = None
+    if values.get("checkpoint"):
+        trained = load_trained(values["checkpoint"])
+        values, notes = inherit_options(values, trained)
+        values.setdefault("data", trained.options.data)
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
+    elif not values.get("data") and preset is None and not config:
+        preset = "small"
     options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "")
-    return _with_folder(options), trained
-
-
-def _with_folder(options: FinetuneOptions) -> FinetuneOptions:
-    return replace(options, out=options.out or next_run_folder("finetune"))
+    return replace(options, out=options.out or next_run_folder("finetune")), trained
 
 
 def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:

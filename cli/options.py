@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from pacecore.config import PRESETS, AnyOptions, from_mapping
-from pacecore.rules import OptionError, option_type, read_toml
+from pacecore.rules import option_type, read_toml
 
-__all__ = ["collect", "options_of", "say"]
+__all__ = ["collect", "given_values", "options_of", "run_options", "say"]
 
 
 class _Pair(click.ParamType):
@@ -56,19 +56,48 @@ def _default_words(default: Any, plain: type) -> str:
     return f"  [default: {default}]" if default not in ("", ()) else ""
 
 
+def run_options(command: Callable) -> Callable:
+    """Decorator: where a verb that trains has its options from, beside those given one by one."""
+    for option in (
+        click.option(
+            "--resume-previous",
+            is_flag=True,
+            help="With --resume: use the checkpoint before a damaged one.",
+        ),
+        click.option(
+            "--resume", "run", type=click.Path(), help="Go on with the run in this folder."
+        ),
+        click.option(
+            "--config", type=click.Path(), help="TOML file of options, such as RUN/options.toml."
+        ),
+        click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options."),
+    ):
+        command = option(command)
+    return command
+
+
 def collect(
-    kind: type[AnyOptions], given: dict[str, Any], preset: str | None, config: str | None
+    kind: type[AnyOptions],
+    given: dict[str, Any],
+    preset: str | None = None,
+    config: str | None = None,
 ) -> AnyOptions:
     """Options from the preset, over it the TOML file, over it what was given.
 
     A file's key `preset` names its preset unless one is given. Raises OptionError.
     """
+    values, preset = given_values(given, preset, config)
+    return from_mapping(kind, values, preset=preset, source=config or "")
+
+
+def given_values(
+    given: dict[str, Any], preset: str | None, config: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """The values of the TOML file and over them what was given (None: was not), and the preset."""
     values = read_toml(config) if config else {}
     named = values.pop("preset", None)
-    if preset is None and named is not None and named not in PRESETS:
-        raise OptionError(f"{config}: preset must be one of {', '.join(PRESETS)}, got {named!r}")
     values.update({name: value for name, value in given.items() if value is not None})
-    return from_mapping(kind, values, preset=preset or named, source=config or "")
+    return values, named if preset is None else preset
 
 
 def say(text: str) -> None:

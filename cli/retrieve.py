@@ -21,9 +21,7 @@ __all__ = ["retrieve"]
     help="Two files of pacecore extract, in place of CHECKPOINT and DATA.",
 )
 @options_of(RetrieveOptions, leave_out=("data",))
-def retrieve(
-    checkpoint: str | None, data: str | None, features: tuple[str, str] | None, **given: Any
-) -> None:
+def retrieve(checkpoint: str | None, features: tuple[str, str] | None, **given: Any) -> None:
     """For each held-out video of DATA, find the nearest training videos by CHECKPOINT's features.
 
     Prints how often any of the k nearest has the right label. With no DATA: the videos that the
@@ -33,7 +31,7 @@ def retrieve(
     from pacecore.retrieve import retrieve_files, run_retrieve
     from pacecore.trained import load_trained
 
-    options = collect(RetrieveOptions, {"data": data, **given}, None, None)
+    options = collect(RetrieveOptions, given)
     if features:
         if checkpoint:
             raise OptionError(f"--features takes the place of CHECKPOINT, got {checkpoint} too")

@@ -14,7 +14,7 @@ __all__ = ["test"]
 @click.argument("checkpoint")
 @click.argument("data", required=False)
 @options_of(TestOptions, leave_out=("data",))
-def test(checkpoint: str, data: str | None, **given: Any) -> None:
+def test(checkpoint: str, **given: Any) -> None:
     """Measure CHECKPOINT on the held-out videos of DATA.
 
     After a fine-tuning: 10 clips of each video, top-1, top-5, mean per class, confusion. After a
@@ -24,7 +24,7 @@ def test(checkpoint: str, data: str | None, **given: Any) -> None:
     from pacecore.recognition import run_test
     from pacecore.trained import load_trained
 
-    options = collect(TestOptions, {"data": data, **given}, None, None)
+    options = collect(TestOptions, given)
     result = run_test(load_trained(checkpoint), options)
     say(_words(result))
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from pacecore.checkpoint import load_checkpoint
-from pacecore.cli.options import collect, options_of, say
-from pacecore.config import PRESETS, AnyOptions, TrainOptions
+from pacecore.checkpoint import load_resume
+from pacecore.cli.options import collect, options_of, run_options, say
+from pacecore.config import AnyOptions, TrainOptions
 from pacecore.rules import OptionError
 
 __all__ = ["train"]
@@ -22,22 +22,10 @@ FREE_TO_CHANGE = (
 
 @click.command()
 @click.argument("data", required=False)
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options.")
-@click.option("--config", type=click.Path(), help="TOML file of options, such as RUN/options.toml.")
-@click.option("--resume", "run", type=click.Path(), help="Go on with the run in this folder.")
-@click.option(
-    "--resume-previous",
-    is_flag=True,
-    help="With --resume: use the checkpoint before a damaged one.",
-)
+@run_options
 @options_of(TrainOptions, leave_out=("data",))
 def train(
-    data: str | None,
-    preset: str | None,
-    config: str | None,
-    run: str | None,
-    resume_previous: bool,
-    **given: Any,
+    preset: str | None, config: str | None, run: str | None, resume_previous: bool, **given: Any
 ) -> None:
     """Learn from the videos of DATA, without labels, by predicting the pace of clips.
 
@@ -47,12 +35,12 @@ def train(
     from pacecore.train import pretrain
 
     if run:
-        options = options_of_run(TrainOptions, run, {"data": data, **given}, preset, config)
+        options = options_of_run(TrainOptions, run, given, preset, config, resume_previous)
         summary = pretrain(options, resume=True, fall_back=resume_previous)
     else:
-        if data is None and preset is None and config is None:
+        if given["data"] is None and preset is None and config is None:
             preset = "demo"
-        options = collect(TrainOptions, {"data": data, **given}, preset, config)
+        options = collect(TrainOptions, given, preset, config)
         options = replace(options, out=options.out or next_run_folder("train"))
         refuse_used_folder(options.out)
         summary = pretrain(options)
@@ -79,20 +67,17 @@ def options_of_run(
     given: dict[str, Any],
     preset: str | None,
     config: str | None,
+    fall_back: bool,
 ) -> AnyOptions:
-    """The options that the run was started with; only those free to change may differ."""
+    """The options that the run was started with; only those free to change may differ.
+
+    fall_back: from the checkpoint before the last, where that is damaged.
+    """
     if preset or config:
         raise OptionError(
             "--resume takes its options from the run: leave out --preset and --config"
         )
-    path = Path(run) / "last.pt"
-    backup = path.with_name("last.previous.pt")
-    try:
-        stored = load_checkpoint(path)["options"]
-    except ValueError:
-        if not backup.exists():
-            raise
-        stored = load_checkpoint(backup)["options"]
+    stored = load_resume(run, fall_back=fall_back)["options"]
     known = {each.name for each in fields(kind)}
     options = kind(**{name: value for name, value in stored.items() if name in known})
     wanted = {name: value for name, value in given.items() if value is not None}

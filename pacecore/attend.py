@@ -4,7 +4,6 @@ attention = min-max of bicubic of mean over time of mean over channels of (last 
 (Zagoruyko and Komodakis). Squared activations say where a network responds, not why.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +20,7 @@ from pacecore.config import AttendOptions
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
+from pacecore.files import write_json
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipRequest, load_batches
 from pacecore.pictures import clip_sheet, heat, to_rgb
@@ -95,8 +95,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
             "videos": drawn,
         }
         if is_main():
-            text = json.dumps(result, indent=1) + "\n"
-            (folder / "attend.json").write_text(text, encoding="utf-8")
+            write_json(folder / "attend.json", result)
         return result
 
 

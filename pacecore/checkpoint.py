@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pacecore.errors import PacecoreError
+from pacecore.files import reason_of
 
 __all__ = [
     "FORMAT",
@@ -44,17 +45,9 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             os.link(path, previous(path))
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:
-        reason = _reason(error)
+        reason = reason_of(error)
         aside.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: checkpoint cannot be written: {reason}") from None
-
-
-def _reason(error: BaseException) -> str:
-    """The system's words for it; torch's zip writer fails anew while it closes the file."""
-    earlier: BaseException | None = error
-    while earlier is not None and not isinstance(earlier, OSError):
-        earlier = earlier.__cause__ or earlier.__context__
-    return getattr(earlier, "strerror", None) or str(error).splitlines()[0]
 
 
 def previous(path: Path) -> Path:
@@ -80,7 +73,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: damaged checkpoint, {damaged} has a wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: checkpoint cannot be read: {_reason(error)}") from None
+        raise CheckpointError(f"{path}: checkpoint cannot be read: {reason_of(error)}") from None
     if not isinstance(content, dict) or content.get("pacecore") != FORMAT:
         raise CheckpointError(
             f"{path}: not a pacecore checkpoint of format {FORMAT}; see pacecore convert"

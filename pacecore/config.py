@@ -13,6 +13,7 @@ from pacecore.rules import OptionError, check_field, option, option_type
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
+    "CONTRASTS",
     "PRESETS",
     "AttendOptions",
     "ExtractOptions",
@@ -31,6 +32,8 @@ AnyOptions = TypeVar("AnyOptions", bound="RunOptions | MeasureOptions")
 # What a backbone is fed where nothing else is said: frames, resize (height, width), crop.
 _INPUT = {"s3dg": (64, (256, 256), 224)}
 _USUAL_INPUT = (16, (128, 171), 112)
+
+CONTRASTS = ("context", "pace", "none")
 
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -169,7 +172,7 @@ class TrainOptions(RunOptions):
     lambda_ctr: float = option(0.1, "Weight of the contrastive loss.", low=0.0)
     contrast: str = option(
         "context", "Positive pairs: clips of a video (Eq. 2), of a pace (Eq. 3), or no contrast.",
-        choices=("context", "pace", "none"),
+        choices=CONTRASTS,
     )  # fmt: skip
     denominator: str = option("anchor", "Denominator of Eq. 2.", choices=("anchor", "batch"))
     z_norm: bool = option(False, "Normalise the embeddings of the contrastive loss.")
@@ -380,15 +383,16 @@ def from_mapping(
     """
     known = {each.name: each for each in fields(kind)}
     merged: dict[str, Any] = {}
-    if preset:
-        if preset not in PRESETS:
-            raise OptionError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    named = f"{source}: " if source else ""
+    if preset is not None:
+        if preset not in tuple(PRESETS):  # of a file it may be a list, which no dict looks up
+            raise OptionError(f"{named}preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         merged = {name: value for name, value in PRESETS[preset].items() if name in known}
     for name, value in values.items():
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise OptionError(f"{source + ': ' if source else ''}unknown option {name}{hint}")
+            raise OptionError(f"{named}unknown option {name}{hint}")
         kept = tuple(value) if option_type(known[name]) is tuple and type(value) is list else value
         merged[name] = (
             float(kept) if option_type(known[name]) is float and type(kept) is int else kept
@@ -396,7 +400,7 @@ def from_mapping(
     try:
         return kind(**merged).resolved()
     except PacecoreError as error:
-        raise OptionError(f"{source}: {error}" if source else str(error)) from None
+        raise OptionError(f"{named}{error}") from None
 
 
 def input_scale(normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pacecore.errors import PacecoreError
+from pacecore.files import aside, safetensors, write_json
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
 __all__ = ["Weights", "convert", "load_weights", "read_weights"]
@@ -162,24 +163,21 @@ def convert(
     if out.suffix == ".json":
         raise PacecoreError(f"{out}: the .json beside the weights needs that name; give another")
     found = read_weights(source, network, partial)
-    try:
+    with aside(out) as part:
         if out.suffix == ".safetensors":
-            _write(out, lambda path: _save_safetensors(found.weights, path))
+            weights = {name: tensor.contiguous() for name, tensor in found.weights.items()}
+            safetensors("torch", out).save_file(weights, part)
         else:
-            content = found.weights if to == "plain" else _official(found)
-            _write(out, lambda path: torch.save(content, path))
-        text = json.dumps(_description(found, to), indent=1) + "\n"
-        _write(out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
-    except (OSError, RuntimeError) as error:  # torch's writer wraps the system's error
-        reason = str(error).splitlines()[0]
-        raise PacecoreError(f"{out}: cannot be written: {reason}") from error
+            with open(part, "wb") as file:  # a file of torch's own does not say why it fails
+                torch.save(found.weights if to == "plain" else _official(found), file)
+    write_json(out.with_suffix(".json"), _description(found, to))
     return found
 
 
 def _read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            return _safetensors(path).load_file(path)
+            return safetensors("torch", path).load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise PacecoreError(f"{path}: no such file") from None
@@ -319,27 +317,3 @@ def _description(found: Weights, to: str) -> dict[str, Any]:
         "missing": list(found.missing),
         "note": found.note,
     }
-
-
-def _write(path: Path, save: Any) -> None:
-    """Writes aside and renames, so that a file is whole or not there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _save_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
-    _safetensors(path).save_file({n: t.contiguous() for n, t in weights.items()}, path)
-
-
-def _safetensors(path: Path) -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise PacecoreError(
-            f"{path}: .safetensors needs the safetensors package, extra pacecore[safetensors]"
-        ) from None
-    return safetensors.torch

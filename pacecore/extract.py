@@ -19,6 +19,7 @@ from pacecore.config import ExtractOptions, RetrieveOptions
 from pacecore.device import pick_device
 from pacecore.distributed import any_rank, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
+from pacecore.files import aside, safetensors, write_json
 from pacecore.inputs import Inputs
 from pacecore.protocol import (
     PATIENCE,
@@ -77,7 +78,7 @@ def load_features(path: str | Path) -> Features:
     try:
         order = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if path.suffix == ".safetensors":
-            values = _safetensors().load_file(path)["features"]
+            values = safetensors("numpy", path).load_file(path)["features"]
         else:
             values = np.load(path, mmap_mode="r")
     except OSError as error:
@@ -97,7 +98,8 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
     PacecoreError for input that cannot be used.
     """
     if options.format == "safetensors":
-        _safetensors()  # told before the work, not after it
+        # Told before the work, not after it.
+        safetensors("numpy", "--format safetensors, unlike npy,")
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
@@ -313,9 +315,8 @@ class _Writer:
             "unreadable": self.bad,
         }
         os.replace(self.part, self.path)
-        text = json.dumps(order, indent=1) + "\n"
-        self.begun.write_text(text, encoding="utf-8")
-        os.replace(self.begun, self.path.with_suffix(".json"))
+        write_json(self.path.with_suffix(".json"), order)
+        self.begun.unlink()
         self.state_part.unlink()
 
     def _video_words(self, video: int, names: tuple[str, ...]) -> dict[str, Any]:
@@ -331,16 +332,8 @@ class _Writer:
 
 def _to_safetensors(features: Features) -> Features:
     path = features.path.with_suffix(".safetensors")
-    _safetensors().save_file({"features": np.ascontiguousarray(features.values)}, path)
+    values = {"features": np.ascontiguousarray(features.values)}
+    with aside(path) as part:
+        safetensors("numpy", path).save_file(values, part)
     features.path.unlink()
     return replace(features, path=path)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise PacecoreError(
-            "safetensors is not installed; install pacecore[safetensors] or use --format npy"
-        ) from None
-    return safetensors.numpy

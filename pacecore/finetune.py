@@ -4,7 +4,6 @@ All weights are trained, or only the head (linear probe), on clips at pace 1 (se
 paper). The best checkpoint is chosen on a share of the training videos, never on the test split.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,11 +22,11 @@ from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, share_of, world_size
 from pacecore.engine import begin, fit
 from pacecore.errors import PacecoreError
+from pacecore.files import write_json
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, decoder_count, labels_of
 from pacecore.recognition import measure_actions
 from pacecore.rules import OptionError
-from pacecore.runlog import RunFolder
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
 
@@ -249,8 +248,8 @@ def finetune(
             "pretrained": task.pretrained,
             "options": asdict(options),
         }
-        text = json.dumps(summary, indent=1, default=str)
-        RunFolder(Path(options.out), writes=is_main()).write("summary.json", text + "\n")
+        if is_main():
+            write_json(Path(options.out) / "summary.json", summary)
         return summary
 
 

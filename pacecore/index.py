@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pacecore.errors import PacecoreError
+from pacecore.files import write_text
 from pacecore.video import VideoInfo
 
 __all__ = [
@@ -96,9 +97,7 @@ def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = (
     }
     lines = [head] + [_entry_line(entry) for entry in index.entries]
     lines += [{"path": _relative(one.path, root), "state": one.reason} for one in bad]
-    aside = path.with_name(path.name + ".part")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    aside.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _entry_line(entry: VideoEntry) -> dict:

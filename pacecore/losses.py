@@ -1,37 +1,24 @@
 """The loss of pre-training: pace classification and contrast, over every clip of every rank."""
 
-from typing import Protocol
-
 from torch import Tensor
 from torch.nn import functional
 
+from pacecore.config import CONTRASTS, TrainOptions
 from pacecore.distributed import gather_rows, world_size
 from pacecore.errors import PacecoreError
 from pacecore.ops import info_nce
 
-__all__ = ["CONTRASTS", "LossOptions", "pretraining_loss"]
-
-CONTRASTS = ("none", "context", "pace")
-
-
-class LossOptions(Protocol):
-    """What `pretraining_loss` reads of the training options."""
-
-    lambda_cls: float
-    lambda_ctr: float
-    contrast: str  # "none", "context" (positives: clips of one video), "pace" (of one pace)
-    denominator: str
-    z_norm: bool
-    temperature: float
+__all__ = ["pretraining_loss"]
 
 
 def pretraining_loss(
-    logits: Tensor, z: Tensor, labels: Tensor, videos: Tensor, options: LossOptions
+    logits: Tensor, z: Tensor, labels: Tensor, videos: Tensor, options: TrainOptions
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive: Eq. 1 to 3 of the paper.
 
     logits: (b, classes), z: (b, D), labels: (b,) int64 pace labels, videos: (b,) int64 video
-    numbers, all of this rank's clips; the number of clips may differ between ranks.
+    numbers, all of this rank's clips; the number of clips may differ between ranks. options: read
+    are the weights lambda_*, contrast, denominator, z_norm and temperature.
 
     Both terms are means over the clips of all ranks, and every rank's clips are keys of every
     anchor. The returned loss is this rank's part times the number of ranks: its mean over the

@@ -19,6 +19,11 @@ from pacecore.config import MeasureOptions, RunOptions
 from pacecore.device import clip_format
 from pacecore.distributed import is_main, rank, world_size
 from pacecore.errors import PacecoreError
+<<<<<<< HEAD
+=======
+from pacecore.evaluate import EvenRequests, inference
+from pacecore.files import made_folder
+>>>>>>> lean2
 from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.media import is_video_name
@@ -73,12 +78,7 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
 
 def out_folder(trained: Trained, options: MeasureOptions) -> Path:
     """Where results are written: `out`, else beside the checkpoint."""
-    folder = Path(options.out) if options.out else trained.path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PacecoreError(f"{folder}: cannot be made: {error.strerror}") from None
-    return folder
+    return made_folder(options.out or trained.path.parent)
 
 
 def labels_of(source: FrameSource, what: str) -> np.ndarray:

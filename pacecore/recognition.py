@@ -17,6 +17,7 @@ from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
+from pacecore.files import aside, write_json
 from pacecore.inputs import Inputs
 from pacecore.protocol import (
     PATIENCE,
@@ -121,7 +122,7 @@ class ActionResult:
 
     def write_predictions(self, path: Path) -> None:
         """One JSON object a line and video: path, label, prediction, probabilities, clips."""
-        with open(path, "w", encoding="utf-8") as file:
+        with aside(path) as part, open(part, "w", encoding="utf-8") as file:
             for row, name in enumerate(self.paths):
                 line = {
                     "path": name,
@@ -277,8 +278,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
         }
         if is_main():
             folder = out_folder(trained, options)
-            text = json.dumps(result, indent=1, default=str) + "\n"
-            (folder / "test.json").write_text(text, encoding="utf-8")
+            write_json(folder / "test.json", result)
             if predictions:
                 predictions.write_predictions(folder / "predictions.jsonl")
         return result

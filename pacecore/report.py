@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pacecore.errors import PacecoreError
+from pacecore.files import made_folder, write_json, write_text
 from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
 from pacecore.runs import Run, read_run, told_apart
 
@@ -66,11 +67,7 @@ def make_report(
         raise PacecoreError("report: no run folder named")
     runs = told_apart([read_run(folder) for folder in folders])
     known = paper_figures(figures)
-    out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PacecoreError(f"{out}: cannot be made: {error.strerror}") from None
+    out = made_folder(out)
     tables = [
         table
         for table in (_pace_table(runs), _action_table(runs, known), _retrieval_table(runs, known))
@@ -88,10 +85,8 @@ def make_report(
         "paper": [asdict(figure) for figure in known],
         "pictures": [{"file": file, "what": what} for file, what in drawn],
     }
-    text = json.dumps(result, indent=1, default=str) + "\n"
-    (out / "report.json").write_text(text, encoding="utf-8")
-    page = _page(runs, tables, known, drawn)
-    (out / "report.md").write_text(page, encoding="utf-8")
+    write_json(out / "report.json", result)
+    write_text(out / "report.md", _page(runs, tables, known, drawn))
     return result
 
 

@@ -18,6 +18,7 @@ from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features, extract_split, features_name, load_features
+from pacecore.files import aside, made_folder, write_json
 from pacecore.inputs import Inputs
 from pacecore.pictures import framed_rows
 from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
@@ -220,8 +221,7 @@ def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str
         gallery, queries = map(load_features, paths)
         result, neighbours = retrieve_features(gallery, queries, options, device)
         if is_main():
-            folder = Path(options.out) if options.out else queries.path.parent
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = made_folder(options.out or queries.path.parent)
             _write(folder, result, neighbours, gallery, queries)
         return result
 
@@ -295,10 +295,10 @@ def _write(
     queries: Features,
 ) -> None:
     name = features_name(result["stage"], result["pool"], result["unit"])
-    text = json.dumps(result, indent=1, default=str) + "\n"
-    (folder / f"retrieve-{name}.json").write_text(text, encoding="utf-8")
+    write_json(folder / f"retrieve-{name}.json", result)
     answers, asked = gallery.paths(), queries.paths()
-    with open(folder / f"neighbours-{name}.jsonl", "w", encoding="utf-8") as file:
+    target = folder / f"neighbours-{name}.jsonl"
+    with aside(target) as part, open(part, "w", encoding="utf-8") as file:
         for row, (numbers, cosines) in enumerate(zip(*neighbours, strict=True)):
             line = {
                 "query": asked[row // queries.clips],

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pacecore.errors import PacecoreError
+from pacecore.files import write_text, writing
 
 __all__ = ["Progress", "RunFolder", "duration", "for_one_process"]
 
@@ -28,14 +29,8 @@ class RunFolder:
         self.path, self.writes = path, writes
         self._tensorboard = _tensorboard(path) if tensorboard and writes else None
         if writes:
-            self._guard(lambda: path.mkdir(parents=True, exist_ok=True), path)
-
-    @staticmethod
-    def _guard(action: Any, path: Path) -> None:
-        try:
-            action()
-        except OSError as error:
-            raise PacecoreError(f"{path}: cannot be written: {error.strerror}") from None
+            with writing(path):
+                path.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
     def check(path: Path) -> None:
@@ -49,16 +44,9 @@ class RunFolder:
             raise PacecoreError(f"{path}: cannot be written: no right to write in {place}")
 
     def write(self, name: str, text: str) -> None:
-        """Writes a small file aside and renames it."""
-        if not self.writes:
-            return
-        target, aside = self.path / name, self.path / (name + ".part")
-
-        def action() -> None:
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, target)
-
-        self._guard(action, target)
+        """Writes a small file, whole or not at all."""
+        if self.writes:
+            write_text(self.path / name, text)
 
     def log(self, **values: Any) -> None:
         """One line of metrics.jsonl; numbers also go to TensorBoard, by step."""
@@ -67,12 +55,8 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         # JSON has no NaN, which a figure is where a batch has nothing to measure it on.
         line = {n: None if isinstance(v, float) and v != v else v for n, v in values.items()}
-
-        def action() -> None:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-        self._guard(action, path)
+        with writing(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         if self._tensorboard:
             for name, value in line.items():
                 if isinstance(value, int | float) and name != "step":
@@ -127,7 +111,9 @@ def for_one_process(path: Path, *, writes: bool = True) -> Iterator[None]:
         yield
         return
     lock = path / ".lock"
-    RunFolder(path)._guard(lock.touch, lock)
+    RunFolder(path)
+    with writing(lock):
+        lock.touch()
     with lock.open("r+", encoding="utf-8") as file:
         try:
             # A lock of this process alone: decoding workers that outlive a kill do not have it.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pacecore.errors import PacecoreError
+from pacecore.files import made_folder, write_text
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import BadVideo, VideoEntry, VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
@@ -79,8 +80,7 @@ def pack(
     the videos that decoded, in the order of the index, and the others with the reason. Raises
     StoreError: no room on the disk, or the folder holds something else.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(folder)
     if (folder / _INDEX).exists():
         raise StoreError(f"{folder}: holds a finished store already; delete it to pack anew")
     jobs = _jobs(index, folder, size)
@@ -180,7 +180,7 @@ def _pack_video(job: _Job) -> dict:
 def _finish(
     folder: Path, index: VideoIndex, size: tuple[int, int], jobs: list[_Job], done: dict[int, dict]
 ) -> None:
-    """Writes index.json aside and renames it: only a whole store has one."""
+    """Writes index.json: only a whole store has one."""
     videos, bad = [], []
     for job, entry in zip(jobs, index.entries, strict=True):
         result = done[job.video]
@@ -202,9 +202,7 @@ def _finish(
         "videos": videos,
         "bad": bad,
     }
-    aside = folder / (_INDEX + ".part")
-    aside.write_text(json.dumps(content), encoding="utf-8")
-    aside.replace(folder / _INDEX)
+    write_text(folder / _INDEX, json.dumps(content))
     (folder / _JOURNAL).unlink()
 
 

@@ -3,7 +3,6 @@
 loss = lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive          (Eq. 4 of the paper)
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import begin, fit
 from pacecore.evaluate import PaceResult, pace_accuracy
+from pacecore.files import write_json
 from pacecore.inputs import Inputs, worker_count
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
@@ -158,8 +158,8 @@ def pretrain(
             task, data.train, schedule, options, device, identity=data.identity, resume=content
         )
         summary = {**summary, "videos": len(data.train), "options": asdict(options)}
-        text = json.dumps(summary, indent=1, default=str)
-        RunFolder(Path(options.out), writes=is_main()).write("summary.json", text + "\n")
+        if is_main():
+            write_json(Path(options.out) / "summary.json", summary)
         return summary
 
 

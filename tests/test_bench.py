@@ -83,7 +83,7 @@ def test_one_that_fails_or_hangs_leaves_the_rest(small_suite):
     assert "Failed after" in page
     assert "| other | 1,500 ms | 3.00 x |" in page
     assert (small_suite / "data-cpu.log").read_text() == "begun\n"
-    assert not list(small_suite.glob("*.partial"))
+    assert not list(small_suite.glob(".*"))
 
 
 def test_a_record_of_an_earlier_run_is_not_taken_for_this_one(small_suite):

@@ -112,6 +112,8 @@ def test_commands(folder, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["serious"] == 5
     good = folder / "test" / "walk"
     assert run("check", good, "--workers", 1).exit_code == 0
+    failed = run("check", good, "--workers", 1, "--json", tmp_path / "none" / "report.json")
+    assert "none/report.json: cannot be written: No such file" in str(failed.exception)
     result = run("index", folder, tmp_path / "index.jsonl", "--workers", 1)
     assert result.exit_code == 0, result.output
     assert "6 videos" in result.output

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pacecore import cli
+from pacecore.cli.options import given_values
 
 
 def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
@@ -37,6 +38,15 @@ def test_other_runtime_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pacecore"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
+
+
+def test_what_is_given_wins_over_the_file_and_its_preset(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text('preset = "small"\nlr = 0.5\nseed = 3\n')
+    values = {"lr": 0.25, "seed": None}
+    assert given_values(values, None, file) == ({"lr": 0.25, "seed": 3}, "small")
+    assert given_values(values, "demo", file) == ({"lr": 0.25, "seed": 3}, "demo")
+    assert given_values(values, None, None) == ({"lr": 0.25}, None)
 
 
 def test_a_path_that_is_no_text_is_one_line(monkeypatch, capsys, tmp_path):

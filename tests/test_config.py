@@ -73,8 +73,16 @@ def test_unreadable_toml(tmp_path):
     (tmp_path / "bad.toml").write_text("a = = 1")
     with pytest.raises(OptionError, match=r"bad\.toml: not a TOML file"):
         read_toml(tmp_path / "bad.toml")
-    with pytest.raises(OptionError, match="preset must be one of"):
-        from_mapping(TrainOptions, {}, preset="papr")
+
+
+@pytest.mark.parametrize("preset", ["papr", "", 3, ["small"]])  # what a TOML file can say
+def test_a_wrong_preset_is_named_with_its_file(preset):
+    with pytest.raises(OptionError) as caught:
+        from_mapping(TrainOptions, {}, preset=preset, source="my.toml")
+    names = "paper, official, modern, small, demo"
+    assert str(caught.value) == f"my.toml: preset must be one of {names}, got {preset!r}"
+    with pytest.raises(OptionError, match=r"^preset must be one of"):
+        from_mapping(TrainOptions, {}, preset=preset)
 
 
 def test_input_scale():

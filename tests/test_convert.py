@@ -6,8 +6,10 @@ outputs in PUBLISHED are what those networks themselves gave, in float64, on the
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -438,8 +440,13 @@ def test_errors(tmp_path):
         convert(path, tmp_path / "out.safetensors", to="official")
     with pytest.raises(PacecoreError, match=r"the \.json beside the weights"):
         convert(path, tmp_path / "out.json")
-    with pytest.raises(PacecoreError, match="cannot be written"):
+    with pytest.raises(PacecoreError, match=r"none/out\.pt: cannot be written: No such file"):
         convert(path, tmp_path / "none" / "out.pt")
+    if Path("/dev/full").is_char_device():
+        (tmp_path / f".out.pt.{os.getpid()}").symlink_to("/dev/full")
+        with pytest.raises(PacecoreError, match=r"out\.pt: cannot be written: No space left"):
+            convert(path, tmp_path / "out.pt")
+    assert not list(tmp_path.glob("*out.*"))
 
     tensors["bn1.weight"] = torch.zeros(63)
     torch.save(tensors, path)

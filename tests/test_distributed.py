@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from pacecore.config import TrainOptions
 from pacecore.distributed import fewest, gather_rows, rank, share_of, world_size, wrap
 from pacecore.losses import pretraining_loss
 from tests.ranks import run_ranks
-from tests.test_losses import Options, batch
+from tests.test_losses import batch
 
 
 def shares(counts):
@@ -39,7 +40,7 @@ class TwoHeads(nn.Module):
 def weight_gradients(model, counts, rank_number):
     share = shares(counts)[rank_number]
     _, features, labels, videos = (tensor[share] for tensor in batch(sum(counts)))
-    loss, _ = pretraining_loss(*model(features), labels, videos, Options(lambda_ctr=1.0))
+    loss, _ = pretraining_loss(*model(features), labels, videos, TrainOptions(lambda_ctr=1.0))
     loss.backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -53,13 +54,13 @@ def gathered(rank_number, dtype):
 
 # Clips of each rank, and options of the loss.
 CASES = [
-    ((6, 6), Options()),
-    ((3, 8), Options(contrast="pace", denominator="batch", temperature=0.5)),
-    ((2, 5), Options(contrast="none")),
-    ((0, 4), Options(contrast="pace")),
-    ((5, 1, 6), Options(contrast="pace", z_norm=True, temperature=0.1)),
-    ((4, 0, 7), Options(contrast="context")),
-    ((1, 6, 3), Options(denominator="batch")),
+    ((6, 6), TrainOptions()),
+    ((3, 8), TrainOptions(contrast="pace", denominator="batch", temperature=0.5)),
+    ((2, 5), TrainOptions(contrast="none")),
+    ((0, 4), TrainOptions(contrast="pace")),
+    ((5, 1, 6), TrainOptions(contrast="pace", z_norm=True, temperature=0.1)),
+    ((4, 0, 7), TrainOptions(contrast="context")),
+    ((1, 6, 3), TrainOptions(denominator="batch")),
 ]
 WEIGHT_COUNTS = {2: (3, 9), 3: (5, 8, 3)}
 

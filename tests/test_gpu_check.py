@@ -61,7 +61,7 @@ def test_later_steps_run_after_a_failed_one_and_each_is_kept(tmp_path, monkeypat
     page = (tmp_path / "gpu_check-cuda.md").read_text()
     assert "| first | failed |" in page
     assert "- gpu: Card" in page
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_passed_before_stays_until_the_code_changes(tmp_path, monkeypatch):

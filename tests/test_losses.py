@@ -1,24 +1,14 @@
 import math
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch.nn import functional
 
 from pacecore.backbones import build_backbone
+from pacecore.config import TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.losses import pretraining_loss
 from pacecore.reference.info_nce import info_nce as reference
-
-
-@dataclass
-class Options:
-    lambda_cls: float = 1.0
-    lambda_ctr: float = 0.1
-    contrast: str = "context"
-    denominator: str = "anchor"
-    z_norm: bool = False
-    temperature: float = 1.0
 
 
 def batch(clips=12, seed=0):
@@ -40,7 +30,9 @@ def test_embeddings_of_an_untrained_network_do_not_overflow(contrast):
     assert not torch.isfinite((z @ z.T).exp()).any()
     z.requires_grad_()
     groups = torch.tensor([0, 0, 1, 1])
-    loss, _ = pretraining_loss(torch.zeros(4, 4), z, groups, groups, Options(contrast=contrast))
+    loss, _ = pretraining_loss(
+        torch.zeros(4, 4), z, groups, groups, TrainOptions(contrast=contrast)
+    )
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(z.grad).all()
@@ -50,7 +42,8 @@ def test_embeddings_of_an_untrained_network_do_not_overflow(contrast):
 @pytest.mark.parametrize(("z_norm", "temperature"), [(False, 1.0), (True, 0.1)])
 def test_sum_of_both_terms(contrast, z_norm, temperature):
     logits, z, labels, videos = batch()
-    options = Options(2.0, 0.3, contrast, "anchor", z_norm, temperature)
+    how = {"contrast": contrast, "z_norm": z_norm, "temperature": temperature}
+    options = TrainOptions(lambda_cls=2.0, lambda_ctr=0.3, **how)
     loss, metrics = pretraining_loss(logits, z, labels, videos, options)
     expected = 2.0 * functional.cross_entropy(logits, labels)
     if contrast != "none":
@@ -68,14 +61,16 @@ def test_sum_of_both_terms(contrast, z_norm, temperature):
 def test_untrained_network_by_hand():
     """Equal logits give log(classes), equal embeddings log(clips - 1)."""
     _, _, labels, videos = batch()
-    loss, _ = pretraining_loss(torch.zeros(12, 4), torch.ones(12, 8), labels, videos, Options())
+    loss, _ = pretraining_loss(
+        torch.zeros(12, 4), torch.ones(12, 8), labels, videos, TrainOptions()
+    )
     assert loss.item() == pytest.approx(math.log(4) + 0.1 * math.log(11), rel=1e-6)
 
 
 def test_gradient_reaches_both_heads_and_metrics_none():
     logits, z, labels, videos = batch()
     loss, metrics = pretraining_loss(
-        logits.requires_grad_(), z.requires_grad_(), labels, videos, Options()
+        logits.requires_grad_(), z.requires_grad_(), labels, videos, TrainOptions()
     )
     loss.backward()
     assert logits.grad.abs().sum() > 0
@@ -86,10 +81,10 @@ def test_gradient_reaches_both_heads_and_metrics_none():
 def test_contrast_off_leaves_embeddings_alone():
     logits, z, labels, videos = batch()
     z[0, 0] = math.nan
-    loss, _ = pretraining_loss(logits, z, labels, videos, Options(contrast="none"))
+    loss, _ = pretraining_loss(logits, z, labels, videos, TrainOptions(contrast="none"))
     assert math.isfinite(loss)
 
 
 def test_unknown_contrast():
-    with pytest.raises(PacecoreError, match=r"contrast must be one of none, .*got 'video'"):
-        pretraining_loss(*batch(), replace(Options(), contrast="video"))
+    with pytest.raises(PacecoreError, match=r"contrast must be one of context, .*got 'video'"):
+        pretraining_loss(*batch(), TrainOptions(contrast="video"))

@@ -281,3 +281,7 @@ def test_the_command_prints_the_table(videos, tmp_path):
         retrieve_verb.retrieve, ["--features", *files, "--device", "cpu"], catch_exceptions=False
     )
     assert again.stdout == shown.stdout
+    below_a_file = ["--features", *files, "--device", "cpu", "--out", f"{files[0]}/results"]
+    failed = CliRunner().invoke(retrieve_verb.retrieve, below_a_file)
+    assert isinstance(failed.exception, PacecoreError)
+    assert str(failed.exception) == f"{files[0]}/results: cannot be made: Not a directory"

@@ -1,0 +1,78 @@
+"""Files that are whole or not there, and folders, made or told why not."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pacecore.errors import PacecoreError
+
+__all__ = [
+    "aside", "made_folder", "reason_of", "safetensors", "write_json", "write_text", "writing",
+]  # fmt: skip
+
+
+def reason_of(error: BaseException) -> str:
+    """The system's words for it; torch's zip writer fails anew while it closes the file."""
+    earlier: BaseException | None = error
+    while earlier is not None and not isinstance(earlier, OSError):
+        earlier = earlier.__cause__ or earlier.__context__
+    return getattr(earlier, "strerror", None) or (str(error) or repr(error)).splitlines()[0]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes one line of what a writer raises: PacecoreError with `path` and the reason."""
+    try:
+        yield
+    except Exception as error:
+        # torch's writer wraps the system's error, and so does safetensors', which need not be here.
+        wrapped = isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError"
+        if not (wrapped or isinstance(error, OSError)):
+            raise
+        raise PacecoreError(f"{path}: cannot be written: {reason_of(error)}") from error
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Gives a name to write under, and renames to `path`: the file is whole, or the old one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    with aside(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def made_folder(path: str | Path) -> Path:
+    """The folder `path`, with those above it. Raises PacecoreError where it cannot be made."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PacecoreError(f"{path}: cannot be made: {error.strerror}") from None
+    return path
+
+
+def safetensors(kind: str, who: str | Path) -> Any:
+    """safetensors.torch or .numpy. Raises PacecoreError: `who` needs it and it is not installed."""
+    try:
+        return import_module(f"safetensors.{kind}")
+    except ImportError:
+        raise PacecoreError(
+            f"{who} needs the safetensors package, extra pacecore[safetensors]"
+        ) from None

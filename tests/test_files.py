@@ -1,0 +1,93 @@
+"""Files that are whole or not there: what a failed write leaves, and the line that it gives."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pacecore.errors import PacecoreError
+from pacecore.files import aside, made_folder, safetensors, write_json, write_text, writing
+
+full_disk = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+
+
+def test_a_file_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "a.json"
+    for value in ({"one": 1}, {"where": tmp_path, "größe": [2, 3]}):
+        write_json(path, value)
+    assert json.loads(path.read_text("utf-8")) == {"where": str(tmp_path), "größe": [2, 3]}
+    assert path.read_text("utf-8").endswith("}\n")
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError, SystemExit])
+def test_what_fails_leaves_the_old_file_and_nothing_beside_it(error, tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    raised = PacecoreError if isinstance(error, OSError) else error
+
+    def broken_off(part):
+        assert str(os.getpid()) in part.name
+        part.write_text("half")
+        raise error
+
+    with pytest.raises(raised) as caught, aside(path) as part:
+        broken_off(part)
+    if raised is PacecoreError:
+        assert str(caught.value) == f"{path}: cannot be written: No space left on device"
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    path = tmp_path / "none" / "a.txt"
+    with pytest.raises(PacecoreError, match=r"none/a\.txt: cannot be written: No such file"):
+        write_text(path, "")
+    words = r"none/a\.txt: cannot be written: Parent directory"
+    with pytest.raises(PacecoreError, match=words), aside(path) as part:
+        torch.save({}, part)
+    (tmp_path / "none").write_text("")
+    with pytest.raises(PacecoreError, match=r"none/a\.txt: cannot be written: Not a directory"):
+        write_text(path, "")
+
+
+@full_disk
+@pytest.mark.parametrize("content", ["", torch.zeros(9999)])
+def test_a_full_disk_is_named(content, tmp_path):
+    path = tmp_path / "a.bin"
+    path.with_name(f".a.bin.{os.getpid()}").symlink_to("/dev/full")
+    words = r"a\.bin: cannot be written: No space left on device$"
+    with pytest.raises(PacecoreError, match=words), aside(path) as part, open(part, "wb") as file:
+        torch.save(content, file)
+    assert not os.listdir(tmp_path)
+
+
+def test_the_writer_of_safetensors_is_told_too(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "none" / "a.safetensors"
+    words = r"a\.safetensors: cannot be written: .*No such file"
+    with pytest.raises(PacecoreError, match=words), aside(path) as part:
+        safetensors("torch", path).save_file({"a": torch.zeros(1)}, part)
+
+
+def test_who_needs_safetensors_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)  # what an import of it then meets
+    with pytest.raises(PacecoreError, match=r"^a\.st needs .*, extra pacecore\[safetensors\]$"):
+        safetensors("numpy", "a.st")
+
+
+def test_other_errors_are_not_of_the_file(tmp_path):
+    with pytest.raises(TypeError), writing(tmp_path):
+        len(3)
+
+
+def test_folders_are_made_or_told(tmp_path):
+    folder = made_folder(str(tmp_path / "a" / "b"))
+    assert folder.is_dir()
+    assert made_folder(folder) == folder
+    (folder / "file").write_text("")
+    with pytest.raises(PacecoreError, match=r"b/file: cannot be made: File exists"):
+        made_folder(folder / "file")
