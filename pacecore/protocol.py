@@ -19,11 +19,7 @@ from pacecore.config import MeasureOptions, RunOptions
 from pacecore.device import clip_format
 from pacecore.distributed import is_main, rank, world_size
 from pacecore.errors import PacecoreError
-<<<<<<< HEAD
-=======
-from pacecore.evaluate import EvenRequests, inference
 from pacecore.files import made_folder
->>>>>>> lean2
 from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.media import is_video_name

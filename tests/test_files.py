@@ -84,6 +84,13 @@ def test_other_errors_are_not_of_the_file(tmp_path):
         len(3)
 
 
+def test_a_device_or_a_pipe_stays_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PacecoreError, match=r"pipe: cannot be written: it is no file"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_folders_are_made_or_told(tmp_path):
     folder = made_folder(str(tmp_path / "a" / "b"))
     assert folder.is_dir()

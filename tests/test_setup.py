@@ -65,7 +65,7 @@ def test_architectures_that_cannot_be_are_refused(monkeypatch, wish, words):
         build["architectures"]()
 
 
-def test_what_is_built_for_the_list_of_an_image(monkeypatch):
+def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
     """Older GPUs are left out, intermediate code is named too, and CXX may have options."""
     monkeypatch.setenv("PACECORE_CUDA", "0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0 9.0a 12.0+PTX;")
@@ -78,5 +78,5 @@ def test_what_is_built_for_the_list_of_an_image(monkeypatch):
         monkeypatch.setitem(build[function].__globals__, "CUDA", cuda)
     flags = build["source_flags"](Path("csrc/module.cpp"))
     assert '-DPACECORE_CUDA_ARCHITECTURES="sm_80 sm_90a sm_120 compute_120"' in flags
-    written = build["ninja_file"]([Path("csrc/cuda/x.cu")], Path("/work"), Path("/work/x.so"))
+    written = build["ninja_file"]([Path("csrc/cuda/x.cu")], tmp_path, tmp_path / "x.so")
     assert "-ccbin g++ -Xcompiler=-m64" in written
