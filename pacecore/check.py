@@ -4,13 +4,14 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from pacecore.datasets import probe_all
 from pacecore.frames import Frames
 from pacecore.index import BadVideo, VideoIndex, write_index
 from pacecore.isolated import JobFailure, run_jobs
@@ -239,26 +240,6 @@ def data_index(
 
     Returns the index of the readable ones and the others with the reason; both are in the file.
     """
-    found: dict[int, VideoInfo | str] = {}
-    paths = [entry.path for entry in index.entries]
-    for done, (number, result) in enumerate(run_jobs(_probe, paths, workers, timeout_seconds), 1):
-        found[number] = result.reason if isinstance(result, JobFailure) else result
-        if on_progress:
-            on_progress(done, len(paths))
-    kept, bad = [], []
-    for number, entry in enumerate(index.entries):
-        result = found[number]
-        if isinstance(result, VideoInfo):
-            kept.append(replace(entry, num_frames=result.num_frames, info=result))
-        else:
-            bad.append(BadVideo(entry.path, result))
-    counted = replace(index, entries=tuple(kept))
+    counted, bad = probe_all(index, workers, on_progress, timeout_seconds)
     write_index(counted, path, bad)
     return counted, bad
-
-
-def _probe(path: str) -> VideoInfo | str:
-    try:
-        return probe(path)
-    except VideoError as error:
-        return error.reason

@@ -5,11 +5,12 @@ fixed: by path relative to the root, whatever the file system says.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pacecore.index import (
     SPLITS,
@@ -20,6 +21,7 @@ from pacecore.index import (
     read_index,
     write_index,
 )
+from pacecore.isolated import JobFailure, run_jobs
 from pacecore.layouts import read_source
 from pacecore.video import VideoError, VideoInfo, probe
 
@@ -79,25 +81,37 @@ def probe_all(
     index: VideoIndex,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    timeout_seconds: float | None = None,
 ) -> tuple[VideoIndex, list[BadVideo]]:
     """Counts the frames of every video, `workers` at a time (0: one a core).
 
-    Returns the index of the readable ones, with num_frames and info, and the others with the
-    reason. on_progress(done, total) is called after each.
+    timeout_seconds: for one video, each in a process that may die or hang alone (run_jobs); None:
+    in threads of this one. Returns the index of the readable ones, with num_frames and info, and
+    the others with the reason. on_progress(done, total) is called after each.
     """
+    if timeout_seconds is None:
+        found = _in_threads(_probe_entry, index.entries, workers)
+    else:
+        found = run_jobs(_probe_entry, index.entries, workers, timeout_seconds)
+    results: dict[int, VideoInfo | str] = {}
+    for done, (number, result) in enumerate(found, 1):
+        results[number] = result.reason if isinstance(result, JobFailure) else result
+        if on_progress:
+            on_progress(done, len(index))
     kept: list[VideoEntry] = []
     bad: list[BadVideo] = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for done, (entry, result) in enumerate(
-            zip(index.entries, pool.map(_probe_entry, index.entries), strict=True), 1
-        ):
-            if isinstance(result, VideoInfo):
-                kept.append(replace(entry, num_frames=result.num_frames, info=result))
-            else:
-                bad.append(BadVideo(entry.path, result))
-            if on_progress:
-                on_progress(done, len(index))
+    for number, entry in enumerate(index.entries):
+        result = results[number]
+        if isinstance(result, VideoInfo):
+            kept.append(replace(entry, num_frames=result.num_frames, info=result))
+        else:
+            bad.append(BadVideo(entry.path, result))
     return replace(index, entries=tuple(kept)), bad
+
+
+def _in_threads(function: Callable, jobs: Sequence, workers: int) -> Iterator[tuple[int, Any]]:
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        yield from enumerate(pool.map(function, jobs))
 
 
 def _probe_entry(entry: VideoEntry) -> VideoInfo | str:

@@ -1,16 +1,14 @@
 """Where a loader's frames come from: video files, and a part of any source. See also store.py."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Protocol
 
 import numpy as np
 
 from pacecore.frames import Frames
 from pacecore.index import VideoIndex
-from pacecore.video import VideoInfo, decode, probe
+from pacecore.video import decode
 
 __all__ = ["FrameSource", "Subset", "VideoFiles"]
 
@@ -34,14 +32,11 @@ class FrameSource(Protocol):
 
 
 class VideoFiles:
-    """The loader's FrameSource over files. Each is scanned once, the first time it is used, unless
-    probe_all has done so; methods may be called from several threads.
-    """
+    """The loader's FrameSource over files, of an index that probe_all has counted."""
 
     def __init__(self, index: VideoIndex) -> None:
-        self._entries = list(index.entries)
+        self._entries = index.entries
         self.classes = index.classes
-        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -53,31 +48,14 @@ class VideoFiles:
         return self._entries[video].label
 
     def num_frames(self, video: int) -> int:
-        """Frames of a video. Raises VideoError where it cannot be read."""
-        known = self._entries[video].num_frames
-        return self._info(video).num_frames if known is None else known
+        return self._entries[video].num_frames
 
     def decode(self, video: int, wanted: np.ndarray) -> Frames:
         """Frames `wanted`, (N,) int64, ascending, each once: row i is frame wanted[i].
 
         Raises VideoError where the video cannot be read.
         """
-        return decode(self.path(video), wanted, self._info(video))
-
-    def _info(self, video: int) -> VideoInfo:
-        info = self._entries[video].info
-        if info is None:
-            info = probe(self.path(video))
-            with self._lock:
-                entry = self._entries[video]
-                self._entries[video] = replace(entry, info=info, num_frames=info.num_frames)
-        return info
-
-    def __getstate__(self) -> dict:
-        return {"entries": self._entries, "classes": self.classes}
-
-    def __setstate__(self, state: dict) -> None:
-        self._entries, self.classes, self._lock = state["entries"], state["classes"], Lock()
+        return decode(self.path(video), wanted, self._entries[video].info)
 
 
 class Subset:

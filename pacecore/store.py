@@ -252,9 +252,6 @@ class FrameStore:
     def __len__(self) -> int:
         return len(self._videos)
 
-    def __reduce__(self) -> tuple:
-        return FrameStore.open, (self.folder,)  # another process maps the file itself
-
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self._content["classes"])
