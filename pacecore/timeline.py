@@ -30,7 +30,7 @@ _NOT_CODED_BYTES = (
 @dataclass(frozen=True)
 class PacketRecord:
     """What a demuxer says of one packet; stamps in units of the stream's time base, None where
-    unknown.
+    unknown or, as Matroska's decoding stamps, made up anew after each seek.
     """
 
     pts: int | None
@@ -154,7 +154,7 @@ def _from_types(
             numbers.append(number)
             keys.append(packet.stamp)
             key_packets.append(owner[position])
-    if not numbers or numbers[-1] != 0 or not _ascending([p.stamp for p in packets]):
+    if not numbers or numbers[-1] != 0 or not _findable(packets):
         return None
     key_frames, key_stamps = np.array(numbers[::-1]), np.array(keys[::-1])
     if not is_b.any():
@@ -176,14 +176,17 @@ def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool])
     numbers = np.flatnonzero(np.asarray(shown_keys, dtype=bool))
     keys = [packet.stamp for packet in packets if packet.is_key]
     pair_up = len(numbers) == len(keys) > 0 and numbers[0] == 0
-    if not pair_up or not _ascending([packet.stamp for packet in packets]):
+    if not pair_up or not _findable(packets):
         first = packets[0].stamp if packets and packets[0].stamp is not None else 0
         numbers, keys = np.zeros(1), [first]
     return _timeline(len(shown_keys), None, numbers, np.array(keys))
 
 
-def _ascending(stamps: Sequence[int | None]) -> bool:
-    """Whether every packet has a later stamp than the one before: only then a seek finds it."""
+def _findable(packets: Sequence[PacketRecord]) -> bool:
+    """Whether a seek finds a key packet by its stamp: decoding stamps ascend from packet to packet,
+    presentation stamps, where there are no others, from key to key.
+    """
+    stamps = [packet.stamp for packet in packets if packet.is_key or packet.dts is not None]
     return None not in stamps and bool((np.diff(np.array(stamps, dtype=np.int64)) > 0).all())
 
 

@@ -64,6 +64,15 @@ def test_by_hand_whole_batch_denominator(device):
     assert loss.item() == pytest.approx(2 * (math.log(total) - 2) / 3, rel=1e-6)
 
 
+@pytest.mark.parametrize("n", [6, 600])
+def test_a_row_too_long_for_its_square_is_never_silently_wrong(device, n):
+    z, groups = embeddings(n, 32), labels(n, "pairs")
+    z[1] *= 1e20
+    expected = reference(z.double(), groups, normalize=True).loss
+    got = info_nce(z.to(device), groups.to(device), normalize=True).loss.cpu()
+    assert (n == 6 and got.isnan()) or (got - expected).abs() < 1e-5 * expected
+
+
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("kind", ["pairs", "few", "alone", "equal"])

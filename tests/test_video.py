@@ -341,6 +341,24 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
         assert len(os.listdir("/proc/self/fd")) == open_before
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "avi", "ts"])
+@pytest.mark.parametrize("keys", [{24, 27}, set(range(0, 60, 3))], ids=["pair", "many"])
+def test_key_frames_near_each_other_are_not_taken_for_each_other(tmp_path, suffix, keys):
+    """B-pictures with made-up decoding stamps: those of Matroska differ after a seek."""
+    pictures = [textured(number, 48, 64) for number in range(60)]
+    for number, picture in enumerate(pictures):
+        picture.pict_type = 1 if number in keys else 0
+    options = {"bf": "2", "g": "300", "sc_threshold": "1000000000"}
+    path = write_video(tmp_path / f"a.{suffix}", "mpeg4", pictures=pictures, options=options)
+    expected = reference_luma(path)
+    info = probe(path)
+    assert info.num_frames == len(expected)
+    assert suffix == "ts" or len(info.timeline.key_frames) > 2
+    for number, picture in enumerate(expected):
+        frames = decode(path, np.array([number]), info)
+        assert np.array_equal(luma(frames, 0), picture), number
+
+
 @pytest.mark.parametrize(("first", "seconds"), [(0.2, 2.2), (1.0, 1.4), (0.0, 1.0), (1.0, 0.8)])
 def test_an_edit_list_that_trims_is_no_truncation(tmp_path, first, seconds):
     """As phones and editors trim: the file keeps frames that are not shown."""

@@ -152,7 +152,7 @@ def check_bf16_conv3d(
     for case, (kernel, stride, frames) in _CASES.items():
         shape = (4, 64, frames, 56, 56)
         if small:
-            shape = (1, 16, 4, 8, 8) if frames > 2 else (1, 64, frames, 8, 8)
+            shape = (1, 16, 4, 8, 8) if frames > 2 else (4, 64, frames, 8, 8)
         clips = torch.randn(shape, generator=generator).bfloat16()
         weight = torch.randn(shape[1], shape[1], *kernel, generator=generator).bfloat16()
         weight /= weight[0].numel() ** 0.5

@@ -12,7 +12,7 @@ __all__ = ["InfoNCE", "info_nce"]
 
 DENOMINATORS = ("anchor", "batch")
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Up to this many rows the forward leaves the gradient behind: both fit one launch on a GPU.
+# Up to this many rows the forward leaves the gradient behind: on a GPU one launch, or a few.
 _FEW_ROWS = 512
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
@@ -54,13 +54,14 @@ def info_nce(
     groups: (n,) integers, any values, on z's device.
     temperature: above 0 (a normal number of float32), a number or a tensor of one element, then
         learnable; on CUDA a tensor's value is not looked at.
-    normalize: s is the cosine. A row with a norm below 1e-12 counts as zeros, with no gradient.
+    normalize: s is the cosine. A row with a norm below 1e-12 counts as zeros, with no gradient; one
+        with a norm above 1e19 is right, or, on CUDA where rows are few, makes the loss NaN.
     anchor_start, anchor_count: the anchors are rows [anchor_start, anchor_start + anchor_count) of
         z, by default all from anchor_start on; every row is a key. So one rank's share of a batch
         gathered from several. The "batch" denominator runs over all rows whatever the anchors.
 
     Memory grows as n D, time as n^2 D: of the similarities a square exists at a time that fits the
-    cache, which for few rows (512 on a GPU) is all of them. Pairs of two rows that are no anchors
+    cache, which for few rows (512 on a GPU, 384 of 16 bits) is all of them. Pairs of two rows that are no anchors
     take none, unless the denominator is "batch". Results are the same bits in every run and with
     any number of threads. Nothing waits for the GPU. There is no second derivative:
     create_graph=True is an error.

@@ -22,7 +22,7 @@ from pacecore.video.container import (
     opened,
     packets_of,
 )
-from pacecore.video.probing import VideoInfo, probe
+from pacecore.video.probing import VideoInfo, by_presentation, probe
 
 __all__ = ["decode", "decode_all"]
 
@@ -96,7 +96,7 @@ def _decode_seeking(path: str | Path, wanted: np.ndarray, info: VideoInfo) -> Fr
         sink, first = FrameSink(len(wanted), stream.codec_context.name), 0
         while first < len(wanted):
             last = _run_length(wanted, first, timeline)
-            _decode_run(path, container, stream, wanted[first:last], timeline, sink)
+            _decode_run(path, container, stream, wanted[first:last], info, sink)
             first = last
     return sink.frames()
 
@@ -115,17 +115,18 @@ def _decode_run(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     wanted: np.ndarray,
-    timeline: Timeline,
+    info: VideoInfo,
     sink: FrameSink,
 ) -> None:
     """Adds `wanted` to the sink, from the key frame before the first. Raises _OutOfStep where the
     frames do not match.
     """
+    timeline = info.timeline
     entry = timeline.entry(int(wanted[0]))
     if entry == 0:  # only the first run begins here, where the opened file stands already
         packets = packets_of(container, stream)
     else:
-        by_pts = timeline.stamps is not None
+        by_pts = timeline.stamps is not None or by_presentation(info.container)
         packets = _packets_from(container, stream, int(timeline.key_stamps[entry]), by_pts)
     follower, taken = Follower(timeline, entry, set(wanted.tolist())), 0
     for frame in decode_packets(path, stream, packets, follower):

@@ -19,11 +19,12 @@ from pacecore.timeline import (
 )
 from pacecore.video.container import VideoError, decoded, opened, packets_of
 
-__all__ = ["VideoInfo", "probe"]
+__all__ = ["VideoInfo", "by_presentation", "probe"]
 
 # Containers whose packets carry the presentation stamp that the encoder wrote.
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
-_STAMPED = {_MP4, "matroska,webm"}
+_MATROSKA = "matroska,webm"
+_STAMPED = {_MP4, _MATROSKA}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
 # fmt: off
 _IN_ORDER = {
@@ -80,6 +81,11 @@ def probe(path: str | Path) -> VideoInfo:
     return _info(container, stream, packets, timeline, size, pixel_format)
 
 
+def by_presentation(container: str) -> bool:
+    """Whether packets of a container are told apart by presentation stamps, as it has no others."""
+    return container == _MATROSKA
+
+
 def _records(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> Iterator[PacketRecord]:
@@ -92,8 +98,9 @@ def _records(
             vops = count_vops(bytes(packet))
         elif codec == "vp8" and not memoryview(packet)[0] >> 4 & 1:
             continue  # a reference that is never shown (RFC 6386, 9.1)
+        dts = None if by_presentation(container.format.name) else packet.dts
         yield PacketRecord(
-            packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, vops, packet.size
+            packet.pts, dts, packet.is_keyframe, packet.is_discard, vops, packet.size
         )
 
 
