@@ -61,9 +61,9 @@ def info_nce(
         gathered from several. The "batch" denominator runs over all rows whatever the anchors.
 
     Memory grows as n D, time as n^2 D: of the similarities a square exists at a time that fits the
-    cache, which for few rows (512 on a GPU, 384 of 16 bits) is all of them. Pairs of two rows that are no anchors
-    take none, unless the denominator is "batch". Results are the same bits in every run and with
-    any number of threads. Nothing waits for the GPU. There is no second derivative:
+    cache, which for few rows (512 on a GPU, 384 of 16 bits) is all of them. Pairs of two rows that
+    are no anchors take none, unless the denominator is "batch". Results are the same bits in every
+    run and with any number of threads. Nothing waits for the GPU. There is no second derivative:
     create_graph=True is an error.
     Raises PacecoreError for a wrong shape, type, device or value.
     """
