@@ -154,8 +154,8 @@ def _first_gpu_run() -> list[str]:
     checks = {record[tool]["results"] for tool in ("memcheck", "initcheck")}
     lines = [
         f"On one {record['machine']['gpu']}, torch {record['machine']['torch']}: the code that ran"
-        f" there first beside that of commit {record['machine']['commit'][:7]}, in one run. The first"
-        f" passed {then['passed']} CUDA tests and failed {then['failed']}, which is mended; of the"
+        f" there first beside that of commit {record['machine']['commit'][:7]}, in one run. The"
+        f" first passed {then['passed']} CUDA tests and failed {then['failed']}, which is mended; of the"
         f" other {now['passed']} had passed and {now['failed']} failed when their time was over,"
         f" and memcheck and initcheck found nothing in {checks.pop()} results."
         f" {_limits(record['limits'])} `gpu_check` has not run from end to end yet, so that"
