@@ -72,6 +72,8 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
     labels.
     """
     found = find_videos(source, **how)
+    if output.exists() and output.samefile(source.expanduser()):
+        raise PacecoreError(f"{output}: OUTPUT must be another file than SOURCE, which is {source}")
     with _progress("counting frames", len(found)) as progress:
         counted, bad = data_index(found, output, workers=workers, on_progress=progress)
     _say_bad(bad)

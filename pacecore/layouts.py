@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from pacecore.index import DatasetError, VideoEntry, VideoIndex, read_index
+from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
 from pacecore.listing import Listing, add_list, lines_of, walk
 from pacecore.media import is_video_name
 
@@ -27,7 +27,7 @@ def read_source(
     """The index of `path`; entries in any order."""
     if path.is_dir():
         return _read_folder(path, fold, missing)
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson") or is_index(path):
         return read_index(path)
     if is_video_name(path.name):
         return VideoIndex(str(path.parent), "one video", (VideoEntry(str(path), path.name),))
