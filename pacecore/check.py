@@ -172,7 +172,7 @@ def _duplicates(index: VideoIndex, results: list[_Checked]) -> list[Finding]:
 
 def _totals(index: VideoIndex, fold: int | str) -> list[Finding]:
     """UCF101 and HMDB51 are compared with the totals that were published."""
-    known = _KNOWN_TOTALS.get((len(index.classes), int(fold) if str(fold).isdigit() else 0))
+    known = _KNOWN_TOTALS.get((len(index.classes), int(fold) if str(fold).isdecimal() else 0))
     name = index.layout.split(",")[0]
     if known is None or name not in ("UCF101", "HMDB51"):
         return []
