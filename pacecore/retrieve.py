@@ -219,9 +219,10 @@ def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         gallery, queries = map(load_features, paths)
-        result, neighbours = retrieve_features(gallery, queries, options, device)
         if is_main():
             folder = made_folder(options.out or queries.path.parent)
+        result, neighbours = retrieve_features(gallery, queries, options, device)
+        if is_main():
             _write(folder, result, neighbours, gallery, queries)
         return result
 
