@@ -72,6 +72,8 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
     labels.
     """
     found = find_videos(source, **how)
+    if output.exists() and output.samefile(source.expanduser()):
+        raise PacecoreError(f"{output}: OUTPUT must be another file than SOURCE, which is {source}")
     with _progress("counting frames", len(found)) as progress:
         counted, bad = data_index(found, output, workers=workers, on_progress=progress)
     _say_bad(bad)
@@ -163,7 +165,7 @@ def _print_findings(report: dict) -> None:
 
 def _parse_size(context: click.Context, option: click.Parameter, text: str) -> tuple[int, int]:
     words = text.replace(",", "x").split("x")
-    if len(words) != 2 or not all(word.isdigit() and 0 < int(word) <= 8192 for word in words):
+    if len(words) != 2 or not all(word.isdecimal() and 0 < int(word) <= 8192 for word in words):
         raise click.BadParameter(f"must be HEIGHTxWIDTH, such as 128x171, got {text!r}")
     return int(words[0]), int(words[1])
 

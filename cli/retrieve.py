@@ -10,6 +10,8 @@ from pacecore.rules import OptionError
 
 __all__ = ["retrieve"]
 
+_OF_FEATURES = ("k", "out", "device")  # how rows are compared; the others say how they are made
+
 
 @click.command()
 @click.argument("checkpoint", required=False)
@@ -35,6 +37,12 @@ def retrieve(checkpoint: str | None, features: tuple[str, str] | None, **given: 
     if features:
         if checkpoint:
             raise OptionError(f"--features takes the place of CHECKPOINT, got {checkpoint} too")
+        idle = [name for name in given if given[name] is not None and name not in _OF_FEATURES]
+        if idle:
+            names = ", ".join("--" + name.replace("_", "-") for name in idle)
+            raise OptionError(
+                f"with --features only --k, --out and --device apply, got {names} too"
+            )
         result = retrieve_files(features, options)
     elif checkpoint:
         result = run_retrieve(load_trained(checkpoint), options)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from pacecore.datasets import probe_all
+from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.index import BadVideo, VideoIndex, write_index
+from pacecore.index import BadVideo, VideoIndex, is_index, write_index
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.sampling import loop_share
 from pacecore.video import VideoError, VideoInfo, decode, decode_all, probe
@@ -171,7 +172,7 @@ def _duplicates(index: VideoIndex, results: list[_Checked]) -> list[Finding]:
 
 def _totals(index: VideoIndex, fold: int | str) -> list[Finding]:
     """UCF101 and HMDB51 are compared with the totals that were published."""
-    known = _KNOWN_TOTALS.get((len(index.classes), int(fold) if str(fold).isdigit() else 0))
+    known = _KNOWN_TOTALS.get((len(index.classes), int(fold) if str(fold).isdecimal() else 0))
     name = index.layout.split(",")[0]
     if known is None or name not in ("UCF101", "HMDB51"):
         return []
@@ -239,7 +240,14 @@ def data_index(
     """Counts every video in processes of their own, and writes the index as JSON lines.
 
     Returns the index of the readable ones and the others with the reason; both are in the file.
+    Raises PacecoreError, before it counts, for a `path` in no folder, or where something else than
+    an index is.
     """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise PacecoreError(f"{path}: cannot be written: no such folder {path.parent}")
+    if path.exists() and not is_index(path):
+        raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
     counted, bad = probe_all(index, workers, on_progress, timeout_seconds)
     write_index(counted, path, bad)
     return counted, bad

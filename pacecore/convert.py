@@ -153,7 +153,8 @@ def convert(
         {epoch, state_dict, opt_dict} in its names, which VCOP's and RSPNet's code reads too.
     out: *.safetensors for that format (plain only), any other suffix for torch's.
 
-    Raises PacecoreError as `read_weights` does, and for an `out` that cannot be written.
+    Raises PacecoreError as `read_weights` does, and for an `out` that cannot be written, or in
+    whose place more would be lost: the source, or a checkpoint that training can go on from.
     """
     if to not in TARGETS:
         raise PacecoreError(f"target must be one of {', '.join(TARGETS)}, got {to!r}")
@@ -163,6 +164,8 @@ def convert(
     if out.suffix == ".json":
         raise PacecoreError(f"{out}: the .json beside the weights needs that name; give another")
     found = read_weights(source, network, partial)
+    if out.is_file():
+        _require_no_loss(found.path, out)
     with aside(out) as part:
         if out.suffix == ".safetensors":
             weights = {name: tensor.contiguous() for name, tensor in found.weights.items()}
@@ -172,6 +175,17 @@ def convert(
                 torch.save(found.weights if to == "plain" else _official(found), file)
     write_json(out.with_suffix(".json"), _description(found, to))
     return found
+
+
+def _require_no_loss(source: Path, out: Path) -> None:
+    if out.samefile(source):
+        raise PacecoreError(f"{out}: OUT must be another file than SOURCE, which is {source}")
+    try:
+        content = _read_file(out)
+    except PacecoreError:  # no weights at all
+        return
+    if isinstance(content, Mapping) and "pacecore" in content:
+        raise PacecoreError(f"{out}: is a checkpoint of pacecore, which weights do not replace")
 
 
 def _read_file(path: Path) -> Any:

@@ -75,15 +75,19 @@ def load_features(path: str | Path) -> Features:
     Raises PacecoreError for a file that is not there, or does not fit the JSON beside it.
     """
     path = Path(path)
+    if path.suffix not in (".npy", ".safetensors"):
+        raise PacecoreError(f"{path}: holds no rows; name the .npy or .safetensors beside it")
     try:
         order = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if path.suffix == ".safetensors":
             values = safetensors("numpy", path).load_file(path)["features"]
         else:
-            values = np.load(path, mmap_mode="r")
+            values = np.lib.format.open_memmap(path, "r")  # np.load also tries pickles and zips
     except OSError as error:
         raise PacecoreError(f"{path}: features cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, EOFError) as error:
+    except PacecoreError:
+        raise
+    except Exception as error:  # numpy and safetensors raise many types for a broken file
         raise PacecoreError(f"{path}: not features of pacecore extract: {error}") from None
     shape = order.get("shape") if isinstance(order, dict) else None
     if shape != list(values.shape) or len(order.get("videos", ())) != len(values):

@@ -15,6 +15,7 @@ __all__ = [
     "DatasetError",
     "VideoEntry",
     "VideoIndex",
+    "is_index",
     "read_index",
     "write_index",
 ]
@@ -98,6 +99,18 @@ def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = (
     lines = [head] + [_entry_line(entry) for entry in index.entries]
     lines += [{"path": _relative(one.path, root), "state": one.reason} for one in bad]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def is_index(path: Path) -> bool:
+    """Whether write_index wrote the file, by how its first line begins."""
+    begins = b'{"pacecore_index"'
+    if not path.is_file():  # what a pipe holds is read but once
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(begins)) == begins
+    except OSError:
+        return False
 
 
 def _entry_line(entry: VideoEntry) -> dict:

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from pacecore.index import DatasetError, VideoEntry, VideoIndex, read_index
+from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
 from pacecore.listing import Listing, add_list, lines_of, walk
 from pacecore.media import is_video_name
 
@@ -27,7 +27,7 @@ def read_source(
     """The index of `path`; entries in any order."""
     if path.is_dir():
         return _read_folder(path, fold, missing)
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson") or is_index(path):
         return read_index(path)
     if is_video_name(path.name):
         return VideoIndex(str(path.parent), "one video", (VideoEntry(str(path), path.name),))
@@ -131,11 +131,12 @@ def _listed(
 
 def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
     wanted = str(fold).lower()
+    number = int(wanted) if wanted.isdecimal() else -1
     for name in names:
-        if name == wanted or (name.isdigit() and wanted.isdigit() and int(name) == int(wanted)):
+        if name == wanted or (name.isdecimal() and int(name) == number):
             return name
-    if wanted.isdigit() and 1 <= int(wanted) <= len(names) and not any(n.isdigit() for n in names):
-        return names[int(wanted) - 1]
+    if 1 <= number <= len(names) and not any(name.isdecimal() for name in names):
+        return names[number - 1]
     raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(names)}")
 
 
@@ -170,7 +171,7 @@ def _class_file(path: Path) -> tuple[str, ...]:
     names = []
     for where, text in lines_of(path):
         number, _, name = text.partition(" ")
-        if not number.isdigit() or int(number) != len(names) + 1 or not name.strip():
+        if not number.isdecimal() or int(number) != len(names) + 1 or not name.strip():
             raise DatasetError(f'{where}: must be "{len(names) + 1} ClassName", got {text!r}')
         names.append(name.strip())
     return tuple(names)
@@ -309,7 +310,7 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
             where = f"{table} line {number}"
             try:
                 span = f"_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise DatasetError(f"{where}: time_start and time_end must be seconds") from None
             found = by_stem.get(row["youtube_id"] + span) or by_stem.get(row["youtube_id"])
             if found is None:

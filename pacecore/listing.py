@@ -11,6 +11,9 @@ from pacecore.media import is_video_name, picture_files
 
 __all__ = ["Listing", "add_list", "lines_of", "walk"]
 
+_MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
+_MOST_FRAMES = 10**9
+
 
 def walk(path: Path) -> Iterator[Path]:
     """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
@@ -126,11 +129,16 @@ def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | No
     """(label or class name, frames) from the columns after the path."""
     label: int | str | None = None
     if columns:
-        label = int(columns[0]) if re.fullmatch(r"-?\d+", columns[0]) else columns[0]
-        if isinstance(label, int) and label < 0:
-            raise DatasetError(f"{where}: label must not be negative, got {label}")
+        label = columns[0]
+        if re.fullmatch(r"-?\d+", label):
+            label = _number(label, 0, _MOST_LABEL, f"{where}: label")
     if len(columns) < 2:
         return label, None
-    if not columns[1].isdigit() or int(columns[1]) == 0:
-        raise DatasetError(f"{where}: frames must be a number from 1, got {columns[1]}")
-    return label, int(columns[1])
+    return label, _number(columns[1], 1, _MOST_FRAMES, f"{where}: frames")
+
+
+def _number(text: str, least: int, most: int, what: str) -> int:
+    number = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+    if not least <= number <= most:
+        raise DatasetError(f"{what} must be from {least} to {most}, got {text}")
+    return number

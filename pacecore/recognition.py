@@ -256,6 +256,8 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
         data = open_measured(trained, options)
         if data.held_out is None or len(data.held_out) == 0:
             raise PacecoreError(f"{options.data or 'the data'}: no held-out video to test on")
+        if is_main():  # before the measuring, which a folder that cannot be made would lose
+            folder = out_folder(trained, options)
         model = ready(_Scores(trained), device)
         if trained.kind == "pretrain":
             figures = _test_pace(model, trained, data, options, device)
@@ -277,7 +279,6 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             "pretrained": trained.pretrained,
         }
         if is_main():
-            folder = out_folder(trained, options)
             write_json(folder / "test.json", result)
             if predictions:
                 predictions.write_predictions(folder / "predictions.jsonl")

@@ -21,7 +21,7 @@ from pacecore.extract import Features, extract_split, features_name, load_featur
 from pacecore.files import aside, made_folder, write_json
 from pacecore.inputs import Inputs
 from pacecore.pictures import framed_rows
-from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
+from pacecore.protocol import PATIENCE, labels_of, open_measured, out_folder, ready
 from pacecore.stills import still_frames
 from pacecore.trained import Trained
 from pacecore.video_writer import write_png
@@ -186,6 +186,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
+        _require_labels(data, options.data or "the data")
         model = ready(trained.backbone, device)
         gallery, queries = (
             extract_split(model, trained, data, split, options, device)
@@ -210,6 +211,14 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
         return result
 
 
+def _require_labels(data: Inputs, what: str) -> None:
+    """What would otherwise be told only after all features have been made."""
+    if data.held_out is None:
+        raise PacecoreError(f"{what}: no held-out video to find neighbours of")
+    labels_of(data.train, f"{what}: training videos")
+    labels_of(data.held_out, f"{what}: held-out videos")
+
+
 def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str, Any]:
     """Retrieval with two files of `extract`: (gallery, queries).
 
@@ -219,9 +228,10 @@ def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         gallery, queries = map(load_features, paths)
-        result, neighbours = retrieve_features(gallery, queries, options, device)
         if is_main():
             folder = made_folder(options.out or queries.path.parent)
+        result, neighbours = retrieve_features(gallery, queries, options, device)
+        if is_main():
             _write(folder, result, neighbours, gallery, queries)
         return result
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from pacecore.check import data_check, data_index
 from pacecore.cli.data import data
 from pacecore.datasets import find_videos, read_index
+from pacecore.errors import PacecoreError
 from pacecore.store import FrameStore
 from tests.video_files import write_video
 
@@ -100,6 +102,31 @@ def test_index_keeps_the_good_and_names_the_bad(folder, tmp_path):
     assert "cannot be read" in states["train/walk/text.avi"]
 
 
+def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
+    source = folder / "test" / "walk"
+    mine = tmp_path / "mine.txt"
+    mine.write_text(f"{source}/other.avi 0\n")
+    whole = tmp_path / "whole.txt"
+    for _ in range(2):  # an index is replaced
+        assert run("index", source, whole, "--workers", 1).exit_code == 0
+    entries = find_videos(whole).entries  # known by its first line, whatever its name
+    assert [(entry.name, entry.num_frames) for entry in entries] == [("other.avi", 25)]
+    before = {path: path.read_bytes() for path in (mine, whole, source / "other.avi")}
+    monkeypatch.setattr("pacecore.check.probe_all", None)  # refused before any video is counted
+    for given, output, message in (
+        (source, mine, r"mine\.txt: exists and is no index of pacecore"),
+        (source, source / "other.avi", r"other\.avi: exists and is no index of pacecore"),
+        (source, tmp_path, "exists and is no index of pacecore"),
+        (source, tmp_path / "none" / "out.jsonl", "cannot be written: no such folder .*none"),
+        (mine, mine, r"mine\.txt: OUTPUT must be another file than SOURCE, which is .*mine\.txt"),
+        (whole, whole, r"whole\.txt: OUTPUT must be another file than SOURCE"),
+    ):
+        failed = run("index", given, output).exception
+        assert isinstance(failed, PacecoreError)
+        assert re.search(message, str(failed))
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def run(*arguments):
     return CliRunner().invoke(data, [str(argument) for argument in arguments])
 
@@ -127,8 +154,6 @@ def test_commands(folder, tmp_path):
 
 
 def test_commands_name_what_is_wrong(tmp_path):
-    from pacecore.errors import PacecoreError
-
     for arguments in (
         ("check", tmp_path / "none"),
         ("index", tmp_path, tmp_path / "out.jsonl"),

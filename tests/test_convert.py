@@ -20,6 +20,8 @@ from pacecore.convert import convert, load_weights, read_weights
 from pacecore.errors import PacecoreError
 from pacecore.trained import load_trained
 
+from .tiny import pretrained
+
 Entries = Iterator[tuple[str, tuple[int, ...]]]
 
 
@@ -461,6 +463,26 @@ def test_errors(tmp_path):
     ):
         load_weights(path)
     assert read_weights(path, partial=True).missing == ("backbone.conv1.norm.weight",)
+
+
+def test_neither_the_source_nor_a_checkpoint_is_replaced(tmp_path):
+    last = pretrained(tmp_path / "last.pt")
+    link = tmp_path / "link.pt"
+    link.symlink_to(last)
+    weights = tmp_path / "weights.pt"
+    convert(last, weights)
+    kept = last.read_bytes()
+    for source, out, message in (
+        (last, last, r"last\.pt: OUT must be another file than SOURCE, which is .*last\.pt"),
+        (last, link, r"link\.pt: OUT must be another file than SOURCE, which is .*last\.pt"),
+        (weights, weights, r"weights\.pt: OUT must be another file than SOURCE"),
+        (weights, last, r"last\.pt: is a checkpoint of pacecore, which weights do not replace"),
+    ):
+        with pytest.raises(PacecoreError, match=message):
+            convert(source, out)
+    assert last.read_bytes() == kept
+    assert not last.with_suffix(".json").exists()
+    convert(last, weights)  # weights are replaced as before
 
 
 def test_command_line(tmp_path):

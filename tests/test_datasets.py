@@ -154,8 +154,9 @@ def test_ucf101_lists_beside_and_inside(lists, source, tmp_path):
 def test_ucf101_folds_and_whole(tmp_path):
     root = ucf101(tmp_path, "ucfTrainTestlist")
     assert Counter(e.split for e in find_videos(root).entries) == {"train": 2, "test": 2}
-    with pytest.raises(DatasetError, match="has no fold 4; its folds: 01, 02, 03"):
-        find_videos(root, fold=4)
+    for fold in (4, "²"):
+        with pytest.raises(DatasetError, match=f"has no fold '?{fold}'?; its folds: 01, 02, 03"):
+            find_videos(root, fold=fold)
 
 
 def test_ucf101_errors(tmp_path):
@@ -258,22 +259,25 @@ def test_lists_leave_the_ending_out(tmp_path):
 
 
 def test_list_errors_name_file_line_rule_and_value(tmp_path):
-    tree(tmp_path, "a.avi", "b.avi")
+    folder = tree(tmp_path / "set" / "lists", "a.avi", "b.avi")  # two folders up a root is sought
     for content, message in {
         "": "is empty",
         "none/x.avi 1\n": "line 1: .*begins with no video under",
         "a.avi 0\nc.avi 1\n": "line 2: no video c.avi 1 under",
-        "a.avi 0\nb.avi -1\n": "line 2: label must not be negative, got -1",
-        "a.avi 0 x\n": "line 1: frames must be a number from 1, got x",
-        "a.avi 0 0\n": "line 1: frames must be a number from 1, got 0",
+        "a.avi 0\nb.avi -1\n": "line 2: label must be from 0 to 1000000, got -1$",
+        "a.avi 0\nb.avi 1000001\n": "line 2: label must be from 0 to 1000000, got 1000001$",
+        f"a.avi 0\nb.avi {'9' * 5000}\n": "line 2: label must be from 0 to 1000000, got 9999",
+        "a.avi 0 x\n": "line 1: frames must be from 1 to 1000000000, got x$",
+        "a.avi 0 0\n": "line 1: frames must be from 1 to 1000000000, got 0$",
+        "a.avi 0 ²\n": "line 1: frames must be from 1 to 1000000000, got ²$",
         "a.avi 0\nb.avi\n": "line 2: has no number for a label",
         "a.avi 0\na.avi 0\n": "a.avi is listed twice",
     }.items():
         with pytest.raises(DatasetError, match=message):
-            find_videos(text(tmp_path / "list.txt", content))
-    (tmp_path / "list.txt").write_bytes(b"a\xff.avi\n")
+            find_videos(text(folder / "list.txt", content))
+    (folder / "list.txt").write_bytes(b"a\xff.avi\n")
     with pytest.raises(DatasetError, match="is not UTF-8"):
-        find_videos(tmp_path / "list.txt")
+        find_videos(folder / "list.txt")
 
 
 # HMDB51 and Kinetics
@@ -328,9 +332,10 @@ def test_kinetics(tmp_path):
     (tmp_path / "notes.csv").write_bytes("Mühe,Größe\n1,2\n".encode("latin-1"))  # beside them
     assert len(find_videos(tmp_path)) == 3
     assert len(find_videos(tmp_path / "val.csv")) == 1
-    text(tmp_path / "val.csv", f"{head}abseiling,x,one,11,val\n")
-    with pytest.raises(DatasetError, match=r"val\.csv line 2: time_start and time_end"):
-        find_videos(tmp_path)
+    for start in ("one", "inf"):
+        text(tmp_path / "val.csv", f"{head}abseiling,x,{start},11,val\n")
+        with pytest.raises(DatasetError, match=r"val\.csv line 2: time_start and time_end"):
+            find_videos(tmp_path)
     text(tmp_path / "val.csv", f"{head}abseiling,x,1,11,holdout\n")
     with pytest.raises(DatasetError, match="split must be train, val or test, got 'holdout'"):
         find_videos(tmp_path)

@@ -363,6 +363,13 @@ def test_the_command_prints_the_figures(checkpoint, tmp_path):
     assert "mean per class" in shown.output
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_measuring(checkpoint, monkeypatch):
+    monkeypatch.setattr(protocol, "load_batches", None)
+    out = f"{checkpoint}/results"
+    with pytest.raises(PacecoreError, match=r"best\.pt/results: cannot be made: Not a directory"):
+        run_test(load_trained(checkpoint), options_of(out=out))
+
+
 def test_a_folder_in_place_of_a_checkpoint_says_what_to_name(tmp_path):
     with pytest.raises(PacecoreError, match=r"a folder; name the checkpoint in it, .*last\.pt"):
         load_trained(tmp_path)

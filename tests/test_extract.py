@@ -150,16 +150,22 @@ def test_safetensors_hold_the_same(checkpoint, tmp_path):
     assert other.path.suffix == ".safetensors"
     assert np.array_equal(load_features(other.path).values, plain.values)
     assert load_features(other.path).order == plain.order
+    other.path.write_bytes(b"no rows of numbers")
+    with pytest.raises(PacecoreError, match="not features of pacecore extract"):
+        load_features(other.path)
 
 
 def test_files_that_are_no_features(checkpoint, tmp_path):
     with pytest.raises(PacecoreError, match=r"none\.npy: features cannot be read: No such file"):
         load_features(tmp_path / "none.npy")
+    with pytest.raises(PacecoreError, match=r"a\.json: holds no rows; name the \.npy or \.safet"):
+        load_features(tmp_path / "a.json")
     (test,) = run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))
     path = test.path
     path.with_suffix(".json").write_text(json.dumps({**test.order, "shape": [9, 9]}))
     with pytest.raises(PacecoreError, match=r"\[3, 64\] values, but the JSON says \[9, 9\]"):
         load_features(path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(PacecoreError, match="not features of pacecore extract"):
-        load_features(path)
+    for content in (path.read_bytes()[:-40], b"", b"no rows of numbers", checkpoint.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(PacecoreError, match="not features of pacecore extract"):
+            load_features(path)

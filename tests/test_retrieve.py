@@ -17,7 +17,7 @@ from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 
 from .ranks import run_ranks
-from .tiny import CLASSES, finetuned, one_thread, pretrained, tiny_set  # noqa: F401
+from .tiny import CLASSES, finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -261,6 +261,22 @@ def test_videos_without_labels(tmp_path):
         )
 
 
+def test_labels_and_held_out_videos_are_required_before_features_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("pacecore.retrieve.extract_split", None)
+    trained = load_trained(pretrained(tmp_path / "last.pt"))
+    for number in range(2):
+        write_tiny(tmp_path / f"few/Red/{number}.mp4", 0, number, 20)
+        write_tiny(tmp_path / f"few/Blue/{number}.mp4", 2, number, 20)
+    for number in range(11):
+        write_tiny(tmp_path / f"bare/{number}.mp4", 0, number, 20)
+    for name, message in (
+        ("few", "few: no held-out video to find neighbours of"),
+        ("bare", "bare: training videos: 10 of 10 videos have no label, the first .*mp4"),
+    ):
+        with pytest.raises(PacecoreError, match=message):
+            run_retrieve(trained, options_of(tmp_path, data=str(tmp_path / name)))
+
+
 @pytest.mark.parametrize("k", ["", "0", "1,x", "1.5", "-1"])
 def test_k_must_be_a_list_of_whole_numbers(k):
     with pytest.raises(OptionError, match="k must be whole numbers from 1"):
@@ -281,6 +297,10 @@ def test_the_command_prints_the_table(videos, tmp_path):
         retrieve_verb.retrieve, ["--features", *files, "--device", "cpu"], catch_exceptions=False
     )
     assert again.stdout == shown.stdout
+    idle = ["--features", *files, "--gallery", "2", "--stage", "gap", "--k", "1"]
+    failed = CliRunner().invoke(retrieve_verb.retrieve, idle)
+    assert isinstance(failed.exception, OptionError)
+    assert str(failed.exception).endswith("got --gallery, --stage too")
     below_a_file = ["--features", *files, "--device", "cpu", "--out", f"{files[0]}/results"]
     failed = CliRunner().invoke(retrieve_verb.retrieve, below_a_file)
     assert isinstance(failed.exception, PacecoreError)
