@@ -155,9 +155,9 @@ def _first_gpu_run() -> list[str]:
     lines = [
         f"On one {record['machine']['gpu']}, torch {record['machine']['torch']}: the code that ran"
         f" there first beside that of commit {record['machine']['commit'][:7]}, in one run. The"
-        f" first passed {then['passed']} CUDA tests and failed {then['failed']}, which is mended; of the"
-        f" other {now['passed']} had passed and {now['failed']} failed when their time was over,"
-        f" and memcheck and initcheck found nothing in {checks.pop()} results."
+        f" first passed {then['passed']} CUDA tests and failed {then['failed']}, which is mended;"
+        f" of the other {now['passed']} had passed and {now['failed']} failed when their time was"
+        f" over, and memcheck and initcheck found nothing in {checks.pop()} results."
         f" {_limits(record['limits'])} `gpu_check` has not run from end to end yet, so that"
         " neither pre-training beside the authors' way nor the other paths have been timed on a"
         " GPU, nor what has changed since: 16-bit `info_nce` of 385 to 512 rows takes the way of"
