@@ -28,10 +28,14 @@ py::dict build_info() {
   info["cuda"] =
       std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["cuda_architectures"] = PACECORE_CUDA_ARCHITECTURES;
+  int driver = 0;  // stays so without one
+  cudaDriverGetVersion(&driver);
+  info["cuda_driver"] = std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
   info["torch_has_cuda_symbols"] = aoti_torch_get_current_cuda_stream != nullptr;
 #else
   info["cuda"] = py::none();
   info["cuda_architectures"] = "";
+  info["cuda_driver"] = py::none();
   info["torch_has_cuda_symbols"] = false;
 #endif
   return info;

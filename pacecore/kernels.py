@@ -30,12 +30,11 @@ def lack_of(number: int) -> Lack | None:
     if not info["cuda"]:
         mend = f"put nvcc 12.0 or later on PATH, then, in the source folder, {REBUILD}"
         return Lack("this pacecore has no CUDA kernels", mend)
-    driver = torch._C._cuda_getDriverVersion()  # 12040 for 12.4
-    if driver // 1000 < int(info["cuda"].partition(".")[0]):
-        reason = f"its driver is of CUDA {driver // 1000}.{driver % 1000 // 10}"
-        built = f"pacecore's kernels are of CUDA {info['cuda']}"
+    driver, ours = (int(info[name].partition(".")[0]) for name in ("cuda_driver", "cuda"))
+    if driver < ours:  # torch may bring an older CUDA's libraries, which run
+        reason = f"its driver is of CUDA {info['cuda_driver']}, pacecore's kernels are of"
         older = f"with an older nvcc on PATH, in the source folder, {REBUILD}"
-        return Lack(f"{reason}, {built}", f"update the driver; or, {older}")
+        return Lack(f"{reason} CUDA {info['cuda']}", f"update the driver; or, {older}")
     if not _covered(info["cuda_architectures"], capability):
         wish = f"TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
         built = f"its kernels were built for {info['cuda_architectures']}"

@@ -6,8 +6,9 @@ __all__ = ["gpus"]
 
 
 class _Extension:
-    def __init__(self, architectures: str):
+    def __init__(self, architectures: str, driver: str):
         self.info = {"cuda": "13.0" if architectures else None, "cuda_architectures": architectures}
+        self.info["cuda_driver"] = driver
 
     def build_info(self) -> dict:
         return self.info
@@ -24,7 +25,7 @@ def gpus(
     monkeypatch,
     *capabilities: tuple[int, int],
     architectures: str = "sm_80 sm_90 compute_90",
-    driver: int = 13000,
+    driver: str = "13.0",
 ) -> list:
     """torch has a GPU of each of `capabilities`, and pacecore kernels for `architectures` of CUDA
     13.0; gives the list of the devices that are set.
@@ -36,6 +37,5 @@ def gpus(
         torch.cuda, "get_device_properties", lambda number: _Properties(capabilities[number])
     )
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
-    monkeypatch.setattr("pacecore.kernels.extension", lambda: _Extension(architectures))
+    monkeypatch.setattr("pacecore.kernels.extension", lambda: _Extension(architectures, driver))
     return devices

@@ -42,7 +42,7 @@ def test_why_a_gpu_is_not_served(monkeypatch, capability, architectures, reason,
 
 
 def test_a_driver_older_than_the_kernels_is_told(monkeypatch):
-    gpus(monkeypatch, (9, 0), driver=12040)
+    gpus(monkeypatch, (9, 0), driver="12.4")
     lack = lack_of(0)
     assert lack.reason == "its driver is of CUDA 12.4, pacecore's kernels are of CUDA 13.0"
     assert lack.mend.startswith("update the driver; or, with an older nvcc on PATH")
