@@ -32,6 +32,8 @@ AnyOptions = TypeVar("AnyOptions", bound="RunOptions | MeasureOptions")
 # What a backbone is fed where nothing else is said: frames, resize (height, width), crop.
 _INPUT = {"s3dg": (64, (256, 256), 224)}
 _USUAL_INPUT = (16, (128, 171), 112)
+# The fewest frames and the smallest crop whose map outlasts every pooling; others take any.
+_SMALLEST_INPUT = {"c3d": (8, 16)}
 
 CONTRASTS = ("context", "pace", "none")
 
@@ -140,6 +142,12 @@ class RunOptions:
             raise OptionError(f"resize must be HEIGHT,WIDTH, each 1 to 4096, got {self.resize}")
         if self.crop > min(self.resize):
             raise OptionError(f"crop must be at most resize {self.resize}, got {self.crop}")
+        frames, side = _SMALLEST_INPUT.get(self.backbone, (1, 1))
+        if self.clip_frames < frames or self.crop < side:
+            raise OptionError(
+                f"clip_frames and crop must be at least {frames} and {side} for {self.backbone},"
+                f" got {self.clip_frames} and {self.crop}"
+            )
         if self.accumulate > self.batch:
             raise OptionError(
                 f"accumulate must be at most batch, {self.batch}, got {self.accumulate}"
