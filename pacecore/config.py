@@ -63,8 +63,10 @@ class RunOptions:
     deterministic: bool = option(False, "Bit-for-bit repeatable on CUDA too, at some cost.")
     # network
     backbone: str = option("r21d", "Network.", choices=("c3d", "r3d", "r21d", "s3dg"))
-    depth: int = option(0, "Depth of r3d and r21d; 0: one block a stage, as in the paper.", low=0)
-    width: float = option(1.0, "Factor on the number of channels.", low=0.01, high=8.0)
+    depth: int = option(
+        0, "Depth of r3d and r21d; 0: one block a stage, as in the paper.", choices=(0, 10, 18)
+    )
+    width: float = option(1.0, "Factor on the number of channels.", low=0.01, high=4.0)
     checkpointing: bool = option(
         False, "Compute activations again in the backward pass: less memory, more time."
     )
@@ -142,6 +144,8 @@ class RunOptions:
             raise OptionError(f"resize must be HEIGHT,WIDTH, each 1 to 4096, got {self.resize}")
         if self.crop > min(self.resize):
             raise OptionError(f"crop must be at most resize {self.resize}, got {self.crop}")
+        if self.depth and self.backbone not in ("r3d", "r21d"):
+            raise OptionError(f"depth must be 0 for {self.backbone}, got {self.depth}")
         frames, side = _SMALLEST_INPUT.get(self.backbone, (1, 1))
         if self.clip_frames < frames or self.crop < side:
             raise OptionError(

@@ -33,7 +33,7 @@ from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.rules import write_toml
 from pacecore.runlog import Progress, RunFolder, duration, for_one_process
 from pacecore.source import FrameSource
-from pacecore.step import Learnt, TrainingStep, learning_rate
+from pacecore.step import Learnt, TrainingStep, check_graph, learning_rate
 from pacecore.stopping import Stop, Stopped, stop_requests
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
@@ -71,7 +71,10 @@ def begin(
     if not options.out:
         raise PacecoreError("out must name the folder of the run, got ''")
     if is_main():
-        RunFolder.check(Path(options.out))  # not after an hour's reading of videos
+        # Not after an hour's reading of videos, and so all that follows.
+        RunFolder.check(Path(options.out), tensorboard=options.tensorboard)
+    if options.graph:
+        check_graph(device)
     options = trusted(options.resolved(), device)
     data = open_inputs(options)
     options = replace(options, repeat=options.repeat or data.repeat)

@@ -19,7 +19,7 @@ from pacecore.distributed import fewest, rank, world_size, wrap
 from pacecore.errors import PacecoreError
 from pacecore.loader import ClipBatch
 
-__all__ = ["Learnt", "TrainingStep", "learning_rate"]
+__all__ = ["Learnt", "TrainingStep", "check_graph", "learning_rate"]
 
 
 class Learnt(Protocol):
@@ -50,7 +50,7 @@ class TrainingStep:
     def __init__(self, task: Learnt, options: RunOptions, device: torch.device):
         self.task, self.options, self.device = task, options, device
         if options.graph:
-            _check_graph(device)
+            check_graph(device)
         prepare(task.model, device)
         self.layout = memory_format(task.model, device)
         self.network = wrap(task.model, device, sync_bn=options.sync_bn)
@@ -173,7 +173,8 @@ class _Forward(nn.Module):
         return self.run(self.network, clips)
 
 
-def _check_graph(device: torch.device) -> None:
+def check_graph(device: torch.device) -> None:
+    """Raises PacecoreError where the option `graph` cannot be met on `device`."""
     if device.type != "cuda":
         raise PacecoreError(f"graph needs a CUDA device, got {device}")
     if world_size() > 1:

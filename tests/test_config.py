@@ -56,6 +56,9 @@ def test_presets_name_real_options_and_given_ones_win():
             {"backbone": "c3d", "clip_frames": 4, "crop": 8},
             "clip_frames and crop must be at least 8 and 16 for c3d, got 4 and 8",
         ),
+        ({"depth": 7}, "depth must be one of 0, 10, 18, got 7"),
+        ({"backbone": "s3dg", "depth": 18}, "depth must be 0 for s3dg, got 18"),
+        ({"width": 5.0}, "width must be at most 4.0, got 5.0"),
         ({"accumulate": 31}, "accumulate must be at most batch, 30, got 31"),
     ],
 )

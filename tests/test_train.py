@@ -132,6 +132,28 @@ def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys
     assert victim.name in err
 
 
+@pytest.mark.parametrize("verb", [["train"], ["finetune", "--scratch"]])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--depth", "7"], "depth must be one of 0, 10, 18, got 7"),
+        (["--backbone", "s3dg", "--depth", "18"], "depth must be 0 for s3dg, got 18"),
+        (["--graph"], "graph needs a CUDA device, got cpu"),
+        (["--tensorboard"], "tensorboard is not installed; install pacecore[tensorboard]"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_videos_are_read(
+    monkeypatch, capsys, videos, tmp_path, verb, words, expected
+):
+    monkeypatch.setattr("pacecore.engine.open_inputs", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where it is missing
+    words = [*verb, videos, *TINY, *words, "--out", tmp_path / "run"]
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert expected in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_clips_that_loop_are_told_with_every_kind_of_start(monkeypatch, capsys, tmp_path):
     """Eight frames at pace 3 are 22: videos of 20 betray that pace whatever the start."""
     for number in range(3):
