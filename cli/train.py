@@ -1,15 +1,16 @@
 """pacecore train: self-supervised pre-training by pace prediction."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pacecore.checkpoint import load_resume
+from pacecore.checkpoint import check_kind, load_resume
 from pacecore.cli.options import collect, options_of, run_options, say
 from pacecore.config import AnyOptions, TrainOptions
 from pacecore.rules import OptionError
+from pacecore.trained import stored_options
 
 __all__ = ["train"]
 
@@ -77,9 +78,9 @@ def options_of_run(
         raise OptionError(
             "--resume takes its options from the run: leave out --preset and --config"
         )
-    stored = load_resume(run, fall_back=fall_back)["options"]
-    known = {each.name for each in fields(kind)}
-    options = kind(**{name: value for name, value in stored.items() if name in known})
+    content = load_resume(run, fall_back=fall_back)
+    check_kind(run, content, "pretrain" if kind is TrainOptions else "finetune")
+    options = stored_options(content)
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():
         # A cosine ends where the run does, so its length sets every step's learning rate.

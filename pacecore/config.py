@@ -203,6 +203,11 @@ class TrainOptions(RunOptions):
             )
         if self.lambda_cls == 0 and (self.lambda_ctr == 0 or self.contrast == "none"):
             raise OptionError("lambda_cls and the contrastive loss must not both be off")
+        if self.views == 1 and self.contrast == "context" and self.lambda_ctr > 0:
+            # No clip would have a positive, and the loss would be 0 without a word.
+            raise OptionError(
+                "views must be 2 or more for contrast context, or contrast none; got views 1"
+            )
 
     def sampling(self) -> Sampling:
         return self._sampling(

@@ -51,6 +51,8 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"paces": "3"}, "paces must be two or more"),
         ({"paces": "1,2", "views": 3}, "views must be at most the number of paces, 2"),
         ({"contrast": "none", "lambda_cls": 0}, "must not both be off"),
+        ({"views": 1}, "views must be 2 or more for contrast context, or contrast none; got views"),
+        ({"views": 1, "lambda_cls": 0}, "views must be 2 or more for contrast context"),
         ({"backbone": "r50"}, "backbone must be one of c3d, r3d, r21d, s3dg, got 'r50'"),
         (
             {"backbone": "c3d", "clip_frames": 4, "crop": 8},
@@ -81,6 +83,11 @@ def test_the_smallest_clips_are_those_that_the_network_takes(name):
         if all(size):  # 0 stands for the usual size
             with nullcontext() if fits else pytest.raises(OptionError, match="clip_frames and cr"):
                 TrainOptions(backbone=name, clip_frames=size[0], crop=size[1]).resolved()
+
+
+@pytest.mark.parametrize("values", [{"contrast": "none"}, {"contrast": "pace"}, {"lambda_ctr": 0}])
+def test_one_view_is_enough_without_same_context(values):
+    assert from_mapping(TrainOptions, {**values, "views": 1}).views == 1
 
 
 def test_dropout_is_not_drawn_once_compiled_and_once_not():

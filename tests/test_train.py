@@ -9,7 +9,7 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
-from tests.tiny import one_thread, tiny_set, write_tiny  # noqa: F401  a fixture
+from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,6 +115,15 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     assert "--resume-previous uses it" in err
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--resume-previous")
     assert code == 0, err
+
+
+@pytest.mark.parametrize(("made", "by"), [(pretrained, "train"), (finetuned, "finetune")])
+def test_a_run_is_resumed_by_its_own_verb(monkeypatch, capsys, tmp_path, made, by):
+    made(tmp_path / "last.pt", data="videos that are not there")
+    verb = {"train": "finetune", "finetune": "train"}[by]
+    code, _, err = call(monkeypatch, capsys, verb, "--resume", tmp_path)
+    words = f"pacecore: {tmp_path / 'last.pt'}: a run of pacecore {by}; resume it with that\n"
+    assert (code, err) == (2, words)
 
 
 def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys, videos, tmp_path):
