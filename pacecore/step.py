@@ -99,7 +99,15 @@ class TrainingStep:
                 self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=cached
             ):
                 outputs = network(clips)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            if "more than 1 value per channel" in str(error):
+                names = ("batch", "accumulate", "views", "crop")
+                got = [f"{n} {getattr(self.options, n)}" for n in names if hasattr(self.options, n)]
+                raise PacecoreError(
+                    "batch norm needs more than one value a channel, but a part of the batch is one"
+                    " clip whose map has come down to one place; take a larger batch or crop, or a"
+                    f" smaller accumulate; got {', '.join(got)}"
+                ) from None
             if self.options.compile and type(error).__module__.startswith("torch._"):
                 inner = getattr(error, "inner_exception", error)
                 lines = [line for line in str(inner).splitlines() if line.strip()]
