@@ -1,6 +1,7 @@
 """A checkpoint as a network ready for use, with the input that it was trained on."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ class Trained:
     def require_actions(self) -> nn.Linear:
         """The head over actions. Raises PacecoreError where the checkpoint has none."""
         if self.head is None or self.kind != "finetune":
+            command = shlex.join(["pacecore", "finetune", str(self.path)])
             raise PacecoreError(
-                f"{self.path}: a checkpoint without a head for actions; make one with:"
-                f" pacecore finetune {self.path}"
+                f"{self.path}: a checkpoint without a head for actions; make one with: {command}"
             )
         return self.head
 

@@ -1,6 +1,7 @@
 """The verb `train` on real files, as a user calls it: what it leaves, and says of bad input."""
 
 import json
+import shlex
 import shutil
 import sys
 
@@ -115,6 +116,55 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     assert "--resume-previous uses it" in err
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--resume-previous")
     assert code == 0, err
+
+
+def following(out):
+    """The commands that a run ends with, as a shell reads them."""
+    _, _, lines = out.partition("next:\n")
+    return [shlex.split(line.split("   ")[0]) for line in lines.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "held_out", "verbs"),
+    [
+        (True, "auto", ["test", "finetune", "retrieve", "attend"]),
+        (True, "none", ["finetune", "attend"]),
+        (False, "auto", ["test", "attend"]),
+        (False, "none", ["attend"]),
+    ],
+)
+def test_the_commands_that_follow_are_those_that_the_videos_serve(
+    monkeypatch, capsys, videos, tmp_path, labelled, held_out, verbs
+):
+    if not labelled:
+        videos = tmp_path / "flat"
+        for number in range(10):
+            write_tiny(videos / f"{number}.mp4", number % 3, number, 20)
+    run = tmp_path / "a run"
+    words = ["--max-steps", "1", "--held-out", held_out, "--out", run]
+    code, out, err = train(monkeypatch, capsys, videos, *words)
+    assert code == 0, err
+    assert following(out.strip()) == [["pacecore", verb, str(run / "last.pt")] for verb in verbs]
+    for _, *command in following(out):
+        tail = ["--device", "cpu", "--out", tmp_path / command[0]]
+        tail += ["--max-steps", "1"] if command[0] == "finetune" else []
+        code, out, err = call(monkeypatch, capsys, *command, *tail)
+        assert code == 0, err
+        if command[0] == "finetune":
+            tested = [["pacecore", "test", str(tmp_path / "finetune" / "last.pt")]]
+            assert following(out) == tested  # its own held-out videos are those of the data
+    code, _, err = train(monkeypatch, capsys, videos, *words)
+    assert err.endswith(f"name another, or --resume '{run}'\n")
+
+
+def test_a_fine_tuning_without_held_out_videos_suggests_nothing(
+    monkeypatch, capsys, videos, tmp_path
+):
+    words = [videos, *TINY, "--held-out", "none", "--max-steps", "1", "--out", tmp_path / "run"]
+    code, out, err = call(monkeypatch, capsys, "finetune", "--scratch", *words)
+    assert code == 0, err
+    assert "curves: " in out
+    assert "next:" not in out
 
 
 @pytest.mark.parametrize(("made", "by"), [(pretrained, "train"), (finetuned, "finetune")])
