@@ -1,5 +1,6 @@
 """pacecore bench: how fast it is here, beside what else one would use."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -38,9 +39,10 @@ def bench(
     from pacecore.device import pick_device
 
     place = pick_device(device)
-    shown = [f"--device {place.type}", *(["--quick"] if quick else [])]
-    shown += [f"--only {only}"] if only else []
-    shown += [f"--{name} {Path(path).name}" for name, path in _given(data, official) if path]
+    shown = ["--device", place.type, *(["--quick"] if quick else [])]
+    shown += ["--only", only] if only else []
+    for name, path in (("data", data), ("official", official)):
+        shown += [f"--{name}", Path(path).name] if path else []
     runs = run_suite(
         str(place),
         Path(out),
@@ -48,16 +50,12 @@ def bench(
         only=[name.strip() for name in only.split(",") if name.strip()],
         data=data,
         official=official,
-        command=" ".join(["pacecore bench", *shown]),
+        command=shlex.join(["pacecore", "bench", *shown]),
         on_done=_say,
     )
     click.echo(f"page: {Path(out) / f'bench-{place.type}.md'}")
     if any(run.state == "failed" for run in runs):
         ctx.exit(1)
-
-
-def _given(data: str | None, official: str | None) -> list[tuple[str, str | None]]:
-    return [("data", data), ("official", official)]
 
 
 def _say(run) -> None:

@@ -1,5 +1,6 @@
 """`pacecore data demo`: makes the built-in demo set."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -36,4 +37,5 @@ def demo(folder: Path, seed: int, groups: int, clips: int) -> None:
             bar.update(1)
 
         make_demo(folder, seed=seed, groups=groups, clips=clips, progress=progress)
-    click.echo(f"{folder}: the demo set. Train on it with: pacecore train {folder}")
+    command = shlex.join(["pacecore", "train", str(folder)])
+    click.echo(f"{folder}: the demo set. Train on it with: {command}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pacecore.cli.options import given_values, options_of, run_options, say
-from pacecore.cli.train import next_run_folder, options_of_run, refuse_used_folder
+from pacecore.cli.train import next_lines, next_run_folder, options_of_run, refuse_used_folder
 from pacecore.config import FinetuneOptions, from_mapping
 from pacecore.rules import OptionError
 
@@ -68,7 +68,9 @@ def _options(
     if values.get("checkpoint"):
         trained = load_trained(values["checkpoint"])
         values, notes = inherit_options(values, trained)
-        values.setdefault("data", trained.options.data)
+        if "data" not in values:
+            values["data"] = trained.options.data
+            values.setdefault("fold", trained.options.fold)
         for note in notes:
             click.echo(f"note: {note}", err=True)
     elif not values.get("data") and preset is None and not config:
@@ -96,5 +98,5 @@ def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:
         lines.append("no validation share (--val-share): last.pt is the result")
     for path, reason in summary["unreadable"].items():
         lines.append(f"left out: {path}: {reason}")
-    lines += [f"run: {folder}", f"curves: {summary['curves']}", "next:", f"  pacecore test {kept}"]
-    return "\n".join(lines)
+    lines += [f"run: {folder}", f"curves: {summary['curves']}"]
+    return "\n".join([*lines, *next_lines(kept, summary["next"])])

@@ -1,15 +1,18 @@
 """pacecore train: self-supervised pre-training by pace prediction."""
 
-from dataclasses import fields, replace
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pacecore.checkpoint import load_resume
+from pacecore.checkpoint import check_kind, load_resume
 from pacecore.cli.options import collect, options_of, run_options, say
 from pacecore.config import AnyOptions, TrainOptions
 from pacecore.rules import OptionError
+from pacecore.trained import stored_options
 
 __all__ = ["train"]
 
@@ -18,6 +21,13 @@ FREE_TO_CHANGE = (
     "device", "workers", "data_on", "max_bad", "decode_timeout", "save_minutes", "log_every",
     "tensorboard", "max_steps", "compile", "graph",
 )  # fmt: skip
+
+_NEXT = {
+    "test": "accuracy on the held-out videos, with its confusions",
+    "finetune": "action recognition from this checkpoint",
+    "retrieve": "nearest neighbours in the training videos",
+    "attend": "where the network looks, at each pace",
+}
 
 
 @click.command()
@@ -58,7 +68,8 @@ def next_run_folder(verb: str) -> str:
 def refuse_used_folder(folder: str) -> None:
     """A run never writes over another run."""
     if (Path(folder) / "last.pt").exists():
-        raise OptionError(f"out: {folder} holds a run already; name another, or --resume {folder}")
+        resuming = shlex.join(["--resume", folder])
+        raise OptionError(f"out: {folder} holds a run already; name another, or {resuming}")
 
 
 def options_of_run(
@@ -77,9 +88,9 @@ def options_of_run(
         raise OptionError(
             "--resume takes its options from the run: leave out --preset and --config"
         )
-    stored = load_resume(run, fall_back=fall_back)["options"]
-    known = {each.name for each in fields(kind)}
-    options = kind(**{name: value for name, value in stored.items() if name in known})
+    content = load_resume(run, fall_back=fall_back)
+    check_kind(run, content, "pretrain" if kind is TrainOptions else "finetune")
+    options = stored_options(content)
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():
         # A cosine ends where the run does, so its length sets every step's learning rate.
@@ -106,14 +117,17 @@ def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
         )
     for path, reason in summary["unreadable"].items():
         lines.append(f"left out: {path}: {reason}")
-    where = f" {options.data}" if options.data else ""
-    lines += [
-        f"run: {options.out}   checkpoint: {kept}",
-        f"curves: {summary['curves']}",
-        "next:",
-        f"  pacecore test {kept}{where}            held-out pace accuracy, with its confusions",
-        f"  pacecore finetune {kept}{where}        action recognition from this checkpoint",
-        f"  pacecore retrieve {kept}{where}        nearest neighbours in the training videos",
-        f"  pacecore attend {kept}{where}          where the network looks, at each pace",
+    lines += [f"run: {options.out}   checkpoint: {kept}", f"curves: {summary['curves']}"]
+    return "\n".join([*lines, *next_lines(kept, summary["next"])])
+
+
+def next_lines(kept: Path, verbs: Sequence[str]) -> list[str]:
+    """The commands that go on from the checkpoint `kept`, with the videos it was trained on."""
+    commands = [
+        (shlex.join(["pacecore", verb, str(kept)]), words)
+        for verb, words in _NEXT.items()
+        if verb in verbs
     ]
-    return "\n".join(lines)
+    width = max((len(command) for command, _ in commands), default=0)
+    lines = [f"  {command:{width}}   {words}" for command, words in commands]
+    return ["next:", *lines] if lines else []

@@ -13,13 +13,16 @@ from pacecore.files import reason_of
 
 __all__ = [
     "FORMAT",
+    "VERBS",
     "CheckpointError",
+    "check_kind",
     "load_checkpoint",
     "load_resume",
     "previous",
     "save_checkpoint",
 ]
 
+VERBS = {"pretrain": "train", "finetune": "finetune"}  # by the kind of what they leave
 FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form would go wrong
 
 
@@ -94,3 +97,12 @@ def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
                 f"{error}; the one before it is {previous(path)}: --resume-previous uses it"
             ) from None
         raise
+
+
+def check_kind(folder: str, content: dict[str, Any], kind: str) -> None:
+    """Raises CheckpointError where the run in `folder` is another verb's to go on with."""
+    found = content.get("kind")
+    if found != kind:
+        verb = VERBS.get(found, found)
+        where = Path(folder) / "last.pt"
+        raise CheckpointError(f"{where}: a run of pacecore {verb}; resume it with that")

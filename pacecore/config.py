@@ -32,6 +32,8 @@ AnyOptions = TypeVar("AnyOptions", bound="RunOptions | MeasureOptions")
 # What a backbone is fed where nothing else is said: frames, resize (height, width), crop.
 _INPUT = {"s3dg": (64, (256, 256), 224)}
 _USUAL_INPUT = (16, (128, 171), 112)
+# The fewest frames and the smallest crop whose map outlasts every pooling; others take any.
+_SMALLEST_INPUT = {"c3d": (8, 16)}
 
 CONTRASTS = ("context", "pace", "none")
 
@@ -61,8 +63,10 @@ class RunOptions:
     deterministic: bool = option(False, "Bit-for-bit repeatable on CUDA too, at some cost.")
     # network
     backbone: str = option("r21d", "Network.", choices=("c3d", "r3d", "r21d", "s3dg"))
-    depth: int = option(0, "Depth of r3d and r21d; 0: one block a stage, as in the paper.", low=0)
-    width: float = option(1.0, "Factor on the number of channels.", low=0.01, high=8.0)
+    depth: int = option(
+        0, "Depth of r3d and r21d; 0: one block a stage, as in the paper.", choices=(0, 10, 18)
+    )
+    width: float = option(1.0, "Factor on the number of channels.", low=0.01, high=4.0)
     checkpointing: bool = option(
         False, "Compute activations again in the backward pass: less memory, more time."
     )
@@ -140,6 +144,14 @@ class RunOptions:
             raise OptionError(f"resize must be HEIGHT,WIDTH, each 1 to 4096, got {self.resize}")
         if self.crop > min(self.resize):
             raise OptionError(f"crop must be at most resize {self.resize}, got {self.crop}")
+        if self.depth and self.backbone not in ("r3d", "r21d"):
+            raise OptionError(f"depth must be 0 for {self.backbone}, got {self.depth}")
+        frames, side = _SMALLEST_INPUT.get(self.backbone, (1, 1))
+        if self.clip_frames < frames or self.crop < side:
+            raise OptionError(
+                f"clip_frames and crop must be at least {frames} and {side} for {self.backbone},"
+                f" got {self.clip_frames} and {self.crop}"
+            )
         if self.accumulate > self.batch:
             raise OptionError(
                 f"accumulate must be at most batch, {self.batch}, got {self.accumulate}"
@@ -191,6 +203,11 @@ class TrainOptions(RunOptions):
             )
         if self.lambda_cls == 0 and (self.lambda_ctr == 0 or self.contrast == "none"):
             raise OptionError("lambda_cls and the contrastive loss must not both be off")
+        if self.views == 1 and self.contrast == "context" and self.lambda_ctr > 0:
+            # No clip would have a positive, and the loss would be 0 without a word.
+            raise OptionError(
+                "views must be 2 or more for contrast context, or contrast none; got views 1"
+            )
 
     def sampling(self) -> Sampling:
         return self._sampling(

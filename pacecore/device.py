@@ -1,5 +1,6 @@
 """What the options mean on the device that is there: which one, in which type and layout."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -29,12 +30,9 @@ def pick_device(wish: str) -> torch.device:
                 print(f"warning: {words}", file=sys.stderr, flush=True)
             return torch.device("cpu")
         wish = "cuda"
-    try:
-        device = torch.device(wish)
-    except RuntimeError:
-        raise PacecoreError(f"device must be auto, cpu, cuda or cuda:<n>, got {wish!r}") from None
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", wish):
         raise PacecoreError(f"device must be auto, cpu, cuda or cuda:<n>, got {wish!r}")
+    device = torch.device(wish)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise PacecoreError(f"device {wish}: this torch finds no CUDA device; see doctor")

@@ -6,6 +6,7 @@ A task says what a network's outputs cost; the loop knows nothing of paces or ac
 import math
 import os
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,7 +17,13 @@ from typing import Any, Protocol
 import torch
 
 from pacecore import __version__
-from pacecore.checkpoint import CheckpointError, load_resume, save_checkpoint
+from pacecore.checkpoint import (
+    VERBS,
+    CheckpointError,
+    check_kind,
+    load_resume,
+    save_checkpoint,
+)
 from pacecore.config import AnyOptions, RunOptions
 from pacecore.device import clip_format, trusted
 from pacecore.distributed import (
@@ -33,7 +40,7 @@ from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.rules import write_toml
 from pacecore.runlog import Progress, RunFolder, duration, for_one_process
 from pacecore.source import FrameSource
-from pacecore.step import Learnt, TrainingStep, learning_rate
+from pacecore.step import Learnt, TrainingStep, check_graph, learning_rate
 from pacecore.stopping import Stop, Stopped, stop_requests
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
@@ -71,11 +78,14 @@ def begin(
     if not options.out:
         raise PacecoreError("out must name the folder of the run, got ''")
     if is_main():
-        RunFolder.check(Path(options.out))  # not after an hour's reading of videos
+        # Not after an hour's reading of videos, and so all that follows.
+        RunFolder.check(Path(options.out), tensorboard=options.tensorboard)
+    if options.graph:
+        check_graph(device)
     options = trusted(options.resolved(), device)
+    content = load_resume(options.out, fall_back=fall_back) if resume else None
     data = open_inputs(options)
     options = replace(options, repeat=options.repeat or data.repeat)
-    content = load_resume(options.out, fall_back=fall_back) if resume else None
     if content and content["identity"] != data.identity:
         raise PacecoreError(
             f"{options.out}: the run was trained on other videos ({content['identity']}) than"
@@ -143,10 +153,8 @@ class _Run:
         self.folder.write("options.toml", write_toml(options))
 
     def _restore(self, content: dict[str, Any]) -> None:
+        check_kind(self.options.out, content, self.task.kind)
         where = Path(self.options.out) / "last.pt"
-        if content["kind"] != self.task.kind:
-            verb = _VERBS.get(content["kind"], content["kind"])
-            raise CheckpointError(f"{where}: a run of pacecore {verb}; resume it with that")
         try:
             self.task.model.load_state_dict(content["model"])
             self.step.optimizer.load_state_dict(content["optimizer"])
@@ -307,7 +315,7 @@ class _Run:
 
     def resuming(self) -> str:
         """The command that goes on with this run."""
-        return f"pacecore {_VERBS[self.task.kind]} --resume {self.options.out}"
+        return shlex.join(["pacecore", VERBS[self.task.kind], "--resume", self.options.out])
 
     def kept(self) -> str:
         """Which checkpoint there is, in words."""
@@ -387,6 +395,3 @@ class _Run:
             "time": duration(totals.seconds),
             "curves": self.folder.curves(self.task.kind),
         }
-
-
-_VERBS = {"pretrain": "train", "finetune": "finetune"}

@@ -6,6 +6,7 @@ paper). The best checkpoint is chosen on a share of the training videos, never o
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from pacecore.distributed import is_main, join, rank, share_of, world_size
 from pacecore.engine import begin, fit
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
+from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, decoder_count, labels_of
-from pacecore.recognition import measure_actions
+from pacecore.recognition import head_labels, measure_actions
 from pacecore.rules import OptionError
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
@@ -192,7 +194,7 @@ def finetune(
     resume: bool = False,
     fall_back: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tunes as `options` say and returns the run's summary.
+    """Fine-tunes as `options` say and returns the run's summary, with the verbs that go on `next`.
 
     The network's options have to be the checkpoint's, and the clips' should be: `inherit_options`
     takes both from it. trained: what options.checkpoint holds, where it was read already. Writes
@@ -250,7 +252,16 @@ def finetune(
         }
         if is_main():
             write_json(Path(options.out) / "summary.json", summary)
-        return summary
+        return {**summary, "next": _next_verbs(data, classes)}
+
+
+def _next_verbs(data: Inputs, classes: tuple[str, ...]) -> list[str]:
+    """["test"] where videos of these classes were held out."""
+    with suppress(PacecoreError):
+        if data.held_out is not None:
+            head_labels(data.held_out, classes, "held out")
+            return ["test"]
+    return []
 
 
 def action_model(options: FinetuneOptions, classes: int, trained: Trained | None) -> ActionModel:

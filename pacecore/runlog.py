@@ -27,14 +27,20 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = False):
         self.path, self.writes = path, writes
-        self._tensorboard = _tensorboard(path) if tensorboard and writes else None
+        self._tensorboard = (
+            _summary_writer()(str(path / "tensorboard")) if tensorboard and writes else None
+        )
         if writes:
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
-    def check(path: Path) -> None:
-        """Raises PacecoreError where a folder `path` could not be made or written; makes none."""
+    def check(path: Path, *, tensorboard: bool = False) -> None:
+        """Raises PacecoreError where a folder `path` could not be made or written, or TensorBoard
+        is wanted and missing; makes none.
+        """
+        if tensorboard:
+            _summary_writer()
         place = path
         while not place.exists() and place != place.parent:
             place = place.parent
@@ -129,14 +135,14 @@ def for_one_process(path: Path, *, writes: bool = True) -> Iterator[None]:
         yield
 
 
-def _tensorboard(path: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise PacecoreError(
             "tensorboard is not installed; install pacecore[tensorboard] or leave the option out"
         ) from None
-    return SummaryWriter(str(path / "tensorboard"))
+    return SummaryWriter
 
 
 def duration(seconds: float) -> str:

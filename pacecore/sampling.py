@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
+from numbers import Integral
 
 import numpy as np
 
@@ -94,9 +95,17 @@ def frame_indices(
         frame_indices(10, 7, 3, 8)     ->  7 0 3 6 9 0 3 6
         frame_indices(10, 8, "1/2", 8) ->  8 8 9 9 0 0 1 1
 
-    Returns an int64 array (clip_frames,). Raises PacecoreError for a value out of range.
+    Returns an int64 array (clip_frames,). Raises PacecoreError for a value of another type
+    or out of range.
     """
     value = parse_pace(pace)
+    for name, number in (
+        ("num_frames", num_frames),
+        ("start_frame", start_frame),
+        ("clip_frames", clip_frames),
+    ):
+        if not isinstance(number, Integral):
+            raise PacecoreError(f"{name} must be a whole number, got {number!r}")
     if not 1 <= num_frames < _LONGEST:
         raise PacecoreError(f"num_frames must be from 1 to {_LONGEST - 1}, got {num_frames}")
     if not 0 <= start_frame < num_frames:

@@ -19,7 +19,7 @@ from pacecore.distributed import fewest, rank, world_size, wrap
 from pacecore.errors import PacecoreError
 from pacecore.loader import ClipBatch
 
-__all__ = ["Learnt", "TrainingStep", "learning_rate"]
+__all__ = ["Learnt", "TrainingStep", "check_graph", "learning_rate"]
 
 
 class Learnt(Protocol):
@@ -50,7 +50,7 @@ class TrainingStep:
     def __init__(self, task: Learnt, options: RunOptions, device: torch.device):
         self.task, self.options, self.device = task, options, device
         if options.graph:
-            _check_graph(device)
+            check_graph(device)
         prepare(task.model, device)
         self.layout = memory_format(task.model, device)
         self.network = wrap(task.model, device, sync_bn=options.sync_bn)
@@ -99,7 +99,15 @@ class TrainingStep:
                 self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=cached
             ):
                 outputs = network(clips)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            if "more than 1 value per channel" in str(error):
+                names = ("batch", "accumulate", "views", "crop")
+                got = [f"{n} {getattr(self.options, n)}" for n in names if hasattr(self.options, n)]
+                raise PacecoreError(
+                    "batch norm needs more than one value a channel, but a part of the batch is one"
+                    " clip whose map has come down to one place; take a larger batch or crop, or a"
+                    f" smaller accumulate; got {', '.join(got)}"
+                ) from None
             if self.options.compile and type(error).__module__.startswith("torch._"):
                 inner = getattr(error, "inner_exception", error)
                 lines = [line for line in str(inner).splitlines() if line.strip()]
@@ -173,7 +181,8 @@ class _Forward(nn.Module):
         return self.run(self.network, clips)
 
 
-def _check_graph(device: torch.device) -> None:
+def check_graph(device: torch.device) -> None:
+    """Raises PacecoreError where the option `graph` cannot be met on `device`."""
     if device.type != "cuda":
         raise PacecoreError(f"graph needs a CUDA device, got {device}")
     if world_size() > 1:

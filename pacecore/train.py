@@ -3,6 +3,7 @@
 loss = lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive          (Eq. 4 of the paper)
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from pacecore.config import TrainOptions
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import begin, fit
+from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.files import write_json
+from pacecore.finetune import labels_and_classes
 from pacecore.inputs import Inputs, worker_count
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
-from pacecore.protocol import ClipRunner
+from pacecore.protocol import ClipRunner, labels_of
 from pacecore.runlog import RunFolder
 from pacecore.sampling import loop_share
 from pacecore.source import FrameSource
@@ -133,7 +136,8 @@ def _collapse(result: PaceResult) -> str:
 def pretrain(
     options: TrainOptions, *, resume: bool = False, fall_back: bool = False
 ) -> dict[str, Any]:
-    """Pre-trains as `options` (resolved) say and returns the run's summary.
+    """Pre-trains as `options` (resolved) say and returns the run's summary, with the verbs that
+    the videos serve `next`.
 
     Writes into options.out: options.toml, metrics.jsonl, last.pt, clips.png, summary.json, and with
     matplotlib curves.png. With `resume` it goes on from the last checkpoint there (`fall_back`:
@@ -160,7 +164,19 @@ def pretrain(
         summary = {**summary, "videos": len(data.train), "options": asdict(options)}
         if is_main():
             write_json(Path(options.out) / "summary.json", summary)
-        return summary
+        return {**summary, "next": _next_verbs(data)}
+
+
+def _next_verbs(data: Inputs) -> list[str]:
+    """The verbs that these videos serve: some need labels, some videos that were held out."""
+    verbs = ["attend"] if data.held_out is None else ["test", "attend"]
+    with suppress(PacecoreError):
+        labels_and_classes(data.train)
+        verbs.append("finetune")
+        if data.held_out is not None:
+            labels_of(data.held_out, "held out")
+            verbs.append("retrieve")
+    return verbs
 
 
 def _sample_sheet(options: TrainOptions, schedule: TrainingSchedule, source: FrameSource) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint as a network ready for use, with the input that it was trained on."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from pacecore.config import FinetuneOptions, RunOptions, TrainOptions
 from pacecore.convert import read_weights
 from pacecore.errors import PacecoreError
 
-__all__ = ["INPUT_OPTIONS", "NETWORK_OPTIONS", "Trained", "fingerprint", "load_trained"]
+__all__ = [
+    "INPUT_OPTIONS",
+    "NETWORK_OPTIONS",
+    "Trained",
+    "fingerprint",
+    "load_trained",
+    "stored_options",
+]
 
 # Options that a network's weights belong to, and options of the clips that it was trained on.
 NETWORK_OPTIONS = ("backbone", "depth", "width")
@@ -38,9 +46,9 @@ class Trained:
     def require_actions(self) -> nn.Linear:
         """The head over actions. Raises PacecoreError where the checkpoint has none."""
         if self.head is None or self.kind != "finetune":
+            command = shlex.join(["pacecore", "finetune", str(self.path)])
             raise PacecoreError(
-                f"{self.path}: a checkpoint without a head for actions; make one with:"
-                f" pacecore finetune {self.path}"
+                f"{self.path}: a checkpoint without a head for actions; make one with: {command}"
             )
         return self.head
 
@@ -60,9 +68,7 @@ def load_trained(path: str | Path) -> Trained:
     kind = content.get("kind")
     if kind not in _KINDS:
         raise CheckpointError(f"{path}: kind must be one of {', '.join(_KINDS)}, got {kind!r}")
-    known = {each.name for each in fields(_KINDS[kind])}
-    stored = {name: value for name, value in content["options"].items() if name in known}
-    options = _KINDS[kind](**stored).resolved()
+    options = stored_options(content)
     return Trained(
         path=path,
         kind=kind,
@@ -72,6 +78,16 @@ def load_trained(path: str | Path) -> Trained:
         classes=tuple(content.get("classes", ())),
         pretrained=dict(content.get("pretrained", {})),
     )
+
+
+def stored_options(content: dict[str, Any]) -> RunOptions:
+    """The options that the run of a checkpoint's `content` was trained with."""
+    kind = _KINDS[content["kind"]]
+    known = {each.name for each in fields(kind)}
+    stored = {name: value for name, value in content["options"].items() if name in known}
+    if stored.get("views") == 1 and stored.get("contrast") == "context":
+        stored["lambda_ctr"] = 0.0  # what it came to, before that was refused
+    return kind(**stored).resolved()
 
 
 def _of_weights(path: Path, error: CheckpointError) -> Trained:

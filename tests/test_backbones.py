@@ -266,11 +266,15 @@ def test_errors():
         PacecoreError, match="backbone must be one of c3d, r3d, r21d, s3dg, got 'i3d'"
     ):
         build_backbone("i3d")
-    with pytest.raises(PacecoreError, match=r"width of a backbone must be in \(0, 4\], got 0"):
-        build_backbone("r3d", width=0)
+    with pytest.raises(PacecoreError, match=r"backbone must be one of .*, got \['r3d'\]"):
+        build_backbone(["r3d"])
+    for width in (0, 5, float("nan"), "a", None):
+        words = rf"width of a backbone must be a number in \(0, 4\], got {width!r}"
+        with pytest.raises(PacecoreError, match=words):
+            build_backbone("r3d", width=width)
     with pytest.raises(PacecoreError, match="c3d has one depth only"):
         build_backbone("c3d", depth=18)
-    for depth in (34, (1, 1, 1), (1, 1, 1, 0)):
+    for depth in (34, 18.0, "18", (1, 1, 1), (1, 1, 1, 0)):
         with pytest.raises(PacecoreError, match="depth must be one of 10, 18 or four block counts"):
             build_backbone("r21d", depth=depth)
     backbone = thin("r21d").eval()

@@ -156,7 +156,7 @@ def test_the_verb_says_each_benchmark_and_exits_1_when_one_failed(monkeypatch, t
     assert done.exit_code == 1
     assert "failed  data" in done.output
     assert seen["only"] == ["retrieve", "data"]
-    assert seen["command"] == "pacecore bench --device cpu --quick --only retrieve, data"
+    assert seen["command"] == "pacecore bench --device cpu --quick --only 'retrieve, data'"
 
 
 def test_it_runs_as_a_verb_from_another_folder(tmp_path):

@@ -1,7 +1,10 @@
+from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
+import torch
 
+from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.config import PRESETS, FinetuneOptions, TrainOptions, from_mapping, input_scale
 from pacecore.rules import OptionError, read_toml, write_toml
 
@@ -48,7 +51,16 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"paces": "3"}, "paces must be two or more"),
         ({"paces": "1,2", "views": 3}, "views must be at most the number of paces, 2"),
         ({"contrast": "none", "lambda_cls": 0}, "must not both be off"),
+        ({"views": 1}, "views must be 2 or more for contrast context, or contrast none; got views"),
+        ({"views": 1, "lambda_cls": 0}, "views must be 2 or more for contrast context"),
         ({"backbone": "r50"}, "backbone must be one of c3d, r3d, r21d, s3dg, got 'r50'"),
+        (
+            {"backbone": "c3d", "clip_frames": 4, "crop": 8},
+            "clip_frames and crop must be at least 8 and 16 for c3d, got 4 and 8",
+        ),
+        ({"depth": 7}, "depth must be one of 0, 10, 18, got 7"),
+        ({"backbone": "s3dg", "depth": 18}, "depth must be 0 for s3dg, got 18"),
+        ({"width": 5.0}, "width must be at most 4.0, got 5.0"),
         ({"accumulate": 31}, "accumulate must be at most batch, 30, got 31"),
     ],
 )
@@ -57,6 +69,25 @@ def test_each_rule_has_its_words(values, words):
         from_mapping(TrainOptions, values, source="my.toml")
     assert str(caught.value).startswith("my.toml: ")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_smallest_clips_are_those_that_the_network_takes(name):
+    """And smaller ones, which torch would refuse once all videos are read, are none of its."""
+    network = build_backbone(name, width=0.01).eval()
+    frames, crop = (8, 16) if name == "c3d" else (1, 1)
+    for size in ((frames, crop), (frames - 1, crop), (frames, crop - 1)):
+        fits = size == (frames, crop)
+        with nullcontext() if fits else pytest.raises(RuntimeError):
+            assert network(torch.zeros(1, 3, *size, size[1])).isfinite().all()
+        if all(size):  # 0 stands for the usual size
+            with nullcontext() if fits else pytest.raises(OptionError, match="clip_frames and cr"):
+                TrainOptions(backbone=name, clip_frames=size[0], crop=size[1]).resolved()
+
+
+@pytest.mark.parametrize("values", [{"contrast": "none"}, {"contrast": "pace"}, {"lambda_ctr": 0}])
+def test_one_view_is_enough_without_same_context(values):
+    assert from_mapping(TrainOptions, {**values, "views": 1}).views == 1
 
 
 def test_dropout_is_not_drawn_once_compiled_and_once_not():

@@ -10,8 +10,9 @@ from tests.gpus import gpus
 
 def test_the_cpu_and_what_is_no_device():
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(PacecoreError, match=r"device must be auto, cpu, cuda .*got 'tpu'"):
-        pick_device("tpu")
+    for wish in ("tpu", "cpu:3", "cpu:0", "cuda:", "cuda:-1", "cuda:999", "meta", ""):
+        with pytest.raises(PacecoreError, match=f"device must be auto, cpu, cuda .*got '{wish}'"):
+            pick_device(wish)
 
 
 def test_without_a_gpu(monkeypatch):

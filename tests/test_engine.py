@@ -262,13 +262,14 @@ def test_a_second_signal_stops_at_once_and_says_what_is_kept(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
             return super().loss(outputs, batch)
 
+    out = tmp_path / "a run"
     with pytest.raises(TrainingError) as caught:
-        run(tmp_path, task=Signalled, save_minutes=0)
+        run(out, task=Signalled, save_minutes=0)
     assert str(caught.value) == (
         f"stopped at once after step 4, nothing saved since; the last good checkpoint is"
-        f" {tmp_path / 'last.pt'}; go on with: pacecore train --resume {tmp_path}"
+        f" {out / 'last.pt'}; go on with: pacecore train --resume '{out}'"
     )
-    assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 4
+    assert load_checkpoint(out / "last.pt")["totals"]["step"] == 4
 
 
 def test_unreadable_videos_are_counted_and_limited(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pacecore.backbones import build_backbone
-from pacecore.checkpoint import load_checkpoint
+from pacecore.checkpoint import load_checkpoint, save_checkpoint
 from pacecore.config import FinetuneOptions, TestOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
@@ -233,6 +233,15 @@ def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
     assert one["totals"]["step"] == other["totals"]["step"]
     for name, value in one["model"].items():
         assert torch.equal(value, other["model"][name]), name
+
+
+def test_a_checkpoint_of_one_view_and_same_context_is_still_read(tmp_path):
+    """Such a run is refused now; what it learnt, it learnt from the paces alone."""
+    path = pretrained(tmp_path / "pre.pt", views=1, contrast="none")
+    content = load_checkpoint(path)
+    content["options"] |= {"contrast": "context", "lambda_ctr": 0.1}
+    save_checkpoint(path, content)
+    assert load_trained(path).options.lambda_ctr == 0
 
 
 def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path):

@@ -71,6 +71,9 @@ def test_frame_indices_step_by_step(boundary):
     ("arguments", "words"),
     [
         ((0, 0, 1, 16), "num_frames must be from 1"),
+        (("a", 0, 1, 16), "num_frames must be a whole number, got 'a'"),
+        ((10, 0.5, 1, 16), "start_frame must be a whole number, got 0.5"),
+        ((10, 0, 1, None), "clip_frames must be a whole number, got None"),
         ((10, 10, 1, 16), "start_frame must be from 0 to num_frames - 1 = 9, got 10"),
         ((10, -1, 1, 16), "start_frame must be from 0"),
         ((10, 0, 0, 16), "not 0, got 0"),

@@ -114,6 +114,17 @@ def test_a_part_more_than_another_rank_has_is_not_taken(monkeypatch):
     assert seen == [2, 2, 2, 2]  # two parts, twice
 
 
+@pytest.mark.parametrize("values", [{"batch": 1}, {"batch": 3, "accumulate": 2}])
+@pytest.mark.parametrize("compiles", [False, True])
+def test_one_clip_of_one_place_is_told(tmp_path, monkeypatch, values, compiles):
+    """Batch norm has nothing to take a variance of."""
+    compiled = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    got = f"batch {values['batch']}, accumulate {values.get('accumulate', 1)}, views 1, crop 16"
+    with pytest.raises(PacecoreError, match=f"a part of the batch is one clip.*; got {got}$"):
+        run(tmp_path, views=1, contrast="none", compile=compiles, **values)
+
+
 def test_a_compiled_network_trains_as_it_is():
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile needs a C++ compiler for the CPU")
@@ -180,7 +191,7 @@ def pretend_graphs(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr("pacecore.step._check_graph", lambda device: None)
+    monkeypatch.setattr("pacecore.step.check_graph", lambda device: None)
     return used
 
 

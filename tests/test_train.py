@@ -1,6 +1,7 @@
 """The verb `train` on real files, as a user calls it: what it leaves, and says of bad input."""
 
 import json
+import shlex
 import shutil
 import sys
 
@@ -9,7 +10,7 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
-from tests.tiny import one_thread, tiny_set, write_tiny  # noqa: F401  a fixture
+from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,6 +118,64 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     assert code == 0, err
 
 
+def following(out):
+    """The commands that a run ends with, as a shell reads them."""
+    _, _, lines = out.partition("next:\n")
+    return [shlex.split(line.split("   ")[0]) for line in lines.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "held_out", "verbs"),
+    [
+        (True, "auto", ["test", "finetune", "retrieve", "attend"]),
+        (True, "none", ["finetune", "attend"]),
+        (False, "auto", ["test", "attend"]),
+        (False, "none", ["attend"]),
+    ],
+)
+def test_the_commands_that_follow_are_those_that_the_videos_serve(
+    monkeypatch, capsys, videos, tmp_path, labelled, held_out, verbs
+):
+    if not labelled:
+        videos = tmp_path / "flat"
+        for number in range(10):
+            write_tiny(videos / f"{number}.mp4", number % 3, number, 20)
+    run = tmp_path / "a run"
+    words = ["--max-steps", "1", "--held-out", held_out, "--out", run]
+    code, out, err = train(monkeypatch, capsys, videos, *words)
+    assert code == 0, err
+    assert following(out.strip()) == [["pacecore", verb, str(run / "last.pt")] for verb in verbs]
+    for _, *command in following(out):
+        tail = ["--device", "cpu", "--out", tmp_path / command[0]]
+        tail += ["--max-steps", "1"] if command[0] == "finetune" else []
+        code, out, err = call(monkeypatch, capsys, *command, *tail)
+        assert code == 0, err
+        if command[0] == "finetune":
+            tested = [["pacecore", "test", str(tmp_path / "finetune" / "last.pt")]]
+            assert following(out) == tested  # its own held-out videos are those of the data
+    code, _, err = train(monkeypatch, capsys, videos, *words)
+    assert err.endswith(f"name another, or --resume '{run}'\n")
+
+
+def test_a_fine_tuning_without_held_out_videos_suggests_nothing(
+    monkeypatch, capsys, videos, tmp_path
+):
+    words = [videos, *TINY, "--held-out", "none", "--max-steps", "1", "--out", tmp_path / "run"]
+    code, out, err = call(monkeypatch, capsys, "finetune", "--scratch", *words)
+    assert code == 0, err
+    assert "curves: " in out
+    assert "next:" not in out
+
+
+@pytest.mark.parametrize(("made", "by"), [(pretrained, "train"), (finetuned, "finetune")])
+def test_a_run_is_resumed_by_its_own_verb(monkeypatch, capsys, tmp_path, made, by):
+    made(tmp_path / "last.pt", data="videos that are not there")
+    verb = {"train": "finetune", "finetune": "train"}[by]
+    code, _, err = call(monkeypatch, capsys, verb, "--resume", tmp_path)
+    words = f"pacecore: {tmp_path / 'last.pt'}: a run of pacecore {by}; resume it with that\n"
+    assert (code, err) == (2, words)
+
+
 def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys, videos, tmp_path):
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder)
@@ -130,6 +189,28 @@ def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys
     assert code == 2
     assert "more than max_bad = 0 videos cannot be read" in err
     assert victim.name in err
+
+
+@pytest.mark.parametrize("verb", [["train"], ["finetune", "--scratch"]])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--depth", "7"], "depth must be one of 0, 10, 18, got 7"),
+        (["--backbone", "s3dg", "--depth", "18"], "depth must be 0 for s3dg, got 18"),
+        (["--graph"], "graph needs a CUDA device, got cpu"),
+        (["--tensorboard"], "tensorboard is not installed; install pacecore[tensorboard]"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_videos_are_read(
+    monkeypatch, capsys, videos, tmp_path, verb, words, expected
+):
+    monkeypatch.setattr("pacecore.engine.open_inputs", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where it is missing
+    words = [*verb, videos, *TINY, *words, "--out", tmp_path / "run"]
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert expected in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_clips_that_loop_are_told_with_every_kind_of_start(monkeypatch, capsys, tmp_path):

@@ -6,6 +6,7 @@ A stage that has left its result is not run again; a training that was stopped g
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -144,7 +145,7 @@ class Cell:
     def _run_stage(self, words: str, result: Path, command: list[str], end_time: float) -> None:
         threads = str(self.threads)
         with (self.folder / "cell.log").open("a") as log:
-            log.write(f"\n$ pacecore {' '.join(command)}\n")
+            log.write(f"\n$ {shlex.join(['pacecore', *command])}\n")
             log.flush()
             process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, *command],

@@ -1,6 +1,7 @@
 """The networks: clips (B, 3, T, H, W) in, features (B, D) out."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 from pacecore.backbones.base import Backbone
 from pacecore.backbones.c3d import C3D
@@ -32,10 +33,10 @@ def build_backbone(
     its `.stage_names` come from `.maps(clips, names)`. Raises PacecoreError for a network, depth or
     width that does not exist.
     """
-    if name not in BACKBONES:
+    if name not in tuple(BACKBONES):
         raise PacecoreError(f"backbone must be one of {', '.join(BACKBONES)}, got {name!r}")
-    if not 0 < width <= 4:
-        raise PacecoreError(f"width of a backbone must be in (0, 4], got {width}")
+    if not isinstance(width, Real) or not 0 < width <= 4:
+        raise PacecoreError(f"width of a backbone must be a number in (0, 4], got {width!r}")
     kind = BACKBONES[name]
     if name not in ("r3d", "r21d"):
         if depth is not None:
@@ -47,7 +48,10 @@ def build_backbone(
 def _blocks(depth: int | Sequence[int] | None) -> tuple[int, ...]:
     if depth is None:
         return DEPTHS[10]
-    blocks = DEPTHS.get(depth, ()) if isinstance(depth, int) else tuple(depth)
+    if isinstance(depth, Integral):
+        blocks = DEPTHS.get(depth, ())
+    else:
+        blocks = tuple(depth) if isinstance(depth, Sequence) else ()
     if len(blocks) != 4 or not all(isinstance(n, int) and n >= 1 for n in blocks):
         known = ", ".join(map(str, DEPTHS))
         raise PacecoreError(
