@@ -29,13 +29,14 @@ import torch
 import torch.nn.functional as F
 
 from pacecore.backbones.tuning import memory_format, prepare
-from pacecore.config import PRESETS, TrainOptions, from_mapping
+from pacecore.config import TrainOptions, from_mapping
 from pacecore.demo import make_demo
 from pacecore.device import clip_format, trusted
 from pacecore.engine import fit
 from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.ops.info_nce import info_nce
+from pacecore.presets import PRESETS
 from pacecore.source import FrameSource
 from pacecore.store import FrameStore
 from pacecore.train import PaceTask, pace_model

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from pacecore.config import PRESETS, AnyOptions, from_mapping
+from pacecore.config import AnyOptions, from_mapping
+from pacecore.presets import PRESETS
 from pacecore.rules import option_type, read_toml
 
 __all__ = ["collect", "given_values", "options_of", "run_options", "say"]

@@ -1,20 +1,16 @@
-"""The options of the verbs: one dataclass a verb, and presets.
-
-A preset is a name for a set of options; an option given beside it wins; the full set is written
-into the run.
-"""
+"""The options of the verbs: one dataclass a verb. The full set is written into each run."""
 
 import difflib
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from pacecore.errors import PacecoreError
+from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, check_field, option, option_type
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
     "CONTRASTS",
-    "PRESETS",
     "AttendOptions",
     "ExtractOptions",
     "FinetuneOptions",
@@ -349,45 +345,6 @@ class AttendOptions(MeasureOptions):
     )  # fmt: skip
     count: int = option(4, "How many of the held-out videos to show.", low=1)
     rate: int = option(8, "Frames a second of the film.", low=1, high=120)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "official": {"channel_order": "bgr", "contrast": "none", "lambda_ctr": 0.0, "views": 1},
-    "modern": {
-        "jitter_scope": "clip",
-        "z_norm": True,
-        "temperature": 0.1,
-        "schedule": "cosine",
-        "amp": "bf16",
-    },
-    "small": {
-        "width": 0.25,
-        "resize": (64, 86),
-        "crop": 56,
-        "start": "fit",
-        "jitter_scope": "clip",
-        "normalize": "unit",
-        "lr": 0.03,
-        "schedule": "cosine",
-        "weight_decay": 5e-4,
-        "nesterov": True,
-        "batch": 8,
-        "epochs": 4,
-        "views": 4,
-        "view_augment": "shared",
-        "z_norm": True,
-        "temperature": 0.1,
-    },
-}
-# What runs when no data are named: small, thinner still, for the demo set's plain pictures. With
-# jitter, or at three times the learning rate, it was still at chance after as many steps.
-PRESETS["demo"] = PRESETS["small"] | {
-    "width": 0.125,
-    "jitter": False,
-    "lr": 0.01,
-    "max_steps": 260,
-}
 
 
 def from_mapping(

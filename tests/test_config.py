@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pacecore.backbones import BACKBONES, build_backbone
-from pacecore.config import PRESETS, FinetuneOptions, TrainOptions, from_mapping, input_scale
+from pacecore.config import FinetuneOptions, TrainOptions, from_mapping, input_scale
+from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, read_toml, write_toml
 
 

@@ -15,7 +15,8 @@ from benchmarks.common import ROOT
 from benchmarks.experiments import page
 from benchmarks.experiments.arms import ABLATIONS, ARMS, LONG, SETTINGS, Arm, Setting
 from benchmarks.experiments.cells import Cell, CellError
-from pacecore.config import PRESETS, FinetuneOptions, TrainOptions, from_mapping
+from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
+from pacecore.presets import PRESETS
 from tests.tiny import SMALL, tiny_set
 
 _TINY = tuple(

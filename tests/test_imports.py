@@ -22,7 +22,7 @@ LEVELS = tuple(
         " source arena sampling video video_writer pictures plots paper media timeline planes"
         " resample ops workers",
         "reference frames kernels",
-        "_extension files rules errors stopping",
+        "_extension files presets rules errors stopping",
     )
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
