@@ -174,15 +174,16 @@ class Progress:
             return
         self.shown = now
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        left = f", {duration((self.total - done) / rate)} left" if rate > 0 else ""
+        left = f"{duration((self.total - done) / rate)} left" if rate > 0 else ""
+        said = ", ".join(filter(None, (text, left)))
         if self.live:
             filled = round(20 * done / max(1, self.total))
             bar = "#" * filled + "." * (20 - filled)
-            line = f"{self.what} [{bar}] {done}/{self.total} {text}{left}"
+            line = f"{self.what} [{bar}] {done}/{self.total} {said}"
             width = os.get_terminal_size(sys.stderr.fileno()).columns
             sys.stderr.write("\r" + line[: width - 1].ljust(width - 1))
         else:
-            sys.stderr.write(f"{self.what} {done}/{self.total} {text}{left}\n")
+            sys.stderr.write(f"{self.what} {done}/{self.total} {said}\n")
         sys.stderr.flush()
 
     def close(self) -> None:
