@@ -1,7 +1,6 @@
 """Checkpoints: written aside and renamed, read without running code from the file."""
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import reason_of
+from pacecore.files import reason_of, unread
 
 __all__ = [
     "FORMAT",
@@ -75,8 +74,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         if damaged:
             raise CheckpointError(f"{path}: damaged checkpoint, {damaged} has a wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: checkpoint cannot be read: {reason_of(error)}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises many types for a broken file
+        raise CheckpointError(f"{path}: checkpoint cannot be read: {unread(error)}") from None
     if not isinstance(content, dict) or content.get("pacecore") != FORMAT:
         raise CheckpointError(
             f"{path}: not a pacecore checkpoint of format {FORMAT}; see pacecore convert"

@@ -6,7 +6,6 @@ Files are read with torch's weights_only unpickler, which runs no code. Our own 
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pacecore.errors import PacecoreError
-from pacecore.files import aside, safetensors, write_json
+from pacecore.files import aside, safetensors, unread, write_json
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
 __all__ = ["Weights", "convert", "load_weights", "read_weights"]
@@ -195,21 +194,10 @@ def _read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise PacecoreError(f"{path}: no such file") from None
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named:
-            raise PacecoreError(
-                f"{path}: refused: reading it would run code ({named[1]}); "
-                "only files of plain tensors are read"
-            ) from None
-        raise PacecoreError(f"{path}: not a file of weights: its pickle is broken") from error
+    except PacecoreError:
+        raise
     except Exception as error:  # torch and safetensors raise many types for a broken file
-        if isinstance(error, PacecoreError):
-            raise
-        if isinstance(error, LookupError | EOFError):  # of a pickle's inside, no words for a user
-            raise PacecoreError(f"{path}: not a file of weights: its pickle is broken") from error
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise PacecoreError(f"{path}: not a file of weights: {reason}") from error
+        raise PacecoreError(f"{path}: not a file of weights: {unread(error)}") from error
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:

@@ -269,7 +269,7 @@ def _info_nce() -> Rest:
     expected = reference(exact, groups)[0]
     expected.backward()
     for device in _devices():
-        leaf = z.to(device).requires_grad_()
+        leaf = z.to(device, copy=True).requires_grad_()  # to the CPU it would be z itself
         loss = info_nce(leaf, groups.to(device)).loss
         loss.backward()
         error = max(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -11,7 +13,8 @@ from typing import Any
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "aside", "made_folder", "reason_of", "safetensors", "write_json", "write_text", "writing",
+    "aside", "made_folder", "reason_of", "safetensors", "unread", "write_json", "write_text",
+    "writing",
 ]  # fmt: skip
 
 
@@ -21,6 +24,19 @@ def reason_of(error: BaseException) -> str:
     while earlier is not None and not isinstance(earlier, OSError):
         earlier = earlier.__cause__ or earlier.__context__
     return getattr(earlier, "strerror", None) or (str(error) or repr(error)).splitlines()[0]
+
+
+def unread(error: BaseException) -> str:
+    """Why torch could not read a file, in one line; of a pickle, what would run or that it is
+    broken, where Python's own words are no help.
+    """
+    if isinstance(error, pickle.UnpicklingError) and (
+        named := re.search(r"GLOBAL (\S+)", str(error))
+    ):
+        return f"reading it would run code ({named[1]}), only files of plain tensors are read"
+    if isinstance(error, pickle.UnpicklingError | LookupError | EOFError):
+        return "its pickle is broken"
+    return reason_of(error)
 
 
 @contextmanager

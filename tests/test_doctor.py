@@ -35,6 +35,12 @@ def test_a_sound_installation_has_nothing_missing(sound):
     assert all(finding.mend for finding in sound if finding.state != "ok")
 
 
+def test_each_device_is_checked_for_itself(monkeypatch):
+    monkeypatch.setattr(module, "_devices", lambda: ["cpu", "cpu"])
+    for check in (module._pace_clip, module._info_nce):
+        assert [state for state, *_ in check()] == ["ok", "ok"]
+
+
 def test_a_package_that_does_not_import_is_one_finding(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.delitem(sys.modules, "pacecore.video_writer", raising=False)
