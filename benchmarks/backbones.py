@@ -7,7 +7,9 @@
 A step is forward, backward and SGD on fixed clips. `plain` is the network as torch runs it unasked:
 contiguous fp32 without TF32, nn.Conv3d everywhere, SGD one tensor at a time. The others have
 pacecore's layout (`layout`), bf16 autocast (`bf16`), torch.compile (`compiled`), or compute stages
-again in the backward pass (`checkpointing`). All ways of a network take turns in rounds, so that a
+again in the backward pass (`checkpointing`). Of what a GPU is given, `unsearched` leaves out
+cuDNN's search for the fastest convolutions, and `in 2D` runs R(2+1)D's factors as two-dimensional
+convolutions, for which cuDNN has other code. All ways of a network take turns in rounds, so that a
 change in the machine's load falls on all of them. On a CPU each has a process of its own, because
 the allocator's setting that pacecore makes belongs to a process.
 """
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pacecore.backbones import BACKBONES, build_backbone
+from pacecore.backbones.convolution import Triple, over_time
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, memory_format, prepare
 
@@ -40,18 +43,28 @@ class Way:
     bf16: bool = False
     compiled: bool = False
     checkpointing: bool = False
+    search: bool = True
+    in_2d: bool = False
+
+    @property
+    def trial(self) -> bool:
+        """Whether pacecore trains otherwise."""
+        return self.in_2d or not self.search
 
 
 WAYS = {
     "plain": Way(layout=False),
     "layout": Way(),
     "bf16": Way(bf16=True),
+    "bf16 unsearched": Way(bf16=True, search=False),
+    "bf16 in 2D": Way(bf16=True, in_2d=True),
     "compiled": Way(compiled=True),
     "bf16 compiled": Way(bf16=True, compiled=True),
     "checkpointing": Way(checkpointing=True),
     "bf16 checkpointing": Way(bf16=True, checkpointing=True),
 }
 ON_CPU = ("plain", "layout", "checkpointing")
+QUICK_ON_GPU = ("plain", "layout", "bf16", "bf16 unsearched", "bf16 in 2D")
 
 
 def main() -> None:
@@ -76,7 +89,7 @@ def main() -> None:
             arguments.networks, arguments.width, arguments.batch = ["r21d", "s3dg"], 0.125, 2
             arguments.frames, arguments.crop = 8, 32
         else:  # the paper's shape, without what torch.compile takes a minute for
-            arguments.networks, arguments.ways = ["r21d"], ["plain", "layout", "bf16"]
+            arguments.networks, arguments.ways = ["r21d"], list(QUICK_ON_GPU)
 
     cases = [{"bf16_check": check_bf16_conv3d(arguments.device).report()}]
     if arguments.layers:
@@ -118,6 +131,7 @@ def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
         case = {
             **{"network": network, "width": arguments.width, "way": way},
             **{"batch": arguments.batch, "frames": frames, "crop": crop},
+            **({"trial": True} if WAYS[way].trial else {}),
         }
         if way in failed:
             cases.append(case | {"failed": failed[way]})
@@ -150,7 +164,7 @@ class Measured:
 
     def __call__(self, least_runs: int) -> tuple[float, int]:
         """Seconds of a step, a fifth of the runs being faster; bytes that it adds at most."""
-        with conv3d_as_torch_has_it(not self.way.layout):
+        with conv3d_as_torch_has_it(not self.way.layout), factors_in_2d(self.way.in_2d):
             if self.peak_bytes is None:
                 self.peak_bytes = peak_extra_bytes(self.step, self.device)
             timing = time_function(self.step, self.device, min_seconds=0.5, min_runs=least_runs)
@@ -209,15 +223,13 @@ def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callab
     )
     labels = torch.arange(len(clips), device=clips.device) % 4
     run = torch.compile(model) if way.compiled else model
+    search = way.layout and way.search
 
     def step() -> None:
         optimizer.zero_grad()
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=way.layout, allow_tf32=False),
-            torch.autocast(clips.device.type, torch.bfloat16, enabled=way.bf16),
-        ):
-            loss = F.cross_entropy(run(clips), labels)
-        with torch.backends.cudnn.flags(enabled=True, benchmark=way.layout, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):
+            with torch.autocast(clips.device.type, torch.bfloat16, enabled=way.bf16):
+                loss = F.cross_entropy(run(clips), labels)
             loss.backward()
         optimizer.step()
 
@@ -234,6 +246,28 @@ def conv3d_as_torch_has_it(wanted: bool) -> Iterator[None]:
         yield
     finally:
         Conv3d.forward = ours
+
+
+@contextmanager
+def factors_in_2d(wanted: bool) -> Iterator[None]:
+    """Runs convolutions over space alone or time alone, of channels-last clips, in 2D."""
+    in_3d = F.conv3d
+
+    def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, *_):
+        if weight.shape[2] == stride[0] == 1:
+            frames = x.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W), no copy
+            y = F.conv2d(frames, weight.squeeze(2), bias, stride[1:], padding[1:])
+            return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1):
+            return over_time(x, weight, bias, stride[0], padding[0])
+        return in_3d(x, weight, bias, stride, padding)
+
+    try:
+        if wanted:
+            F.conv3d = conv3d
+        yield
+    finally:
+        F.conv3d = in_3d
 
 
 def multiply_adds(network: str, width: float, clips: Tensor) -> int:

@@ -116,12 +116,14 @@ def backbones(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             if other.get("network") == case["network"]
             and other["way"] != "plain"
             and "times_plain" in other
+            and "trial" not in other
         ]
         best = max(beside, key=lambda c: c["times_plain"], default=None)
         plain = case["way"] == "plain"
+        ours = "tried" if "trial" in case else "ours"
         yield Row(
             f"{name}, {case['frames']} x {case['crop']} x {case['crop']}, a training step",
-            "torch unasked, true fp32" if plain else f"ours, {case['way']}",
+            "torch unasked, true fp32" if plain else f"{ours}, {case['way']}",
             case["clips_per_second"],
             "clips/s",
             best["times_plain"] if plain and best else None,

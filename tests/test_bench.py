@@ -10,11 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import nn
 
 from benchmarks import suite
+from benchmarks.backbones import factors_in_2d
 from benchmarks.common import RESULTS, run_limited
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
+from pacecore.backbones import build_backbone
+from pacecore.backbones.layers import Conv3d
+from pacecore.backbones.tuning import MEMORY_FORMAT
 from pacecore.cli import pacecore
 from pacecore.errors import PacecoreError
 
@@ -217,6 +223,34 @@ def test_rows_of_one_benchmark_by_hand():
     assert (ours.times, other.times) == (1.0, 4.0)
     assert ours.share == pytest.approx(2 * 10 * 100 * 50 / 0.001 / 25e9)
     assert other.note == "8 MB extra"
+
+
+def test_factors_in_two_dimensions_are_the_same_network(monkeypatch):
+    monkeypatch.setattr(Conv3d, "forward", lambda self, x, fills=False: nn.Conv3d.forward(self, x))
+    backbone = build_backbone("r21d", width=0.25).double().to(memory_format=MEMORY_FORMAT)
+    clips = torch.rand(2, 3, 8, 32, 32).double().contiguous(memory_format=MEMORY_FORMAT)
+    clips.requires_grad_()
+    found = []
+    for wanted in (False, True):
+        with factors_in_2d(wanted):
+            features = backbone(clips)
+        found.append((features, *torch.autograd.grad(features.square().sum(), clips)))
+    torch.testing.assert_close(*found)
+    assert torch.nn.functional.conv3d.__module__ != "benchmarks.backbones"
+
+
+def test_what_is_only_tried_is_not_called_ours():
+    size = {"network": "r21d", "width": 1, "batch": 2, "frames": 16, "crop": 112, "peak_bytes": 1}
+    rates = {"clips_per_second": 2.0, "tflop_per_second": 0.1}
+    cases = [
+        {**size, **rates, "way": "plain", "times_plain": 1.0},
+        {**size, **rates, "way": "bf16", "times_plain": 3.0},
+        {**size, **rates, "way": "bf16 in 2D", "times_plain": 4.0, "trial": True},
+    ]
+    plain, ours, tried = rows_of("backbones", cases, LIMITS)
+    assert plain.times == 3.0
+    assert plain.note.endswith("ours is bf16")
+    assert (ours.way, tried.way) == ("ours, bf16", "tried, bf16 in 2D")
 
 
 def test_end_to_end_rows_compare_our_best_with_each_peer():
