@@ -34,6 +34,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """nvcc comes last: it takes every core, and what CI runs beside the tests has ended by then."""
+    items.sort(key=lambda item: item.path.name == "test_cuda_build.py")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = metafunc.definition.iter_markers("parametrize")
     if "device" in metafunc.fixturenames and not any("device" in mark.args[0] for mark in marks):
