@@ -97,13 +97,17 @@ def main() -> None:
             cases += layer_cases(network, arguments)
     else:
         for network in arguments.networks:
-            cases += network_cases(network, arguments)
-            # Again after each network, so that a run which is cut off leaves what it has.
-            write_record(arguments.out, "backbones", arguments.device, cases)
+            found: list[dict] = []
+            for found in network_cases(network, arguments):
+                # Again after each, so that a run which is cut off leaves what it has.
+                write_record(arguments.out, "backbones", arguments.device, cases + found)
+            print(*found, sep="\n", flush=True)
+            cases += found
     print(write_record(arguments.out, "backbones", arguments.device, cases))
 
 
-def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
+def network_cases(network: str, arguments: argparse.Namespace) -> Iterator[list[dict]]:
+    """After each measurement the cases of the network as they are by then."""
     frames, crop, _ = input_size(network, arguments)
     clips = torch.rand(arguments.batch, 3, frames, crop, crop, device=arguments.device)
     flops = 3 * 2 * multiply_adds(network, arguments.width, clips)  # backward is two forwards
@@ -113,42 +117,35 @@ def network_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
         for way in arguments.ways
     }
     seconds: dict[str, list[float]] = {way: [] for way in measured}
-    memory: dict[str, int] = {}
-    failed: dict[str, str] = {}
+    cases: dict[str, dict] = {}
     for _ in range(arguments.rounds):
         for way, runs in measured.items():
-            if way in failed:
+            case = cases.setdefault(
+                way,
+                {
+                    **{"network": network, "width": arguments.width, "way": way},
+                    **{"batch": arguments.batch, "frames": frames, "crop": crop},
+                    **({"trial": True} if WAYS[way].trial else {}),
+                },
+            )
+            if "failed" in case:
                 continue
             try:
-                step_seconds, memory[way] = runs(arguments.runs)
+                step_seconds, case["peak_bytes"] = runs(arguments.runs)
             except torch.OutOfMemoryError as error:
-                failed[way] = str(error).splitlines()[0]
+                case["failed"] = str(error).splitlines()[0]
                 torch.cuda.empty_cache()
+                yield list(cases.values())
                 continue
             seconds[way].append(step_seconds)
-    cases = []
-    for way in arguments.ways:
-        case = {
-            **{"network": network, "width": arguments.width, "way": way},
-            **{"batch": arguments.batch, "frames": frames, "crop": crop},
-            **({"trial": True} if WAYS[way].trial else {}),
-        }
-        if way in failed:
-            cases.append(case | {"failed": failed[way]})
-            continue
-        step_seconds = statistics.median(seconds[way])
-        case |= {
-            "step_seconds": seconds[way],
-            "clips_per_second": round(arguments.batch / step_seconds, 3),
-            "tflop_per_second": round(flops / step_seconds / 1e12, 4),
-            "peak_bytes": memory[way],
-        }
-        if seconds.get("plain"):
-            ratios = [p / s for p, s in zip(seconds["plain"], seconds[way], strict=True)]
-            case["times_plain"] = round(statistics.median(ratios), 3)
-        cases.append(case)
-        print(case, flush=True)
-    return cases
+            median = statistics.median(seconds[way])
+            case["step_seconds"] = seconds[way]
+            case["clips_per_second"] = round(arguments.batch / median, 3)
+            case["tflop_per_second"] = round(flops / median / 1e12, 4)
+            if seconds.get("plain"):
+                ratios = [p / s for p, s in zip(seconds["plain"], seconds[way], strict=False)]
+                case["times_plain"] = round(statistics.median(ratios), 3)
+            yield list(cases.values())
 
 
 class Measured:

@@ -260,7 +260,7 @@ def _trained(name: str, context: Context, arguments: list[str]) -> Result:
     return result
 
 
-_SECONDS = {"pretrain": 200, "scaling": 100}  # for a quick run; a minute for any other
+_SECONDS = {"pretrain": 200, "scaling": 100, "backbones": 90}  # quick; any other a minute
 _TAKES = {name: benchmark.takes for name, benchmark in BENCHMARKS.items()} | {"scaling": ("data",)}
 _WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "retrieve", "memory")
 
