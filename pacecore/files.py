@@ -80,12 +80,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def made_folder(path: str | Path) -> Path:
-    """The folder `path`, with those above it. Raises PacecoreError where it cannot be made."""
+    """The folder `path`, with those above it. Raises PacecoreError where it cannot be made or
+    written to.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PacecoreError(f"{path}: cannot be made: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):  # before hours of work, not after
+        raise PacecoreError(f"{path}: cannot be written to")
     return path
 
 

@@ -91,10 +91,13 @@ def test_a_device_or_a_pipe_stays_what_it_is(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_folders_are_made_or_told(tmp_path):
+def test_folders_are_made_or_told(tmp_path, monkeypatch):
     folder = made_folder(str(tmp_path / "a" / "b"))
     assert folder.is_dir()
     assert made_folder(folder) == folder
     (folder / "file").write_text("")
     with pytest.raises(PacecoreError, match=r"b/file: cannot be made: File exists"):
         made_folder(folder / "file")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    with pytest.raises(PacecoreError, match=r"a/b: cannot be written to"):
+        made_folder(folder)
