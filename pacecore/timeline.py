@@ -25,6 +25,7 @@ __all__ = [
 _NOT_CODED_BYTES = (
     19  # an N-VOP, the empty place of a B-frame that travelled in the packet before, is no longer
 )
+_PREDICTED = {2, 3, 4}  # AVPictureType P, B and S; not every decoder flags its key frames
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Timeline:
     def entry(self, frame: int) -> int:
         """Index into key_frames of the last key frame at or before `frame`."""
         return int(np.searchsorted(self.key_frames, frame, side="right")) - 1
+
+    def from_start(self) -> "Timeline":
+        """The same frames, where decoding may begin at the start alone."""
+        return Timeline(self.num_frames, self.stamps, self.key_frames[:1], self.key_stamps[:1])
 
 
 def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
@@ -218,9 +223,17 @@ class Follower:
     """
 
     def __init__(self, timeline: Timeline, entry: int, wanted: set[int]) -> None:
-        self._timeline, self._wanted = timeline, wanted
+        self._timeline = timeline
         self.can_skip = timeline.stamps is not None or timeline.coded is not None
         self._first = int(timeline.key_frames[entry])
+        # Nothing but the key frame itself tells that decoding can begin there: a container may mark
+        # any packet. At the start it does not matter, and where an edit list hides it none comes.
+        self._key_due = (
+            entry > 0
+            and timeline.stamps is not None
+            and timeline.stamps[self._first] == timeline.key_stamps[entry]
+        )
+        self._wanted = wanted | {self._first} if self._key_due else wanted
         self._keys = set(timeline.key_frames.tolist())
         self._packet = timeline.coded.key_packets[entry] if timeline.coded else 0
         self._pending: list[int] = []  # decoded and not yet shown
@@ -248,7 +261,12 @@ class Follower:
     def number(self, frame: Any) -> int | None:
         """Number of the frame shown next, -1 for one that is to be ignored, None if out of step."""
         if self._timeline.stamps is not None:
-            return self._by_stamp(frame.pts)
+            number = self._by_stamp(frame.pts)
+            if self._key_due and number >= self._first:
+                self._key_due = False
+                opens = number == self._first and int(frame.pict_type) not in _PREDICTED
+                return number if opens else None
+            return number
         if self._timeline.coded is not None:
             if not self._pending:
                 return None

@@ -147,3 +147,15 @@ def test_follower_sees_frames_out_of_step():
     assert [follower.number(shown(2, pts=pts)) for pts in (10, 15, 30, None)] == [0, -1, 2, -1]
     assert follower.may_skip(SimpleNamespace(pts=10))
     assert not follower.may_skip(SimpleNamespace(pts=20))
+
+
+def test_follower_begins_at_a_key_frame_that_is_one():
+    marked = Timeline(3, np.array([10, 20, 30]), np.array([0, 1]), np.array([10, 20]))
+    for numbers, *frames in (
+        ([0, 1, 2], shown(3, pts=10), shown(1, pts=20), shown(2, pts=30)),
+        ([None], shown(2, pts=20)),  # a P
+        ([None], shown(1, pts=30)),  # the marked one does not come
+    ):
+        follower = Follower(marked, 1, {2})
+        assert not follower.may_skip(SimpleNamespace(pts=20))
+        assert [follower.number(frame) for frame in frames] == numbers

@@ -51,7 +51,7 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
         return _decode_pictures(path, wanted)
     try:
         return _decode_seeking(path, wanted, info)
-    except _OutOfStep:
+    except (_OutOfStep, VideoError):  # what a packet wrongly marked as key gives may not decode
         return _decode_from_start(path, wanted, info.timeline)
 
 
@@ -79,8 +79,7 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
 def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
     with opened(path) as (container, stream):
         sink, taken = FrameSink(len(wanted), stream.codec_context.name), 0
-        plain = Timeline(timeline.num_frames, timeline.stamps, timeline.key_frames[:1], None)
-        follower = Follower(plain, 0, set())
+        follower = Follower(timeline.from_start(), 0, set())
         for frame in decoded(path, stream, container):
             if follower.number(frame) == wanted[taken]:
                 add_frame(path, sink, frame)
