@@ -86,6 +86,7 @@ KINDS = {
     "webm_av1": ("webm", "libsvtav1", {"options": {"preset": "12", "g": "8"}}, True),
     "mov_mjpeg": ("mov", "mjpeg", {"pixel_format": "yuvj420p"}, True),
     "avi_mjpeg": ("avi", "mjpeg", {"pixel_format": "yuvj420p"}, True),
+    "avi_huffyuv": ("avi", "huffyuv", {"pixel_format": "yuv422p"}, True),
     "mkv_ffv1": ("mkv", "ffv1", {}, True),
     "mpg_mpeg2_b": ("mpg", "mpeg2video", {"properties": {"gop_size": 9, "max_b_frames": 2}}, False),
 }
@@ -125,6 +126,45 @@ def test_frames_equal_a_decode_from_the_start(kind, tmp_path, monkeypatch):
     assert (not decodes) == by_packets
     if codec not in ("mjpeg", "ffv1", "libsvtav1", "libvpx") and "negative" not in kind:
         assert len(probe(path).timeline.key_frames) > 1  # seeking was put to the test
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("b_pictures", [0, 2])
+def test_a_picture_refreshed_piece_by_piece_is_no_place_to_begin(tmp_path, suffix, b_pictures):
+    """Marked as key by the encoder, and whole only some frames later."""
+    params = f"keyint=16:intra-refresh=1:bframes={b_pictures}"
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, "libx264", frames=60, options=X264 | {"x264-params": params})
+    check_every_way(path, reference_luma(path))
+
+
+@pytest.mark.parametrize(
+    ("codec", "keywords"),
+    [
+        ("h263", {"size": (96, 128)}),
+        ("svq1", {"pixel_format": "yuv410p"}),
+        ("libx264", {}),
+        ("libx265", {"options": {"preset": "ultrafast", "x265-params": "log-level=0"}}),
+    ],
+)
+def test_packets_wrongly_marked_as_key_frames(codec, keywords, tmp_path):
+    """MOV without its table of key frames says that every frame is one."""
+    whole = write_video(tmp_path / "whole.mov", codec, properties={"gop_size": 9}, **keywords)
+    path = tmp_path / "a.mov"
+    path.write_bytes(whole.read_bytes().replace(b"stss", b"free"))
+    check_every_way(path, reference_luma(path))
+
+
+def test_a_palette_that_comes_with_the_first_packet(tmp_path):
+    path = write_video(tmp_path / "a.mov", "rawvideo", frames=8, pixel_format="gray")
+    with av.open(str(path)) as container:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+    assert probe(path).pixel_format == "pal8"
+    for number, expected in enumerate(pictures):
+        frames = decode(path, np.array([number]))
+        stride = int(frames.table[0, 5])
+        rows = frames.data.numpy()[: 48 * stride].reshape(48, stride)
+        np.testing.assert_array_equal(rows[:, : 3 * 64].reshape(48, 64, 3), expected)
 
 
 def test_variable_rate_is_told(tmp_path):
@@ -310,6 +350,12 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     empty, text = tmp_path / "empty.avi", tmp_path / "text.avi"
     empty.write_bytes(b"")
     text.write_text("this is no video\n" * 100)
+    cut_mkv = tmp_path / "cut.mkv"
+    mkv = write_video(tmp_path / "whole.mkv", "libx264", frames=40)
+    cut_mkv.write_bytes(mkv.read_bytes()[:-2000])
+    between = tmp_path / "between.avi"  # the cut is not within a frame
+    data = video.read_bytes()
+    between.write_bytes(data[: data.rindex(b"00dc", 0, data.index(b"idx1"))])
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
@@ -326,6 +372,8 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "text": (text, "cannot be read"),
         "cut avi": (cut, "truncated|cannot be read"),
         "cut mp4": (cut_mp4, "truncated"),
+        "cut mkv": (cut_mkv, "truncated: it has [0-9]+ of [0-9]+ bytes"),
+        "cut between frames": (between, "truncated: it has [0-9]+ of [0-9]+ bytes"),
         "sound only": (sound, "no video stream"),
         "folder": (tmp_path / "folder", "without pictures"),
     }

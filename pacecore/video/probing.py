@@ -28,7 +28,7 @@ _STAMPED = {_MP4, _MATROSKA}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
 # fmt: off
 _IN_ORDER = {
-    "mjpeg", "ffv1", "rawvideo", "huffyv", "ffvhuff", "utvideo", "png", "dvvideo", "qtrle", "vp8",
+    "mjpeg", "ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "dvvideo", "qtrle", "vp8",
     "prores",
 }
 # fmt: on
@@ -78,6 +78,8 @@ def probe(path: str | Path) -> VideoInfo:
             if not keys:
                 raise VideoError(path, "no frame of it decodes")
             timeline = from_key_frames(packets, keys)
+    if pixel_format == "pal8":  # a palette comes once, with the first packet
+        timeline = timeline.from_start()
     return _info(container, stream, packets, timeline, size, pixel_format)
 
 
@@ -110,15 +112,34 @@ def _require_whole(
     stream: av.video.stream.VideoStream,
     packets: list[PacketRecord],
 ) -> None:
-    """Raises VideoError where the header promises more frames than the file has."""
-    claimed = stream.frames
-    # MP4 lists its samples; AVI's count is a mere claim, and often wrong.
-    if claimed <= len(packets) or container.format.name != _MP4:
+    """Raises VideoError where the header promises more than the file has."""
+    claimed, kind = stream.frames, container.format.name
+    # AVI's count of frames is a mere claim, and often wrong.
+    if kind == _MATROSKA or (kind == "avi" and claimed > len(packets)):
+        with open(path, "rb") as file:
+            promised = _promised_bytes(file.read(4096))
+        if promised > container.size:
+            raise VideoError(path, f"truncated: it has {container.size} of {promised} bytes")
+    # MP4 lists its samples.
+    if claimed <= len(packets) or kind != _MP4:
         return
     with opened(path, ignore_editlist="1") as (whole, video):  # which may cut frames off
         found = sum(1 for _ in packets_of(whole, video))
     if claimed > found:
         raise VideoError(path, f"truncated: it has {found} of {claimed} frames")
+
+
+def _promised_bytes(head: bytes) -> int:
+    """The least size of an AVI or Matroska file that begins so, by its own word; 0: it says
+    nothing.
+    """
+    if head.startswith(b"RIFF"):
+        return 8 + int.from_bytes(head[4:8], "little")
+    place = head.find(b"\x18\x53\x80\x67") + 4  # the Segment, around all but the EBML header
+    length = 9 - head[place].bit_length() if 4 <= place < len(head) else 9
+    size = int.from_bytes(head[place : place + length], "big") - (1 << 7 * length)
+    unknown = length == 9 or size == (1 << 7 * length) - 1
+    return 0 if unknown else place + length + size
 
 
 def _timeline(
