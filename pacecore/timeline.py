@@ -5,7 +5,7 @@ Nothing here decodes or touches a file, so that every rule can be tested on its 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -40,6 +40,7 @@ class PacketRecord:
     is_discarded: bool = False  # decoded but not shown (an edit list of MP4)
     vops: tuple[int, ...] = ()  # MPEG-4 only: coding types in the packet, 0 I, 1 P, 2 B, 3 S
     size: int = 0  # bytes
+    place: int = -1  # byte of the file, -1 where unknown
 
     @property
     def stamp(self) -> int | None:
@@ -65,12 +66,14 @@ class Timeline:
     cannot be trusted and frames are counted from a key frame instead. key_frames: (K,) int64 frame
     numbers, ascending, the first 0. key_stamps: (K,) int64, stamp of each key frame's packet:
     presentation stamps where stamps is not None, else decoding stamps if the file has them.
+    key_places: (K,) int64, where in the file those packets are, -1 where unknown.
     """
 
     num_frames: int
     stamps: np.ndarray | None
     key_frames: np.ndarray
     key_stamps: np.ndarray
+    key_places: np.ndarray
     coded: CodedOrder | None = None  # where B-pictures may be skipped without stamps
 
     def entry(self, frame: int) -> int:
@@ -79,7 +82,8 @@ class Timeline:
 
     def from_start(self) -> "Timeline":
         """The same frames, where decoding may begin at the start alone."""
-        return Timeline(self.num_frames, self.stamps, self.key_frames[:1], self.key_stamps[:1])
+        keys = self.key_frames[:1], self.key_stamps[:1], self.key_places[:1]
+        return Timeline(self.num_frames, self.stamps, *keys)
 
 
 def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
@@ -96,9 +100,9 @@ def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
         packets[0].pts != first
     ):  # pictures before the first key frame: whether they decode is the decoder's choice
         return None
-    keys = np.array([packet.pts for packet in packets if packet.is_key], dtype=np.int64)
+    keys = np.array([(packet.pts, packet.place) for packet in packets if packet.is_key], np.int64)
     # A discarded key frame still opens the way to the first frame shown after it.
-    numbers = np.searchsorted(shown, keys)
+    numbers = np.searchsorted(shown, keys[:, 0])
     return _timeline(len(shown), shown, numbers, keys)
 
 
@@ -157,19 +161,19 @@ def _from_types(
         is_b[number] = kind == 2
         if kind == 0 and packet.is_key:
             numbers.append(number)
-            keys.append(packet.stamp)
+            keys.append((packet.stamp, packet.place))
             key_packets.append(owner[position])
     if not numbers or numbers[-1] != 0 or not _findable(packets):
         return None
-    key_frames, key_stamps = np.array(numbers[::-1]), np.array(keys[::-1])
+    timeline = Timeline(len(types), None, np.array(numbers[::-1]), *np.array(keys[::-1]).T)
     if not is_b.any():
-        return Timeline(len(types), None, key_frames, key_stamps)
+        return timeline
     lost = list(map(tuple, frames))
     for index in sorted(chained, reverse=True):
         lost[index] += lost[index + 1]  # the decoder drops what a skipped packet brings
     packets_of_keys = tuple(key_packets[::-1])
     coded = CodedOrder(tuple(map(tuple, frames)), tuple(lost), is_b, packets_of_keys)
-    return Timeline(len(types), None, key_frames, key_stamps, coded)
+    return replace(timeline, coded=coded)
 
 
 def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool]) -> Timeline:
@@ -179,11 +183,11 @@ def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool])
     at the start.
     """
     numbers = np.flatnonzero(np.asarray(shown_keys, dtype=bool))
-    keys = [packet.stamp for packet in packets if packet.is_key]
+    keys = [(packet.stamp, packet.place) for packet in packets if packet.is_key]
     pair_up = len(numbers) == len(keys) > 0 and numbers[0] == 0
     if not pair_up or not _findable(packets):
         first = packets[0].stamp if packets and packets[0].stamp is not None else 0
-        numbers, keys = np.zeros(1), [first]
+        numbers, keys = np.zeros(1), [(first, -1)]
     return _timeline(len(shown_keys), None, numbers, np.array(keys))
 
 
@@ -198,11 +202,14 @@ def _findable(packets: Sequence[PacketRecord]) -> bool:
 def _timeline(
     num_frames: int, stamps: np.ndarray | None, numbers: np.ndarray, keys: np.ndarray
 ) -> Timeline | None:
-    """Sorted by frame number; of key packets that open at one frame the last is kept."""
-    order = np.lexsort((keys, numbers))
-    numbers, keys = np.asarray(numbers, np.int64)[order], np.asarray(keys, np.int64)[order]
+    """Sorted by frame number; of key packets that open at one frame the last is kept.
+
+    keys: (K, 2), stamp and place of each.
+    """
+    order = np.lexsort((keys[:, 0], numbers))
+    numbers, keys = np.asarray(numbers, np.int64)[order], keys[order]
     last = np.append(np.diff(numbers) > 0, True) & (numbers < num_frames)
-    return Timeline(num_frames, stamps, numbers[last], keys[last])
+    return Timeline(num_frames, stamps, numbers[last], *keys[last].T)
 
 
 def count_vops(payload: bytes) -> tuple[int, ...]:

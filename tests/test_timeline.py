@@ -138,11 +138,12 @@ def test_follower_sees_frames_out_of_step():
         follower.may_skip(SimpleNamespace(pts=None))
     assert follower.number(shown(1, True)) == 0
     assert follower.number(shown(2)) is None  # a P where the B is due
-    counted = Timeline(9, None, np.array([0, 4]), np.array([0, 4]))
+    counted = Timeline(9, None, *3 * [np.array([0, 4])])
     follower = Follower(counted, 1, {5})
     frames = [shown(3), shown(1, True), shown(2), shown(1, True)]
     assert [follower.number(frame) for frame in frames] == [-1, 4, 5, None]
-    by_stamp = Timeline(3, np.array([10, 20, 30]), np.array([0]), np.array([10]))
+    start = np.array([0])
+    by_stamp = Timeline(3, np.array([10, 20, 30]), start, np.array([10]), start)
     follower = Follower(by_stamp, 0, {1})
     assert [follower.number(shown(2, pts=pts)) for pts in (10, 15, 30, None)] == [0, -1, 2, -1]
     assert follower.may_skip(SimpleNamespace(pts=10))
@@ -150,7 +151,8 @@ def test_follower_sees_frames_out_of_step():
 
 
 def test_follower_begins_at_a_key_frame_that_is_one():
-    marked = Timeline(3, np.array([10, 20, 30]), np.array([0, 1]), np.array([10, 20]))
+    keys = np.array([0, 1])
+    marked = Timeline(3, np.array([10, 20, 30]), keys, np.array([10, 20]), keys)
     for numbers, *frames in (
         ([0, 1, 2], shown(3, pts=10), shown(1, pts=20), shown(2, pts=30)),
         ([None], shown(2, pts=20)),  # a P

@@ -167,6 +167,19 @@ def test_a_palette_that_comes_with_the_first_packet(tmp_path):
         np.testing.assert_array_equal(rows[:, : 3 * 64].reshape(48, 64, 3), expected)
 
 
+def test_an_index_that_counts_a_lost_frame(tmp_path):
+    """AVI with one chunk's header gone: a seek goes by the index, a decode by the chunks."""
+    path = write_video(tmp_path / "a.avi", "mjpeg", pixel_format="yuvj420p")
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        place = [packet.pos for packet in container.demux(video=0)][10]
+    data[place : place + 8] = bytes(8)
+    path.write_bytes(data)
+    expected = reference_luma(path)
+    assert len(expected) == 29
+    check_every_way(path, expected)
+
+
 def test_variable_rate_is_told(tmp_path):
     stamps = [n * n // 7 + 2 * n for n in range(30)]
     assert probe(write_video(tmp_path / "a.mp4", "libx264", stamps=stamps)).variable_rate

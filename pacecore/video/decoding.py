@@ -126,7 +126,8 @@ def _decode_run(
         packets = packets_of(container, stream)
     else:
         by_pts = timeline.stamps is not None or by_presentation(info.container)
-        packets = _packets_from(container, stream, int(timeline.key_stamps[entry]), by_pts)
+        key = int(timeline.key_stamps[entry]), int(timeline.key_places[entry])
+        packets = _packets_from(container, stream, *key, by_pts)
     follower, taken = Follower(timeline, entry, set(wanted.tolist())), 0
     for frame in decode_packets(path, stream, packets, follower):
         number = follower.number(frame)
@@ -144,20 +145,22 @@ def _packets_from(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     key_stamp: int,
+    key_place: int,
     by_pts: bool,
 ) -> Iterator:
-    """The stream's packets from the key packet with this stamp on. Raises _OutOfStep if it is not
-    there.
+    """The stream's packets from the key packet with this stamp and place on. Raises _OutOfStep if
+    it is not there: where a damaged AVI has lost frames, its index still counts them.
     """
     container.seek(key_stamp, stream=stream)
     packets = packets_of(container, stream)
     for packet in packets:
         stamp = packet.pts if by_pts or packet.dts is None else packet.dts
-        if packet.is_keyframe and stamp == key_stamp:
+        found = packet.is_keyframe and stamp == key_stamp
+        if found and key_place in (-1, packet.pos):
             yield packet
             yield from packets
             return
-        if stamp is None or stamp > key_stamp:  # landed behind it
+        if found or stamp is None or stamp > key_stamp:  # another one, or landed behind it
             break
     raise _OutOfStep
 

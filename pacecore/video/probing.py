@@ -101,8 +101,9 @@ def _records(
         elif codec == "vp8" and not memoryview(packet)[0] >> 4 & 1:
             continue  # a reference that is never shown (RFC 6386, 9.1)
         dts = None if by_presentation(container.format.name) else packet.dts
+        place = -1 if packet.pos is None else packet.pos
         yield PacketRecord(
-            packet.pts, dts, packet.is_keyframe, packet.is_discard, vops, packet.size
+            packet.pts, dts, packet.is_keyframe, packet.is_discard, vops, packet.size, place
         )
 
 
@@ -203,5 +204,5 @@ def _probe_pictures(path: str | Path) -> VideoInfo:
         pixel_format=pixel_format,
         claimed_frames=0,
         variable_rate=False,
-        timeline=Timeline(len(files), None, start, start),
+        timeline=Timeline(len(files), None, start, start, start),
     )
