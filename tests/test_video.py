@@ -173,7 +173,7 @@ def test_an_index_that_counts_a_lost_frame(tmp_path):
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         place = [packet.pos for packet in container.demux(video=0)][10]
-    data[place : place + 8] = bytes(8)
+    data[place - 8 : place] = bytes(8)
     path.write_bytes(data)
     expected = reference_luma(path)
     assert len(expected) == 29
