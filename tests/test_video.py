@@ -2,6 +2,7 @@
 
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -178,6 +179,25 @@ def test_an_index_that_counts_a_lost_frame(tmp_path):
     expected = reference_luma(path)
     assert len(expected) == 29
     check_every_way(path, expected)
+
+
+def test_b_pictures_that_a_lost_picture_takes_along_are_no_others(tmp_path):
+    """MPEG-4 tells its frames by counting: where some do not decode, the next are not theirs."""
+    options = {"bf": "2", "g": "12", "b_strategy": "0"}
+    whole, path = write_video(tmp_path / "a.mkv", options=options), tmp_path / "b.mkv"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number != 13:
+                packet.stream = stream
+                target.mux(packet)
+    assert probe(path).num_frames > len(reference_luma(path))
+    told = []
+    for number in range(probe(path).num_frames):
+        with suppress(VideoError):
+            told.append(luma(decode(path, np.array([number])), 0).tobytes())
+    assert len(told) > 20
+    assert len(set(told)) == len(told)
 
 
 def test_variable_rate_is_told(tmp_path):

@@ -78,15 +78,21 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
 
 def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
     with opened(path) as (container, stream):
-        sink, taken = FrameSink(len(wanted), stream.codec_context.name), 0
+        sink, taken, shown = FrameSink(len(wanted), stream.codec_context.name), 0, 0
         follower = Follower(timeline.from_start(), 0, set())
         for frame in decoded(path, stream, container):
-            if follower.number(frame) == wanted[taken]:
+            number = follower.number(frame)
+            shown += 1
+            if taken < len(wanted) and number == wanted[taken]:
                 add_frame(path, sink, frame)
                 taken += 1
-                if taken == len(wanted):
-                    return sink.frames()
-    raise VideoError(path, f"frame {wanted[taken]} of {timeline.num_frames} does not decode")
+            if taken == len(wanted) and timeline.coded is None:
+                return sink.frames()
+    if taken < len(wanted):
+        raise VideoError(path, f"frame {wanted[taken]} of {timeline.num_frames} does not decode")
+    if shown != timeline.num_frames:  # a lost picture takes B-pictures with it: which, none knows
+        raise VideoError(path, f"its packets tell {timeline.num_frames} frames, {shown} decode")
+    return sink.frames()
 
 
 def _decode_seeking(path: str | Path, wanted: np.ndarray, info: VideoInfo) -> Frames:
