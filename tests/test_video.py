@@ -492,6 +492,14 @@ def test_metadata_that_is_not_utf8(tmp_path):
     assert len(decode(tmp_path / "b.avi", np.array([0, 2]))) == 2
 
 
+def test_names_that_ffmpeg_would_take_for_a_protocol(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.avi", frames=3)
+    monkeypatch.chdir(tmp_path)
+    for name in ("10:30.avi", "file:a.avi", "concat:a.avi"):
+        Path(name).write_bytes(path.read_bytes())
+        assert len(decode(name, np.array([0, 2]))) == 2
+
+
 def test_a_thousand_opens_hold_no_file_and_no_memory(tmp_path):
     resource = pytest.importorskip("resource")
     path = write_video(tmp_path / "a.avi", frames=4, size=(16, 16))

@@ -44,8 +44,9 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
     """The file's container and its first video stream, ready for one decoding thread; closed in
     every case. options: FFmpeg's, of the container.
     """
+    url = str(Path(path).absolute())  # FFmpeg takes 10:30.avi for a protocol
     try:
-        container = av.open(str(path), format=kind, metadata_errors="replace", options=options)
+        container = av.open(url, format=kind, metadata_errors="replace", options=options)
     except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
     except MemoryError:

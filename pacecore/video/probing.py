@@ -62,7 +62,7 @@ def probe(path: str | Path) -> VideoInfo:
     if Path(path).is_dir():
         return _probe_pictures(path)
     with opened(path) as (container, stream):
-        packets = list(_records(container, stream))
+        packets = list(_records(path, container, stream))
         if not packets:
             raise VideoError(path, "its video stream is empty")
         _require_whole(path, container, stream, packets)
@@ -89,12 +89,12 @@ def by_presentation(container: str) -> bool:
 
 
 def _records(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+    path: str | Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> Iterator[PacketRecord]:
     codec = stream.codec_context.name
     for packet in packets_of(container, stream):
         if packet.is_corrupt and container.format.name in _STAMPED | {"avi"}:
-            raise VideoError(container.name, "truncated: it ends within a frame")
+            raise VideoError(path, "truncated: it ends within a frame")
         vops: tuple[int, ...] = ()
         if codec == "mpeg4":
             vops = count_vops(bytes(packet))
