@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pacecore.frames import FrameFormat, Matrix
+from pacecore.planes import FrameSink
 from pacecore.video import VideoError, decode, decode_all, probe
 from tests.video_files import (
     luma,
@@ -279,6 +280,11 @@ def test_matrix_and_range_come_from_the_file(tmp_path):
     jpeg = FrameFormat(full_range=True, centre_sited=True).code
     assert code_of(write_video(tmp_path / "e.avi", "mjpeg", pixel_format="yuvj420p")) == jpeg
     assert code_of(write_video(tmp_path / "f.avi", "mjpeg", pixel_format="yuvj422p")) == jpeg
+    sink = FrameSink(1, "mjpeg")
+    sink.add(textured(0, 48, 64, "gray"))  # which av cannot write as JPEG
+    assert sink.frames().table[0, 7] == jpeg
+    centred = FrameFormat(centre_sited=True).code
+    assert code_of(write_video(tmp_path / "h.3gp", "h263", size=(96, 128))) == centred
 
 
 def test_a_matrix_that_yuv_here_has_not_is_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 They leave as the decoder gives them, planar YUV 4:2:0 wherever the source allows, with what the
 file says of matrix and range. Decoding begins at the key frame before the first of those asked for.
+A frame is the picture as it is stored: a note that it be shown turned, with pixels that are not
+square, or field by field is not followed.
 """
 
 from collections.abc import Iterator
