@@ -395,6 +395,8 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     between = tmp_path / "between.avi"  # the cut is not within a frame
     data = video.read_bytes()
     between.write_bytes(data[: data.rindex(b"00dc", 0, data.index(b"idx1"))])
+    unknown = tmp_path / "unknown.mp4"
+    unknown.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzzz"))
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
@@ -413,6 +415,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "cut mp4": (cut_mp4, "truncated"),
         "cut mkv": (cut_mkv, "truncated: it has [0-9]+ of [0-9]+ bytes"),
         "cut between frames": (between, "truncated: it has [0-9]+ of [0-9]+ bytes"),
+        "unknown codec": (unknown, "no decoder here"),
         "sound only": (sound, "no video stream"),
         "folder": (tmp_path / "folder", "without pictures"),
     }

@@ -56,7 +56,9 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
         # An attached picture (cover art) is a stream of one still image, marked so.
         streams = [s for s in streams if not _is_cover(s)] or streams
         if not streams:
-            raise VideoError(path, "no video stream in it")
+            unknown = container.streams.video
+            reason = "no decoder here for its video" if unknown else "no video stream in it"
+            raise VideoError(path, reason)
         stream = streams[0]
         context = stream.codec_context
         if context.height * context.width > MAX_PIXELS:
