@@ -4,9 +4,11 @@ alone.
 Nothing here decodes or touches a file, so that every rule can be tested on its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,13 @@ __all__ = [
     "from_key_frames",
     "from_timestamps",
     "from_vops",
+    "may_have_fields",
 ]
 
 _NOT_CODED_BYTES = (
     19  # an N-VOP, the empty place of a B-frame that travelled in the packet before, is no longer
 )
+_WITH_CHROMA = {44, 83, 86, 100, 110, 118, 122, 128, 244}  # H.264 profiles that say their chroma
 _PREDICTED = {2, 3, 4}  # AVPictureType P, B and S; not every decoder flags its key frames
 
 
@@ -221,6 +225,42 @@ def count_vops(payload: bytes) -> tuple[int, ...]:
         found.append(payload[position + 4] >> 6)
         position = payload.find(b"\0\0\1\xb6", position + 4)
     return tuple(found)
+
+
+def may_have_fields(extradata: bytes | None) -> bool:
+    """Whether H.264, by the sequence parameters before its packets as MP4 and Matroska keep them,
+    may code the two fields of a frame one by one: each may then be a packet (ITU-T H.264,
+    7.3.2.1.1).
+    """
+    sps = extradata[8:].replace(b"\0\0\3", b"\0\0") if extradata else b""
+    bits = iter("".join(f"{byte:08b}" for byte in sps[4:]))
+    with suppress(StopIteration):
+        _golomb(bits)
+        if sps[1] in _WITH_CHROMA:
+            if _golomb(bits) == 3:
+                next(bits)
+            _golomb(bits), _golomb(bits), next(bits)
+            if next(bits) == "1":  # matrices of weights, whose end is not looked for
+                return True
+        _golomb(bits)
+        order = _golomb(bits)
+        if order == 0:
+            _golomb(bits)
+        elif order == 1:
+            next(bits), _golomb(bits), _golomb(bits)
+            for _ in range(_golomb(bits)):
+                _golomb(bits)
+        _golomb(bits), next(bits), _golomb(bits), _golomb(bits)
+        return next(bits) == "0"  # frame_mbs_only_flag
+    return True
+
+
+def _golomb(bits: Iterator[str]) -> int:
+    """The next Exp-Golomb number."""
+    zeros = 0
+    while next(bits) == "0":
+        zeros += 1
+    return int("1" + "".join(islice(bits, zeros)), 2) - 1
 
 
 class Follower:

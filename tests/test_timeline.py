@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from pacecore.timeline import (
     Follower,
@@ -12,6 +13,7 @@ from pacecore.timeline import (
     from_key_frames,
     from_timestamps,
     from_vops,
+    may_have_fields,
 )
 
 INTRA, P, B = 0, 1, 2
@@ -161,3 +163,20 @@ def test_follower_begins_at_a_key_frame_that_is_one():
         follower = Follower(marked, 1, {2})
         assert not follower.may_skip(SimpleNamespace(pts=20))
         assert [follower.number(frame) for frame in frames] == numbers
+
+
+@pytest.mark.parametrize(
+    ("sps", "fields"),
+    [
+        ("6764000aacd9447a1000000300100000030320f122596001", False),  # High
+        ("67640015acd9444fcb0800000300080000030190f8a14cb001", True),  # High, interlaced
+        ("674d001eda292001", True),  # Main, of fields
+        ("67f4000a91d6847a1000000300100000030320f1226a01", False),  # High 4:4:4
+        ("67640015adffffff", True),  # with matrices
+        ("6764", True),  # cut
+        ("", True),
+    ],
+)
+def test_whether_h264_may_have_fields(sps, fields):
+    assert may_have_fields(bytes(8) + bytes.fromhex(sps)) == fields
+    assert may_have_fields(None)

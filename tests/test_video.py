@@ -17,6 +17,7 @@ from tests.video_files import (
     planes_of,
     reference_luma,
     textured,
+    write_fields,
     write_pictures,
     write_video,
 )
@@ -167,6 +168,15 @@ def test_a_palette_that_comes_with_the_first_packet(tmp_path):
         stride = int(frames.table[0, 5])
         rows = frames.data.numpy()[: 48 * stride].reshape(48, stride)
         np.testing.assert_array_equal(rows[:, : 3 * 64].reshape(48, 64, 3), expected)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_two_packets_may_be_the_fields_of_one_frame(tmp_path, suffix):
+    path = write_fields(tmp_path / f"a.{suffix}")
+    expected = reference_luma(path)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 2 * len(expected)
+    check_every_way(path, expected)
 
 
 def test_an_index_that_counts_a_lost_frame(tmp_path):

@@ -16,6 +16,7 @@ from pacecore.timeline import (
     from_key_frames,
     from_timestamps,
     from_vops,
+    may_have_fields,
 )
 from pacecore.video.container import VideoError, decoded, opened, packets_of
 
@@ -56,8 +57,8 @@ def probe(path: str | Path) -> VideoInfo:
     that is exact.
 
     Stamps are trusted in MP4, MOV, Matroska and WebM, and in AVI for codecs that do not reorder;
-    MPEG-4 part 2 is counted by its picture types. Anything else is decoded once. Raises VideoError:
-    no such file, no video, truncated, damaged.
+    MPEG-4 part 2 is counted by its picture types. Anything else is decoded once, and so is H.264
+    that may code fields one by one. Raises VideoError: no such file, no video, truncated, damaged.
     """
     if Path(path).is_dir():
         return _probe_pictures(path)
@@ -152,6 +153,8 @@ def _timeline(
     codec = stream.codec_context.name
     if codec == "mpeg4":
         return from_vops(packets)
+    if codec == "h264" and may_have_fields(stream.codec_context.extradata):
+        return None
     if container.format.name in _STAMPED or (container.format.name == "avi" and codec in _IN_ORDER):
         return from_timestamps(packets)
     return None
