@@ -218,6 +218,8 @@ def test_variable_rate_is_told(tmp_path):
     assert not constant.variable_rate
     assert (constant.rate, constant.duration_seconds) == (30, 1.0)
     assert (constant.height, constant.width, constant.codec) == (48, 64, "h264")
+    av1 = write_video(tmp_path / "c.webm", "libsvtav1", options={"preset": "12"}, frames=3)
+    assert probe(av1).codec == "av1"
 
 
 @pytest.mark.parametrize("size", [(1, 2), (33, 65), (48, 63), (47, 64)])

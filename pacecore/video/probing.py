@@ -179,7 +179,7 @@ def _info(
         width=size[1],
         rate=rate,
         duration_seconds=float(timeline.num_frames / rate) if rate else None,
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,  # not the decoder's, as libdav1d
         container=container.format.name,
         pixel_format=pixel_format,
         claimed_frames=stream.frames,
