@@ -19,7 +19,8 @@ _DIRECT = {"yuv420p", "yuvj420p", "yuva420p"}  # alpha is the fourth plane and l
 # chroma is then brought to 4:2:0 here, because libswscale's choice of siting differs between
 # versions.
 _SAMPLINGS = {(1, 1): "yuv444p", (2, 1): "yuv422p", (1, 2): "yuv440p", (4, 1): "yuv411p"}
-_CENTRED = {"mjpeg", "mpeg1video"}  # codecs that centre chroma between luma columns
+# Codecs that centre chroma between luma columns.
+_CENTRED = {"mjpeg", "mpeg1video", "h261", "h263", "theora", "vp3"}
 _FULL_GREY = {"mjpeg", "png", "ffv1", "rawvideo", "utvideo", "qtrle", "gif", "tiff", "jpeg2000"}
 _MPEG, _JPEG = 1, 2  # AVColorRange
 # AVColorSpace to ours; what is not named is read as BT.601, what decoders do with files that say
@@ -221,7 +222,8 @@ def _grey(picture: Picture, codec: str) -> tuple[list[np.ndarray], list[int], Fr
     luma = picture.planes[0]
     columns = (picture.width + 1) // 2
     chroma = np.full(columns * ((picture.height + 1) // 2), 128, dtype=np.uint8)
-    form = FrameFormat(full_range=full)
+    # A grey JPEG among others is no change of format.
+    form = FrameFormat(full_range=full, centre_sited=codec in _CENTRED)
     return [_bytes(luma, picture.height), chroma, chroma], [luma.line_size, columns], form
 
 

@@ -4,9 +4,11 @@ alone.
 Nothing here decodes or touches a file, so that every rule can be tested on its own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,14 @@ __all__ = [
     "from_key_frames",
     "from_timestamps",
     "from_vops",
+    "may_have_fields",
 ]
 
 _NOT_CODED_BYTES = (
     19  # an N-VOP, the empty place of a B-frame that travelled in the packet before, is no longer
 )
+_WITH_CHROMA = {44, 83, 86, 100, 110, 118, 122, 128, 244}  # H.264 profiles that say their chroma
+_PREDICTED = {2, 3, 4}  # AVPictureType P, B and S; not every decoder flags its key frames
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class PacketRecord:
     is_discarded: bool = False  # decoded but not shown (an edit list of MP4)
     vops: tuple[int, ...] = ()  # MPEG-4 only: coding types in the packet, 0 I, 1 P, 2 B, 3 S
     size: int = 0  # bytes
+    place: int = -1  # byte of the file, -1 where unknown
 
     @property
     def stamp(self) -> int | None:
@@ -64,17 +70,24 @@ class Timeline:
     cannot be trusted and frames are counted from a key frame instead. key_frames: (K,) int64 frame
     numbers, ascending, the first 0. key_stamps: (K,) int64, stamp of each key frame's packet:
     presentation stamps where stamps is not None, else decoding stamps if the file has them.
+    key_places: (K,) int64, where in the file those packets are, -1 where unknown.
     """
 
     num_frames: int
     stamps: np.ndarray | None
     key_frames: np.ndarray
     key_stamps: np.ndarray
+    key_places: np.ndarray
     coded: CodedOrder | None = None  # where B-pictures may be skipped without stamps
 
     def entry(self, frame: int) -> int:
         """Index into key_frames of the last key frame at or before `frame`."""
         return int(np.searchsorted(self.key_frames, frame, side="right")) - 1
+
+    def from_start(self) -> "Timeline":
+        """The same frames, where decoding may begin at the start alone."""
+        keys = self.key_frames[:1], self.key_stamps[:1], self.key_places[:1]
+        return Timeline(self.num_frames, self.stamps, *keys)
 
 
 def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
@@ -91,9 +104,9 @@ def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
         packets[0].pts != first
     ):  # pictures before the first key frame: whether they decode is the decoder's choice
         return None
-    keys = np.array([packet.pts for packet in packets if packet.is_key], dtype=np.int64)
+    keys = np.array([(packet.pts, packet.place) for packet in packets if packet.is_key], np.int64)
     # A discarded key frame still opens the way to the first frame shown after it.
-    numbers = np.searchsorted(shown, keys)
+    numbers = np.searchsorted(shown, keys[:, 0])
     return _timeline(len(shown), shown, numbers, keys)
 
 
@@ -152,19 +165,19 @@ def _from_types(
         is_b[number] = kind == 2
         if kind == 0 and packet.is_key:
             numbers.append(number)
-            keys.append(packet.stamp)
+            keys.append((packet.stamp, packet.place))
             key_packets.append(owner[position])
     if not numbers or numbers[-1] != 0 or not _findable(packets):
         return None
-    key_frames, key_stamps = np.array(numbers[::-1]), np.array(keys[::-1])
+    timeline = Timeline(len(types), None, np.array(numbers[::-1]), *np.array(keys[::-1]).T)
     if not is_b.any():
-        return Timeline(len(types), None, key_frames, key_stamps)
+        return timeline
     lost = list(map(tuple, frames))
     for index in sorted(chained, reverse=True):
         lost[index] += lost[index + 1]  # the decoder drops what a skipped packet brings
     packets_of_keys = tuple(key_packets[::-1])
     coded = CodedOrder(tuple(map(tuple, frames)), tuple(lost), is_b, packets_of_keys)
-    return Timeline(len(types), None, key_frames, key_stamps, coded)
+    return replace(timeline, coded=coded)
 
 
 def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool]) -> Timeline:
@@ -174,11 +187,11 @@ def from_key_frames(packets: Sequence[PacketRecord], shown_keys: Sequence[bool])
     at the start.
     """
     numbers = np.flatnonzero(np.asarray(shown_keys, dtype=bool))
-    keys = [packet.stamp for packet in packets if packet.is_key]
+    keys = [(packet.stamp, packet.place) for packet in packets if packet.is_key]
     pair_up = len(numbers) == len(keys) > 0 and numbers[0] == 0
     if not pair_up or not _findable(packets):
         first = packets[0].stamp if packets and packets[0].stamp is not None else 0
-        numbers, keys = np.zeros(1), [first]
+        numbers, keys = np.zeros(1), [(first, -1)]
     return _timeline(len(shown_keys), None, numbers, np.array(keys))
 
 
@@ -193,11 +206,14 @@ def _findable(packets: Sequence[PacketRecord]) -> bool:
 def _timeline(
     num_frames: int, stamps: np.ndarray | None, numbers: np.ndarray, keys: np.ndarray
 ) -> Timeline | None:
-    """Sorted by frame number; of key packets that open at one frame the last is kept."""
-    order = np.lexsort((keys, numbers))
-    numbers, keys = np.asarray(numbers, np.int64)[order], np.asarray(keys, np.int64)[order]
+    """Sorted by frame number; of key packets that open at one frame the last is kept.
+
+    keys: (K, 2), stamp and place of each.
+    """
+    order = np.lexsort((keys[:, 0], numbers))
+    numbers, keys = np.asarray(numbers, np.int64)[order], keys[order]
     last = np.append(np.diff(numbers) > 0, True) & (numbers < num_frames)
-    return Timeline(num_frames, stamps, numbers[last], keys[last])
+    return Timeline(num_frames, stamps, numbers[last], *keys[last].T)
 
 
 def count_vops(payload: bytes) -> tuple[int, ...]:
@@ -211,6 +227,42 @@ def count_vops(payload: bytes) -> tuple[int, ...]:
     return tuple(found)
 
 
+def may_have_fields(extradata: bytes | None) -> bool:
+    """Whether H.264, by the sequence parameters before its packets as MP4 and Matroska keep them,
+    may code the two fields of a frame one by one: each may then be a packet (ITU-T H.264,
+    7.3.2.1.1).
+    """
+    sps = extradata[8:].replace(b"\0\0\3", b"\0\0") if extradata else b""
+    bits = iter("".join(f"{byte:08b}" for byte in sps[4:]))
+    with suppress(StopIteration):
+        _golomb(bits)
+        if sps[1] in _WITH_CHROMA:
+            if _golomb(bits) == 3:
+                next(bits)
+            _golomb(bits), _golomb(bits), next(bits)
+            if next(bits) == "1":  # matrices of weights, whose end is not looked for
+                return True
+        _golomb(bits)
+        order = _golomb(bits)
+        if order == 0:
+            _golomb(bits)
+        elif order == 1:
+            next(bits), _golomb(bits), _golomb(bits)
+            for _ in range(_golomb(bits)):
+                _golomb(bits)
+        _golomb(bits), next(bits), _golomb(bits), _golomb(bits)
+        return next(bits) == "0"  # frame_mbs_only_flag
+    return True
+
+
+def _golomb(bits: Iterator[str]) -> int:
+    """The next Exp-Golomb number."""
+    zeros = 0
+    while next(bits) == "0":
+        zeros += 1
+    return int("1" + "".join(islice(bits, zeros)), 2) - 1
+
+
 class Follower:
     """Says, while a run is decoded from key frame `entry` on, which frame each one is.
 
@@ -218,9 +270,17 @@ class Follower:
     """
 
     def __init__(self, timeline: Timeline, entry: int, wanted: set[int]) -> None:
-        self._timeline, self._wanted = timeline, wanted
+        self._timeline = timeline
         self.can_skip = timeline.stamps is not None or timeline.coded is not None
         self._first = int(timeline.key_frames[entry])
+        # Nothing but the key frame itself tells that decoding can begin there: a container may mark
+        # any packet. At the start it does not matter, and where an edit list hides it none comes.
+        self._key_due = (
+            entry > 0
+            and timeline.stamps is not None
+            and timeline.stamps[self._first] == timeline.key_stamps[entry]
+        )
+        self._wanted = wanted | {self._first} if self._key_due else wanted
         self._keys = set(timeline.key_frames.tolist())
         self._packet = timeline.coded.key_packets[entry] if timeline.coded else 0
         self._pending: list[int] = []  # decoded and not yet shown
@@ -248,7 +308,12 @@ class Follower:
     def number(self, frame: Any) -> int | None:
         """Number of the frame shown next, -1 for one that is to be ignored, None if out of step."""
         if self._timeline.stamps is not None:
-            return self._by_stamp(frame.pts)
+            number = self._by_stamp(frame.pts)
+            if self._key_due and number >= self._first:
+                self._key_due = False
+                opens = number == self._first and int(frame.pict_type) not in _PREDICTED
+                return number if opens else None
+            return number
         if self._timeline.coded is not None:
             if not self._pending:
                 return None

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from pacecore.timeline import (
     Follower,
@@ -12,6 +13,7 @@ from pacecore.timeline import (
     from_key_frames,
     from_timestamps,
     from_vops,
+    may_have_fields,
 )
 
 INTRA, P, B = 0, 1, 2
@@ -138,12 +140,43 @@ def test_follower_sees_frames_out_of_step():
         follower.may_skip(SimpleNamespace(pts=None))
     assert follower.number(shown(1, True)) == 0
     assert follower.number(shown(2)) is None  # a P where the B is due
-    counted = Timeline(9, None, np.array([0, 4]), np.array([0, 4]))
+    counted = Timeline(9, None, *3 * [np.array([0, 4])])
     follower = Follower(counted, 1, {5})
     frames = [shown(3), shown(1, True), shown(2), shown(1, True)]
     assert [follower.number(frame) for frame in frames] == [-1, 4, 5, None]
-    by_stamp = Timeline(3, np.array([10, 20, 30]), np.array([0]), np.array([10]))
+    start = np.array([0])
+    by_stamp = Timeline(3, np.array([10, 20, 30]), start, np.array([10]), start)
     follower = Follower(by_stamp, 0, {1})
     assert [follower.number(shown(2, pts=pts)) for pts in (10, 15, 30, None)] == [0, -1, 2, -1]
     assert follower.may_skip(SimpleNamespace(pts=10))
     assert not follower.may_skip(SimpleNamespace(pts=20))
+
+
+def test_follower_begins_at_a_key_frame_that_is_one():
+    keys = np.array([0, 1])
+    marked = Timeline(3, np.array([10, 20, 30]), keys, np.array([10, 20]), keys)
+    for numbers, *frames in (
+        ([0, 1, 2], shown(3, pts=10), shown(1, pts=20), shown(2, pts=30)),
+        ([None], shown(2, pts=20)),  # a P
+        ([None], shown(1, pts=30)),  # the marked one does not come
+    ):
+        follower = Follower(marked, 1, {2})
+        assert not follower.may_skip(SimpleNamespace(pts=20))
+        assert [follower.number(frame) for frame in frames] == numbers
+
+
+@pytest.mark.parametrize(
+    ("sps", "fields"),
+    [
+        ("6764000aacd9447a1000000300100000030320f122596001", False),  # High
+        ("67640015acd9444fcb0800000300080000030190f8a14cb001", True),  # High, interlaced
+        ("674d001eda292001", True),  # Main, of fields
+        ("67f4000a91d6847a1000000300100000030320f1226a01", False),  # High 4:4:4
+        ("67640015adffffff", True),  # with matrices
+        ("6764", True),  # cut
+        ("", True),
+    ],
+)
+def test_whether_h264_may_have_fields(sps, fields):
+    assert may_have_fields(bytes(8) + bytes.fromhex(sps)) == fields
+    assert may_have_fields(None)

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 from pacecore.frames import FrameFormat, Matrix
+from pacecore.planes import FrameSink
 from pacecore.video import VideoError, decode, decode_all, probe
 from tests.video_files import (
     luma,
     planes_of,
     reference_luma,
     textured,
+    write_fields,
     write_pictures,
     write_video,
 )
@@ -86,6 +89,7 @@ KINDS = {
     "webm_av1": ("webm", "libsvtav1", {"options": {"preset": "12", "g": "8"}}, True),
     "mov_mjpeg": ("mov", "mjpeg", {"pixel_format": "yuvj420p"}, True),
     "avi_mjpeg": ("avi", "mjpeg", {"pixel_format": "yuvj420p"}, True),
+    "avi_huffyuv": ("avi", "huffyuv", {"pixel_format": "yuv422p"}, True),
     "mkv_ffv1": ("mkv", "ffv1", {}, True),
     "mpg_mpeg2_b": ("mpg", "mpeg2video", {"properties": {"gop_size": 9, "max_b_frames": 2}}, False),
 }
@@ -127,6 +131,86 @@ def test_frames_equal_a_decode_from_the_start(kind, tmp_path, monkeypatch):
         assert len(probe(path).timeline.key_frames) > 1  # seeking was put to the test
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("b_pictures", [0, 2])
+def test_a_picture_refreshed_piece_by_piece_is_no_place_to_begin(tmp_path, suffix, b_pictures):
+    """Marked as key by the encoder, and whole only some frames later."""
+    params = f"keyint=16:intra-refresh=1:bframes={b_pictures}"
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, "libx264", frames=60, options=X264 | {"x264-params": params})
+    check_every_way(path, reference_luma(path))
+
+
+@pytest.mark.parametrize(
+    ("codec", "keywords"),
+    [
+        ("h263", {"size": (96, 128)}),
+        ("svq1", {"pixel_format": "yuv410p"}),
+        ("libx264", {}),
+        ("libx265", {"options": {"preset": "ultrafast", "x265-params": "log-level=0"}}),
+    ],
+)
+def test_packets_wrongly_marked_as_key_frames(codec, keywords, tmp_path):
+    """MOV without its table of key frames says that every frame is one."""
+    whole = write_video(tmp_path / "whole.mov", codec, properties={"gop_size": 9}, **keywords)
+    path = tmp_path / "a.mov"
+    path.write_bytes(whole.read_bytes().replace(b"stss", b"free"))
+    check_every_way(path, reference_luma(path))
+
+
+def test_a_palette_that_comes_with_the_first_packet(tmp_path):
+    path = write_video(tmp_path / "a.mov", "rawvideo", frames=8, pixel_format="gray")
+    with av.open(str(path)) as container:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+    assert probe(path).pixel_format == "pal8"
+    for number, expected in enumerate(pictures):
+        frames = decode(path, np.array([number]))
+        stride = int(frames.table[0, 5])
+        rows = frames.data.numpy()[: 48 * stride].reshape(48, stride)
+        np.testing.assert_array_equal(rows[:, : 3 * 64].reshape(48, 64, 3), expected)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_two_packets_may_be_the_fields_of_one_frame(tmp_path, suffix):
+    path = write_fields(tmp_path / f"a.{suffix}")
+    expected = reference_luma(path)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 2 * len(expected)
+    check_every_way(path, expected)
+
+
+def test_an_index_that_counts_a_lost_frame(tmp_path):
+    """AVI with one chunk's header gone: a seek goes by the index, a decode by the chunks."""
+    path = write_video(tmp_path / "a.avi", "mjpeg", pixel_format="yuvj420p")
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        place = [packet.pos for packet in container.demux(video=0)][10]
+    data[place - 8 : place] = bytes(8)
+    path.write_bytes(data)
+    expected = reference_luma(path)
+    assert len(expected) == 29
+    check_every_way(path, expected)
+
+
+def test_b_pictures_that_a_lost_picture_takes_along_are_no_others(tmp_path):
+    """MPEG-4 tells its frames by counting: where some do not decode, the next are not theirs."""
+    options = {"bf": "2", "g": "12", "b_strategy": "0"}
+    whole, path = write_video(tmp_path / "a.mkv", options=options), tmp_path / "b.mkv"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number != 13:
+                packet.stream = stream
+                target.mux(packet)
+    assert probe(path).num_frames > len(reference_luma(path))
+    told = []
+    for number in range(probe(path).num_frames):
+        with suppress(VideoError):
+            told.append(luma(decode(path, np.array([number])), 0).tobytes())
+    assert len(told) > 20
+    assert len(set(told)) == len(told)
+
+
 def test_variable_rate_is_told(tmp_path):
     stamps = [n * n // 7 + 2 * n for n in range(30)]
     assert probe(write_video(tmp_path / "a.mp4", "libx264", stamps=stamps)).variable_rate
@@ -134,6 +218,8 @@ def test_variable_rate_is_told(tmp_path):
     assert not constant.variable_rate
     assert (constant.rate, constant.duration_seconds) == (30, 1.0)
     assert (constant.height, constant.width, constant.codec) == (48, 64, "h264")
+    av1 = write_video(tmp_path / "c.webm", "libsvtav1", options={"preset": "12"}, frames=3)
+    assert probe(av1).codec == "av1"
 
 
 @pytest.mark.parametrize("size", [(1, 2), (33, 65), (48, 63), (47, 64)])
@@ -206,6 +292,11 @@ def test_matrix_and_range_come_from_the_file(tmp_path):
     jpeg = FrameFormat(full_range=True, centre_sited=True).code
     assert code_of(write_video(tmp_path / "e.avi", "mjpeg", pixel_format="yuvj420p")) == jpeg
     assert code_of(write_video(tmp_path / "f.avi", "mjpeg", pixel_format="yuvj422p")) == jpeg
+    sink = FrameSink(1, "mjpeg")
+    sink.add(textured(0, 48, 64, "gray"))  # which av cannot write as JPEG
+    assert sink.frames().table[0, 7] == jpeg
+    centred = FrameFormat(centre_sited=True).code
+    assert code_of(write_video(tmp_path / "h.3gp", "h263", size=(96, 128))) == centred
 
 
 def test_a_matrix_that_yuv_here_has_not_is_refused(tmp_path):
@@ -310,6 +401,14 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     empty, text = tmp_path / "empty.avi", tmp_path / "text.avi"
     empty.write_bytes(b"")
     text.write_text("this is no video\n" * 100)
+    cut_mkv = tmp_path / "cut.mkv"
+    mkv = write_video(tmp_path / "whole.mkv", "libx264", frames=40)
+    cut_mkv.write_bytes(mkv.read_bytes()[:-2000])
+    between = tmp_path / "between.avi"  # the cut is not within a frame
+    data = video.read_bytes()
+    between.write_bytes(data[: data.rindex(b"00dc", 0, data.index(b"idx1"))])
+    unknown = tmp_path / "unknown.mp4"
+    unknown.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzzz"))
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
@@ -326,6 +425,9 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "text": (text, "cannot be read"),
         "cut avi": (cut, "truncated|cannot be read"),
         "cut mp4": (cut_mp4, "truncated"),
+        "cut mkv": (cut_mkv, "truncated: it has [0-9]+ of [0-9]+ bytes"),
+        "cut between frames": (between, "truncated: it has [0-9]+ of [0-9]+ bytes"),
+        "unknown codec": (unknown, "no decoder here"),
         "sound only": (sound, "no video stream"),
         "folder": (tmp_path / "folder", "without pictures"),
     }
@@ -409,6 +511,14 @@ def test_metadata_that_is_not_utf8(tmp_path):
     assert b"TITLE" in raw
     (tmp_path / "b.avi").write_bytes(raw.replace(b"TITLE", b"T\xfc\xe9\xffE"))
     assert len(decode(tmp_path / "b.avi", np.array([0, 2]))) == 2
+
+
+def test_names_that_ffmpeg_would_take_for_a_protocol(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.avi", frames=3)
+    monkeypatch.chdir(tmp_path)
+    for name in ("10:30.avi", "file:a.avi", "concat:a.avi"):
+        Path(name).write_bytes(path.read_bytes())
+        assert len(decode(name, np.array([0, 2]))) == 2
 
 
 def test_a_thousand_opens_hold_no_file_and_no_memory(tmp_path):

@@ -8,7 +8,15 @@ import numpy as np
 
 from pacecore.frames import Frames
 
-__all__ = ["luma", "planes_of", "reference_luma", "textured", "write_pictures", "write_video"]
+__all__ = [
+    "luma",
+    "planes_of",
+    "reference_luma",
+    "textured",
+    "write_fields",
+    "write_pictures",
+    "write_video",
+]
 
 
 def textured(number: int, height: int, width: int, pixel_format: str = "yuv420p") -> av.VideoFrame:
@@ -71,6 +79,49 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -
             mux={"update": "1"},
         )
     return folder
+
+
+def write_fields(path: Path, frames: int = 20, gop: int = 5) -> Path:
+    """H.264 with a packet for each field: 32 x 32, samples as they are (I_PCM)."""
+
+    def ue(*values: int) -> str:
+        return "".join(f"{v + 1:0{2 * (v + 1).bit_length() - 1}b}" for v in values)
+
+    def unit(header: int, bits: str) -> bytes:
+        bits += "1" + "0" * (-(len(bits) + 1) % 8)
+        payload = int(bits, 2).to_bytes(len(bits) // 8, "big")
+        for low in range(4):
+            payload = payload.replace(bytes((0, 0, low)), bytes((0, 0, 3, low)))
+        return bytes((0, 0, 1, header)) + payload
+
+    def field(number: int, bottom: int) -> bytes:
+        idr = number % gop == 0 and not bottom
+        bits = ue(0, 7, 0) + f"{number % gop:04b}1{bottom}"  # one slice, of I
+        bits += ue(number // gop % 2) + "00" if idr else "0"
+        bits += ue(0, 1)
+        for block in range(2):
+            bits += ue(25)
+            bits += "0" * (-len(bits) % 8)
+            shades = 20 + (np.arange(384) * 3 + 7 * number + 20 * bottom + 31 * block) % 200
+            bits += "".join(f"{shade:08b}" for shade in shades)
+        return unit(0x65 if idr else 0x61, bits)
+
+    sps = unit(0x67, f"{77:08b}{0:08b}{30:08b}" + ue(0, 0, 2, 1) + "0" + ue(1, 0) + "001000")
+    pps = unit(0x68, ue(0, 0) + "00" + ue(0, 0, 0) + "000" + ue(0, 0, 0) + "100")
+    raw = path.with_suffix(".h264")
+    raw.write_bytes(
+        b"".join(
+            (sps + pps if number % gop == 0 else b"") + field(number, 0) + field(number, 1)
+            for number in range(frames)
+        )
+    )
+    with av.open(str(raw)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, 50), stream
+            target.mux(packet)
+    return path
 
 
 def reference_luma(path: Path) -> list[np.ndarray]:

@@ -44,8 +44,9 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
     """The file's container and its first video stream, ready for one decoding thread; closed in
     every case. options: FFmpeg's, of the container.
     """
+    url = str(Path(path).absolute())  # FFmpeg takes 10:30.avi for a protocol
     try:
-        container = av.open(str(path), format=kind, metadata_errors="replace", options=options)
+        container = av.open(url, format=kind, metadata_errors="replace", options=options)
     except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
     except MemoryError:
@@ -55,7 +56,9 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
         # An attached picture (cover art) is a stream of one still image, marked so.
         streams = [s for s in streams if not _is_cover(s)] or streams
         if not streams:
-            raise VideoError(path, "no video stream in it")
+            unknown = container.streams.video
+            reason = "no decoder here for its video" if unknown else "no video stream in it"
+            raise VideoError(path, reason)
         stream = streams[0]
         context = stream.codec_context
         if context.height * context.width > MAX_PIXELS:

@@ -2,6 +2,8 @@
 
 They leave as the decoder gives them, planar YUV 4:2:0 wherever the source allows, with what the
 file says of matrix and range. Decoding begins at the key frame before the first of those asked for.
+A frame is the picture as it is stored: a note that it be shown turned, with pixels that are not
+square, or field by field is not followed.
 """
 
 from collections.abc import Iterator
@@ -51,7 +53,7 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
         return _decode_pictures(path, wanted)
     try:
         return _decode_seeking(path, wanted, info)
-    except _OutOfStep:
+    except (_OutOfStep, VideoError):  # what a packet wrongly marked as key gives may not decode
         return _decode_from_start(path, wanted, info.timeline)
 
 
@@ -78,16 +80,21 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
 
 def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
     with opened(path) as (container, stream):
-        sink, taken = FrameSink(len(wanted), stream.codec_context.name), 0
-        plain = Timeline(timeline.num_frames, timeline.stamps, timeline.key_frames[:1], None)
-        follower = Follower(plain, 0, set())
+        sink, taken, shown = FrameSink(len(wanted), stream.codec_context.name), 0, 0
+        follower = Follower(timeline.from_start(), 0, set())
         for frame in decoded(path, stream, container):
-            if follower.number(frame) == wanted[taken]:
+            number = follower.number(frame)
+            shown += 1
+            if taken < len(wanted) and number == wanted[taken]:
                 add_frame(path, sink, frame)
                 taken += 1
-                if taken == len(wanted):
-                    return sink.frames()
-    raise VideoError(path, f"frame {wanted[taken]} of {timeline.num_frames} does not decode")
+            if taken == len(wanted) and timeline.coded is None:
+                return sink.frames()
+    if taken < len(wanted):
+        raise VideoError(path, f"frame {wanted[taken]} of {timeline.num_frames} does not decode")
+    if shown != timeline.num_frames:  # a lost picture takes B-pictures with it: which, none knows
+        raise VideoError(path, f"its packets tell {timeline.num_frames} frames, {shown} decode")
+    return sink.frames()
 
 
 def _decode_seeking(path: str | Path, wanted: np.ndarray, info: VideoInfo) -> Frames:
@@ -127,7 +134,8 @@ def _decode_run(
         packets = packets_of(container, stream)
     else:
         by_pts = timeline.stamps is not None or by_presentation(info.container)
-        packets = _packets_from(container, stream, int(timeline.key_stamps[entry]), by_pts)
+        key = int(timeline.key_stamps[entry]), int(timeline.key_places[entry])
+        packets = _packets_from(container, stream, *key, by_pts)
     follower, taken = Follower(timeline, entry, set(wanted.tolist())), 0
     for frame in decode_packets(path, stream, packets, follower):
         number = follower.number(frame)
@@ -145,20 +153,22 @@ def _packets_from(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     key_stamp: int,
+    key_place: int,
     by_pts: bool,
 ) -> Iterator:
-    """The stream's packets from the key packet with this stamp on. Raises _OutOfStep if it is not
-    there.
+    """The stream's packets from the key packet with this stamp and place on. Raises _OutOfStep if
+    it is not there: where a damaged AVI has lost frames, its index still counts them.
     """
     container.seek(key_stamp, stream=stream)
     packets = packets_of(container, stream)
     for packet in packets:
         stamp = packet.pts if by_pts or packet.dts is None else packet.dts
-        if packet.is_keyframe and stamp == key_stamp:
+        found = packet.is_keyframe and stamp == key_stamp
+        if found and key_place in (-1, packet.pos):
             yield packet
             yield from packets
             return
-        if stamp is None or stamp > key_stamp:  # landed behind it
+        if found or stamp is None or stamp > key_stamp:  # another one, or landed behind it
             break
     raise _OutOfStep
 

@@ -16,6 +16,7 @@ from pacecore.timeline import (
     from_key_frames,
     from_timestamps,
     from_vops,
+    may_have_fields,
 )
 from pacecore.video.container import VideoError, decoded, opened, packets_of
 
@@ -28,7 +29,7 @@ _STAMPED = {_MP4, _MATROSKA}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
 # fmt: off
 _IN_ORDER = {
-    "mjpeg", "ffv1", "rawvideo", "huffyv", "ffvhuff", "utvideo", "png", "dvvideo", "qtrle", "vp8",
+    "mjpeg", "ffv1", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "png", "dvvideo", "qtrle", "vp8",
     "prores",
 }
 # fmt: on
@@ -56,13 +57,13 @@ def probe(path: str | Path) -> VideoInfo:
     that is exact.
 
     Stamps are trusted in MP4, MOV, Matroska and WebM, and in AVI for codecs that do not reorder;
-    MPEG-4 part 2 is counted by its picture types. Anything else is decoded once. Raises VideoError:
-    no such file, no video, truncated, damaged.
+    MPEG-4 part 2 is counted by its picture types. Anything else is decoded once, and so is H.264
+    that may code fields one by one. Raises VideoError: no such file, no video, truncated, damaged.
     """
     if Path(path).is_dir():
         return _probe_pictures(path)
     with opened(path) as (container, stream):
-        packets = list(_records(container, stream))
+        packets = list(_records(path, container, stream))
         if not packets:
             raise VideoError(path, "its video stream is empty")
         _require_whole(path, container, stream, packets)
@@ -78,6 +79,8 @@ def probe(path: str | Path) -> VideoInfo:
             if not keys:
                 raise VideoError(path, "no frame of it decodes")
             timeline = from_key_frames(packets, keys)
+    if pixel_format == "pal8":  # a palette comes once, with the first packet
+        timeline = timeline.from_start()
     return _info(container, stream, packets, timeline, size, pixel_format)
 
 
@@ -87,20 +90,21 @@ def by_presentation(container: str) -> bool:
 
 
 def _records(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+    path: str | Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> Iterator[PacketRecord]:
     codec = stream.codec_context.name
     for packet in packets_of(container, stream):
         if packet.is_corrupt and container.format.name in _STAMPED | {"avi"}:
-            raise VideoError(container.name, "truncated: it ends within a frame")
+            raise VideoError(path, "truncated: it ends within a frame")
         vops: tuple[int, ...] = ()
         if codec == "mpeg4":
             vops = count_vops(bytes(packet))
         elif codec == "vp8" and not memoryview(packet)[0] >> 4 & 1:
             continue  # a reference that is never shown (RFC 6386, 9.1)
         dts = None if by_presentation(container.format.name) else packet.dts
+        place = -1 if packet.pos is None else packet.pos
         yield PacketRecord(
-            packet.pts, dts, packet.is_keyframe, packet.is_discard, vops, packet.size
+            packet.pts, dts, packet.is_keyframe, packet.is_discard, vops, packet.size, place
         )
 
 
@@ -110,15 +114,34 @@ def _require_whole(
     stream: av.video.stream.VideoStream,
     packets: list[PacketRecord],
 ) -> None:
-    """Raises VideoError where the header promises more frames than the file has."""
-    claimed = stream.frames
-    # MP4 lists its samples; AVI's count is a mere claim, and often wrong.
-    if claimed <= len(packets) or container.format.name != _MP4:
+    """Raises VideoError where the header promises more than the file has."""
+    claimed, kind = stream.frames, container.format.name
+    # AVI's count of frames is a mere claim, and often wrong.
+    if kind == _MATROSKA or (kind == "avi" and claimed > len(packets)):
+        with open(path, "rb") as file:
+            promised = _promised_bytes(file.read(4096))
+        if promised > container.size:
+            raise VideoError(path, f"truncated: it has {container.size} of {promised} bytes")
+    # MP4 lists its samples.
+    if claimed <= len(packets) or kind != _MP4:
         return
     with opened(path, ignore_editlist="1") as (whole, video):  # which may cut frames off
         found = sum(1 for _ in packets_of(whole, video))
     if claimed > found:
         raise VideoError(path, f"truncated: it has {found} of {claimed} frames")
+
+
+def _promised_bytes(head: bytes) -> int:
+    """The least size of an AVI or Matroska file that begins so, by its own word; 0: it says
+    nothing.
+    """
+    if head.startswith(b"RIFF"):
+        return 8 + int.from_bytes(head[4:8], "little")
+    place = head.find(b"\x18\x53\x80\x67") + 4  # the Segment, around all but the EBML header
+    length = 9 - head[place].bit_length() if 4 <= place < len(head) else 9
+    size = int.from_bytes(head[place : place + length], "big") - (1 << 7 * length)
+    unknown = length == 9 or size == (1 << 7 * length) - 1
+    return 0 if unknown else place + length + size
 
 
 def _timeline(
@@ -130,6 +153,8 @@ def _timeline(
     codec = stream.codec_context.name
     if codec == "mpeg4":
         return from_vops(packets)
+    if codec == "h264" and may_have_fields(stream.codec_context.extradata):
+        return None
     if container.format.name in _STAMPED or (container.format.name == "avi" and codec in _IN_ORDER):
         return from_timestamps(packets)
     return None
@@ -154,7 +179,7 @@ def _info(
         width=size[1],
         rate=rate,
         duration_seconds=float(timeline.num_frames / rate) if rate else None,
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,  # not the decoder's, as libdav1d
         container=container.format.name,
         pixel_format=pixel_format,
         claimed_frames=stream.frames,
@@ -182,5 +207,5 @@ def _probe_pictures(path: str | Path) -> VideoInfo:
         pixel_format=pixel_format,
         claimed_frames=0,
         variable_rate=False,
-        timeline=Timeline(len(files), None, start, start),
+        timeline=Timeline(len(files), None, start, start, start),
     )
