@@ -98,3 +98,10 @@ def test_folders_are_made_or_told(tmp_path):
     (folder / "file").write_text("")
     with pytest.raises(PacecoreError, match=r"b/file: cannot be made: File exists"):
         made_folder(folder / "file")
+
+
+def test_a_folder_that_is_there_must_take_files(tmp_path, monkeypatch):
+    """As another user's, found before what would be written there is computed."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root all are open
+    with pytest.raises(PacecoreError, match=r"cannot be written: Permission denied$"):
+        made_folder(tmp_path)
