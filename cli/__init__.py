@@ -1,5 +1,6 @@
 """The command `pacecore`: parse, call one function, print. Expected errors are one line, exit 2."""
 
+import errno
 import importlib
 import sys
 
@@ -72,6 +73,12 @@ def main() -> None:
         pacecore(prog_name="pacecore", standalone_mode=True)
     except PacecoreError as error:
         sys.stderr.write(f"pacecore: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        # Any path that is looked at, by Path.exists for one, can raise these two.
+        if error.errno not in (errno.EACCES, errno.ENAMETOOLONG) or not error.filename:
+            raise
+        sys.stderr.write(f"pacecore: {error.filename}: {error.strerror}\n")
         sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's own; its import would take seconds
