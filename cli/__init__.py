@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import sys
 
 import click
@@ -54,9 +55,14 @@ class _Verbs(click.Group):
             formatter.write_dl(list(_VERBS.items()))
 
 
-@click.group(
-    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "color": False if os.environ.get("NO_COLOR") else None,  # None: by the terminal
+}
+
+
+@click.group(cls=_Verbs, context_settings=_SETTINGS)
 @click.version_option(package_name="pacecore")
 def pacecore() -> None:
     """Video representations without labels, by pace prediction."""
