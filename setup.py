@@ -27,6 +27,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
+OLDEST_PYTHON = (3, 10)  # as requires-python
 OLDEST_TORCH = (2, 11)  # the stable ABI that csrc is written against
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the same version; hides the rest
 OLDEST_NVCC = (12, 0)  # the first that compiles C++20
@@ -116,6 +117,21 @@ def local_version():
         return VERSION + "+cpu"
     names = [f"sm{number}" for number, _ in architectures()]
     return ".".join([f"{VERSION}+cu{CUDA[1][0]}{CUDA[1][1]}", *names])
+
+
+def version():
+    """The project's version for pip. An archive of the source has one before anything is built, and
+    what is made from it must keep that.
+    """
+    is_archive = "sdist" in sys.argv or (ROOT / "PKG-INFO").is_file()
+    return VERSION if is_archive else local_version()
+
+
+def build_torch():
+    """The torch to fetch for the build: one only where the target environment has none that serves.
+    Under an older Python none is found, or gigabytes, before pip says that Python is too old.
+    """
+    return [] if TORCH or sys.version_info < OLDEST_PYTHON else ["torch>=2.11"]
 
 
 def compiler():
@@ -258,7 +274,7 @@ def sources():
 
 
 setup(
-    version=local_version(),
+    version=version(),
     packages=[
         *find_packages(include=["pacecore", "pacecore.*"]),
         *("pacecore.cli", "pacecore.benchmarks"),
@@ -267,6 +283,5 @@ setup(
     exclude_package_data={"pacecore.benchmarks": ["results/*", "experiments/*"]},
     ext_modules=[Extension("pacecore._C", sources())],
     cmdclass={"build_ext": NinjaBuild},
-    # A torch is fetched for the build only where the target environment has none that serves.
-    setup_requires=[] if TORCH else ["torch>=2.11"],
+    setup_requires=build_torch(),
 )

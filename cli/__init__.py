@@ -1,6 +1,8 @@
 """The command `pacecore`: parse, call one function, print. Expected errors are one line, exit 2."""
 
+import errno
 import importlib
+import os
 import sys
 
 import click
@@ -53,9 +55,14 @@ class _Verbs(click.Group):
             formatter.write_dl(list(_VERBS.items()))
 
 
-@click.group(
-    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "color": False if os.environ.get("NO_COLOR") else None,  # None: by the terminal
+}
+
+
+@click.group(cls=_Verbs, context_settings=_SETTINGS)
 @click.version_option(package_name="pacecore")
 def pacecore() -> None:
     """Video representations without labels, by pace prediction."""
@@ -72,6 +79,12 @@ def main() -> None:
         pacecore(prog_name="pacecore", standalone_mode=True)
     except PacecoreError as error:
         sys.stderr.write(f"pacecore: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        # Any path that is looked at, by Path.exists for one, can raise these two.
+        if error.errno not in (errno.EACCES, errno.ENAMETOOLONG) or not error.filename:
+            raise
+        sys.stderr.write(f"pacecore: {error.filename}: {error.strerror}\n")
         sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's own; its import would take seconds

@@ -43,7 +43,13 @@ def _source_options(command: Callable) -> Callable:
             show_default=True,
             help="What to do with a listed video that is not there.",
         ),
-        click.option("--workers", default=0, help="Processes; 0: one a core.  [default: 0]"),
+        click.option(
+            "--workers",
+            type=click.IntRange(0, 512),
+            default=0,
+            show_default=True,
+            help="Processes; 0: one a core.",
+        ),
     ):
         command = option(command)
     return click.argument("source", type=click.Path(path_type=Path))(command)
@@ -62,7 +68,7 @@ def _say_bad(bad: list[BadVideo]) -> None:
         click.echo(f"left out: {len(bad) - _SHOWN} more")
 
 
-@data.command()
+@data.command(short_help="Count the frames of every video and write them to an index.")
 @_source_options
 @click.argument("output", type=click.Path(path_type=Path))
 def index(source: Path, output: Path, workers: int, **how: str) -> None:
@@ -81,12 +87,24 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
     click.echo(f"{output}: {len(counted)} videos, {frames:,} frames ({counted.layout})")
 
 
-@data.command()
+@data.command(short_help="Decode every video once and say what is wrong.")
 @_source_options
 @click.option("--json", "report_file", type=click.Path(path_type=Path), help="Report to a file.")
 @click.option("--paces", default="1,2,3,4", show_default=True, help="Whose loops are counted.")
-@click.option("--clip-frames", default=16, show_default=True, help="Frames of a clip.")
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds for one video.")
+@click.option(
+    "--clip-frames",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    help="Frames of a clip.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=600.0,
+    show_default=True,
+    help="Seconds for one video.",
+)
 @click.pass_context
 def check(
     context: click.Context,
@@ -105,21 +123,22 @@ def check(
     if FrameStore.is_at(source):
         _verify(FrameStore.open(source))
         return
+    pace_set = parse_paces(paces)
     found = find_videos(source, **how)
     with _progress("decoding", len(found)) as progress:
         report = data_check(
             found,
-            paces=parse_paces(paces),
+            paces=pace_set,
             clip_frames=clip_frames,
             fold=how["fold"],
             workers=workers,
             timeout_seconds=timeout,
             on_progress=progress,
         )
+    _print_report(report)
     if report_file:
         with writing(report_file):  # in place: it may be /dev/stdout
             report_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    _print_report(report)
     if report["serious"]:
         context.exit(1)
 
@@ -170,7 +189,7 @@ def _parse_size(context: click.Context, option: click.Parameter, text: str) -> t
     return int(words[0]), int(words[1])
 
 
-@data.command("pack")
+@data.command("pack", short_help="Decode every video once into a frame store.")
 @_source_options
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(

@@ -11,7 +11,7 @@ from pacecore.video_writer import video_encoder
 __all__ = ["demo"]
 
 
-@click.command()
+@click.command(short_help="Make the demo set: short video files, drawn.")
 @click.argument("folder", type=click.Path(path_type=Path), default="pacecore-demo")
 @click.option(
     "--seed", default=DemoOptions.seed, show_default=True, help="Another set of pictures."

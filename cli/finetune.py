@@ -7,7 +7,13 @@ from typing import Any
 import click
 
 from pacecore.cli.options import given_values, options_of, run_options, say
-from pacecore.cli.train import next_lines, next_run_folder, options_of_run, refuse_used_folder
+from pacecore.cli.train import (
+    next_lines,
+    next_run_folder,
+    options_of_run,
+    refuse_idle_fall_back,
+    refuse_used_folder,
+)
 from pacecore.config import FinetuneOptions, from_mapping
 from pacecore.rules import OptionError
 
@@ -39,10 +45,13 @@ def finetune(
     from pacecore.finetune import finetune as run_finetune
 
     if run:
+        if scratch:
+            raise OptionError("--resume goes on from the run's weights: leave out --scratch")
         given |= {"checkpoint": checkpoint, "data": data}
         options = options_of_run(FinetuneOptions, run, given, preset, config, resume_previous)
         summary = run_finetune(options, resume=True, fall_back=resume_previous)
     else:
+        refuse_idle_fall_back(resume_previous)
         if scratch:
             if data is not None:
                 raise OptionError(f"--scratch takes DATA alone, got {checkpoint} and {data}")

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import click
 
 from pacecore.config import AnyOptions, from_mapping
 from pacecore.presets import PRESETS
-from pacecore.rules import option_type, read_toml
+from pacecore.rules import OptionError, option_type, read_toml
 
 __all__ = ["collect", "given_values", "options_of", "run_options", "say"]
 
@@ -36,7 +36,7 @@ def options_of(kind: type, *, leave_out: tuple[str, ...] = ()) -> Callable:
                 continue
             flag = "--" + each.name.replace("_", "-")
             plain, choices = option_type(each), each.metadata["choices"]
-            shown = each.metadata["help"] + _default_words(each.default, plain)
+            shown = each.metadata["help"] + _default_words(each, plain)
             if plain is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
                 option = click.option(flag, each.name, default=None, help=shown)
@@ -51,10 +51,21 @@ def options_of(kind: type, *, leave_out: tuple[str, ...] = ()) -> Callable:
     return decorate
 
 
-def _default_words(default: Any, plain: type) -> str:
+def _default_words(each: Field, plain: type) -> str:
+    """Such as "  [default: 0.5; 0.0 to 1.0]": the default, and what else it may be."""
+    default, rule = each.default, each.metadata
+    words = []
     if plain is bool:
-        return f"  [default: {'on' if default else 'off'}]"
-    return f"  [default: {default}]" if default not in ("", ()) else ""
+        words.append(f"default: {'on' if default else 'off'}")
+    elif default not in ("", ()):
+        words.append(f"default: {default}")
+    if rule["choices"] and plain is not str:  # of text click names them itself
+        words.append("one of " + ", ".join(map(str, rule["choices"])))
+    elif rule["high"] is not None:
+        words.append(f"{rule['low']} to {rule['high']}")
+    elif rule["low"] is not None:
+        words.append(f"at least {rule['low']}")
+    return f"  [{'; '.join(words)}]" if words else ""
 
 
 def run_options(command: Callable) -> Callable:
@@ -94,7 +105,14 @@ def collect(
 def given_values(
     given: dict[str, Any], preset: str | None, config: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """The values of the TOML file and over them what was given (None: was not), and the preset."""
+    """The values of the TOML file and over them what was given (None: was not), and the preset.
+
+    Raises OptionError where DATA or CHECKPOINT is given and empty, as a shell variable that is not
+    set: in a file that stands for the demo set, or for fresh weights.
+    """
+    for name in ("data", "checkpoint"):
+        if given.get(name) == "":
+            raise OptionError(f"{name.upper()} must name a file or a folder, got ''")
     values = read_toml(config) if config else {}
     named = values.pop("preset", None)
     values.update({name: value for name, value in given.items() if value is not None})

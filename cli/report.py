@@ -9,7 +9,12 @@ __all__ = ["report"]
 @click.argument("runs", nargs=-1, required=True, type=click.Path())
 @click.option("--out", default="report", show_default=True, help="Folder of the page.")
 @click.option("--figures", type=click.Path(), help="JSON file of more figures of the paper.")
-@click.option("--pictures/--no-pictures", default=True, help="Curves and confusion matrices.")
+@click.option(
+    "--pictures/--no-pictures",
+    default=True,
+    show_default=True,
+    help="Curves and confusion matrices.",
+)
 def report(runs: tuple[str, ...], out: str, figures: str | None, pictures: bool) -> None:
     """Lay the run folders RUNS side by side in the form of the paper's tables.
 

@@ -48,6 +48,7 @@ def train(
         options = options_of_run(TrainOptions, run, given, preset, config, resume_previous)
         summary = pretrain(options, resume=True, fall_back=resume_previous)
     else:
+        refuse_idle_fall_back(resume_previous)
         if given["data"] is None and preset is None and config is None:
             preset = "demo"
         options = collect(TrainOptions, given, preset, config)
@@ -63,6 +64,12 @@ def next_run_folder(verb: str) -> str:
     while (Path("runs") / f"{verb}-{number}").exists():
         number += 1
     return str(Path("runs") / f"{verb}-{number}")
+
+
+def refuse_idle_fall_back(resume_previous: bool) -> None:
+    """A new run has no checkpoint before the last: who asks for that one means another run."""
+    if resume_previous:
+        raise OptionError("--resume-previous goes with --resume, which is missing")
 
 
 def refuse_used_folder(folder: str) -> None:

@@ -113,7 +113,7 @@ class RunOptions:
         result = replace(
             self,
             clip_frames=self.clip_frames or frames,
-            resize=tuple(self.resize) or resize,
+            resize=self.resize or resize,
             crop=self.crop or crop,
         )
         result.check()
@@ -136,7 +136,9 @@ class RunOptions:
         """Raises OptionError for the first value that breaks its rule."""
         for each in fields(self):
             check_field(each, getattr(self, each.name))
-        if len(self.resize) != 2 or not all(1 <= side <= 4096 for side in self.resize):
+        if len(self.resize) != 2 or not all(
+            type(side) is int and 1 <= side <= 4096 for side in self.resize
+        ):
             raise OptionError(f"resize must be HEIGHT,WIDTH, each 1 to 4096, got {self.resize}")
         if self.crop > min(self.resize):
             raise OptionError(f"crop must be at most resize {self.resize}, got {self.crop}")

@@ -35,7 +35,9 @@ def pick_device(wish: str) -> torch.device:
     device = torch.device(wish)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise PacecoreError(f"device {wish}: this torch finds no CUDA device; see doctor")
+            raise PacecoreError(
+                f"device {wish}: this torch finds no CUDA device; see pacecore doctor"
+            )
         count = torch.cuda.device_count()
         # Launchers show a process all GPUs of its machine, or its own alone.
         index = local_rank() % count if device.index is None else device.index

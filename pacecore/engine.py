@@ -38,7 +38,7 @@ from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.rules import write_toml
-from pacecore.runlog import Progress, RunFolder, duration, for_one_process
+from pacecore.runlog import Progress, RunFolder, duration, for_one_process, tell
 from pacecore.source import FrameSource
 from pacecore.step import Learnt, TrainingStep, check_graph, learning_rate
 from pacecore.stopping import Stop, Stopped, stop_requests
@@ -268,7 +268,7 @@ class _Run:
             reason = "a rank has no video of it that can be read"
             self.folder.log(step=self.totals.step, event="left out", reason=reason)
             if is_main():
-                print(f"warning: step {self.totals.step} is left out: {reason}", flush=True)
+                tell(f"warning: step {self.totals.step} is left out: {reason}")
         return not empty
 
     def _learn(self, batch: ClipBatch) -> None:
@@ -302,10 +302,9 @@ class _Run:
         }
         self.folder.log(**line)
         if means.get("z_spread", 1.0) < _COLLAPSED and is_main():
-            print(
+            tell(
                 f"warning: step {totals.step}: the embeddings have collapsed, z_spread"
-                f" {means['z_spread']:.1e}: every clip gets the same one",
-                flush=True,
+                f" {means['z_spread']:.1e}: every clip gets the same one"
             )
         self.last_text = (
             f"loss {line['loss']:.3f}  {self.task.headline}"
@@ -335,9 +334,9 @@ class _Run:
         self.folder.log(step=self.totals.step, **results)
         if is_main():
             shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
-            print(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}", flush=True)
+            tell(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}")
             if "warning" in results:
-                print(f"warning: {results['warning']}", flush=True)
+                tell(f"warning: {results['warning']}")
         name = self.task.chosen_by
         if name in results and results[name] > self.best.get(name, -math.inf):
             self.best = {"step": self.totals.step, **results}

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and folders, made or told why not."""
 
+import errno
 import json
 import os
 import pickle
@@ -80,16 +81,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def made_folder(path: str | Path) -> Path:
-    """The folder `path`, with those above it. Raises PacecoreError where it cannot be made or
-    written to.
+    """The folder `path`, with those above it. Raises PacecoreError where it cannot be made, or
+    where nothing can be written in it.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PacecoreError(f"{path}: cannot be made: {error.strerror}") from None
-    if not os.access(path, os.W_OK | os.X_OK):  # before hours of work, not after
-        raise PacecoreError(f"{path}: cannot be written to")
+    if not os.access(path, os.W_OK | os.X_OK):  # told before the work, not after
+        raise PacecoreError(f"{path}: cannot be written: {os.strerror(errno.EACCES)}")
     return path
 
 

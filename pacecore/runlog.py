@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from pacecore.errors import PacecoreError
 from pacecore.files import write_text, writing
 
-__all__ = ["Progress", "RunFolder", "duration", "for_one_process"]
+__all__ = ["Progress", "RunFolder", "duration", "for_one_process", "tell"]
 
 
 class RunFolder:
@@ -155,8 +155,16 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def tell(text: str) -> None:
+    """Prints a line for whoever looks; a run does not end because nobody does any more."""
+    with suppress(OSError):  # of a pipe whose reader has gone
+        print(text, flush=True)
+
+
 class Progress:
-    """A status line that redraws itself on a terminal; elsewhere a plain line now and then."""
+    """A status line that redraws itself on a terminal; elsewhere a plain line now and then. Where
+    it cannot be written any more, as in a pipe whose reader has gone, it is silent.
+    """
 
     def __init__(self, what: str, total: int, *, shows: bool = True, seconds_between: float = 15.0):
         self.what, self.total, self.shows = what, total, shows
@@ -181,13 +189,18 @@ class Progress:
             bar = "#" * filled + "." * (20 - filled)
             line = f"{self.what} [{bar}] {done}/{self.total} {said}"
             width = os.get_terminal_size(sys.stderr.fileno()).columns
-            sys.stderr.write("\r" + line[: width - 1].ljust(width - 1))
+            self._write("\r" + line[: width - 1].ljust(width - 1))
         else:
-            sys.stderr.write(f"{self.what} {done}/{self.total} {said}\n")
-        sys.stderr.flush()
+            self._write(f"{self.what} {done}/{self.total} {said}\n")
 
     def close(self) -> None:
         """Ends the status line."""
         if self.live:
-            sys.stderr.write("\n")
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
             sys.stderr.flush()
+        except OSError:
+            self.shows = self.live = False

@@ -148,7 +148,7 @@ def pretrain(
     with join(device):
         options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
         if is_main():
-            print(_data_words(options, data), flush=True)
+            print(_data_words(options, data) + _size_words(options, device), flush=True)
         model = pace_model(options)
         task = PaceTask(options, model, data.held_out, device)
         counts = tuple(data.train.num_frames(video) for video in range(len(data.train)))
@@ -201,6 +201,16 @@ def _data_words(options: TrainOptions, data: Inputs) -> str:
         looping += f"; of those held out: {_loops(options, data.held_out, 'fit')}"
     left_out = "".join(f"\nleft out: {path}: {reason}" for path, reason in data.unreadable)
     return f"data: {data.words}\n{looping}{left_out}"
+
+
+def _size_words(options: TrainOptions, device: torch.device) -> str:
+    """Where memory ends on a CPU, the system kills the run without a word."""
+    if device.type != "cpu" or options.width < 1 or options.crop < 112:
+        return ""
+    return (
+        "\nwarning: the network at full size takes days on a CPU, and at batch 30 more than 20 GB;"
+        " --preset small is made for one"
+    )
 
 
 def _loops(options: TrainOptions, source: FrameSource, start: str = "") -> str:

@@ -141,6 +141,7 @@ def test_commands(folder, tmp_path):
     assert run("check", good, "--workers", 1).exit_code == 0
     failed = run("check", good, "--workers", 1, "--json", tmp_path / "none" / "report.json")
     assert "none/report.json: cannot be written: No such file" in str(failed.exception)
+    assert "decoded whole: " in failed.output  # what took the time is not lost with the file
     result = run("index", folder, tmp_path / "index.jsonl", "--workers", 1)
     assert result.exit_code == 0, result.output
     assert "6 videos" in result.output
@@ -158,6 +159,9 @@ def test_commands_name_what_is_wrong(tmp_path):
         ("check", tmp_path / "none"),
         ("index", tmp_path, tmp_path / "out.jsonl"),
         ("pack", tmp_path, tmp_path / "store", "--size", "24"),
+        ("index", tmp_path, tmp_path / "out.jsonl", "--workers", "100000"),
+        ("check", tmp_path, "--clip-frames", "0"),
+        ("check", tmp_path, "--timeout", "-1"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2 or isinstance(result.exception, PacecoreError)

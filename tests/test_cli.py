@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -58,6 +59,76 @@ def test_a_path_that_is_no_text_is_one_line(monkeypatch, capsys, tmp_path):
     err = capsys.readouterr().err
     assert err.startswith("pacecore: out must be text that UTF-8 can write, got '")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "LONG"],
+        ["train", ".", "--out", "LONG"],
+        ["test", "LONG"],
+        ["convert", "LONG"],
+        ["report", "LONG"],
+        ["data", "check", "LONG"],
+        ["data", "demo", "LONG"],
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(words, monkeypatch, capsys, tmp_path):
+    """What only looks whether a path is there raises for this, and for a locked folder."""
+    name = "x" * 300
+    monkeypatch.chdir(tmp_path)
+    arguments = [name if word == "LONG" else word for word in words]
+    monkeypatch.setattr("sys.argv", ["pacecore", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("pacecore: ")
+    assert name in err
+    assert err.endswith("File name too long")
+
+
+def test_other_system_errors_keep_their_traceback(monkeypatch):
+    @click.command()
+    def broken() -> None:
+        Path("/nowhere/file").read_text()
+
+    monkeypatch.setattr(cli, "pacecore", broken)
+    monkeypatch.setattr("sys.argv", ["pacecore"])
+    with pytest.raises(FileNotFoundError):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", ""], "DATA must name a file or a folder, got ''"),
+        (["finetune", "", "videos"], "CHECKPOINT must name a file or a folder, got ''"),
+        (["finetune", "some.pt", ""], "DATA must name a file or a folder, got ''"),
+        (["finetune", "--scratch", ""], "DATA must name a file or a folder, got ''"),
+        (["test", "some.pt", ""], "DATA must name a file or a folder, got ''"),
+        (["train", "--resume-previous"], "--resume-previous goes with --resume, which is missing"),
+        (["finetune", "a.pt", "--resume-previous"], "--resume-previous goes with --resume, which"),
+        (["finetune", "--resume", "a", "--scratch"], "--resume goes on from the run's weights:"),
+    ],
+)
+def test_what_would_start_another_run_than_was_meant_is_refused(words, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pacecore", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"pacecore: {said}")
+
+
+def test_help_gives_defaults_and_limits():
+    context = click.Context(cli.pacecore)
+    train = cli.pacecore.get_command(context, "train")
+    shown = {each.name: each.help for each in train.params if isinstance(each, click.Option)}
+    assert shown["flip"].endswith("  [default: 0.5; 0.0 to 1.0]")
+    assert shown["epochs"].endswith("  [default: 18; at least 1]")
+    assert shown["depth"].endswith("  [default: 0; one of 0, 10, 18]")
+    assert shown["jitter"].endswith("  [default: on]")
+    assert shown["out"].endswith("<n>.")
 
 
 def test_a_compiled_part_that_does_not_load_is_one_line(tmp_path):

@@ -48,6 +48,8 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"jitter": 1}, "jitter must be true or false, got 1"),
         ({"crop": 200}, "crop must be at most resize (128, 171), got 200"),
         ({"resize": [128]}, "resize must be HEIGHT,WIDTH, each 1 to 4096, got (128,)"),
+        ({"resize": [12.5, "a"]}, "resize must be HEIGHT,WIDTH, each 1 to 4096, got (12.5, 'a')"),
+        ({"resize": "12,12"}, "resize must be HEIGHT,WIDTH, got '12,12'"),
         ({"paces": "1,fast"}, "got 'fast'"),
         ({"paces": "3"}, "paces must be two or more"),
         ({"paces": "1,2", "views": 3}, "views must be at most the number of paces, 2"),

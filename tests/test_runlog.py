@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pacecore.errors import PacecoreError
-from pacecore.runlog import Progress, RunFolder, duration, for_one_process
+from pacecore.runlog import Progress, RunFolder, duration, for_one_process, tell
 
 
 def test_metrics_are_json_lines_that_rewind(tmp_path):
@@ -74,3 +74,20 @@ def test_progress_in_a_file_is_plain_lines(capsys):
         f"train {done}/100 loss 1.0" for done in (0, 50, 100)
     ]
     assert "\r" not in "".join(lines)
+
+
+def test_a_reader_that_has_gone_does_not_end_a_run(monkeypatch):
+    """As of `pacecore train 2>&1 | head -1`, or a log's tee that was killed."""
+    read, write = os.pipe()
+    os.close(read)
+    for name in ("stdout", "stderr"):
+        stream = os.fdopen(os.dup(write), "w")
+        monkeypatch.setattr(stream, "close", lambda: None)  # it would fail anew
+        monkeypatch.setattr(sys, name, stream)
+    progress = Progress("train", 2, seconds_between=0.0)
+    assert progress.shows
+    progress.update(1)
+    assert not progress.shows
+    progress.update(2)
+    progress.close()
+    tell("epoch 1")

@@ -49,6 +49,34 @@ def test_an_archive_of_the_standard_library_stays_within(tmp_path, monkeypatch):
     assert len(shown.splitlines()) < 20
 
 
+def test_an_archive_keeps_its_version_whatever_is_built_from_it(tmp_path, monkeypatch):
+    """pip refuses an archive whose name and what is built from it have two versions."""
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.setitem(build["version"].__globals__, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
+    assert build["version"]() == build["VERSION"] + "+cpu"
+    monkeypatch.setattr(sys, "argv", ["setup.py", "sdist"])
+    assert build["version"]() == build["VERSION"]
+    (tmp_path / "PKG-INFO").write_text("")  # as an unpacked archive has
+    monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
+    assert build["version"]() == build["VERSION"]
+
+
+def test_a_python_that_is_too_old_fetches_no_torch(monkeypatch):
+    """pip looks at requires-python only after the build's own requirements are there."""
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    oldest = ".".join(map(str, build["OLDEST_PYTHON"]))
+    assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    monkeypatch.setitem(build["build_torch"].__globals__, "TORCH", None)
+    assert build["build_torch"]() == ["torch>=2.11"]
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert build["build_torch"]() == []
+
+
 @pytest.mark.parametrize(
     ("wish", "words"),
     [

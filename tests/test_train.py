@@ -10,6 +10,8 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
+from pacecore.config import TrainOptions, from_mapping
+from pacecore.train import _size_words
 from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -276,3 +278,11 @@ def test_bad_input_is_one_line_and_exit_2(monkeypatch, capsys, videos, tmp_path,
     assert expected in err
     assert "Traceback" not in err
     assert not (tmp_path / "runs").exists() or not list(tmp_path.glob("runs/*/last.pt"))
+
+
+def test_full_size_on_a_cpu_is_warned_of():
+    """60 clips of full size were killed at 23 GB, by the system and without a word."""
+    cpu, full = torch.device("cpu"), TrainOptions().resolved()
+    assert "--preset small" in _size_words(full, cpu)
+    assert not _size_words(full, torch.device("cuda"))
+    assert not _size_words(from_mapping(TrainOptions, {}, preset="small"), cpu)
