@@ -105,7 +105,7 @@ def options_of_run(
         if not free and value != getattr(options, name):
             was = getattr(options, name)
             raise OptionError(f"{name} must stay {was!r} in the resumed run {run}, got {value!r}")
-    return replace(options, **wanted, out=run).resolved()
+    return replace(options, **wanted | {"out": run}).resolved()
 
 
 def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d
 from pacecore.config import AnyOptions, RunOptions, input_scale
-from pacecore.distributed import is_main, local_rank
+from pacecore.distributed import any_rank, is_main, local_rank
 from pacecore.errors import PacecoreError
 from pacecore.kernels import lack_of
 from pacecore.loader import ClipFormat
@@ -51,14 +51,19 @@ def pick_device(wish: str) -> torch.device:
     return device
 
 
-def trusted(options: AnyOptions, device: torch.device) -> AnyOptions:
-    """`options`, with fp32 for bf16 where this device's bf16 convolutions are wrong or slower."""
+def trusted(options: AnyOptions, device: torch.device, *, resume: bool = False) -> AnyOptions:
+    """`options`, with fp32 for bf16 where any rank's device computes bf16 convolutions wrongly or
+    slower; a run that is resumed stays with what it was measured to be faster in.
+
+    Every rank must call it.
+    """
     if options.amp != "bf16":
         return options
     check = check_bf16_conv3d(device)
-    if is_main():
+    (unfit,) = any_rank(bool(check.wrong) if resume else not check.usable)
+    if is_main() and (unfit or not resume):
         print(check.report(), flush=True)
-    return options if check.usable else replace(options, amp="none")
+    return replace(options, amp="none") if unfit else options
 
 
 def clip_format(

@@ -121,8 +121,24 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     # True of axes of size 1 in channels-last weights, where a stride means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    if device.type == "cuda":
+        return nn.parallel.DistributedDataParallel(model, device_ids=[device.index])
+    network = nn.parallel.DistributedDataParallel(model)
+    if world_size() > 2:
+        network.register_comm_hook(None, _average_each)
+    return network
+
+
+def _average_each(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Averages gradients over the ranks one by one, not packed together: they are packed anew after
+    a run's first step, and over three ranks or more the order of a sum goes with the place in the
+    pack. A resumed run would round otherwise than one that was never stopped.
+    """
+    sums = [
+        dist.all_reduce(gradient.div_(world_size()), async_op=True).get_future()
+        for gradient in bucket.gradients()
+    ]
+    return torch.futures.collect_all(sums).then(lambda _: bucket.buffer())
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:

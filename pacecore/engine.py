@@ -30,6 +30,7 @@ from pacecore.distributed import (
     any_rank,
     is_main,
     merge_over_ranks,
+    rank,
     share_buffers,
     world_size,
 )
@@ -82,9 +83,14 @@ def begin(
         RunFolder.check(Path(options.out), tensorboard=options.tensorboard)
     if options.graph:
         check_graph(device)
-    options = trusted(options.resolved(), device)
+    options = trusted(options.resolved(), device, resume=resume)
     content = load_resume(options.out, fall_back=fall_back) if resume else None
     data = open_inputs(options)
+    if len(merge_over_ranks({data.identity: ""})) > 1:
+        raise PacecoreError(
+            f"the ranks do not find the same videos in {options.data or 'the demo set'}: rank"
+            f" {rank()} has {data.words}"
+        )
     options = replace(options, repeat=options.repeat or data.repeat)
     if content and content["identity"] != data.identity:
         raise PacecoreError(
@@ -254,10 +260,11 @@ class _Run:
     def _usable(self, batch: ClipBatch) -> bool:
         """Notes the videos that could not be read; whether every rank has clips to learn from."""
         new = {path: reason for path, reason in batch.bad if path not in self.bad}
+        number = self.totals.step + 1  # as other lines count: a resume from before it drops these
         empty, found = any_rank(len(batch) == 0, bool(new))
         for path, reason in (merge_over_ranks(new) if found else {}).items():
             self.bad[path] = reason
-            self.folder.log(step=self.totals.step, event="unreadable", path=path, reason=reason)
+            self.folder.log(step=number, event="unreadable", path=path, reason=reason)
         limit = self.options.max_bad
         if len(self.bad) > limit:
             name, reason = list(self.bad.items())[-1]
@@ -266,9 +273,9 @@ class _Run:
             )
         if empty:  # the others cannot go on without the rank whose share it is
             reason = "a rank has no video of it that can be read"
-            self.folder.log(step=self.totals.step, event="left out", reason=reason)
+            self.folder.log(step=number, event="left out", reason=reason)
             if is_main():
-                tell(f"warning: step {self.totals.step} is left out: {reason}")
+                tell(f"warning: step {number} is left out: {reason}")
         return not empty
 
     def _learn(self, batch: ClipBatch) -> None:
@@ -325,8 +332,12 @@ class _Run:
         """Measures on held-out videos, and keeps the best."""
         share_buffers(self.task.model)  # those that are saved
         self.task.model.eval()
-        with torch.no_grad():
-            results = self.task.evaluate()
+        try:
+            with torch.no_grad():
+                results = self.task.evaluate()
+        except LoaderError as error:
+            # Were it saved now, a resumed run would not measure this step again.
+            raise TrainingError(f"{error}; {self.kept()}; go on with: {self.resuming()}") from None
         self.task.model.train()
         if not results:
             return
@@ -355,6 +366,7 @@ class _Run:
             )
         if not is_main():
             return
+        self.folder.to_disk()
         save_checkpoint(
             Path(self.options.out) / name,
             {

@@ -72,8 +72,10 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with aside(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with aside(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else the new name may outlast a power failure, and not the text
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,12 +1,13 @@
 """The loss of pre-training: pace classification and contrast, over every clip of every rank."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pacecore.config import CONTRASTS, TrainOptions
-from pacecore.distributed import gather_rows, world_size
+from pacecore.distributed import Gathered, gather_rows, world_size
 from pacecore.errors import PacecoreError
-from pacecore.ops import info_nce
+from pacecore.ops import InfoNCE, info_nce
 
 __all__ = ["pretraining_loss"]
 
@@ -24,8 +25,9 @@ def pretraining_loss(
     anchor. The returned loss is this rank's part times the number of ranks: its mean over the
     ranks is the loss of the whole batch, and averaging the gradients over the ranks, as
     DistributedDataParallel does, gives that loss's gradient. Beside it: figures for the log, each
-    (), detached, scaled in the same way: "loss_cls", "accuracy", and with a contrast "loss_ctr",
-    "positive_similarity", "negative_similarity", "nearest_is_positive", which are this rank's own.
+    (), detached, whose mean over the ranks is the whole batch's: "loss_cls", "accuracy",
+    "z_spread", and with a contrast "loss_ctr", "positive_similarity", "negative_similarity",
+    "nearest_is_positive".
     Raises PacecoreError for a contrast that is not one of CONTRASTS.
     """
     if options.contrast not in CONTRASTS:
@@ -39,7 +41,11 @@ def pretraining_loss(
     count = max(len(z), 1)
     classification = functional.cross_entropy(logits, labels, reduction="sum") / count * share
     correct = (logits.detach().argmax(1) == labels).sum() / count * share
-    metrics = {"loss_cls": classification.detach(), "accuracy": correct}
+    metrics = {
+        "loss_cls": classification.detach(),
+        "accuracy": correct,
+        "z_spread": _spread(everyone.rows.detach()),
+    }
     loss = options.lambda_cls * classification
     if options.contrast != "none":
         contrast = info_nce(
@@ -53,7 +59,41 @@ def pretraining_loss(
         )
         loss = loss + options.lambda_ctr * share * contrast.loss
         metrics["loss_ctr"] = contrast.loss.detach() * share
-        metrics["positive_similarity"] = contrast.positive_similarity
-        metrics["negative_similarity"] = contrast.negative_similarity
-        metrics["nearest_is_positive"] = contrast.nearest_is_positive
+        metrics |= _of_whole_batch(contrast, everyone, len(z))
     return loss, metrics
+
+
+def _of_whole_batch(contrast: InfoNCE, everyone: Gathered, count: int) -> dict[str, Tensor]:
+    """The similarities of this rank's `count` anchors, scaled so that their mean over the ranks is
+    that of all anchors: by how many pairs, or anchors with a positive, each is a mean over.
+    """
+    figures = {
+        "positive_similarity": contrast.positive_similarity,
+        "negative_similarity": contrast.negative_similarity,
+        "nearest_is_positive": contrast.nearest_is_positive,
+    }
+    if world_size() == 1:
+        return figures
+    groups = everyone.groups
+    ordered = groups.sort().values
+    last, first = (torch.searchsorted(ordered, groups, right=right) for right in (True, False))
+    positives = last - first - 1  # (n,) of each row
+    averaged_over = {
+        "positive_similarity": positives,
+        "negative_similarity": len(groups) - 1 - positives,
+        "nearest_is_positive": positives > 0,
+    }
+    for name, counts in averaged_over.items():
+        own = counts[everyone.start : everyone.start + count].sum()
+        figure = figures[name].where(own > 0, 0.0)  # NaN where this rank has nothing for it
+        figures[name] = figure * own * world_size() / counts.sum()
+    return figures
+
+
+def _spread(z: Tensor) -> Tensor:
+    """How far embeddings (B, D) lie apart: rms distance to their mean over their rms length.
+
+    1 for unrelated directions, 0 for a network that gives every clip the same embedding.
+    """
+    length = z.square().sum(dim=1).mean()
+    return ((z - z.mean(dim=0)).square().sum(dim=1).mean() / length.clamp_min(1e-30)).sqrt()

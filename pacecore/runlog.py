@@ -27,9 +27,8 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool = True, tensorboard: bool = False):
         self.path, self.writes = path, writes
-        self._tensorboard = (
-            _summary_writer()(str(path / "tensorboard")) if tensorboard and writes else None
-        )
+        self._summary_writer = _summary_writer() if tensorboard and writes else None
+        self._tensorboard: Any = None
         if writes:
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -83,10 +82,22 @@ class RunFolder:
         return result
 
     def rewind(self, step: int) -> None:
-        """Drops the lines after `step`, which a resumed run will write again."""
+        """Drops the lines after `step`, which a resumed run will write again, also TensorBoard's;
+        a run's first call.
+        """
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         if self.writes and (self.path / "metrics.jsonl").exists():
             self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        if self._summary_writer:
+            folder = str(self.path / "tensorboard")
+            self._tensorboard = self._summary_writer(folder, purge_step=step + 1)
+
+    def to_disk(self) -> None:
+        """Has the disk hold the lines so far, as it holds the checkpoint that counts on them."""
+        path = self.path / "metrics.jsonl"
+        if self.writes and path.exists():
+            with writing(path), open(path, "a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
 
     def curves(self, kind: str) -> str:
         """Draws curves.png of a run of `kind`, "pretrain" or "finetune"; its path, or in words why
@@ -120,18 +131,18 @@ def for_one_process(path: Path, *, writes: bool = True) -> Iterator[None]:
     RunFolder(path)
     with writing(lock):
         lock.touch()
-    with lock.open("r+", encoding="utf-8") as file:
+    with lock.open("r+b", buffering=0) as file:
         try:
             # A lock of this process alone: decoding workers that outlive a kill do not have it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode() or "another process"
             raise PacecoreError(f"{path}: {holder} is training into it; wait or stop it") from None
         except OSError:
             pass  # a file system without locks
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with writing(lock):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

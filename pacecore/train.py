@@ -83,8 +83,7 @@ class PaceTask:
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         logits, z = outputs
-        loss, metrics = pretraining_loss(logits, z, batch.labels, batch.videos, self.options)
-        return loss, {**metrics, "z_spread": _spread(z.detach())}
+        return pretraining_loss(logits, z, batch.labels, batch.videos, self.options)
 
     def evaluate(self) -> dict[str, Any]:
         if self.held_out is None:
@@ -113,15 +112,6 @@ class PaceTask:
 
     def extra_state(self) -> dict[str, Any]:
         return {"classes": [str(pace) for pace in self.options.sampling().classes]}
-
-
-def _spread(z: Tensor) -> Tensor:
-    """How far embeddings (B, D) lie apart: rms distance to their mean over their rms length.
-
-    1 for unrelated directions, 0 for a network that gives every clip the same embedding.
-    """
-    length = z.square().sum(dim=1).mean()
-    return ((z - z.mean(dim=0)).square().sum(dim=1).mean() / length.clamp_min(1e-30)).sqrt()
 
 
 def _collapse(result: PaceResult) -> str:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from pacecore.device import pick_device
+from pacecore.backbones.tuning import Bf16Check
+from pacecore.config import TrainOptions
+from pacecore.device import pick_device, trusted
 from pacecore.errors import PacecoreError
 from tests.gpus import gpus
 
@@ -39,6 +41,22 @@ def test_a_number_stands_for_itself(monkeypatch):
     assert pick_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(PacecoreError, match="device cuda:2: there are 2 CUDA devices"):
         pick_device("cuda:2")
+
+
+def bf16_after(monkeypatch, elsewhere, resume=False, **figures):
+    check = Bf16Check("cpu", **{"errors": {}, "bf16_seconds": 1.0, "fp32_seconds": 1.0, **figures})
+    monkeypatch.setattr("pacecore.device.check_bf16_conv3d", lambda _: check)
+    monkeypatch.setattr("pacecore.device.any_rank", lambda flag: (flag or elsewhere,))
+    return trusted(TrainOptions(amp="bf16"), torch.device("cpu"), resume=resume).amp
+
+
+def test_the_ranks_and_a_resumed_run_are_of_one_mind_about_bf16(monkeypatch):
+    """How fast it is differs from one measuring to the next."""
+    assert bf16_after(monkeypatch, False) == "bf16"
+    assert bf16_after(monkeypatch, True) == "none"
+    assert bf16_after(monkeypatch, False, bf16_seconds=2.0) == "none"
+    assert bf16_after(monkeypatch, False, resume=True, bf16_seconds=2.0) == "bf16"
+    assert bf16_after(monkeypatch, False, resume=True, errors={"3x3x3": 1.0}) == "none"
 
 
 def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, capsys):

@@ -17,14 +17,16 @@ def shares(counts):
 
 
 def loss_of_share(rank_number, counts, options):
-    """This rank's loss, and the gradients of its own rows, as the mean over ranks makes them."""
+    """This rank's loss, the gradients of its own rows as the mean over ranks makes them, and its
+    figures for the log.
+    """
     share = shares(counts)[rank_number]
     logits, z, labels, videos = (tensor[share] for tensor in batch(sum(counts)))
     logits, z = logits.clone().requires_grad_(), z.clone().requires_grad_()
     loss, metrics = pretraining_loss(logits, z, labels, videos, options)
     loss.backward()
     grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in (logits, z)]
-    return loss.detach(), metrics["accuracy"], *(grad / len(counts) for grad in grads)
+    return loss.detach(), *(grad / len(counts) for grad in grads), metrics
 
 
 class TwoHeads(nn.Module):
@@ -41,6 +43,7 @@ def weight_gradients(model, counts, rank_number):
     share = shares(counts)[rank_number]
     _, features, labels, videos = (tensor[share] for tensor in batch(sum(counts)))
     loss, _ = pretraining_loss(*model(features), labels, videos, TrainOptions(lambda_ctr=1.0))
+    model.zero_grad()
     loss.backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -74,6 +77,7 @@ def everything(rank_number, ranks):
             loss_of_share(rank_number, *case) if len(case[0]) == ranks else None for case in CASES
         ],
         "weights": weight_gradients(model, WEIGHT_COUNTS[ranks], rank_number),
+        "weights again": weight_gradients(model, WEIGHT_COUNTS[ranks], rank_number),
         "share": share_of(3 + rank_number),
         "fewest": fewest(5 - rank_number),
         "gathered": [gathered(rank_number, kind) for kind in (torch.float32, torch.bfloat16)],
@@ -93,14 +97,16 @@ def test_ranks_together_equal_one_process(case):
     whole, metrics = pretraining_loss(logits, z, labels, videos, options)
     whole.backward()
     parts = list(zip(*(result["losses"][case] for result in results(len(counts))), strict=True))
-    loss, accuracy = (torch.stack(part).mean() for part in parts[:2])
-    torch.testing.assert_close(loss, whole.detach(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(accuracy, metrics["accuracy"], rtol=1e-6, atol=0)
-    torch.testing.assert_close(torch.cat(parts[2]), logits.grad, rtol=1e-5, atol=1e-8)
+    losses, logits_grads, z_grads, figures = parts
+    torch.testing.assert_close(torch.stack(losses).mean(), whole.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.cat(logits_grads), logits.grad, rtol=1e-5, atol=1e-8)
     if options.contrast == "none":
-        assert not torch.cat(parts[3]).any()
+        assert not torch.cat(z_grads).any()
     else:
-        torch.testing.assert_close(torch.cat(parts[3]), z.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(torch.cat(z_grads), z.grad, rtol=1e-5, atol=1e-7)
+    for name, expected in metrics.items():
+        mean = torch.stack([each[name] for each in figures]).float().mean()
+        torch.testing.assert_close(mean, expected.float(), rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -108,6 +114,14 @@ def test_averaged_weight_gradients_equal_one_process(ranks):
     expected = weight_gradients(TwoHeads(), (sum(WEIGHT_COUNTS[ranks]),), 0)
     for result in results(ranks):
         torch.testing.assert_close(result["weights"], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_gradients_of_a_runs_first_step_are_the_bits_of_any_other(ranks):
+    """Else a resumed run would end with other weights."""
+    for result in results(ranks):
+        for one, other in zip(result["weights"], result["weights again"], strict=True):
+            assert torch.equal(one, other)
 
 
 def test_a_share_weighs_a_rank_by_its_clips():

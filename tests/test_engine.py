@@ -13,7 +13,7 @@ from pacecore.checkpoint import CheckpointError, load_checkpoint, load_resume
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.distributed import rank, world_size
 from pacecore.engine import TrainingError, fit
-from pacecore.loader import TrainingSchedule
+from pacecore.loader import LoaderError, TrainingSchedule
 from pacecore.step import learning_rate
 from pacecore.train import PaceTask, pace_model
 from tests.ranks import PROCESSES, run_ranks
@@ -277,6 +277,48 @@ def test_unreadable_videos_are_counted_and_limited(tmp_path):
     assert set(summary["unreadable"]) == {"video-1.avi", "video-5.avi"}
     with pytest.raises(TrainingError, match=r"more than max_bad = 1 videos.*cut short"):
         run(tmp_path / "b", source=PacketSource(COUNTS, bad={1, 5}), max_bad=1)
+
+
+def test_an_unreadable_video_is_noted_once_after_a_kill(tmp_path):
+    class Killed(PaceTask):
+        def loss(self, outputs, batch):
+            if batch.number == 1:  # video 1's, noted by now
+                raise OSError("killed")
+            return super().loss(outputs, batch)
+
+    options = {"source": PacketSource(COUNTS, bad={1}), "save_minutes": 0, "held_out": "none"}
+    with pytest.raises(OSError, match="killed"):
+        run(tmp_path, task=Killed, **options)
+    assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 1
+    run(tmp_path, resume=True, **options)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if line.get("event") == "unreadable"] == [2]
+
+
+def test_a_step_that_could_not_be_measured_is_measured_after_a_resume(tmp_path):
+    class Unmeasured(PaceTask):
+        def evaluate(self):
+            raise LoaderError("decoding stopped: a worker was killed by SIGKILL")
+
+    run(tmp_path, max_steps=2, held_out="none")
+    words = f"SIGKILL; the last good checkpoint is {tmp_path / 'last.pt'}; go on with"
+    with pytest.raises(TrainingError, match=words):
+        run(tmp_path, task=Unmeasured, resume=True)
+    run(tmp_path, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "pace_accuracy" in line] == [3, 6]
+
+
+def test_the_disk_has_the_lines_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noting(number):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    run(tmp_path, max_steps=2, held_out="none")
+    assert synced[-2:] == ["metrics.jsonl", "last.pt.part"]
 
 
 def test_learning_rates_are_functions_of_the_step():

@@ -53,7 +53,7 @@ def test_sum_of_both_terms(contrast, z_norm, temperature):
         assert metrics["loss_ctr"].item() == pytest.approx(figures[0].item(), rel=1e-5)
         assert metrics["positive_similarity"].item() == pytest.approx(figures[1].item(), rel=1e-4)
     else:
-        assert set(metrics) == {"loss_cls", "accuracy"}
+        assert set(metrics) == {"loss_cls", "accuracy", "z_spread"}
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert metrics["accuracy"].item() == pytest.approx((logits.argmax(1) == labels).float().mean())
 

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -59,6 +60,29 @@ def test_one_process_at_a_time_trains_into_a_folder(tmp_path):
         other.kill()
     with for_one_process(folder):
         assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_full_disk_is_told_where_the_folder_is_taken(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        words = r"\.lock: cannot be written: File too large"
+        with pytest.raises(PacecoreError, match=words), for_one_process(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("step", "dropped"), [(-1, 0), (7, 8)])
+def test_tensorboard_drops_what_a_resumed_run_writes_again(tmp_path, monkeypatch, step, dropped):
+    made = []
+
+    def writer(folder, purge_step):
+        made.append((folder, purge_step))
+
+    monkeypatch.setattr("pacecore.runlog._summary_writer", lambda: writer)
+    RunFolder(tmp_path, tensorboard=True).rewind(step)
+    assert made == [(str(tmp_path / "tensorboard"), dropped)]
 
 
 def test_durations_in_words():

@@ -99,6 +99,8 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     train(monkeypatch, capsys, videos, "--out", run, "--max-steps", "2")
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--max-steps", "3")
     assert code == 0, err
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--out", run)
+    assert code == 0, err
     assert load_checkpoint(run / "last.pt")["totals"]["step"] == 3
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--lr", "0.5")
     assert (code, err) == (
