@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stop", "Stopped", "stop_requests"]
+__all__ = ["REQUESTS", "Stop", "Stopped", "stop_requests"]
+
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""From a user, from a scheduler, and from a terminal that is closed."""
 
 
 class Stopped(BaseException):
@@ -66,13 +69,13 @@ class Stop:
 
 @contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Within the block SIGINT and SIGTERM are requests to stop."""
+    """Within the block REQUESTS are requests to stop; SIGHUP not where nohup has it ignored."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python lets no other thread have the signals
         return
-    handled = (signal.SIGINT, signal.SIGTERM)
-    old = {each: signal.signal(each, stop.received) for each in handled}
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    old = {each: signal.signal(each, stop.received) for each in REQUESTS if each not in kept}
     try:
         yield stop
     finally:

@@ -14,18 +14,19 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pacecore.errors import PacecoreError
+from pacecore.stopping import REQUESTS
 
 __all__ = ["WorkerError", "Workers", "end_with_parent", "signals_kept"]
 
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
-    """Processes that start within the block leave SIGINT and SIGTERM to this one.
+    """Processes that start within the block leave requests to stop to this one.
 
     Terminals, schedulers and `timeout` send them to the whole group; what this process still has to
     save would be lost with the workers, and each of them would have a traceback to print.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     try:
         yield
     finally:

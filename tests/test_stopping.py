@@ -1,0 +1,39 @@
+"""Requests to stop: which signals are, and that a second one stops at once."""
+
+import signal
+
+import pytest
+
+from pacecore.stopping import REQUESTS, stop_requests
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Whatever this process was started with, as under nohup, and as they were afterwards."""
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in REQUESTS}
+    yield
+    for each, action in before.items():
+        signal.signal(each, action)
+
+
+@pytest.mark.parametrize("sent", REQUESTS, ids=lambda sent: sent.name)
+def test_a_signal_is_noted_and_its_repetition_within_a_second_too(sent):
+    with stop_requests() as stop:
+        assert not stop
+        signal.raise_signal(sent)
+        signal.raise_signal(sent)
+        assert stop.signal == sent.name
+        stop._since -= 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(sent)
+    assert signal.getsignal(sent) is signal.SIG_DFL
+
+
+def test_a_closed_terminal_is_ignored_under_nohup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_requests() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
