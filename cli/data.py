@@ -16,7 +16,7 @@ from pacecore.errors import PacecoreError
 from pacecore.files import writing
 from pacecore.index import BadVideo, VideoIndex
 from pacecore.sampling import parse_paces
-from pacecore.store import FrameStore, pack, store_bytes
+from pacecore.store import FrameStore, folder_to_pack, pack, store_bytes
 
 __all__ = ["data"]
 
@@ -206,7 +206,9 @@ def pack_command(
 
     A pack that was broken off goes on where it stood.
     """
-    counted, bad = _counted(find_videos(source, **how), workers)
+    found = find_videos(source, **how)
+    folder_to_pack(folder)  # told before the counting
+    counted, bad = _counted(found, workers)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
     megabytes = store_bytes(counted, size) / 1e6

@@ -23,7 +23,7 @@ from pacecore.isolated import JobFailure, run_jobs
 from pacecore.resample import plane_shapes, resample
 from pacecore.video import VideoError, decode_all
 
-__all__ = ["FrameStore", "StoreError", "pack", "record_bytes", "store_bytes"]
+__all__ = ["FrameStore", "StoreError", "folder_to_pack", "pack", "record_bytes", "store_bytes"]
 
 _FRAMES, _INDEX, _JOURNAL = "frames.bin", "index.json", "journal.jsonl"
 _LINE = 64  # records begin at cache lines
@@ -80,9 +80,7 @@ def pack(
     the videos that decoded, in the order of the index, and the others with the reason. Raises
     StoreError: no room on the disk, or the folder holds something else.
     """
-    folder = made_folder(folder)
-    if (folder / _INDEX).exists():
-        raise StoreError(f"{folder}: holds a finished store already; delete it to pack anew")
+    folder = folder_to_pack(folder)
     jobs = _jobs(index, folder, size)
     done = _resumed(folder, index, size, sum(job.frames for job in jobs) * record_bytes(size))
     with (folder / _JOURNAL).open("a", encoding="utf-8") as journal:
@@ -96,6 +94,18 @@ def pack(
     _finish(folder, index, size, jobs, done)
     bad = [BadVideo(j.path, done[j.video]["bad"]) for j in jobs if "bad" in done[j.video]]
     return FrameStore.open(folder), bad
+
+
+def folder_to_pack(folder: str | Path) -> Path:
+    """`folder`, made. Raises StoreError where it holds a finished store, or something else."""
+    folder = made_folder(folder)
+    names = {path.name for path in folder.iterdir()}
+    if _INDEX in names:
+        raise StoreError(f"{folder}: holds a finished store already; delete it to pack anew")
+    others = sorted(names - {_FRAMES})
+    if others and _JOURNAL not in names:
+        raise StoreError(f"{folder}: a store takes a new or an empty folder, this has {others[0]}")
+    return folder
 
 
 def _jobs(index: VideoIndex, folder: Path, size: tuple[int, int]) -> list[_Job]:

@@ -219,6 +219,12 @@ def test_what_cannot_be_packed(index, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match=r"needs .* bytes, 1,000 are free"):
         pack(index, tmp_path, (24, 33))
     assert not (tmp_path / "frames.bin").exists()
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "last.pt").touch()
+    with pytest.raises(StoreError, match=r"used: a store takes a new or an empty folder.*last\.pt"):
+        pack(index, used, (24, 32))
+    assert [path.name for path in used.iterdir()] == ["last.pt"]
 
 
 def test_frames_that_are_not_there(store):
