@@ -12,6 +12,8 @@ __all__ = ["REQUESTS", "Stop", "Stopped", "stop_requests"]
 REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """From a user, from a scheduler, and from a terminal that is closed."""
 
+_SAME = 1.0  # seconds
+
 
 class Stopped(BaseException):
     """Ends a wait for which the run does not wait; its cause, if any, is why nothing was saved.
@@ -23,13 +25,14 @@ class Stopped(BaseException):
 class Stop:
     """Whether a run is asked to stop. A second signal stops it at once, by KeyboardInterrupt.
 
-    One that comes within a second is the same request: `timeout` and torchrun send it to a process
+    One that comes within `_SAME` is the same request: `timeout` and torchrun send it to a process
     and to its group.
     """
 
     def __init__(self) -> None:
         self.signal = ""  # name of the one that was received
         self._since = 0.0
+        self._over = False
         self._save: Callable[[], None] | None = None
 
     def __bool__(self) -> bool:
@@ -52,8 +55,14 @@ class Stop:
         if not self:
             self.signal, self._since = signal.Signals(number).name, time.monotonic()
             self._heed()
-        elif time.monotonic() - self._since > 1:
+        elif time.monotonic() - self._since > _SAME and not self._over:
             raise KeyboardInterrupt
+
+    def end(self) -> None:
+        """Waits until the same request is not sent again: it would cut short the process's end."""
+        if self:
+            self._over = True
+            time.sleep(max(0.0, self._since + _SAME - time.monotonic()))
 
     def _heed(self) -> None:
         save, waits = self._save, self and self._save
@@ -79,5 +88,6 @@ def stop_requests() -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        stop.end()
         for number, action in old.items():
             signal.signal(number, action)

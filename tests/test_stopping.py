@@ -1,6 +1,7 @@
 """Requests to stop: which signals are, and that a second one stops at once."""
 
 import signal
+import threading
 
 import pytest
 
@@ -37,3 +38,13 @@ def test_a_closed_terminal_is_ignored_under_nohup():
         signal.raise_signal(signal.SIGTERM)
         assert stop
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_the_same_request_sent_again_finds_the_run_ending():
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the process would have ended"))
+    with stop_requests() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        again = threading.Timer(0.2, signal.raise_signal, [signal.SIGTERM])
+        again.start()
+    again.join()
+    assert stop
