@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,9 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
             f"rank {rank()} lost another rank, whose own words tell why: {reason}"
         ) from None
     finally:
+        # The group's threads let go of what they sent last, for which they need Python's lock. Who
+        # destroys the group has that lock and waits for them: for ever, if they are not done.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
