@@ -30,7 +30,6 @@ from pacecore.distributed import (
     any_rank,
     is_main,
     merge_over_ranks,
-    rank,
     share_buffers,
     world_size,
 )
@@ -86,11 +85,6 @@ def begin(
     options = trusted(options.resolved(), device, resume=resume)
     content = load_resume(options.out, fall_back=fall_back) if resume else None
     data = open_inputs(options)
-    if len(merge_over_ranks({data.identity: ""})) > 1:
-        raise PacecoreError(
-            f"the ranks do not find the same videos in {options.data or 'the demo set'}: rank"
-            f" {rank()} has {data.words}"
-        )
     options = replace(options, repeat=options.repeat or data.repeat)
     if content and content["identity"] != data.identity:
         raise PacecoreError(

@@ -11,7 +11,7 @@ import torch
 from pacecore.config import RunOptions
 from pacecore.datasets import VideoIndex, find_videos, probe_all
 from pacecore.demo import make_demo
-from pacecore.distributed import barrier, is_main
+from pacecore.distributed import barrier, is_main, merge_over_ranks, rank
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.runlog import Progress
@@ -52,8 +52,8 @@ def worker_count(wish: int, device: torch.device) -> int:
 def open_inputs(options: RunOptions) -> Inputs:
     """The training and held-out videos of `options`, their frames counted.
 
-    Raises PacecoreError: data that are not there, without videos, or with more unreadable videos
-    than max_bad.
+    Every rank must call it. Raises PacecoreError: data that are not there, without videos, with
+    more unreadable videos than max_bad, or with others on another rank.
     """
     data = options.data or str(_demo())
     store = FrameStore.open(data) if FrameStore.is_at(data) else None
@@ -82,12 +82,17 @@ def open_inputs(options: RunOptions) -> Inputs:
         words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
     if store:
         words += f"; from the frame store of {store.size[0]} x {store.size[1]} pixels"
+    identity = _identity(index)
+    if len(merge_over_ranks({identity: ""})) > 1:
+        raise PacecoreError(
+            f"the ranks do not find the same videos in {data}: rank {rank()} has {words}"
+        )
     from_store = store if options.held_out == "auto" else None
     return Inputs(
         _source(index, store),
         _source(held, from_store) if held else None,
         words,
-        _identity(index),
+        identity,
         tuple(bad),
         1 if index.layout == "Kinetics" else 10,
     )

@@ -47,7 +47,7 @@ def test_what_depends_on_other_options_is_filled_in(tmp_path):
 def test_ranks_that_find_other_videos_are_refused(tmp_path, monkeypatch):
     """On other machines of a run the folder may hold others; a number would mean another video."""
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
-    monkeypatch.setattr("pacecore.engine.merge_over_ranks", lambda found: found | {"other": ""})
+    monkeypatch.setattr("pacecore.inputs.merge_over_ranks", lambda found: found | {"other": ""})
     words = rf"the ranks do not find the same videos in {tmp_path}: rank 0 has 1 training videos"
     with pytest.raises(PacecoreError, match=words):
         begin(options_of(tmp_path), torch.device("cpu"), resume=False, fall_back=False)
