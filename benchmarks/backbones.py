@@ -9,9 +9,10 @@ contiguous fp32 without TF32, nn.Conv3d everywhere, SGD one tensor at a time. Th
 pacecore's layout (`layout`), bf16 autocast (`bf16`), torch.compile (`compiled`), or compute stages
 again in the backward pass (`checkpointing`). Of what a GPU is given, `unsearched` leaves out
 cuDNN's search for the fastest convolutions, and `in 2D` runs R(2+1)D's factors as two-dimensional
-convolutions, for which cuDNN has other code. All ways of a network take turns in rounds, so that a
-change in the machine's load falls on all of them. On a CPU each has a process of its own, because
-the allocator's setting that pacecore makes belongs to a process.
+convolutions, for which cuDNN has other code; and the kernels on which a step of `bf16` spends its
+time are listed. All ways of a network take turns in rounds, so that a change in the machine's load
+falls on all of them. On a CPU each has a process of its own, because the allocator's setting that
+pacecore makes belongs to a process.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from multiprocessing.connection import Connection
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.convolution import Triple, over_time
@@ -103,13 +105,19 @@ def main() -> None:
                 write_record(arguments.out, "backbones", arguments.device, cases + found)
             print(*found, sep="\n", flush=True)
             cases += found
+        if not on_cpu:  # last, since a profiler may be refused
+            for network in arguments.networks:
+                clips = torch.rand(clip_shape(network, arguments), device=arguments.device)
+                step = training_step(network, arguments.width, clips, WAYS["bf16"])
+                about = {"network": network, "width": arguments.width, "way": "bf16"}
+                cases.append({**about, "kernels": kernels_of(step, clips.device)})
     print(write_record(arguments.out, "backbones", arguments.device, cases))
 
 
 def network_cases(network: str, arguments: argparse.Namespace) -> Iterator[list[dict]]:
     """After each measurement the cases of the network as they are by then."""
-    frames, crop, _ = input_size(network, arguments)
-    clips = torch.rand(arguments.batch, 3, frames, crop, crop, device=arguments.device)
+    shape = clip_shape(network, arguments)
+    clips = torch.rand(shape, device=arguments.device)
     flops = 3 * 2 * multiply_adds(network, arguments.width, clips)  # backward is two forwards
     on_cpu = clips.device.type == "cpu"
     measured = {
@@ -124,7 +132,7 @@ def network_cases(network: str, arguments: argparse.Namespace) -> Iterator[list[
                 way,
                 {
                     **{"network": network, "width": arguments.width, "way": way},
-                    **{"batch": arguments.batch, "frames": frames, "crop": crop},
+                    **dict(zip(("batch", "frames", "crop"), (shape[0], *shape[2:4]), strict=True)),
                     **({"trial": True} if WAYS[way].trial else {}),
                 },
             )
@@ -193,11 +201,11 @@ def _serve(pipe: Connection, threads: int, network: str, width: float, shape: tu
         return
 
 
-def input_size(network: str, arguments: argparse.Namespace) -> tuple[int, int, int]:
-    """Frames, height and width of a clip: the paper's, unless asked for otherwise."""
+def clip_shape(network: str, arguments: argparse.Namespace) -> torch.Size:
+    """Of a batch, (B, 3, T, H, W): the paper's, unless asked for otherwise."""
     frames, crop = (64, 224) if network == "s3dg" else (16, 112)
     crop = arguments.crop or crop
-    return arguments.frames or frames, crop, crop
+    return torch.Size((arguments.batch, 3, arguments.frames or frames, crop, crop))
 
 
 def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callable[[], None]:
@@ -231,6 +239,28 @@ def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callab
         optimizer.step()
 
     return step
+
+
+def kernels_of(step: Callable[[], None], device: torch.device, most: int = 30) -> list[dict]:
+    """Where a step's time goes: its kernels (on a CPU torch's functions), the longest first."""
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    for _ in range(2):  # cuDNN's search
+        step()
+    with profile(activities=[activity]) as profiler:
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    found = [
+        {
+            "kernel": event.key[:160],
+            "calls": event.count,
+            "microseconds": event.self_device_time_total
+            if device.type == "cuda"
+            else event.self_cpu_time_total,
+        }
+        for event in profiler.key_averages()
+    ]
+    return sorted(found, key=lambda kernel: -kernel["microseconds"])[:most]
 
 
 @contextmanager
@@ -286,7 +316,7 @@ def multiply_adds(network: str, width: float, clips: Tensor) -> int:
 
 def layer_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
     """Every different convolution of a network alone: output and both gradients, three ways."""
-    clips = torch.Size((arguments.batch, 3, *input_size(network, arguments)))
+    clips = clip_shape(network, arguments)
     cases = []
     for found, shape in convolutions(network, arguments.width, clips).items():
         inner, outer, kernel, stride, padding = found

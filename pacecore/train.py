@@ -198,7 +198,7 @@ def _size_words(options: TrainOptions, device: torch.device) -> str:
     if device.type != "cpu" or options.width < 1 or options.crop < 112:
         return ""
     return (
-        "\nwarning: the network at full size takes days on a CPU, and at batch 30 more than 20 GB;"
+        "\nwarning: the network at full size takes days on a CPU, and R(2+1)D 20 GB at batch 30;"
         " --preset small is made for one"
     )
 

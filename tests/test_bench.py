@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from benchmarks import suite
-from benchmarks.backbones import factors_in_2d
+from benchmarks.backbones import factors_in_2d, kernels_of
 from benchmarks.common import RESULTS, run_limited
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
 from pacecore.backbones import build_backbone
@@ -237,6 +237,18 @@ def test_factors_in_two_dimensions_are_the_same_network(monkeypatch):
         found.append((features, *torch.autograd.grad(features.square().sum(), clips)))
     torch.testing.assert_close(*found)
     assert torch.nn.functional.conv3d.__module__ != "benchmarks.backbones"
+
+
+def test_where_a_step_spends_its_time():
+    def step():
+        a = torch.rand(200, 200)
+        for _ in range(5):
+            a = a @ a
+
+    product, *others = kernels_of(step, torch.device("cpu"), most=3)
+    assert (product["kernel"], product["calls"]) == ("aten::mm", 5)
+    assert product["microseconds"] > max(other["microseconds"] for other in others) > 0
+    assert len(others) == 2
 
 
 def test_what_is_only_tried_is_not_called_ours():

@@ -116,16 +116,16 @@ def _require_whole(
 ) -> None:
     """Raises VideoError where the header promises more than the file has."""
     claimed, kind = stream.frames, container.format.name
-    # AVI's count of frames is a mere claim, and often wrong.
+    # By bytes: Matroska counts no frames, and AVI's count is a mere claim, often wrong.
     if kind == _MATROSKA or (kind == "avi" and claimed > len(packets)):
         with open(path, "rb") as file:
             promised = _promised_bytes(file.read(4096))
         if promised > container.size:
             raise VideoError(path, f"truncated: it has {container.size} of {promised} bytes")
-    # MP4 lists its samples.
     if claimed <= len(packets) or kind != _MP4:
         return
-    with opened(path, ignore_editlist="1") as (whole, video):  # which may cut frames off
+    # MP4 lists its samples, of which its edit list may cut some off.
+    with opened(path, ignore_editlist="1") as (whole, video):
         found = sum(1 for _ in packets_of(whole, video))
     if claimed > found:
         raise VideoError(path, f"truncated: it has {found} of {claimed} frames")
