@@ -9,12 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from pacecore.frames import FrameFormat, Matrix
-from pacecore.planes import FrameSink
 from pacecore.video import VideoError, decode, decode_all, probe
 from tests.video_files import (
     luma,
-    planes_of,
     reference_luma,
     textured,
     write_fields,
@@ -158,18 +155,6 @@ def test_packets_wrongly_marked_as_key_frames(codec, keywords, tmp_path):
     check_every_way(path, reference_luma(path))
 
 
-def test_a_palette_that_comes_with_the_first_packet(tmp_path):
-    path = write_video(tmp_path / "a.mov", "rawvideo", frames=8, pixel_format="gray")
-    with av.open(str(path)) as container:
-        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
-    assert probe(path).pixel_format == "pal8"
-    for number, expected in enumerate(pictures):
-        frames = decode(path, np.array([number]))
-        stride = int(frames.table[0, 5])
-        rows = frames.data.numpy()[: 48 * stride].reshape(48, stride)
-        np.testing.assert_array_equal(rows[:, : 3 * 64].reshape(48, 64, 3), expected)
-
-
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_two_packets_may_be_the_fields_of_one_frame(tmp_path, suffix):
     path = write_fields(tmp_path / f"a.{suffix}")
@@ -222,123 +207,6 @@ def test_variable_rate_is_told(tmp_path):
     assert probe(av1).codec == "av1"
 
 
-@pytest.mark.parametrize("size", [(1, 2), (33, 65), (48, 63), (47, 64)])
-def test_odd_sizes_keep_every_sample(size, tmp_path):
-    path = write_video(tmp_path / "a.mkv", "ffv1", frames=3, size=size)
-    frames = decode(path, np.arange(3))
-    with av.open(str(path)) as container:
-        for row, picture in enumerate(container.decode(video=0)):
-            for ours, plane in zip(planes_of(frames, row), picture.planes, strict=True):
-                theirs = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-                np.testing.assert_array_equal(ours, theirs[:, : ours.shape[1]])
-
-
-def ramp(pixel_format: str, size: tuple[int, int] = (32, 64)) -> av.VideoFrame:
-    """Luma 16 to 205 and chroma 40 to 229 in steps of 3 a luma column, chroma on even columns."""
-    frame = av.VideoFrame(size[1], size[0], pixel_format)
-    bits = next(
-        (b for b in (9, 10, 12, 16) if f"p{b}" in pixel_format or f"y{b}" in pixel_format), 8
-    )
-    kind = np.uint8 if bits == 8 else np.uint16
-    for index, plane in enumerate(frame.planes):
-        row = np.zeros(plane.line_size // np.dtype(kind).itemsize, dtype=kind)
-        columns = np.arange(plane.width) * (size[1] // plane.width)
-        row[: plane.width] = (16 + 24 * (index > 0) + 3 * columns) << (bits - 8)
-        plane.update(np.tile(row, plane.height).tobytes())
-    return frame
-
-
-@pytest.mark.parametrize(
-    "pixel_format",
-    [
-        "yuv420p", "yuv422p", "yuv444p", "yuv440p", "yuv411p",
-        "yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le", "yuv444p16le",
-    ],
-)  # fmt: skip
-def test_finer_and_deeper_sources_keep_range_and_place(pixel_format, tmp_path):
-    path = write_video(
-        tmp_path / "a.mkv",
-        "ffv1",
-        size=(32, 64),
-        pixel_format=pixel_format,
-        pictures=[ramp(pixel_format) for _ in range(2)],
-    )
-    y, u, v = planes_of(decode(path, np.array([1])), 0)
-    shallow = "p1" not in pixel_format
-    np.testing.assert_allclose(
-        y, np.tile(16 + 3 * np.arange(64), (32, 1)), atol=0 if shallow else 1
-    )
-    chroma = np.tile(40 + 6 * np.arange(32), (16, 1))
-    inner = slice(1, -1)  # beyond the edge there is nothing to average with
-    for plane in (u, v):
-        np.testing.assert_allclose(plane[:, inner], chroma[:, inner], atol=1)
-
-
-def code_of(path: Path) -> int:
-    return int(decode(path, np.array([0])).table[0, 7])
-
-
-def test_matrix_and_range_come_from_the_file(tmp_path):
-    assert code_of(write_video(tmp_path / "a.avi")) == FrameFormat().code
-    params = "fullrange=on:colormatrix=bt709"
-    path = write_video(tmp_path / "b.mp4", "libx264", options={"x264-params": params})
-    assert code_of(path) == FrameFormat(matrix=Matrix.BT709, full_range=True).code
-    path = write_video(
-        tmp_path / "c.mp4", "libx264", options={"x264-params": "colormatrix=bt2020nc"}
-    )
-    assert code_of(path) == FrameFormat(matrix=Matrix.BT2020).code
-    path = write_video(tmp_path / "d.mp4", "libx264", pixel_format="yuvj420p")
-    assert code_of(path) == FrameFormat(full_range=True).code
-    jpeg = FrameFormat(full_range=True, centre_sited=True).code
-    assert code_of(write_video(tmp_path / "e.avi", "mjpeg", pixel_format="yuvj420p")) == jpeg
-    assert code_of(write_video(tmp_path / "f.avi", "mjpeg", pixel_format="yuvj422p")) == jpeg
-    sink = FrameSink(1, "mjpeg")
-    sink.add(textured(0, 48, 64, "gray"))  # which av cannot write as JPEG
-    assert sink.frames().table[0, 7] == jpeg
-    centred = FrameFormat(centre_sited=True).code
-    assert code_of(write_video(tmp_path / "h.3gp", "h263", size=(96, 128))) == centred
-
-
-def test_a_matrix_that_yuv_here_has_not_is_refused(tmp_path):
-    path = write_video(tmp_path / "a.mp4", "libx264", options={"x264-params": "colormatrix=ycgco"})
-    with pytest.raises(VideoError, match="YCgCo"):
-        decode(path, np.array([0]))
-
-
-def test_grey(tmp_path):
-    for pixel_format, tolerance in (("gray", 0), ("gray10le", 1)):
-        path = write_video(
-            tmp_path / f"{pixel_format}.mkv",
-            "ffv1",
-            size=(32, 64),
-            pixel_format=pixel_format,
-            pictures=[ramp(pixel_format)],
-        )
-        frames = decode(path, np.array([0]))
-        y, u, v = planes_of(frames, 0)
-        np.testing.assert_allclose(y, np.tile(16 + 3 * np.arange(64), (32, 1)), atol=tolerance)
-        assert (u == 128).all()
-        assert (v == 128).all()
-        assert frames.table[0, 7] == FrameFormat(full_range=True).code  # a still or lossless codec
-    path = write_video(tmp_path / "h264.mp4", "libx264", pixel_format="gray")
-    assert code_of(path) == FrameFormat().code  # a video codec: limited where nothing is said
-
-
-def test_rgb_stays_rgb(tmp_path):
-    picture = av.VideoFrame.from_ndarray(
-        np.random.default_rng(0).integers(0, 256, (17, 23, 3), dtype=np.uint8), format="rgb24"
-    )
-    expected = picture.to_ndarray()
-    path = write_video(
-        tmp_path / "a.mov", "png", size=(17, 23), pixel_format="rgb24", pictures=[picture]
-    )
-    frames = decode(path, np.array([0]))
-    offset, u, v, height, width, stride, chroma_stride, code = frames.table[0].tolist()
-    assert (u, v, height, width, chroma_stride, code) == (0, 0, 17, 23, 0, 0)
-    rows = frames.data.numpy()[offset:][: stride * height].reshape(height, stride)
-    np.testing.assert_array_equal(rows[:, : 3 * width].reshape(17, 23, 3), expected)
-
-
 def test_a_change_of_size_within_the_video(tmp_path):
     """MPEG-TS pieces of two sizes in a row, as a broadcast does it."""
     parts = [
@@ -370,77 +238,6 @@ def test_decode_all_in_parts(tmp_path):
     for number in range(11):
         got = luma(parts[number // 4], number % 4)
         np.testing.assert_array_equal(got, expected[number])
-
-
-def test_rgb_as_yuv_where_only_planes_serve(tmp_path):
-    columns = np.arange(0, 240, 4)
-    picture = np.stack([columns, columns[::-1], np.full(60, 90)], 1).astype(np.uint8)
-    picture = av.VideoFrame.from_ndarray(np.tile(picture, (20, 1, 1)), format="rgb24")
-    red, green, blue = np.moveaxis(picture.to_ndarray().astype(float), 2, 0)
-    path = write_video(
-        tmp_path / "a.mov", "png", size=(20, 60), pixel_format="rgb24", pictures=[picture]
-    )
-    frames = next(decode_all(path, planar=True))
-    assert frames.table[0, 7] == FrameFormat(full_range=True).code
-    y, u, v = planes_of(frames, 0)
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue
-    np.testing.assert_allclose(y, grey, atol=1.5)
-    even = np.s_[::2, 2:-2:2]
-    np.testing.assert_allclose(u[:, 1:-1], (128 + (blue - grey) / 1.772)[even], atol=1.5)
-    np.testing.assert_allclose(v[:, 1:-1], (128 + (red - grey) / 1.402)[even], atol=1.5)
-
-
-def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
-    """A file and what is said of it."""
-    video = write_video(tmp_path / "whole.avi", frames=40)
-    mp4 = write_video(tmp_path / "whole.mp4", "libx264", frames=40, mux={"movflags": "faststart"})
-    cut = tmp_path / "cut.avi"
-    cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    cut_mp4 = tmp_path / "cut.mp4"
-    cut_mp4.write_bytes(mp4.read_bytes()[: mp4.stat().st_size // 2])
-    empty, text = tmp_path / "empty.avi", tmp_path / "text.avi"
-    empty.write_bytes(b"")
-    text.write_text("this is no video\n" * 100)
-    cut_mkv = tmp_path / "cut.mkv"
-    mkv = write_video(tmp_path / "whole.mkv", "libx264", frames=40)
-    cut_mkv.write_bytes(mkv.read_bytes()[:-2000])
-    between = tmp_path / "between.avi"  # the cut is not within a frame
-    data = video.read_bytes()
-    between.write_bytes(data[: data.rindex(b"00dc", 0, data.index(b"idx1"))])
-    unknown = tmp_path / "unknown.mp4"
-    unknown.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzzz"))
-    sound = tmp_path / "sound.mp4"
-    with av.open(str(sound), "w") as container:
-        stream = container.add_stream("aac", rate=8000, layout="mono")
-        silence = av.AudioFrame.from_ndarray(
-            np.zeros((1, 8000), np.float32), format="fltp", layout="mono"
-        )
-        silence.rate = 8000
-        container.mux(stream.encode(silence))
-        container.mux(stream.encode(None))
-    (tmp_path / "folder").mkdir()
-    return {
-        "missing": (tmp_path / "none.avi", "no such file"),
-        "empty": (empty, "cannot be read"),
-        "text": (text, "cannot be read"),
-        "cut avi": (cut, "truncated|cannot be read"),
-        "cut mp4": (cut_mp4, "truncated"),
-        "cut mkv": (cut_mkv, "truncated: it has [0-9]+ of [0-9]+ bytes"),
-        "cut between frames": (between, "truncated: it has [0-9]+ of [0-9]+ bytes"),
-        "unknown codec": (unknown, "no decoder here"),
-        "sound only": (sound, "no video stream"),
-        "folder": (tmp_path / "folder", "without pictures"),
-    }
-
-
-def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
-    open_before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
-    for case, (path, reason) in broken(tmp_path).items():
-        with pytest.raises(VideoError, match=reason) as caught:
-            probe(path)
-        assert str(path) in str(caught.value), case
-    if open_before is not None:
-        assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "mp4", "avi", "ts"])
@@ -480,62 +277,6 @@ def test_an_edit_list_that_trims_is_no_truncation(tmp_path, first, seconds):
     for number in range(0, len(expected), 7):
         frames = decode(path, np.array([number]))
         assert np.array_equal(luma(frames, 0), expected[number])
-
-
-def test_frames_that_do_not_exist_or_are_out_of_order(tmp_path):
-    path = write_video(tmp_path / "a.avi", frames=5)
-    with pytest.raises(VideoError, match="has 5 frames, frame 5"):
-        decode(path, np.array([0, 5]))
-    for wrong in ([], [2, 1], [1, 1], [-1], [[1]]):
-        with pytest.raises(VideoError, match="ascending"):
-            decode(path, np.array(wrong, dtype=np.int64))
-
-
-def test_errors_travel_between_processes():
-    import pickle
-
-    error = pickle.loads(pickle.dumps(VideoError("a.avi", "no such file")))
-    assert str(error) == "a.avi: no such file"
-
-
-def test_metadata_that_is_not_utf8(tmp_path):
-    path = write_video(tmp_path / "a.avi", frames=3)
-    with av.open(str(path)) as source, av.open(str(tmp_path / "b.avi"), "w") as target:
-        target.metadata["title"] = "TITLE"
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    raw = (tmp_path / "b.avi").read_bytes()
-    assert b"TITLE" in raw
-    (tmp_path / "b.avi").write_bytes(raw.replace(b"TITLE", b"T\xfc\xe9\xffE"))
-    assert len(decode(tmp_path / "b.avi", np.array([0, 2]))) == 2
-
-
-def test_names_that_ffmpeg_would_take_for_a_protocol(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.avi", frames=3)
-    monkeypatch.chdir(tmp_path)
-    for name in ("10:30.avi", "file:a.avi", "concat:a.avi"):
-        Path(name).write_bytes(path.read_bytes())
-        assert len(decode(name, np.array([0, 2]))) == 2
-
-
-def test_a_thousand_opens_hold_no_file_and_no_memory(tmp_path):
-    resource = pytest.importorskip("resource")
-    path = write_video(tmp_path / "a.avi", frames=4, size=(16, 16))
-    bad = tmp_path / "bad.avi"
-    bad.write_bytes(path.read_bytes()[:3000])
-    files, peak = None, None
-    for round_number in range(1000):
-        decode(path, np.array([3]))
-        with pytest.raises(VideoError):
-            probe(bad)
-        if round_number == 200:
-            files = len(os.listdir("/proc/self/fd"))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert len(os.listdir("/proc/self/fd")) == files
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 8 * 1024  # KiB
 
 
 @REAL

@@ -1,0 +1,159 @@
+"""The samples of decoded frames: places, depths, matrices and ranges of what files hold."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pacecore.frames import FrameFormat, Matrix
+from pacecore.planes import FrameSink
+from pacecore.video import VideoError, decode, decode_all, probe
+from tests.video_files import planes_of, textured, write_video
+
+
+def test_a_palette_that_comes_with_the_first_packet(tmp_path):
+    path = write_video(tmp_path / "a.mov", "rawvideo", frames=8, pixel_format="gray")
+    with av.open(str(path)) as container:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+    assert probe(path).pixel_format == "pal8"
+    for number, expected in enumerate(pictures):
+        frames = decode(path, np.array([number]))
+        stride = int(frames.table[0, 5])
+        rows = frames.data.numpy()[: 48 * stride].reshape(48, stride)
+        np.testing.assert_array_equal(rows[:, : 3 * 64].reshape(48, 64, 3), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 2), (33, 65), (48, 63), (47, 64)])
+def test_odd_sizes_keep_every_sample(size, tmp_path):
+    path = write_video(tmp_path / "a.mkv", "ffv1", frames=3, size=size)
+    frames = decode(path, np.arange(3))
+    with av.open(str(path)) as container:
+        for row, picture in enumerate(container.decode(video=0)):
+            for ours, plane in zip(planes_of(frames, row), picture.planes, strict=True):
+                theirs = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+                np.testing.assert_array_equal(ours, theirs[:, : ours.shape[1]])
+
+
+def ramp(pixel_format: str, size: tuple[int, int] = (32, 64)) -> av.VideoFrame:
+    """Luma 16 to 205 and chroma 40 to 229 in steps of 3 a luma column, chroma on even columns."""
+    frame = av.VideoFrame(size[1], size[0], pixel_format)
+    bits = next(
+        (b for b in (9, 10, 12, 16) if f"p{b}" in pixel_format or f"y{b}" in pixel_format), 8
+    )
+    kind = np.uint8 if bits == 8 else np.uint16
+    for index, plane in enumerate(frame.planes):
+        row = np.zeros(plane.line_size // np.dtype(kind).itemsize, dtype=kind)
+        columns = np.arange(plane.width) * (size[1] // plane.width)
+        row[: plane.width] = (16 + 24 * (index > 0) + 3 * columns) << (bits - 8)
+        plane.update(np.tile(row, plane.height).tobytes())
+    return frame
+
+
+@pytest.mark.parametrize(
+    "pixel_format",
+    [
+        "yuv420p", "yuv422p", "yuv444p", "yuv440p", "yuv411p",
+        "yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le", "yuv444p16le",
+    ],
+)  # fmt: skip
+def test_finer_and_deeper_sources_keep_range_and_place(pixel_format, tmp_path):
+    path = write_video(
+        tmp_path / "a.mkv",
+        "ffv1",
+        size=(32, 64),
+        pixel_format=pixel_format,
+        pictures=[ramp(pixel_format) for _ in range(2)],
+    )
+    y, u, v = planes_of(decode(path, np.array([1])), 0)
+    shallow = "p1" not in pixel_format
+    np.testing.assert_allclose(
+        y, np.tile(16 + 3 * np.arange(64), (32, 1)), atol=0 if shallow else 1
+    )
+    chroma = np.tile(40 + 6 * np.arange(32), (16, 1))
+    inner = slice(1, -1)  # beyond the edge there is nothing to average with
+    for plane in (u, v):
+        np.testing.assert_allclose(plane[:, inner], chroma[:, inner], atol=1)
+
+
+def code_of(path: Path) -> int:
+    return int(decode(path, np.array([0])).table[0, 7])
+
+
+def test_matrix_and_range_come_from_the_file(tmp_path):
+    assert code_of(write_video(tmp_path / "a.avi")) == FrameFormat().code
+    params = "fullrange=on:colormatrix=bt709"
+    path = write_video(tmp_path / "b.mp4", "libx264", options={"x264-params": params})
+    assert code_of(path) == FrameFormat(matrix=Matrix.BT709, full_range=True).code
+    path = write_video(
+        tmp_path / "c.mp4", "libx264", options={"x264-params": "colormatrix=bt2020nc"}
+    )
+    assert code_of(path) == FrameFormat(matrix=Matrix.BT2020).code
+    path = write_video(tmp_path / "d.mp4", "libx264", pixel_format="yuvj420p")
+    assert code_of(path) == FrameFormat(full_range=True).code
+    jpeg = FrameFormat(full_range=True, centre_sited=True).code
+    assert code_of(write_video(tmp_path / "e.avi", "mjpeg", pixel_format="yuvj420p")) == jpeg
+    assert code_of(write_video(tmp_path / "f.avi", "mjpeg", pixel_format="yuvj422p")) == jpeg
+    sink = FrameSink(1, "mjpeg")
+    sink.add(textured(0, 48, 64, "gray"))  # which av cannot write as JPEG
+    assert sink.frames().table[0, 7] == jpeg
+    centred = FrameFormat(centre_sited=True).code
+    assert code_of(write_video(tmp_path / "h.3gp", "h263", size=(96, 128))) == centred
+
+
+def test_a_matrix_that_yuv_here_has_not_is_refused(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "libx264", options={"x264-params": "colormatrix=ycgco"})
+    with pytest.raises(VideoError, match="YCgCo"):
+        decode(path, np.array([0]))
+
+
+def test_grey(tmp_path):
+    for pixel_format, tolerance in (("gray", 0), ("gray10le", 1)):
+        path = write_video(
+            tmp_path / f"{pixel_format}.mkv",
+            "ffv1",
+            size=(32, 64),
+            pixel_format=pixel_format,
+            pictures=[ramp(pixel_format)],
+        )
+        frames = decode(path, np.array([0]))
+        y, u, v = planes_of(frames, 0)
+        np.testing.assert_allclose(y, np.tile(16 + 3 * np.arange(64), (32, 1)), atol=tolerance)
+        assert (u == 128).all()
+        assert (v == 128).all()
+        assert frames.table[0, 7] == FrameFormat(full_range=True).code  # a still or lossless codec
+    path = write_video(tmp_path / "h264.mp4", "libx264", pixel_format="gray")
+    assert code_of(path) == FrameFormat().code  # a video codec: limited where nothing is said
+
+
+def test_rgb_stays_rgb(tmp_path):
+    picture = av.VideoFrame.from_ndarray(
+        np.random.default_rng(0).integers(0, 256, (17, 23, 3), dtype=np.uint8), format="rgb24"
+    )
+    expected = picture.to_ndarray()
+    path = write_video(
+        tmp_path / "a.mov", "png", size=(17, 23), pixel_format="rgb24", pictures=[picture]
+    )
+    frames = decode(path, np.array([0]))
+    offset, u, v, height, width, stride, chroma_stride, code = frames.table[0].tolist()
+    assert (u, v, height, width, chroma_stride, code) == (0, 0, 17, 23, 0, 0)
+    rows = frames.data.numpy()[offset:][: stride * height].reshape(height, stride)
+    np.testing.assert_array_equal(rows[:, : 3 * width].reshape(17, 23, 3), expected)
+
+
+def test_rgb_as_yuv_where_only_planes_serve(tmp_path):
+    columns = np.arange(0, 240, 4)
+    picture = np.stack([columns, columns[::-1], np.full(60, 90)], 1).astype(np.uint8)
+    picture = av.VideoFrame.from_ndarray(np.tile(picture, (20, 1, 1)), format="rgb24")
+    red, green, blue = np.moveaxis(picture.to_ndarray().astype(float), 2, 0)
+    path = write_video(
+        tmp_path / "a.mov", "png", size=(20, 60), pixel_format="rgb24", pictures=[picture]
+    )
+    frames = next(decode_all(path, planar=True))
+    assert frames.table[0, 7] == FrameFormat(full_range=True).code
+    y, u, v = planes_of(frames, 0)
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    np.testing.assert_allclose(y, grey, atol=1.5)
+    even = np.s_[::2, 2:-2:2]
+    np.testing.assert_allclose(u[:, 1:-1], (128 + (blue - grey) / 1.772)[even], atol=1.5)
+    np.testing.assert_allclose(v[:, 1:-1], (128 + (red - grey) / 1.402)[even], atol=1.5)

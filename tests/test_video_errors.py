@@ -1,0 +1,119 @@
+"""What cannot be read is refused with the reason, and nothing of it stays open."""
+
+import os
+import pickle
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pacecore.video import VideoError, decode, probe
+from tests.video_files import write_video
+
+
+def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    """A file and what is said of it."""
+    video = write_video(tmp_path / "whole.avi", frames=40)
+    mp4 = write_video(tmp_path / "whole.mp4", "libx264", frames=40, mux={"movflags": "faststart"})
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    cut_mp4 = tmp_path / "cut.mp4"
+    cut_mp4.write_bytes(mp4.read_bytes()[: mp4.stat().st_size // 2])
+    empty, text = tmp_path / "empty.avi", tmp_path / "text.avi"
+    empty.write_bytes(b"")
+    text.write_text("this is no video\n" * 100)
+    cut_mkv = tmp_path / "cut.mkv"
+    mkv = write_video(tmp_path / "whole.mkv", "libx264", frames=40)
+    cut_mkv.write_bytes(mkv.read_bytes()[:-2000])
+    between = tmp_path / "between.avi"  # the cut is not within a frame
+    data = video.read_bytes()
+    between.write_bytes(data[: data.rindex(b"00dc", 0, data.index(b"idx1"))])
+    unknown = tmp_path / "unknown.mp4"
+    unknown.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzzz"))
+    sound = tmp_path / "sound.mp4"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((1, 8000), np.float32), format="fltp", layout="mono"
+        )
+        silence.rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    (tmp_path / "folder").mkdir()
+    return {
+        "missing": (tmp_path / "none.avi", "no such file"),
+        "empty": (empty, "cannot be read"),
+        "text": (text, "cannot be read"),
+        "cut avi": (cut, "truncated|cannot be read"),
+        "cut mp4": (cut_mp4, "truncated"),
+        "cut mkv": (cut_mkv, "truncated: it has [0-9]+ of [0-9]+ bytes"),
+        "cut between frames": (between, "truncated: it has [0-9]+ of [0-9]+ bytes"),
+        "unknown codec": (unknown, "no decoder here"),
+        "sound only": (sound, "no video stream"),
+        "folder": (tmp_path / "folder", "without pictures"),
+    }
+
+
+def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
+    open_before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for case, (path, reason) in broken(tmp_path).items():
+        with pytest.raises(VideoError, match=reason) as caught:
+            probe(path)
+        assert str(path) in str(caught.value), case
+    if open_before is not None:
+        assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_frames_that_do_not_exist_or_are_out_of_order(tmp_path):
+    path = write_video(tmp_path / "a.avi", frames=5)
+    with pytest.raises(VideoError, match="has 5 frames, frame 5"):
+        decode(path, np.array([0, 5]))
+    for wrong in ([], [2, 1], [1, 1], [-1], [[1]]):
+        with pytest.raises(VideoError, match="ascending"):
+            decode(path, np.array(wrong, dtype=np.int64))
+
+
+def test_errors_travel_between_processes():
+    error = pickle.loads(pickle.dumps(VideoError("a.avi", "no such file")))
+    assert str(error) == "a.avi: no such file"
+
+
+def test_metadata_that_is_not_utf8(tmp_path):
+    path = write_video(tmp_path / "a.avi", frames=3)
+    with av.open(str(path)) as source, av.open(str(tmp_path / "b.avi"), "w") as target:
+        target.metadata["title"] = "TITLE"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    raw = (tmp_path / "b.avi").read_bytes()
+    assert b"TITLE" in raw
+    (tmp_path / "b.avi").write_bytes(raw.replace(b"TITLE", b"T\xfc\xe9\xffE"))
+    assert len(decode(tmp_path / "b.avi", np.array([0, 2]))) == 2
+
+
+def test_names_that_ffmpeg_would_take_for_a_protocol(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.avi", frames=3)
+    monkeypatch.chdir(tmp_path)
+    for name in ("10:30.avi", "file:a.avi", "concat:a.avi"):
+        Path(name).write_bytes(path.read_bytes())
+        assert len(decode(name, np.array([0, 2]))) == 2
+
+
+def test_a_thousand_opens_hold_no_file_and_no_memory(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = write_video(tmp_path / "a.avi", frames=4, size=(16, 16))
+    bad = tmp_path / "bad.avi"
+    bad.write_bytes(path.read_bytes()[:3000])
+    files, peak = None, None
+    for round_number in range(1000):
+        decode(path, np.array([3]))
+        with pytest.raises(VideoError):
+            probe(bad)
+        if round_number == 200:
+            files = len(os.listdir("/proc/self/fd"))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 8 * 1024  # KiB
