@@ -1,5 +1,6 @@
 """The command itself: how it ends on errors that no verb expects."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -28,6 +29,26 @@ def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
     for option in ("--checkpointing", "--accumulate", "--amp bf16", "--batch", "--data-on host"):
         assert option in words
     assert words.endswith("CUDA out of memory. Tried to allocate 2 GiB.\n")
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_on_a_terminal_unless_the_user_wants_none(no_color, coloured):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from pacecore.cli import main; main()", "doctor"],
+        stdout=theirs,
+        env={**os.environ, "NO_COLOR": no_color},
+    )
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # Linux's word for a terminal that nobody writes to any more
+        while more := os.read(ours, 4096):
+            said += more
+    process.wait()
+    os.close(ours)
+    assert b"extension" in said
+    assert (b"\x1b[" in said) == coloured
 
 
 def test_other_runtime_errors_keep_their_traceback(monkeypatch):

@@ -23,6 +23,21 @@ def test_a_file_takes_the_place_of_the_old_one(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_text_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, calls = tmp_path / "a.txt", []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle):
+        assert os.fstat(handle).st_size == 4  # nothing is left in Python's own buffer
+        calls.append("fsync")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("replace") or replace(*names))
+    write_text(path, "text")
+    assert calls == ["fsync", "replace"]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError, SystemExit])
 def test_what_fails_leaves_the_old_file_and_nothing_beside_it(error, tmp_path):
     path = tmp_path / "a.txt"

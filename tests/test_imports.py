@@ -109,6 +109,14 @@ def test_what_must_start_fast_does_not_load_torch(module):
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT.parent).returncode == 0
 
 
+def test_public_names_are_listed_before_they_are_loaded():
+    script = (
+        "import sys, pacecore; assert set(pacecore.__all__) <= set(dir(pacecore));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT.parent).returncode == 0
+
+
 @pytest.mark.parametrize("header", sorted((ROOT / "csrc").rglob("*_math.h"), key=str))
 def test_shared_maths_is_free_of_torch(header):
     includes = re.findall(r'#include [<"]([^>"]+)', header.read_text())
