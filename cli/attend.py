@@ -27,6 +27,5 @@ def attend(checkpoint: str, **given: Any) -> None:
     options = collect(AttendOptions, given)
     result = run_attend(load_trained(checkpoint), options)
     folder = Path(options.out or Path(checkpoint).parent)
-    say(f"rows from the top, columns of the film from the left: {', '.join(result['paces'])}")
     for video in result["videos"]:
         say(f"{video['path']}: {folder / video['sheet']}, {folder / video['film']}")

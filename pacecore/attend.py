@@ -23,7 +23,7 @@ from pacecore.errors import PacecoreError
 from pacecore.files import write_json
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipRequest, load_batches
-from pacecore.pictures import clip_sheet, heat, to_rgb
+from pacecore.pictures import clip_sheet, heat, inscription, to_rgb
 from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
 from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, parse_paces
@@ -179,8 +179,10 @@ class _Drawing:
         """pictures (P, T, H, W, 3), maps (P, T, H, W): one clip a pace."""
         shown = overlaid(pictures, maps)
         chosen = shown[:, :: self.options.every]
-        write_png(base.with_name(base.name + ".png"), clip_sheet(chosen, columns=chosen.shape[1]))
-        film = [_even(_panel(pictures[:, t], shown[:, t])) for t in range(pictures.shape[1])]
+        names = [str(pace) for pace in self.paces]
+        sheet = clip_sheet(chosen, names=names, columns=chosen.shape[1])
+        write_png(base.with_name(base.name + ".png"), sheet)
+        film = [_even(_panel(pictures[:, t], shown[:, t], names)) for t in range(shown.shape[1])]
         write_video(base.with_name(base.name + ".mp4"), film, self.options.rate)
 
 
@@ -196,10 +198,15 @@ def _enlarged(pictures: np.ndarray) -> np.ndarray:
     return large.permute(0, 2, 3, 1).round().byte().numpy().reshape(shape)
 
 
-def _panel(above: np.ndarray, below: np.ndarray, gap: int = 4) -> np.ndarray:
-    """(P, H, W, 3) twice -> a row of pictures above another."""
+def _panel(above: np.ndarray, below: np.ndarray, names: list[str], gap: int = 4) -> np.ndarray:
+    """(P, H, W, 3) twice -> a row of pictures above another, and the paces' names above both."""
     both = np.stack([above, below])  # (2, P, H, W, 3), the rows of a sheet
-    return clip_sheet(both, gap=gap, columns=both.shape[1])
+    sheet = clip_sheet(both, gap=gap, columns=both.shape[1])
+    strip = np.full_like(sheet, 255)[: inscription("0").shape[0] + gap]
+    for column, name in enumerate(map(inscription, names)):
+        left = gap + column * (above.shape[2] + gap)
+        strip[gap:, left : left + name.shape[1]] = name
+    return np.concatenate([strip, sheet])
 
 
 def _even(picture: np.ndarray) -> np.ndarray:

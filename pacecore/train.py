@@ -170,7 +170,8 @@ def _next_verbs(data: Inputs) -> list[str]:
 
 
 def _sample_sheet(options: TrainOptions, schedule: TrainingSchedule, source: FrameSource) -> None:
-    """Writes clips.png: the first clips of the run as the network sees them, one a row.
+    """Writes clips.png: the first clips of the run as the network sees them, one a row after its
+    pace.
 
     A wrong channel order, range or crop is seen at a glance.
     """
@@ -182,7 +183,9 @@ def _sample_sheet(options: TrainOptions, schedule: TrainingSchedule, source: Fra
         return
     form = clip_format(options, torch.device("cpu"))
     pictures = to_rgb(batch.clips(form), form.mean, form.std, form.channel_order)
-    write_png(Path(options.out) / "clips.png", clip_sheet(pictures[:_SHEET_CLIPS]))
+    paces = options.sampling().classes
+    names = [str(paces[label]) for label in batch.labels.tolist()]
+    write_png(Path(options.out) / "clips.png", clip_sheet(pictures[:_SHEET_CLIPS], names=names))
 
 
 def _data_words(options: TrainOptions, data: Inputs) -> str:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pacecore.attend import attention_maps, overlaid, run_attend
 from pacecore.config import AttendOptions, from_mapping
 from pacecore.errors import PacecoreError
+from pacecore.pictures import inscription
 from pacecore.trained import load_trained
 
 from .tiny import one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
@@ -74,6 +75,13 @@ def frames_of(path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def assert_reads(picture: np.ndarray, pace: str, blurred: int = 0) -> None:
+    """The top left corner names the pace; as far as a film's compression lets it."""
+    name = inscription(pace)
+    shown = picture[: name.shape[0], : name.shape[1]]
+    np.testing.assert_allclose(shown.astype(int), name, atol=blurred)
+
+
 def test_sheet_and_film_of_several_videos(tmp_path):
     videos = tiny_set(tmp_path / "set", train=1, test=2)
     checkpoint = pretrained(tmp_path / "run" / "last.pt", data=str(videos), paces="1/2,1,2")
@@ -83,14 +91,21 @@ def test_sheet_and_film_of_several_videos(tmp_path):
     side = 128  # crops of 32 pixels are enlarged by 4
     for video in result["videos"]:
         (sheet,) = frames_of(tmp_path / "out" / video["sheet"])
-        assert sheet.shape == (3 * (side + 4) + 4, 3 * (side + 4) + 4, 3)  # frames 0, 3, 6
+        names = 3 * 12 + 4  # "1/2"; frames 0, 3, 6
+        assert sheet.shape == (3 * (side + 4) + 4, names + 3 * (side + 4) + 4, 3)
+        middle = 4 + (side - 15) // 2
+        for row, pace in enumerate(result["paces"]):
+            assert_reads(sheet[middle + row * (side + 4) :, 4:], pace)
         film = frames_of(tmp_path / "out" / video["film"])
         assert len(film) == 8
-        assert film[0].shape == (2 * (side + 4) + 4, 3 * (side + 4) + 4, 3)
+        # A strip of names, and a row repeated to make the height even.
+        assert film[0].shape == (19 + 2 * (side + 4) + 4 + 1, 3 * (side + 4) + 4, 3)
+        for column, pace in enumerate(result["paces"]):
+            assert_reads(film[-1][4:, 4 + column * (side + 4) :], pace, blurred=60)
     names = {video["sheet"] for video in result["videos"]}
     assert len(names) == 3  # test0.mp4 of each class: told apart
     # The first frame is the same at every pace; the last one is not.
-    first, last = (frames[4 : 4 + side] for frames in (film[0], film[-1]))
+    first, last = (frames[23 : 23 + side] for frames in (film[0], film[-1]))
     columns = [slice(4 + number * (side + 4), (number + 1) * (side + 4)) for number in range(3)]
     difference = [
         np.abs(frame[:, columns[0]].astype(int) - frame[:, columns[2]]).mean()
@@ -106,7 +121,7 @@ def test_one_video_file(tmp_path):
     result = run_attend(load_trained(checkpoint), options)
     assert [video["sheet"] for video in result["videos"]] == ["attend-one.png"]
     (sheet,) = frames_of(tmp_path / "out" / "attend-one.png")
-    assert sheet.shape[:2] == (2 * 132 + 4, 2 * 132 + 4)
+    assert sheet.shape[:2] == (2 * 132 + 4, 16 + 2 * 132 + 4)
 
 
 def test_a_start_frame_beyond_the_video(tmp_path):

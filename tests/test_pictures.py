@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pacecore.pictures import clip_sheet, to_rgb
+from pacecore.pictures import clip_sheet, inscription, to_rgb
 from pacecore.stills import still_frames
 
 from .sources import PacketSource
@@ -26,6 +26,31 @@ def test_sheet_places_every_frame():
     assert [sheet[1 + 5 * r, 1 + 6 * c, 0] for r in range(2) for c in range(3)] == list(range(6))
     assert sheet[0].min() == 255
     assert clip_sheet(clips, gap=1, columns=2).shape == (11, 13, 3)
+
+
+def test_the_name_of_a_pace_in_a_picture():
+    picture = inscription("-1/7")
+    assert picture.shape == (15, 48, 3)
+    dots = picture[1::3, 1::3, 0] == 0  # the middle of each
+    assert ["".join(" #"[dot] for dot in row).rstrip() for row in dots.astype(int)] == [
+        "     #    # ###",
+        "    ##    #   #",
+        "###  #   #    #",
+        "     #  #    #",
+        "    ### #    #",
+    ]
+
+
+@pytest.mark.parametrize("height", [9, 30])
+def test_rows_begin_with_their_names(height):
+    clips = np.zeros((2, 3, height, 8, 3), np.uint8)
+    sheet = clip_sheet(clips, names=["1", "1/3"])
+    assert sheet.shape == (2 * (height + 4) + 4, 4 + 36 + 4 + 3 * 12, 3)
+    for row, name in enumerate(("1", "1/3")):
+        shown = inscription(name)[:height]  # of a low row the upper part
+        top = 4 + row * (height + 4) + (height - len(shown)) // 2
+        assert np.array_equal(sheet[top : top + len(shown), 4 : 4 + shown.shape[1]], shown)
+    assert (sheet[:, 44:] == clip_sheet(clips)[:, 4:]).all()
 
 
 @pytest.mark.parametrize(("size", "bars"), [((96, 32), "beside"), ((30, 120), "above and below")])
