@@ -126,7 +126,7 @@ def main() -> None:
         data = arguments.data or make_demo(Path(folder) / "demo", groups=2, clips=1 if quick else 3)
         index, _ = probe_all(find_videos(data).select("train"))
         few = spread(index, 12 if quick else 80)
-        if device.type == "cuda":  # which has done so few before the workers have begun
+        if device.type == "cuda" or quick:  # so few are done before the workers have begun
             few = replace(few, entries=few.entries * 8)
         size = from_mapping(FinetuneOptions, {}, preset="small").resize
         store, _ = pack(few, Path(folder) / "store", size)
