@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pacecore import ops
 from pacecore.errors import PacecoreError
@@ -259,6 +260,31 @@ def test_compiles_without_a_break(n):
     got = outcome(compiled, z, groups, normalize=True)
     for value, expected in zip(got, outcome(loss, z, groups, normalize=True), strict=True):
         torch.testing.assert_close(value, expected)
+
+
+def test_batches_of_changing_size_share_one_compiled_graph():
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda z, groups: info_nce(z, groups).loss, fullgraph=True, dynamic=True, backend=counter
+    )
+    compiled(embeddings(20, 16), labels(20, "pairs"))
+    compilations = counter.frame_count
+    for n in (21, 34, 60):
+        z, groups = embeddings(n, 16), labels(n, "pairs")
+        torch.testing.assert_close(compiled(z, groups), info_nce(z, groups).loss)
+    assert counter.frame_count == compilations
+
+
+def test_exports_with_any_number_of_rows():
+    class Loss(torch.nn.Module):
+        def forward(self, z, groups):
+            return info_nce(z, groups).loss
+
+    rows = {0: torch.export.Dim("n", min=2, max=512)}
+    example = embeddings(20, 16), labels(20, "pairs")
+    exported = torch.export.export(Loss(), example, dynamic_shapes=(rows, rows)).module()
+    z, groups = embeddings(34, 16), labels(34, "pairs")
+    torch.testing.assert_close(exported(z, groups), info_nce(z, groups).loss)
 
 
 @pytest.mark.parametrize("n", [20, 520])

@@ -67,7 +67,7 @@ def info_nce(
     create_graph=True is an error.
     Raises PacecoreError for a wrong shape, type, device or value.
     """
-    count = len(z) - anchor_start if anchor_count is None and z.dim() else anchor_count
+    count = z.shape[0] - anchor_start if anchor_count is None and z.dim() else anchor_count
     _check(z, groups, temperature, denominator, anchor_start, count)
     compute_type = torch.float64 if z.dtype == torch.float64 else torch.float32
     learnable = None
