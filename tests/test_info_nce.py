@@ -1,5 +1,6 @@
 import math
 
+import numpy
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -295,9 +296,26 @@ def test_second_derivative_is_refused(n):
         torch.autograd.grad(loss, z, create_graph=True)
 
 
+@pytest.mark.parametrize("n", [20, 520])
+def test_other_ways_to_differentiate_are_refused(n):
+    z, groups = embeddings(n, 4), labels(n, "pairs")
+    temperature = torch.tensor(0.5)
+    with pytest.raises(PacecoreError, match="info_nce: has no forward-mode derivative"):
+        torch.func.jvp(lambda z: info_nce(z, groups).loss, (z,), (z,))
+    with pytest.raises(PacecoreError, match="info_nce: has no forward-mode derivative"):
+        torch.func.jvp(
+            lambda t: info_nce(z, groups, temperature=t).loss, (temperature,), (temperature,)
+        )
+    with pytest.raises(PacecoreError, match=r"info_nce: has no derivative by torch\.func"):
+        torch.func.grad(lambda z: info_nce(z, groups).loss)(z)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"z": [[1.0], [2.0]]}, "z must be a tensor, got list"),
+        ({"groups": numpy.zeros(4, numpy.int64)}, "groups must be a tensor, got ndarray"),
+        ({"anchor_start": 1.0}, "anchor_start must be of type int, got 1.0"),
         ({"z": torch.zeros(4)}, r"z must be \(n, D\).*got torch.float32 \(4,\)"),
         ({"z": torch.zeros(4, 0)}, r"D >= 1, got torch.float32 \(4, 0\)"),
         ({"z": torch.zeros(4, 2, dtype=torch.int32)}, "got torch.int32"),
