@@ -187,6 +187,17 @@ def test_counts_of_tests_by_outcome(tmp_path, monkeypatch, has_av, text, where):
     assert counts[where] == ["tests.test_video"]
 
 
+def test_what_an_earlier_run_left_is_not_taken_for_this_one(context, monkeypatch):
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (-11, "it crashed"))
+    (context.out / "tests.xml").write_text('<testsuite><testcase name="good"/></testsuite>')
+    (context.out / "limits-cuda.json").write_text(json.dumps({"cases": [{"threads": 1}]}))
+    (context.tree / "benchmarks").mkdir()
+    (context.tree / "benchmarks" / "limits.py").touch()
+    for step in (gpu_steps.tests, gpu_steps.benchmark("limits")):
+        result = step(context)
+        assert (result.state, result.values) == ("failed", {})
+
+
 def test_a_sanitizer_that_reports_nothing_has_failed(context, monkeypatch):
     monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: "/bin/true")
     assert gpu_steps.sanitizer("memcheck")(context).state == "failed"
