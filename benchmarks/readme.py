@@ -228,7 +228,8 @@ def _summary(runs: list[dict]) -> list[str]:
     for run in runs:
         cases: dict[str, list[dict]] = {}
         for row in run["rows"]:
-            cases.setdefault(row["case"], []).append(row)
+            if not row["way"].startswith("tried"):  # neither how pacecore trains nor a peer
+                cases.setdefault(row["case"], []).append(row)
         for case, rows in cases.items():
             own = [row for row in rows if row["times"] in (None, 1.0)]
             if not own:

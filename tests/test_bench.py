@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks import suite
 from benchmarks.backbones import factors_in_2d
 from benchmarks.common import RESULTS, run_limited
+from benchmarks.readme import _summary
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
 from pacecore.backbones import build_backbone
 from pacecore.backbones.layers import Conv3d
@@ -251,6 +252,11 @@ def test_what_is_only_tried_is_not_called_ours():
     assert plain.times == 3.0
     assert plain.note.endswith("ours is bf16")
     assert (ours.way, tried.way) == ("ours, bf16", "tried, bf16 in 2D")
+    line = _summary([{"rows": [asdict(row) for row in (plain, ours, replace(tried, value=8.0))]}])[
+        2
+    ]
+    assert "| 2.00 clips/s |" in line
+    assert "tried" not in line
 
 
 def test_end_to_end_rows_compare_our_best_with_each_peer():

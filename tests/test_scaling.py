@@ -80,7 +80,8 @@ def test_a_plan_follows_from_its_inputs_and_the_record():
 
 def record_of(path, **content):
     limits = [{"bus_bytes_per_second": 55e9}]
-    path.write_text(json.dumps({"machine": {"gpu": "NVIDIA H200"}, "limits": limits} | content))
+    machine = {"gpu": "NVIDIA H100", "gpu_bytes": 80e9}
+    path.write_text(json.dumps({"machine": machine, "limits": limits} | content))
 
 
 def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
@@ -88,7 +89,7 @@ def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
     record_of(tmp_path / "first_gpu_run.json", cases=[{"op": "info_nce"}, step])
     first = planning.of_gpu(tmp_path)
     assert (first.gpu_clips, first.bus_bytes_per_second) == (1000.0, 55e9)
-    assert first.gpu_from.endswith("batch 60; measured on an NVIDIA H200, first_gpu_run.json")
+    assert first.gpu_from.endswith("batch 60; measured on an NVIDIA H100, first_gpu_run.json")
     ways = [
         {"way": "pacecore, store", "clips_per_second": 700.0},
         {"way": "pacecore, store in GPU memory, bf16", "clips_per_second": 900.0},
@@ -100,12 +101,17 @@ def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
         {"name": "pretrain", "values": {"cases": ways}},
         {"name": "tests", "values": {}},
     ]
+    for lacking in (steps[:1], steps[1:], [steps[0], {"name": "pretrain", "values": {}}]):
+        record_of(tmp_path / "gpu_check-cuda.json", steps=lacking)
+        assert planning.of_gpu(tmp_path) == first
     record_of(tmp_path / "gpu_check-cuda.json", steps=steps)
     found = planning.of_gpu(tmp_path)
     assert (found.gpu_clips, found.bus_bytes_per_second) == (900.0, 54e9)
     assert found.gpu_from.startswith("pre-training from end to end, store in GPU memory, bf16; ")
     record = json.loads((RESULTS / "data-cpu.json").read_text())
-    assert "| bus to a GPU | 54 GB/s | measured on an NVIDIA H200" in planning.page(record, found)
+    page = planning.page(record, found)
+    assert "| bus to a GPU | 54 GB/s | measured on an NVIDIA H100" in page
+    assert "| memory of a GPU | 80 GB | of that NVIDIA H100 |" in page
 
 
 def test_an_own_rate_is_called_given(tmp_path, monkeypatch):
