@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks import suite
 from benchmarks.backbones import factors_in_2d
 from benchmarks.common import RESULTS, run_limited
+from benchmarks.info_nce import loss_alone
 from benchmarks.readme import _summary
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
 from pacecore.backbones import build_backbone
@@ -24,6 +25,7 @@ from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 from pacecore.cli import pacecore
 from pacecore.errors import PacecoreError
+from pacecore.reference.info_nce import info_nce as reference
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = [{"threads": 1, "copy_bytes_per_second": 5e9, "float32_flops": 25e9}]
@@ -268,6 +270,11 @@ def test_end_to_end_rows_compare_our_best_with_each_peer():
     peer, ours = rows_of("pretrain", cases, LIMITS)
     assert (peer.times, ours.times) == (4.5, None)
     assert ours.share == 0.9
+
+
+def test_the_loss_alone_is_the_same_loss():
+    z, groups = torch.randn(12, 5), torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4])
+    torch.testing.assert_close(loss_alone(z, groups), reference(z, groups)[0])
 
 
 def test_a_missing_peer_is_said():
