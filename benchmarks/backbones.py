@@ -5,7 +5,8 @@
     python -m benchmarks.backbones --layers --networks r21d      its convolutions one by one
 
 A step is forward, backward and SGD on fixed clips. `plain` is the network as torch runs it unasked:
-contiguous fp32 without TF32, nn.Conv3d everywhere, SGD one tensor at a time. The others have
+contiguous fp32, nn.Conv3d everywhere, SGD one tensor at a time; but without TF32, which a GPU's
+convolutions have unasked: that is `plain in TF32`, the only way that has it. The others have
 pacecore's layout (`layout`), bf16 autocast (`bf16`), torch.compile (`compiled`), or compute stages
 again in the backward pass (`checkpointing`). Of what a GPU is given, `unsearched` leaves out
 cuDNN's search for the fastest convolutions, and `in 2D` runs R(2+1)D's factors as two-dimensional
@@ -40,6 +41,7 @@ class Way:
     """How a network is trained."""
 
     layout: bool = True
+    tf32: bool = False
     bf16: bool = False
     compiled: bool = False
     checkpointing: bool = False
@@ -54,6 +56,7 @@ class Way:
 
 WAYS = {
     "plain": Way(layout=False),
+    "plain in TF32": Way(layout=False, tf32=True),
     "layout": Way(),
     "bf16": Way(bf16=True),
     "bf16 unsearched": Way(bf16=True, search=False),
@@ -64,7 +67,7 @@ WAYS = {
     "bf16 checkpointing": Way(bf16=True, checkpointing=True),
 }
 ON_CPU = ("plain", "layout", "checkpointing")
-QUICK_ON_GPU = ("plain", "layout", "bf16", "bf16 unsearched", "bf16 in 2D")
+QUICK_ON_GPU = ("plain", "plain in TF32", "layout", "bf16", "bf16 unsearched", "bf16 in 2D")
 
 
 def main() -> None:
@@ -224,7 +227,7 @@ def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callab
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=way.tf32):
             with torch.autocast(clips.device.type, torch.bfloat16, enabled=way.bf16):
                 loss = F.cross_entropy(run(clips), labels)
             loss.backward()

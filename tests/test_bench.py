@@ -247,11 +247,13 @@ def test_what_is_only_tried_is_not_called_ours():
     rates = {"clips_per_second": 2.0, "tflop_per_second": 0.1}
     cases = [
         {**size, **rates, "way": "plain", "times_plain": 1.0},
+        {**size, **rates, "way": "plain in TF32", "times_plain": 1.5},
         {**size, **rates, "way": "bf16", "times_plain": 3.0},
         {**size, **rates, "way": "bf16 in 2D", "times_plain": 4.0, "trial": True},
     ]
-    plain, ours, tried = rows_of("backbones", cases, LIMITS)
-    assert plain.times == 3.0
+    plain, unasked, ours, tried = rows_of("backbones", cases, LIMITS)
+    assert (plain.times, unasked.times) == (3.0, 2.0)
+    assert unasked.share is None  # no limit of that arithmetic was measured
     assert plain.note.endswith("ours is bf16")
     assert (ours.way, tried.way) == ("ours, bf16", "tried, bf16 in 2D")
     line = _summary([{"rows": [asdict(row) for row in (plain, ours, replace(tried, value=8.0))]}])[
