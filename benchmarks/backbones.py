@@ -172,7 +172,7 @@ class Measured:
 
 
 class Apart:
-    """The same in a process of its own, with as many threads as this one."""
+    """The same in a process of its own, with as many threads as this one; made, it is idle."""
 
     def __init__(self, network: str, width: float, clips: Tensor, way: Way):
         context = multiprocessing.get_context("spawn")
@@ -180,6 +180,7 @@ class Apart:
         arguments = (theirs, torch.get_num_threads(), network, width, clips.shape, way)
         context.Process(target=_serve, args=arguments, daemon=True).start()
         theirs.close()
+        self.pipe.recv()  # else its start falls on the way that is measured first
 
     def __call__(self, least_runs: int) -> tuple[float, int]:
         self.pipe.send(least_runs)
@@ -189,6 +190,7 @@ class Apart:
 def _serve(pipe: Connection, threads: int, network: str, width: float, shape: tuple, way: Way):
     torch.set_num_threads(threads)
     measured = Measured(network, width, torch.rand(shape), way)
+    pipe.send("ready")
     try:
         while True:
             pipe.send(measured(pipe.recv()))

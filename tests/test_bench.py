@@ -2,6 +2,7 @@
 
 import ast
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from benchmarks import suite
-from benchmarks.backbones import factors_in_2d
+from benchmarks.backbones import Apart, Way, factors_in_2d
 from benchmarks.common import RESULTS, run_limited
 from benchmarks.info_nce import loss_alone
 from benchmarks.readme import _summary
@@ -240,6 +241,24 @@ def test_factors_in_two_dimensions_are_the_same_network(monkeypatch):
         found.append((features, *torch.autograd.grad(features.square().sum(), clips)))
     torch.testing.assert_close(*found)
     assert torch.nn.functional.conv3d.__module__ != "benchmarks.backbones"
+
+
+def test_a_way_that_waits_for_its_turn_takes_no_time():
+    way = Apart("r3d", 0.125, torch.rand(2, 3, 8, 32, 32), Way())
+    (process,) = multiprocessing.active_children()
+
+    def ticks():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(0.5)
+    assert ticks() - before <= 5
+    seconds, held = way(1)
+    assert seconds > 0
+    assert held >= 0
+    way.pipe.close()
+    process.join(30)
 
 
 def test_what_is_only_tried_is_not_called_ours():
