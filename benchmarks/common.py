@@ -27,6 +27,8 @@ from pacecore.files import made_folder, write_text
 __all__ = [
     "Timing",
     "add_arguments",
+    "changed",
+    "git",
     "machine_info",
     "peak_extra_bytes",
     "positive",
@@ -58,9 +60,8 @@ def machine_info(device: str | torch.device = "cpu") -> dict:
     # Installed, the folder may lie in someone's repository, whose commit says nothing of ours.
     info = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") if IN_SOURCE else "",
-        "uncommitted_changes": IN_SOURCE
-        and bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git("rev-parse", "HEAD") if IN_SOURCE else "",
+        "uncommitted_changes": IN_SOURCE and changed(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pacecore": extension().build_info(),
@@ -322,5 +323,11 @@ def _first_line(*command: str) -> str:
     return done.stdout.strip().partition("\n")[0]
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """The first line that git prints of the source tree; "" without git or a checkout."""
     return _first_line("git", *arguments)
+
+
+def changed() -> bool:
+    """Whether files that git knows differ from the commit; others, such as results, may."""
+    return bool(git("status", "--porcelain", "--untracked-files=no"))
