@@ -19,6 +19,7 @@ from benchmarks import suite
 from benchmarks.backbones import Apart, Way, factors_in_2d
 from benchmarks.common import RESULTS, run_limited
 from benchmarks.info_nce import loss_alone
+from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
 from benchmarks.readme import _summary
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
 from pacecore.backbones import build_backbone
@@ -296,6 +297,14 @@ def test_end_to_end_rows_compare_our_best_with_each_peer():
 def test_the_loss_alone_is_the_same_loss():
     z, groups = torch.randn(12, 5), torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4])
     torch.testing.assert_close(loss_alone(z, groups), reference(z, groups)[0])
+
+
+def test_a_peer_without_jitter_does_no_arithmetic_but_the_resize():
+    case = Case("", (8, 8), (8, 8), (4, 4), clip_frames=2, clips=1, jitter=False)
+    run = per_clip(case, inputs_of(case, torch.device("cpu")), lambda frames: frames, [])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        run()
+    assert "aten::mul" not in {event.name for event in seen.events()}
 
 
 def test_a_missing_peer_is_said():
