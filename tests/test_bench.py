@@ -283,6 +283,18 @@ def test_what_is_only_tried_is_not_called_ours():
     assert "tried" not in line
 
 
+def test_the_readme_shows_all_of_ours_where_there_is_no_peer():
+    rows = [
+        Row("a step", f"pacecore, {way}", ms, "ms", share=0.5)
+        for way, ms in (("files", 6), ("store", 7))
+    ]
+    lines = _summary([{"rows": [asdict(row) for row in rows]}])[2:4]
+    assert lines == [
+        "| a step, files | 6.00 ms |  | 50 % |  |",
+        "| a step, store | 7.00 ms |  | 50 % |  |",
+    ]
+
+
 def test_end_to_end_rows_compare_our_best_with_each_peer():
     common = {"batch": 4, "workers": 1, "clip": [8, 56, 56], "network_alone": 10.0, "amp": "none"}
     cases = [
