@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,8 @@ import torch
 from pacecore._extension import extension
 from pacecore.errors import PacecoreError
 from pacecore.files import made_folder, write_text
+
+from .processes import watched
 
 __all__ = [
     "Timing",
@@ -163,25 +164,11 @@ def peak_extra_bytes(function: Callable[[], object], device: str | torch.device 
         return torch.cuda.max_memory_allocated(device) - before
     if hasattr(ctypes.CDLL(None), "malloc_trim"):  # give freed memory of earlier runs back first
         ctypes.CDLL(None).malloc_trim(0)
-    before = peak = _resident_bytes()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, _resident_bytes())
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    before = _resident_bytes()
+    with watched(_resident_bytes, 0.001) as held:
         result = function()
-        peak = max(peak, _resident_bytes())
-        del result
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
+    del result
+    return held.bytes - before
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:

@@ -277,8 +277,9 @@ STEPS: dict[str, Callable[[Context], Result]] = {
     "exercise": exercise,
     LIMITS: benchmark(LIMITS),
     "tests": _on_gpu_only(tests, "tests"),
-    **{tool: _on_gpu_only(sanitizer(tool), tool) for tool in ("memcheck", "racecheck")},
-    "initcheck": _on_gpu_only(sanitizer("initcheck"), "initcheck"),
+    **{
+        tool: _on_gpu_only(sanitizer(tool), tool) for tool in ("memcheck", "racecheck", "initcheck")
+    },
     **{name: benchmark(name) for name in ("pace_clip", "info_nce", "backbones", "pretrain")},
     "train": train,
     "train_resident": train_resident,
