@@ -5,7 +5,8 @@
     python -m benchmarks.backbones --layers --networks r21d      its convolutions one by one
 
 A step is forward, backward and SGD on fixed clips. `plain` is the network as torch runs it unasked:
-contiguous fp32 without TF32, nn.Conv3d everywhere, SGD one tensor at a time. The others have
+contiguous fp32, nn.Conv3d everywhere, SGD one tensor at a time; but without TF32, which a GPU's
+convolutions have unasked: that is `plain in TF32`, the only way that has it. The others have
 pacecore's layout (`layout`), bf16 autocast (`bf16`), torch.compile (`compiled`), or compute stages
 again in the backward pass (`checkpointing`). Of what a GPU is given, `unsearched` leaves out
 cuDNN's search for the fastest convolutions, and `in 2D` runs R(2+1)D's factors as two-dimensional
@@ -42,6 +43,7 @@ class Way:
     """How a network is trained."""
 
     layout: bool = True
+    tf32: bool = False
     bf16: bool = False
     compiled: bool = False
     checkpointing: bool = False
@@ -56,6 +58,7 @@ class Way:
 
 WAYS = {
     "plain": Way(layout=False),
+    "plain in TF32": Way(layout=False, tf32=True),
     "layout": Way(),
     "bf16": Way(bf16=True),
     "bf16 unsearched": Way(bf16=True, search=False),
@@ -66,7 +69,7 @@ WAYS = {
     "bf16 checkpointing": Way(bf16=True, checkpointing=True),
 }
 ON_CPU = ("plain", "layout", "checkpointing")
-QUICK_ON_GPU = ("plain", "layout", "bf16", "bf16 unsearched", "bf16 in 2D")
+QUICK_ON_GPU = ("plain", "plain in TF32", "layout", "bf16", "bf16 unsearched", "bf16 in 2D")
 
 
 def main() -> None:
@@ -177,7 +180,7 @@ class Measured:
 
 
 class Apart:
-    """The same in a process of its own, with as many threads as this one."""
+    """The same in a process of its own, with as many threads as this one; made, it is idle."""
 
     def __init__(self, network: str, width: float, clips: Tensor, way: Way):
         context = multiprocessing.get_context("spawn")
@@ -185,6 +188,7 @@ class Apart:
         arguments = (theirs, torch.get_num_threads(), network, width, clips.shape, way)
         context.Process(target=_serve, args=arguments, daemon=True).start()
         theirs.close()
+        self.pipe.recv()  # else its start falls on the way that is measured first
 
     def __call__(self, least_runs: int) -> tuple[float, int]:
         self.pipe.send(least_runs)
@@ -194,6 +198,7 @@ class Apart:
 def _serve(pipe: Connection, threads: int, network: str, width: float, shape: tuple, way: Way):
     torch.set_num_threads(threads)
     measured = Measured(network, width, torch.rand(shape), way)
+    pipe.send("ready")
     try:
         while True:
             pipe.send(measured(pipe.recv()))
@@ -232,7 +237,7 @@ def training_step(network: str, width: float, clips: Tensor, way: Way) -> Callab
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=way.tf32):
             with torch.autocast(clips.device.type, torch.bfloat16, enabled=way.bf16):
                 loss = F.cross_entropy(run(clips), labels)
             loss.backward()

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,9 +23,13 @@ from pacecore._extension import extension
 from pacecore.errors import PacecoreError
 from pacecore.files import made_folder, write_text
 
+from .processes import watched
+
 __all__ = [
     "Timing",
     "add_arguments",
+    "changed",
+    "git",
     "machine_info",
     "peak_extra_bytes",
     "positive",
@@ -58,9 +61,8 @@ def machine_info(device: str | torch.device = "cpu") -> dict:
     # Installed, the folder may lie in someone's repository, whose commit says nothing of ours.
     info = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") if IN_SOURCE else "",
-        "uncommitted_changes": IN_SOURCE
-        and bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git("rev-parse", "HEAD") if IN_SOURCE else "",
+        "uncommitted_changes": IN_SOURCE and changed(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pacecore": extension().build_info(),
@@ -162,25 +164,11 @@ def peak_extra_bytes(function: Callable[[], object], device: str | torch.device 
         return torch.cuda.max_memory_allocated(device) - before
     if hasattr(ctypes.CDLL(None), "malloc_trim"):  # give freed memory of earlier runs back first
         ctypes.CDLL(None).malloc_trim(0)
-    before = peak = _resident_bytes()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, _resident_bytes())
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    before = _resident_bytes()
+    with watched(_resident_bytes, 0.001) as held:
         result = function()
-        peak = max(peak, _resident_bytes())
-        del result
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
+    del result
+    return held.bytes - before
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
@@ -322,5 +310,11 @@ def _first_line(*command: str) -> str:
     return done.stdout.strip().partition("\n")[0]
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """The first line that git prints of the source tree; "" without git or a checkout."""
     return _first_line("git", *arguments)
+
+
+def changed() -> bool:
+    """Whether files that git knows differ from the commit; others, such as results, may."""
+    return bool(git("status", "--porcelain", "--untracked-files=no"))

@@ -23,7 +23,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from pathlib import Path
 
 from pacecore.files import made_folder, write_json, write_text
 
-from .common import ROOT
+from .common import ROOT, changed, git
 from .gpu_steps import STEPS, TOGETHER, Context, Result, breaks, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
@@ -83,14 +82,10 @@ def machine(device: str, commit: str | None = None) -> dict:
     """commit: of a tree that is no git checkout."""
     import torch
 
-    changed = False
-    if commit is None and shutil.which("git"):
-        commit = _git("rev-parse", "HEAD") or None
-        changed = bool(_git("status", "--porcelain"))
     about = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        "commit": commit,
-        "uncommitted_changes": changed,
+        "commit": commit or git("rev-parse", "HEAD") or None,
+        "uncommitted_changes": commit is None and changed(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
@@ -104,11 +99,6 @@ def machine(device: str, commit: str | None = None) -> dict:
             "capability": f"{properties.major}.{properties.minor}",
         }
     return about
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def passed_before(out: Path, device: str, about: dict) -> dict[str, dict]:

@@ -48,6 +48,12 @@ class Context:
     official: str | None = None
     deadline: float = math.inf  # of time.perf_counter()
 
+    def result_file(self, name: str) -> Path:
+        """Where a step is to leave what it found; what an earlier run left there is gone."""
+        path = self.out / name
+        path.unlink(missing_ok=True)
+        return path
+
     def run(self, name: str, command: list[str], limit: float, **environment: str) -> tuple:
         """(exit code, output) of a command in the tree; None for a code past its limit."""
         paths = [str(self.tree), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -130,7 +136,7 @@ def tests(context: Context) -> Result:
     The comparison with the kernels run on the CPU is left to `pytest -m cuda`: what it compares
     with takes a minute to compile.
     """
-    report = context.out / "tests.xml"
+    report = context.result_file("tests.xml")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", f"--junitxml={report}", "tests"]
     command += ["--ignore", "tests/test_cuda_against_emulation.py"]
@@ -203,7 +209,8 @@ def benchmark(name: str) -> Callable[[Context], Result]:
             return Result(name, "skipped", f"benchmarks/{name}.py is not in this tree")
         if not find_spec("av") and name not in _WITHOUT_VIDEO:
             return Result(name, "skipped", "PyAV is not installed, so no video can be read")
-        record, limit = context.out / f"{name}-{context.device}.json", _SECONDS.get(name, 60)
+        record = context.result_file(f"{name}-{context.device}.json")
+        limit = _SECONDS.get(name, 60)
         command = [sys.executable, "-m", f"benchmarks.{name}", "--device", context.device]
         command += ["--quick", "--out", str(record)]
         for option in _TAKES.get(name, ()):
@@ -270,8 +277,9 @@ STEPS: dict[str, Callable[[Context], Result]] = {
     "exercise": exercise,
     LIMITS: benchmark(LIMITS),
     "tests": _on_gpu_only(tests, "tests"),
-    **{tool: _on_gpu_only(sanitizer(tool), tool) for tool in ("memcheck", "racecheck")},
-    "initcheck": _on_gpu_only(sanitizer("initcheck"), "initcheck"),
+    **{
+        tool: _on_gpu_only(sanitizer(tool), tool) for tool in ("memcheck", "racecheck", "initcheck")
+    },
     **{name: benchmark(name) for name in ("pace_clip", "info_nce", "backbones", "pretrain")},
     "train": train,
     "train_resident": train_resident,

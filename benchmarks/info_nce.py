@@ -4,10 +4,11 @@
         [--features 128,512,768] [--types float32,bfloat16]
 
 Contestants: pacecore's op; `eager`, the reference that the tests use (pacecore.reference), which
-holds the (n, n) matrix; `compiled`, torch.compile of that; and, where installed, lightly's
-NTXentLoss (Eq. 2, normalised, its own pairing of views). Each in the same process, one after the
-other, on the same z (n, D) with two rows a group. A contestant whose matrices would not fit in half
-of the free memory is not run and the record says so.
+holds the (n, n) matrix; `compiled`, torch.compile of that; `loss alone` and its compilation, which
+spare the figures for the log that these three give; and, where installed, lightly's NTXentLoss
+(Eq. 2, normalised, its own pairing of views). Each in the same process, one after the other, on the
+same z (n, D) with two rows a group. A contestant whose matrices would not fit in half of the free
+memory is not run and the record says so.
 
 What no way can go below, for n rows of D features, with the full matrix (a symmetric one halves the
 first two lines):
@@ -30,6 +31,7 @@ import importlib.util
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
@@ -51,6 +53,17 @@ QUICK_CUDA = [
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (n, n) matrices that a contestant holds at once, of 4 bytes; measured with the allocator.
 MATRICES = {"pacecore": 0, "eager": 8, "compiled": 6, "lightly": 6}
+MATRICES |= {"loss alone": 5, "loss alone, compiled": 5}
+
+
+def loss_alone(z: Tensor, groups: Tensor) -> Tensor:
+    """Eq. 2 and 3 in plain torch, as whoever wants no figures for the log would write them."""
+    others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positive = (groups[:, None] == groups) & others
+    logits = (z @ z.T).masked_fill(~others, float("-inf"))
+    count = positive.sum(1)
+    mean_positive = logits.masked_fill(~positive, 0).sum(1) / count.clamp_min(1)
+    return torch.where(count > 0, logits.logsumexp(1) - mean_positive, 0.0).mean()
 
 
 def contestants(n: int, device: torch.device) -> dict[str, Callable]:
@@ -59,6 +72,8 @@ def contestants(n: int, device: torch.device) -> dict[str, Callable]:
         "pacecore": lambda z, groups: info_nce(z, groups).loss,
         "eager": lambda z, groups: reference(z, groups)[0],
         "compiled": torch.compile(lambda z, groups: reference(z, groups)[0], dynamic=False),
+        "loss alone": loss_alone,
+        "loss alone, compiled": torch.compile(loss_alone, dynamic=False),
     }
     if importlib.util.find_spec("lightly"):
         from lightly.loss import NTXentLoss
@@ -120,7 +135,7 @@ def measure(
         # z and the gradient of the step before are held when it begins.
         case["peak_extra_bytes"] = peak_extra_bytes(step, device)
         case["seconds"] = time_function(step, device, min_seconds=0.5, min_runs=2)
-        # Plain torch's way reads a mask's size, which a graph cannot record.
+        # The reference reads a mask's size, which a graph cannot record.
         if device.type == "cuda" and n <= 4096 and name == "pacecore":
             case["graph_seconds"] = time_function(graphed(step, device), device, min_seconds=0.2)
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -147,7 +162,7 @@ def main() -> None:
         if word not in rates:
             rates[word] = matrix_rate(kind, device, 8192 if on_cuda else 1024)
         for name, function in contestants(n, device).items():
-            if options.quick and name == "compiled" and (on_cuda or n > 512):
+            if options.quick and "compiled" in name and (on_cuda or n > 512):
                 continue  # compiling takes longer than all the rest
             case = measure(name, function, n, features, kind, device)
             if "tflops" in case:
@@ -176,7 +191,7 @@ def sizes(options: argparse.Namespace, on_cuda: bool) -> list[tuple[int, int, st
 
 
 def words(case: dict) -> str:
-    head = f"{case['type']:9} {case['rows']:7} x {case['features']:<4} {case['name']:9}"
+    head = f"{case['type']:9} {case['rows']:7} x {case['features']:<4} {case['name']:20}"
     if "seconds" not in case:
         return f"{head} {case.get('left_out') or case.get('failed')}"
     time = case["seconds"]

@@ -160,7 +160,7 @@ def per_clip(case: Case, data: Inputs, resized: Callable, steps: list[Callable])
         frames = resized(data.rgb[b])[..., top : top + height, left : left + width]
         frames = frames.flip(-1) if flip else frames
         if orders is None:
-            return frames.to(case.dtype).transpose(0, 1).contiguous() * 1
+            return frames.to(case.dtype).transpose(0, 1).contiguous()
         jittered = []
         for t in range(case.clip_frames):
             frame = frames[t].float() / 255

@@ -28,14 +28,14 @@ class Inputs:
 
     gpu_clips: float
     gpu_from: str
+    bus_bytes_per_second: float
+    gpu_bytes: float
+    measured_on: str  # both of these
     batch: int = 60  # clips of a GPU's step
     views: int = 2
     clip_frames: int = 16
     size: tuple[int, int] = (128, 171)
     file_size: tuple[int, int] = (256, 340)
-    bus_bytes_per_second: float = 50e9
-    bus_from: str = "stated: PCI Express 5.0 with 16 lanes, roughly"
-    gpu_bytes: float = 141e9  # of an H200
 
 
 @dataclass(frozen=True)
@@ -97,25 +97,33 @@ def measured(record: dict) -> Measured:
 
 
 def of_gpu(records: Path) -> Inputs:
-    """What a GPU has shown: of gpu_check's record, or of that of the first runs."""
+    """What a GPU has shown: gpu_check's record, where it has that, or that of the first runs."""
     path = records / "gpu_check-cuda.json"
-    if not path.is_file():
-        record = json.loads((records / "first_gpu_run.json").read_text())
-        limits, name = record["limits"], record["machine"]["gpu"]
-        (step,) = (case for case in record["cases"] if case["op"] == "step")
-        words = f"R(2+1)D's step in bf16 alone, batch {step['clips']}"
-        rate, source = step["clips_per_second"], "first_gpu_run.json"
-    else:
-        record = json.loads(path.read_text())
-        values = {step["name"]: step["values"].get("cases", []) for step in record["steps"]}
-        limits, name = values["limits"], record["machine"]["gpu"]
-        ways = [case for case in values["pretrain"] if case["way"].startswith("pacecore")]
-        best = max(ways, key=lambda case: case.get("clips_per_second", 0))
+    record = json.loads(path.read_text()) if path.is_file() else {"steps": []}
+    values = {step["name"]: step["values"].get("cases", []) for step in record["steps"]}
+    ways = [
+        case
+        for case in values.get("pretrain", [])
+        if case["way"].startswith("pacecore") and "clips_per_second" in case
+    ]
+    if ways and (limits := values.get("limits")):
+        best = max(ways, key=lambda case: case["clips_per_second"])
         words = f"pre-training from end to end, {best['way'].partition(', ')[2]}"
-        rate, source = best["clips_per_second"], path.name
-    where = f"measured on an {name}, {source}"
-    bus = limits[0]["bus_bytes_per_second"]
-    return Inputs(rate, f"{words}; {where}", bus_bytes_per_second=bus, bus_from=where)
+    else:
+        path = records / "first_gpu_run.json"
+        record = json.loads(path.read_text())
+        limits = record["limits"]
+        (best,) = (case for case in record["cases"] if case["op"] == "step")
+        words = f"R(2+1)D's step in bf16 alone, batch {best['clips']}"
+    machine = record["machine"]
+    where = f"measured on an {machine['gpu']}, {path.name}"
+    return Inputs(
+        best["clips_per_second"],
+        f"{words}; {where}",
+        limits[0]["bus_bytes_per_second"],
+        machine["gpu_bytes"],
+        where,
+    )
 
 
 def parameter_bytes() -> int:
@@ -159,8 +167,8 @@ def _inputs(inputs: Inputs) -> list[str]:
                 ("clips of a GPU's step", f"{inputs.batch}", "the paper's 30 videos, two views"),
                 ("views of a video", f"{inputs.views}", "the paper's; decoded once for both"),
                 ("frames of a clip", f"{inputs.clip_frames}", "the paper's"),
-                ("bus to a GPU", f"{bus / 1e9:.0f} GB/s", inputs.bus_from),
-                ("memory of a GPU", f"{inputs.gpu_bytes / 1e9:.0f} GB", "an H200's"),
+                ("bus to a GPU", f"{bus / 1e9:.0f} GB/s", inputs.measured_on),
+                ("memory of a GPU", f"{inputs.gpu_bytes / 1e9:.0f} GB", inputs.measured_on),
                 *((plan.name, f"{plan.videos:,.0f} videos", plan.why) for plan in PLANS),
             ],
         ),

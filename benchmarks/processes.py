@@ -2,28 +2,35 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["held_bytes", "watched"]
 
 
 class watched:
-    """Most bytes that this process and those it started hold within the block; see `bytes`."""
+    """`bytes`: the most that `read` gives within the block, asked every so many seconds and at its
+    end.
+    """
+
+    def __init__(self, read: Callable[[], int], every_seconds: float):
+        self._read, self._every_seconds = read, every_seconds
 
     def __enter__(self) -> "watched":
-        self.bytes = held_bytes()
+        self.bytes = self._read()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
-        while not self._done.wait(0.25):
-            self.bytes = max(self.bytes, held_bytes())
+        while not self._done.wait(self._every_seconds):
+            self.bytes = max(self.bytes, self._read())
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        self.bytes = max(self.bytes, self._read())
 
 
 def held_bytes() -> int:

@@ -10,10 +10,8 @@ scikit-learn ours stands alone, and that is said.
 
 import argparse
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import numpy as np
 from pacecore.retrieve import hit_rates, nearest
 
 from .common import Timing, add_arguments, peak_extra_bytes, positive, run_main, write_record
+from .processes import watched
 
 KS = (1, 5, 10, 20, 50)
 CLASSES = 101
@@ -107,13 +106,15 @@ def large_case(queries: int, of: int, gallery: int, dimensions: int, device: str
             mapped.flush()
             del mapped, part
             files.append(np.load(path, mmap_mode="r"))
-        with anonymous_peak() as peak:
+        before = anonymous_bytes()
+        with watched(anonymous_bytes, 0.005) as held:
             start = time.perf_counter()
             nearest(*files, max(KS), device=device, boundaries=KS)
             seconds = time.perf_counter() - start
+        extra = held.bytes - before
         print(
             f"{queries:>6} of {of} x {gallery} x {dimensions}, mapped: {seconds:.1f} s,"
-            f" {peak[0] / 2**20:.0f} MiB beyond the files; all {of} would take"
+            f" {extra / 2**20:.0f} MiB beyond the files; all {of} would take"
             f" {seconds * of / queries:.0f} s",
             flush=True,
         )
@@ -126,36 +127,19 @@ def large_case(queries: int, of: int, gallery: int, dimensions: int, device: str
             "gallery_file_bytes": 4 * gallery * dimensions,
             "mapped": {
                 "seconds": seconds,
-                "peak_extra_bytes": peak[0],
+                "peak_extra_bytes": extra,
                 "gigaflops": 2e-9 * queries * gallery * dimensions / seconds,
                 "seconds_of_the_whole_at_this_rate": seconds * of / queries,
             },
         }
 
 
-@contextmanager
-def anonymous_peak() -> Iterator[list[int]]:
-    """[bytes]: the most that this process holds within beyond what it held before, pages of mapped
-    files apart, which the system takes back when it needs them.
+def anonymous_bytes() -> int:
+    """What this process holds, pages of mapped files apart, which the system takes back when it
+    needs them.
     """
-
-    def held() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-    before, done, result = held(), threading.Event(), [0]
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            result[0] = max(result[0], held() - before)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield result
-    finally:
-        done.set()
-        watcher.join()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def main() -> None:

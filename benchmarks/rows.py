@@ -103,34 +103,38 @@ def _as_graph(case: dict) -> str:
     return f"; {short(1000 * case['graph_seconds']['p50'])} ms as a CUDA graph"
 
 
+# What torch does unasked is true fp32 on a CPU, TF32 on a GPU.
+_PLAIN = {"plain": "torch unasked, true fp32", "plain in TF32": "torch unasked, TF32"}
+
+
 def backbones(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     for case in cases:
         if "clips_per_second" not in case:
             continue
+        peer = _PLAIN.get(case["way"])
         kind = "bfloat16_flops" if case["way"].startswith("bf16") else "float32_flops"
-        rate = _limit_of(limits, None, kind)
+        rate = None if case["way"] == "plain in TF32" else _limit_of(limits, None, kind)
         name = f"{case['network']}, width {case['width']:g}, batch {case['batch']}"
         beside = [
             other
             for other in cases
             if other.get("network") == case["network"]
-            and other["way"] != "plain"
+            and other["way"] not in _PLAIN
             and "times_plain" in other
             and "trial" not in other
         ]
         best = max(beside, key=lambda c: c["times_plain"], default=None)
-        plain = case["way"] == "plain"
         ours = "tried" if "trial" in case else "ours"
         yield Row(
             f"{name}, {case['frames']} x {case['crop']} x {case['crop']}, a training step",
-            "torch unasked, true fp32" if plain else f"{ours}, {case['way']}",
+            peer or f"{ours}, {case['way']}",
             case["clips_per_second"],
             "clips/s",
-            best["times_plain"] if plain and best else None,
+            best["times_plain"] / case["times_plain"] if peer and best else None,
             f"matrix product at {short(rate / 1e12)} TFLOP/s" if rate else "",
             1e12 * case["tflop_per_second"] / rate if rate else None,
             f"{case['peak_bytes'] / 1e6:,.0f} MB"
-            + (f"; ours is {best['way']}" if plain and best else ""),
+            + (f"; ours is {best['way']}" if peer and best else ""),
         )
 
 

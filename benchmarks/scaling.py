@@ -44,7 +44,7 @@ from .common import (
 from .data import add_video_arguments, open_videos
 from .feeding import feeding
 from .pretrain import rate_between
-from .processes import watched
+from .processes import held_bytes, watched
 from .rows import short
 
 __all__ = ["growth", "main", "page"]
@@ -160,7 +160,7 @@ def together(grid: Grid, device: torch.device, index: VideoIndex, folder: Path) 
                 **{"max_steps": 8, "amp": "bf16" if device.type == "cuda" else "none"},
             }
             port = _free_port()
-            with watched() as held:
+            with watched(held_bytes, 0.25) as held:
                 multiprocessing.spawn(_rank, (ranks, port, values), nprocs=ranks)
             text = (out / "metrics.jsonl").read_text()
             lines = [json.loads(line) for line in text.splitlines() if "clips_per_second" in line]

@@ -50,6 +50,7 @@ inline const char* type_name(ScalarType type) {
 
 // "float32 (60, 512)"
 inline std::string describe(const Tensor& tensor) {
+  if (!tensor.defined()) return "None";
   std::ostringstream text;
   text << type_name(tensor.scalar_type()) << " (";
   for (int64_t axis = 0; axis < tensor.dim(); ++axis)

@@ -30,8 +30,8 @@ PACECORE_DEFINE_LIBRARY(m) {
       "Tensor z, "             // (n, D)
       "Tensor groups, "        // (n,) int64
       "Tensor? temperature, "  // (), or absent for the number
-      "float temperature_number, bool batch, bool normalize, int anchor_start, int anchor_count, "
-      "bool leave_gradient) -> ("
+      "float temperature_number, bool batch, bool normalize, SymInt anchor_start, "
+      "SymInt anchor_count, bool leave_gradient) -> ("
       "Tensor loss, "              // ()
       "Tensor summary, "           // (3,)
       "Tensor grad_temperature, "  // ()
@@ -40,5 +40,5 @@ PACECORE_DEFINE_LIBRARY(m) {
   m.def(
       "info_nce_backward(Tensor grad_loss, Tensor z, Tensor groups, Tensor rows, "
       "Tensor? temperature, float temperature_number, bool batch, bool normalize, "
-      "int anchor_start, int anchor_count) -> Tensor grad_z");
+      "SymInt anchor_start, SymInt anchor_count) -> Tensor grad_z");
 }

@@ -26,12 +26,13 @@ std::string describe(const std::vector<T>& values) {
 inline void check_pace_clip_tensor(const Tensor& tensor, const char* name, const char* rule,
                                    ScalarType type, const std::vector<int64_t>& shape /* -1: any */,
                                    const Tensor& data) {
-  bool fits = tensor.scalar_type() == type && tensor.device() == data.device() &&
+  const bool elsewhere = tensor.defined() && tensor.device() != data.device();
+  bool fits = tensor.defined() && !elsewhere && tensor.scalar_type() == type &&
               tensor.dim() == static_cast<int64_t>(shape.size());
   for (size_t axis = 0; fits && axis < shape.size(); ++axis)
     fits = shape[axis] == -1 || tensor.size(axis) == shape[axis];
   check(fits, "pace_clip: ", name, " must be ", rule, " on the device of frames.data, got ",
-        describe(tensor), tensor.device() == data.device() ? "" : " on another device");
+        describe(tensor), elsewhere ? " on another device" : "");
 }
 
 inline void check_pair(const std::vector<int64_t>& size, const char* name) {
@@ -57,7 +58,7 @@ inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const
                                   const std::vector<int64_t>& crop_size,
                                   const std::vector<double>& mean, const std::vector<double>& std,
                                   bool bgr, ScalarType dtype, bool channels_last) {
-  check(data.scalar_type() == ScalarType::Byte && data.dim() == 1,
+  check(data.defined() && data.scalar_type() == ScalarType::Byte && data.dim() == 1,
         "pace_clip: frames.data must be (N,) uint8, got ", describe(data));
   check_pace_clip_tensor(table, "frames.table", "(F, 8) int64", ScalarType::Long, {-1, kColumns},
                          data);

@@ -2,11 +2,12 @@
 
 import ast
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,18 @@ from click.testing import CliRunner
 from torch import nn
 
 from benchmarks import suite
-from benchmarks.backbones import factors_in_2d, kernels_of
+from benchmarks.backbones import Apart, Way, factors_in_2d, kernels_of
 from benchmarks.common import RESULTS, run_limited
+from benchmarks.info_nce import loss_alone
+from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
+from benchmarks.readme import _summary
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
 from pacecore.backbones import build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 from pacecore.cli import pacecore
 from pacecore.errors import PacecoreError
+from pacecore.reference.info_nce import info_nce as reference
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = [{"threads": 1, "copy_bytes_per_second": 5e9, "float32_flops": 25e9}]
@@ -251,18 +256,55 @@ def test_where_a_step_spends_its_time():
     assert len(others) == 2
 
 
+def test_a_way_that_waits_for_its_turn_takes_no_time():
+    way = Apart("r3d", 0.125, torch.rand(2, 3, 8, 32, 32), Way())
+    (process,) = multiprocessing.active_children()
+
+    def ticks():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(0.5)
+    assert ticks() - before <= 5
+    seconds, held = way(1)
+    assert seconds > 0
+    assert held >= 0
+    way.pipe.close()
+    process.join(30)
+
+
 def test_what_is_only_tried_is_not_called_ours():
     size = {"network": "r21d", "width": 1, "batch": 2, "frames": 16, "crop": 112, "peak_bytes": 1}
     rates = {"clips_per_second": 2.0, "tflop_per_second": 0.1}
     cases = [
         {**size, **rates, "way": "plain", "times_plain": 1.0},
+        {**size, **rates, "way": "plain in TF32", "times_plain": 1.5},
         {**size, **rates, "way": "bf16", "times_plain": 3.0},
         {**size, **rates, "way": "bf16 in 2D", "times_plain": 4.0, "trial": True},
     ]
-    plain, ours, tried = rows_of("backbones", cases, LIMITS)
-    assert plain.times == 3.0
+    plain, unasked, ours, tried = rows_of("backbones", cases, LIMITS)
+    assert (plain.times, unasked.times) == (3.0, 2.0)
+    assert unasked.share is None  # no limit of that arithmetic was measured
     assert plain.note.endswith("ours is bf16")
     assert (ours.way, tried.way) == ("ours, bf16", "tried, bf16 in 2D")
+    line = _summary([{"rows": [asdict(row) for row in (plain, ours, replace(tried, value=8.0))]}])[
+        2
+    ]
+    assert "| 2.00 clips/s |" in line
+    assert "tried" not in line
+
+
+def test_the_readme_shows_all_of_ours_where_there_is_no_peer():
+    rows = [
+        Row("a step", f"pacecore, {way}", ms, "ms", share=0.5)
+        for way, ms in (("files", 6), ("store", 7))
+    ]
+    lines = _summary([{"rows": [asdict(row) for row in rows]}])[2:4]
+    assert lines == [
+        "| a step, files | 6.00 ms |  | 50 % |  |",
+        "| a step, store | 7.00 ms |  | 50 % |  |",
+    ]
 
 
 def test_end_to_end_rows_compare_our_best_with_each_peer():
@@ -274,6 +316,19 @@ def test_end_to_end_rows_compare_our_best_with_each_peer():
     peer, ours = rows_of("pretrain", cases, LIMITS)
     assert (peer.times, ours.times) == (4.5, None)
     assert ours.share == 0.9
+
+
+def test_the_loss_alone_is_the_same_loss():
+    z, groups = torch.randn(12, 5), torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4])
+    torch.testing.assert_close(loss_alone(z, groups), reference(z, groups)[0])
+
+
+def test_a_peer_without_jitter_does_no_arithmetic_but_the_resize():
+    case = Case("", (8, 8), (8, 8), (4, 4), clip_frames=2, clips=1, jitter=False)
+    run = per_clip(case, inputs_of(case, torch.device("cpu")), lambda frames: frames, [])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        run()
+    assert "aten::mul" not in {event.name for event in seen.events()}
 
 
 def test_a_missing_peer_is_said():

@@ -1,6 +1,7 @@
 """gpu_check: its machinery, without a GPU; and that without one it says so and exits 2."""
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_exercise, gpu_steps, limits
+from benchmarks import common, gpu_check, gpu_exercise, gpu_steps, limits
 from benchmarks.gpu_steps import Context, Result
 from benchmarks.suite import BENCHMARKS
 
@@ -81,6 +82,23 @@ def test_what_passed_before_stays_until_the_code_changes(tmp_path, monkeypatch):
     found["second"] = "passed"
     assert states("--commit", "a", "--only", "second") == {"first": "passed", "second": "passed"}
     assert states("--commit", "b", "--only", "second") == {"second": "passed"}
+
+
+def test_its_own_folder_in_the_tree_is_no_change_of_the_code(tmp_path, monkeypatch):
+    def run(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text("1")
+    for words in (["init", "-q"], ["add", "code.py"], ["commit", "-qm", "first"]):
+        run(*words)
+    (tmp_path / "gpu-check").mkdir()
+    (tmp_path / "gpu-check" / "build.log").write_text("built")
+    about = gpu_check.machine("cpu")
+    assert (len(about["commit"]), about["uncommitted_changes"]) == (40, False)
+    (tmp_path / "code.py").write_text("2")
+    assert gpu_check.machine("cpu")["uncommitted_changes"] is True
 
 
 def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
@@ -185,6 +203,17 @@ def test_counts_of_tests_by_outcome(tmp_path, monkeypatch, has_av, text, where):
     )
     assert counts["needs_videos"] == 1
     assert counts[where] == ["tests.test_video"]
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_one(context, monkeypatch):
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (-11, "it crashed"))
+    (context.out / "tests.xml").write_text('<testsuite><testcase name="good"/></testsuite>')
+    (context.out / "limits-cuda.json").write_text(json.dumps({"cases": [{"threads": 1}]}))
+    (context.tree / "benchmarks").mkdir()
+    (context.tree / "benchmarks" / "limits.py").touch()
+    for step in (gpu_steps.tests, gpu_steps.benchmark("limits")):
+        result = step(context)
+        assert (result.state, result.values) == ("failed", {})
 
 
 def test_a_sanitizer_that_reports_nothing_has_failed(context, monkeypatch):

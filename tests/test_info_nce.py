@@ -1,7 +1,9 @@
 import math
 
+import numpy
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pacecore import ops
 from pacecore.errors import PacecoreError
@@ -261,6 +263,31 @@ def test_compiles_without_a_break(n):
         torch.testing.assert_close(value, expected)
 
 
+def test_batches_of_changing_size_share_one_compiled_graph():
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda z, groups: info_nce(z, groups).loss, fullgraph=True, dynamic=True, backend=counter
+    )
+    compiled(embeddings(20, 16), labels(20, "pairs"))
+    compilations = counter.frame_count
+    for n in (21, 34, 60):
+        z, groups = embeddings(n, 16), labels(n, "pairs")
+        torch.testing.assert_close(compiled(z, groups), info_nce(z, groups).loss)
+    assert counter.frame_count == compilations
+
+
+def test_exports_with_any_number_of_rows():
+    class Loss(torch.nn.Module):
+        def forward(self, z, groups):
+            return info_nce(z, groups).loss
+
+    rows = {0: torch.export.Dim("n", min=2, max=512)}
+    example = embeddings(20, 16), labels(20, "pairs")
+    exported = torch.export.export(Loss(), example, dynamic_shapes=(rows, rows)).module()
+    z, groups = embeddings(34, 16), labels(34, "pairs")
+    torch.testing.assert_close(exported(z, groups), info_nce(z, groups).loss)
+
+
 @pytest.mark.parametrize("n", [20, 520])
 def test_second_derivative_is_refused(n):
     z = embeddings(n, 4).requires_grad_()
@@ -269,9 +296,26 @@ def test_second_derivative_is_refused(n):
         torch.autograd.grad(loss, z, create_graph=True)
 
 
+@pytest.mark.parametrize("n", [20, 520])
+def test_other_ways_to_differentiate_are_refused(n):
+    z, groups = embeddings(n, 4), labels(n, "pairs")
+    temperature = torch.tensor(0.5)
+    with pytest.raises(PacecoreError, match="info_nce: has no forward-mode derivative"):
+        torch.func.jvp(lambda z: info_nce(z, groups).loss, (z,), (z,))
+    with pytest.raises(PacecoreError, match="info_nce: has no forward-mode derivative"):
+        torch.func.jvp(
+            lambda t: info_nce(z, groups, temperature=t).loss, (temperature,), (temperature,)
+        )
+    with pytest.raises(PacecoreError, match=r"info_nce: has no derivative by torch\.func"):
+        torch.func.grad(lambda z: info_nce(z, groups).loss)(z)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"z": [[1.0], [2.0]]}, "z must be a tensor, got list"),
+        ({"groups": numpy.zeros(4, numpy.int64)}, "groups must be a tensor, got ndarray"),
+        ({"anchor_start": 1.0}, "anchor_start must be of type int, got 1.0"),
         ({"z": torch.zeros(4)}, r"z must be \(n, D\).*got torch.float32 \(4,\)"),
         ({"z": torch.zeros(4, 0)}, r"D >= 1, got torch.float32 \(4, 0\)"),
         ({"z": torch.zeros(4, 2, dtype=torch.int32)}, "got torch.int32"),

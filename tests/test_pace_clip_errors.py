@@ -46,7 +46,16 @@ WRONG_SHAPES = [
     ("mean", lambda s: (1.0,), "mean must be three finite numbers"),
     ("mean", lambda s: (float("nan"), 0, 0), "mean must be three finite numbers"),
     ("std", lambda s: (1.0, 0.0, 1.0), "std must be three finite numbers not 0"),
-    ("dtype", lambda s: torch.float64, "dtype must be float32, float16 or bfloat16, got float64"),
+    (
+        "dtype",
+        lambda s: torch.float64,
+        "dtype must be float32, float16 or bfloat16, got torch.float64",
+    ),
+    ("dtype", lambda s: "bfloat16", "dtype must be float32, float16 or bfloat16, got 'bfloat16'"),
+    ("plan", lambda t: None, "plan must be (B, T) int32 on the device of frames.data, got None"),
+    ("crop", lambda t: t.tolist(), "crop must be of type Tensor, got [["),
+    ("resize", lambda s: 19, "resize must be of type List[int], got 19"),
+    ("mean", lambda s: 5, "mean must be of type List[float], got 5"),
     ("channel_order", lambda s: "grb", "channel_order must be rgb or bgr, got 'grb'"),
     ("memory_format", lambda s: torch.channels_last, "memory_format must be"),
 ]
@@ -108,6 +117,10 @@ def test_a_gradient_is_refused(device):
     values["jitter"].requires_grad_()
     with pytest.raises(PacecoreError, match="pace_clip: jitter must not require a gradient"):
         call(pace_clip, values)
+    values = named_case(device)
+    jitter = values.pop("jitter")
+    with pytest.raises(PacecoreError, match="pace_clip: jitter must not require a gradient"):
+        torch.func.jvp(lambda j: call(pace_clip, {**values, "jitter": j}), (jitter,), (jitter,))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from benchmarks import planning, scaling
 from benchmarks.common import RESULTS
 from benchmarks.planning import Inputs
-from benchmarks.processes import watched
+from benchmarks.processes import held_bytes, watched
 from benchmarks.readme import pages
 from pacecore.store import record_bytes
 
@@ -45,7 +45,7 @@ def test_steps_and_embeddings_are_measured_as_their_grid_says():
 
 def test_memory_counts_the_processes_that_were_started():
     script = "import time; kept = bytearray(64 << 20); print(flush=True); time.sleep(30)"
-    with watched() as held:
+    with watched(held_bytes, 0.25) as held:
         before = held.bytes
         child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         try:
@@ -67,7 +67,9 @@ def test_a_plan_follows_from_its_inputs_and_the_record():
     rates = {"files, two views decoded once": 100.0, "store, two views": 500.0}
     cases = [{"way": way, "clips_per_core_second": rate} for way, rate in rates.items()]
     cases[0] |= {"packed_frames_per_core_second": 2000.0, "file_bytes_per_frame": 1000.0}
-    page = planning.page({"machine": MACHINE, "cases": cases}, Inputs(2000.0, "given"))
+    page = planning.page(
+        {"machine": MACHINE, "cases": cases}, Inputs(2000.0, "given", 50e9, 141e9, "one")
+    )
     store = record_bytes((128, 171))
     assert f"{2000 * 16 * store / 1e9:.2f} GB/s" in page  # the bus of one GPU
     assert "| files | 20 |" in page  # 2,000 / 100 cores
@@ -80,7 +82,8 @@ def test_a_plan_follows_from_its_inputs_and_the_record():
 
 def record_of(path, **content):
     limits = [{"bus_bytes_per_second": 55e9}]
-    path.write_text(json.dumps({"machine": {"gpu": "NVIDIA H200"}, "limits": limits} | content))
+    machine = {"gpu": "NVIDIA H100", "gpu_bytes": 80e9}
+    path.write_text(json.dumps({"machine": machine, "limits": limits} | content))
 
 
 def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
@@ -88,7 +91,7 @@ def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
     record_of(tmp_path / "first_gpu_run.json", cases=[{"op": "info_nce"}, step])
     first = planning.of_gpu(tmp_path)
     assert (first.gpu_clips, first.bus_bytes_per_second) == (1000.0, 55e9)
-    assert first.gpu_from.endswith("batch 60; measured on an NVIDIA H200, first_gpu_run.json")
+    assert first.gpu_from.endswith("batch 60; measured on an NVIDIA H100, first_gpu_run.json")
     ways = [
         {"way": "pacecore, store", "clips_per_second": 700.0},
         {"way": "pacecore, store in GPU memory, bf16", "clips_per_second": 900.0},
@@ -100,12 +103,17 @@ def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
         {"name": "pretrain", "values": {"cases": ways}},
         {"name": "tests", "values": {}},
     ]
+    for lacking in (steps[:1], steps[1:], [steps[0], {"name": "pretrain", "values": {}}]):
+        record_of(tmp_path / "gpu_check-cuda.json", steps=lacking)
+        assert planning.of_gpu(tmp_path) == first
     record_of(tmp_path / "gpu_check-cuda.json", steps=steps)
     found = planning.of_gpu(tmp_path)
     assert (found.gpu_clips, found.bus_bytes_per_second) == (900.0, 54e9)
     assert found.gpu_from.startswith("pre-training from end to end, store in GPU memory, bf16; ")
     record = json.loads((RESULTS / "data-cpu.json").read_text())
-    assert "| bus to a GPU | 54 GB/s | measured on an NVIDIA H200" in planning.page(record, found)
+    page = planning.page(record, found)
+    assert "| bus to a GPU | 54 GB/s | measured on an NVIDIA H100" in page
+    assert "| memory of a GPU | 80 GB | measured on an NVIDIA H100" in page
 
 
 def test_an_own_rate_is_called_given(tmp_path, monkeypatch):

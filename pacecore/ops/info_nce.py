@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pacecore.errors import PacecoreError
-from pacecore.ops.library import expected_errors, ops, registration
+from pacecore.ops.library import expected_errors, has_tangent, ops, registration
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -63,12 +63,11 @@ def info_nce(
     Memory grows as n D, time as n^2 D: of the similarities a square exists at a time that fits the
     cache, which for few rows (512 on a GPU, 384 of 16 bits) is all of them. Pairs of two rows that
     are no anchors take none, unless the denominator is "batch". Results are the same bits in every
-    run and with any number of threads. Nothing waits for the GPU. There is no second derivative:
-    create_graph=True is an error.
+    run and with any number of threads. Nothing waits for the GPU. There is no second derivative
+    and none by forward mode or torch.func: to ask for one is an error.
     Raises PacecoreError for a wrong shape, type, device or value.
     """
-    count = len(z) - anchor_start if anchor_count is None and z.dim() else anchor_count
-    _check(z, groups, temperature, denominator, anchor_start, count)
+    count = _check(z, groups, temperature, denominator, anchor_start, anchor_count)
     compute_type = torch.float64 if z.dtype == torch.float64 else torch.float32
     learnable = None
     if isinstance(temperature, Tensor):
@@ -98,8 +97,10 @@ def _check(
     temperature: float | Tensor,
     denominator: str,
     anchor_start: int,
-    anchor_count: int,
-) -> None:
+    anchor_count: int | None,
+) -> int:
+    """The number of anchors. Raises PacecoreError for what info_nce does not take."""
+
     def require(holds: bool, rule: str, got: object) -> None:
         if not holds:
             raise PacecoreError(f"info_nce: {rule}, got {got}")
@@ -107,6 +108,10 @@ def _check(
     def describe(tensor: Tensor) -> str:
         return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
 
+    for name, tensor in (("z", z), ("groups", groups)):
+        require(isinstance(tensor, Tensor), f"{name} must be a tensor", type(tensor).__name__)
+    forward_mode = any(has_tangent(x) for x in (z, temperature) if isinstance(x, Tensor))
+    require(not forward_mode, "has no forward-mode derivative", "a tensor with a tangent")
     if z.dim() != 2 or z.shape[1] < 1 or z.dtype not in _TYPES:
         kinds = "float32, bfloat16, float16 or float64"
         require(False, f"z must be (n, D) {kinds} with D >= 1", describe(z))
@@ -126,9 +131,11 @@ def _check(
         require(False, rule, temperature)
     if denominator not in DENOMINATORS:
         require(False, f"denominator must be one of {', '.join(DENOMINATORS)}", repr(denominator))
-    if min(anchor_start, anchor_count) < 0 or anchor_start + anchor_count > z.shape[0]:
+    count = z.shape[0] - anchor_start if anchor_count is None else anchor_count
+    if min(anchor_start, count) < 0 or anchor_start + count > z.shape[0]:
         rule = f"anchors must lie within the {z.shape[0]} rows of z"
         require(False, rule, f"anchor_start {anchor_start}, anchor_count {anchor_count}")
+    return count
 
 
 def _fake(

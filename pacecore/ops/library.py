@@ -5,10 +5,13 @@ Ops reach their kernels through `ops()`, and give themselves a fake kernel and a
 CPU, under a second one.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from pacecore._extension import extension
 from pacecore.errors import PacecoreError
@@ -17,6 +20,7 @@ __all__ = [
     "NAMESPACE",
     "add_namespace",
     "expected_errors",
+    "has_tangent",
     "ops",
     "registration",
     "use_namespace",
@@ -50,15 +54,36 @@ def add_namespace(library_path: str, namespace: str) -> None:
         function(namespace)
 
 
+# What the dispatcher says of an argument that the schema has no place for.
+_WRONG_TYPE = re.compile(
+    r"\w+::\w+\(\) Expected a value of type '(.+?)' for argument '(\w+)'.*\n.*\nValue: (.*)"
+)
+
+
 @contextmanager
 def expected_errors(op: str) -> Iterator[None]:
-    """The refusals of the kernels of `op` as PacecoreError; anything else as it is."""
+    """What `op` and torch refuse of its arguments, as PacecoreError; anything else as it is."""
     try:
         yield
     except RuntimeError as error:
-        if str(error).startswith(f"{op}: "):
-            raise PacecoreError(str(error).partition("\n")[0]) from None
+        text = str(error)
+        if text.startswith(f"{op}: "):
+            raise PacecoreError(text.partition("\n")[0]) from None
+        if wrong := _WRONG_TYPE.match(text):
+            kind, name, value = wrong.groups()
+            raise PacecoreError(f"{op}: {name} must be of type {kind}, got {value}") from None
+        if "functorch transforms" in text:
+            raise PacecoreError(
+                f"{op}: has no derivative by torch.func, only by autograd"
+            ) from None
         raise
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation has come to `tensor`. No op passes it on, and torch
+    would take what comes out for a constant.
+    """
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 @contextmanager

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.ops.library import expected_errors, ops, registration
+from pacecore.ops.library import expected_errors, has_tangent, ops, registration
 
 __all__ = ["check_plan", "pace_clip"]
 
 _CHANNEL_ORDERS = ("rgb", "bgr")
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 
 
@@ -79,12 +80,14 @@ def pace_clip(
     """
     if channel_order not in _CHANNEL_ORDERS:
         raise PacecoreError(f"pace_clip: channel_order must be rgb or bgr, got {channel_order!r}")
+    if dtype not in _TYPES:
+        raise PacecoreError(f"pace_clip: dtype must be float32, float16 or bfloat16, got {dtype!r}")
     if memory_format not in _MEMORY_FORMATS:
         raise PacecoreError(
             "pace_clip: memory_format must be torch.contiguous_format or torch.channels_last_3d, "
             f"got {memory_format}"
         )
-    if jitter is not None and jitter.requires_grad:
+    if jitter is not None and (jitter.requires_grad or has_tangent(jitter)):
         raise PacecoreError("pace_clip: jitter must not require a gradient, there is none")
     with expected_errors("pace_clip"):
         return ops().pace_clip(
@@ -94,10 +97,10 @@ def pace_clip(
             crop,
             jitter,
             jitter_order,
-            list(resize),
-            list(crop_size),
-            list(mean),
-            list(std),
+            resize,
+            crop_size,
+            mean,
+            std,
             channel_order == "bgr",
             dtype,
             memory_format == torch.channels_last_3d,
@@ -127,8 +130,8 @@ def check_plan(
             crop,
             jitter,
             jitter_order,
-            list(resize),
-            list(crop_size),
+            resize,
+            crop_size,
         )
 
 
