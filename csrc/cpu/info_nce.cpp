@@ -1,5 +1,6 @@
 // info_nce on the CPU. The similarity matrix is walked in square tiles, each made twice: once for
-// the sums of its rows, once, where a gradient is wanted, for the product with z. It is symmetric,
+// the sums of its rows, once, where a gradient is wanted, for the product with z. Of a matrix that
+// is no larger than a tile, and whose gradient follows at once, the logits stay. It is symmetric,
 // so that a tile above the diagonal also serves the one below.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -58,8 +59,10 @@ struct Blocks {
   std::vector<NceId<Real>> ids;    // (padded n,) groups numbered from 0, then -1
   std::vector<int64_t> positives;  // (n,)
   Tensor scratch;                  // (threads, scores and product buffer)
+  Tensor kept;                     // (kNceTile, kNceTile): all scores, then logits; or undefined
 
-  Blocks(const Tensor& z, const Tensor& groups, const Real* inverse_norms, double temperature)
+  Blocks(const Tensor& z, const Tensor& groups, const Real* inverse_norms, double temperature,
+         bool gradient_follows)
       : n(z.size(0)), features(z.size(1)) {
     // At least four blocks where they can fill panels, for the threads; the number of threads
     // itself must not decide, or the order of the sums and so the last bits would follow it.
@@ -73,6 +76,7 @@ struct Blocks {
     scratch =
         empty({int64_t(torch::stable::get_num_threads()), kNceTile * (kNceTile + kernels.panel)},
               kType<Real>);
+    if (gradient_follows && n <= kNceTile) kept = empty({kNceTile, kNceTile}, kType<Real>);
   }
 
   int64_t rows(int64_t block) const { return std::min(size, n - block * size); }
@@ -87,10 +91,21 @@ struct Blocks {
         ids.data() + column, scale + row,        scale + scales.size(1) + column};
   }
 
-  Real* scores(const NceTile<Real>& tile, int64_t row_block, int64_t column_block) const {
+  // This thread's part of `scratch`: scores, then the buffer of a product.
+  Real* own_scratch() const {
     uint32_t thread = 0;
     torch_get_thread_idx(&thread);
-    Real* at = data<Real>(scratch) + thread * scratch.size(1);
+    return data<Real>(scratch) + thread * scratch.size(1);
+  }
+
+  // Where the scores of a tile are; tiles that are kept do not overlap.
+  Real* place(int64_t row_block, int64_t column_block) const {
+    if (!kept.defined()) return own_scratch();
+    return data<Real>(kept) + row_block * size * kNceTile + column_block * size;
+  }
+
+  Real* scores(const NceTile<Real>& tile, int64_t row_block, int64_t column_block) const {
+    Real* at = place(row_block, column_block);
     kernels.scores(panel(row_block), tile.rows, panel(column_block), tile.columns, features, at);
     return at;
   }
@@ -249,9 +264,10 @@ Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, const NceOptions
   blocks.for_each_pair([&](int64_t row, int64_t column) {
     if (!has_wanted(blocks, options, row) && !has_wanted(blocks, options, column)) return;
     const NceTile<Real> tile = blocks.tile(row, column);
-    Real* weights = blocks.scores(tile, row, column);
-    Real* buffer = weights + kNceTile * kNceTile;
-    blocks.kernels.weights(tile, part(row), part(column), weights);
+    const bool kept = blocks.kept.defined();
+    Real* weights = kept ? blocks.place(row, column) : blocks.scores(tile, row, column);
+    Real* buffer = blocks.own_scratch() + kNceTile * kNceTile;
+    blocks.kernels.weights(tile, part(row), part(column), kept, weights);
     const Real* z = data<Real>(blocks.z);
     blocks.kernels.product(weights, false, tile.rows, tile.columns, z + column * size * features,
                            features, data<Real>(sums) + row * size * stride, stride, buffer);
@@ -306,7 +322,7 @@ Results forward(const Tensor& z, const Tensor& groups, const NceOptions& options
     return {loss, summary, slope, rows, grad_z};
   }
   inverse_norms<Real>(z, options.normalize, data<Real>(rows) + 4 * n);
-  const Blocks<Real> blocks(z, groups, data<Real>(rows) + 4 * n, temperature);
+  const Blocks<Real> blocks(z, groups, data<Real>(rows) + 4 * n, temperature, leave_gradient);
   const auto sums = all_sums(blocks, options);
   const Outcome<Real> outcome(blocks, sums, options, data<Real>(rows));
   *data<Real>(loss) = Real(outcome.loss);
@@ -336,7 +352,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups, 
                 const NceOptions& options) {
   const double temperature = temperature_of(options.temperature, options.temperature_number);
   const Tensor flat = torch::stable::contiguous(rows);
-  const Blocks<Real> blocks(z, groups, data<Real>(flat) + 4 * z.size(0), temperature);
+  const Blocks<Real> blocks(z, groups, data<Real>(flat) + 4 * z.size(0), temperature, false);
   return torch::stable::to(gradient(blocks, flat, options, *data<Real>(grad_loss)),
                            z.scalar_type());
 }

@@ -49,10 +49,11 @@ struct NceTileKernels {
   // Adds the logits, which are symmetric, to the sums of the tile's columns.
   void (*column_sums)(const NceTile<Real>& tile, const Real* logits, NceSums<double>* sums);
 
-  // Turns scores into weights in place: d loss / d logit of the pair both ways round, times the
-  // scales of both. Zero for a clip with itself and beyond the last row and column.
+  // Turns scores, or with has_logits what row_sums has left, into weights in place: d loss / d
+  // logit of the pair both ways round, times the scales of both. Zero for a clip with itself and
+  // beyond the last row and column.
   void (*weights)(const NceTile<Real>& tile, const NceRows<Real>& row, const NceRows<Real>& column,
-                  Real* scores);
+                  bool has_logits, Real* scores);
 
   // into (rows, features) += weights (rows, depth) . z (depth, features), rows rounded up to a
   // panel; `transposed` reads the tile by columns. buffer: kNceTile * panel.

@@ -2,6 +2,8 @@
 // sums, its gradient weights, and products with it. Compiled once per instruction set: the
 // including file names it in PACECORE_ISA and gives the vector width in PACECORE_LANES (floats a
 // vector).
+#include <algorithm>
+
 #include "info_nce_kernels.h"
 
 namespace pacecore::PACECORE_ISA {
@@ -75,8 +77,8 @@ PACECORE_SHARED_MATH Vector<double> exp_vector(Vector<double> x) {
 
 // c (kRows, V vectors) += a (kRows, depth) . b (depth, V vectors); strides in elements.
 template <typename Real, int V>
-void product_block(int64_t depth, const Real* a, int64_t a_row, int64_t a_step, const Real* b,
-                   int64_t b_step, Real* c, int64_t c_row) {
+void vectors_product(int64_t depth, const Real* a, int64_t a_row, int64_t a_step, const Real* b,
+                     int64_t b_step, Real* c, int64_t c_row) {
   constexpr int lanes = Lanes<Real>::count;
   Vector<Real> sum[kRows][V] = {};
   for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step) {
@@ -92,12 +94,31 @@ void product_block(int64_t depth, const Real* a, int64_t a_row, int64_t a_step, 
     }
 }
 
+// The same for as many vectors as hold `columns`, at most kVectors.
+template <typename Real>
+void product_block(int64_t columns, int64_t depth, const Real* a, int64_t a_row, int64_t a_step,
+                   const Real* b, int64_t b_step, Real* c, int64_t c_row) {
+  constexpr int lanes = Lanes<Real>::count;
+  if (columns > 2 * lanes)
+    vectors_product<Real, 3>(depth, a, a_row, a_step, b, b_step, c, c_row);
+  else if (columns > lanes)
+    vectors_product<Real, 2>(depth, a, a_row, a_step, b, b_step, c, c_row);
+  else
+    vectors_product<Real, 1>(depth, a, a_row, a_step, b, b_step, c, c_row);
+}
+
 template <typename Real>
 void pack_panel(const Real* z, int64_t rows, int64_t features, Real* panel) {
   constexpr int width = kPanel<Real>;
-  for (int64_t k = 0; k < features; ++k)
-    for (int64_t row = 0; row < width; ++row)
-      panel[k * width + row] = row < rows ? z[row * features + k] : Real(0);
+  // A line of each row at a time: with 512 features the same place of all rows falls on the same
+  // few sets of the cache, and feature by feature 48 rows took 41 microseconds where this takes 7.
+  constexpr int64_t depth = 16;
+  if (rows < width) std::fill_n(panel, width * features, Real(0));
+  for (int64_t start = 0; start < features; start += depth) {
+    const int64_t end = std::min(start + depth, features);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t k = start; k < end; ++k) panel[k * width + row] = z[row * features + k];
+  }
 }
 
 template <typename Real>
@@ -118,8 +139,8 @@ void tile_scores(const Real* left, int64_t rows, const Real* right, int64_t colu
         const Real* a = left + (p * features + start) * width;
         Real* c = scores + p * width * kNceTile + q * width;
         for (int64_t row = 0; row < width && p * width + row < rows; row += kRows)
-          product_block<Real, kVectors>(count, a + row, 1, width, b, width, c + row * kNceTile,
-                                        kNceTile);
+          product_block(columns - q * width, count, a + row, 1, width, b, width, c + row * kNceTile,
+                        kNceTile);
       }
     }
   }
@@ -132,24 +153,17 @@ void tile_product(const Real* weights, bool transposed, int64_t rows, int64_t de
   constexpr int width = kPanel<Real>;
   const int64_t a_row = transposed ? 1 : kNceTile, a_step = transposed ? kNceTile : 1;
   for (int64_t start = 0; start < features; start += width) {
-    const int64_t count = features - start < width ? features - start : width;
-    const int64_t vectors = (count + lanes - 1) / lanes;
+    const int64_t count = std::min<int64_t>(features - start, width);
+    const int64_t whole = (count + lanes - 1) / lanes * lanes;
     for (int64_t k = 0; k < depth; ++k) {
       const Real* from = z + k * features + start;
       Real* to = buffer + k * width;
       for (int64_t x = 0; x < count; ++x) to[x] = from[x];
-      for (int64_t x = count; x < vectors * lanes; ++x) to[x] = 0;
+      for (int64_t x = count; x < whole; ++x) to[x] = 0;
     }
-    for (int64_t row = 0; row < rows; row += kRows) {
-      const Real* a = weights + row * a_row;
-      Real* c = into + row * into_row + start;
-      if (vectors == 3)
-        product_block<Real, 3>(depth, a, a_row, a_step, buffer, width, c, into_row);
-      else if (vectors == 2)
-        product_block<Real, 2>(depth, a, a_row, a_step, buffer, width, c, into_row);
-      else
-        product_block<Real, 1>(depth, a, a_row, a_step, buffer, width, c, into_row);
-    }
+    for (int64_t row = 0; row < rows; row += kRows)
+      product_block(count, depth, weights + row * a_row, a_row, a_step, buffer, width,
+                    into + row * into_row + start, into_row);
   }
 }
 
@@ -296,7 +310,7 @@ PACECORE_SHARED_MATH Vector<Real> weight(const Vector<Real>& logit, const Vector
 
 template <typename Real>
 void tile_weights(const NceTile<Real>& tile, const NceRows<Real>& row, const NceRows<Real>& column,
-                  Real* scores) {
+                  bool has_logits, Real* scores) {
   constexpr int lanes = Lanes<Real>::count;
   constexpr int width = kPanel<Real>;
   const int64_t all_rows = (tile.rows + width - 1) / width * width;
@@ -307,7 +321,7 @@ void tile_weights(const NceTile<Real>& tile, const NceRows<Real>& row, const Nce
     Real* at = scores + i * kNceTile;
     for (int64_t j = 0; j < all_columns; j += lanes) {
       row_masks(tile, i, j, is_positive, is_negative);
-      const Vector<Real> logit = logit_of(tile, at, i, j);
+      const Vector<Real> logit = has_logits ? load<Real>(at + j) : logit_of(tile, at, i, j);
       Vector<Real> sum = weight<Real>(logit, zero + row.reference[i], zero + row.all[i],
                                       zero + row.positive[i], zero + row.constant[i], is_positive);
       sum += weight<Real>(logit, load<Real>(column.reference + j), load<Real>(column.all + j),
