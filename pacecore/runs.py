@@ -17,7 +17,7 @@ class Run:
 
     folder: Path
     name: str
-    kind: str  # "pretrain" or "finetune"
+    kind: str  # "pretrain", "finetune", or "features": retrieval by two files of features
     options: dict[str, Any]
     pretrained: dict[str, Any]  # options of the pre-training; {} from scratch
     summary: dict[str, Any]
@@ -46,10 +46,13 @@ def read_run(folder: str | Path) -> Run:
         raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
     first = next(each for each in (summary, test, *retrievals) if each)
     options = first.get("options") or first.get("trained_with") or {}
+    if first.get("kind") == "weights":  # their options are no run's
+        options["kind"] = "weights"
+    trained = "pretrain" if "paces" in options else "finetune"
     return Run(
         folder=folder,
         name=folder.resolve().name,
-        kind="pretrain" if "paces" in options else "finetune",
+        kind=trained if options else "features",
         options=options,
         pretrained=first.get("pretrained") or {},
         summary=summary,

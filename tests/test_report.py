@@ -43,6 +43,7 @@ def finetuning(folder, top1, learning, *, videos=40, classes=CLASSES, **changes)
         "top5": 1.0,
         "mean_per_class": top1,
         "clip_top1": top1 - 0.05,
+        "clips_per_video": 10,
         "top1_interval_95": [top1 - 0.1, top1 + 0.1],
         "per_class": dict.fromkeys(classes, top1),
         "confusion": [[3, 1], [0, 4]],
@@ -195,6 +196,51 @@ def test_retrieval_rows(tmp_path):
     assert [(row["features"], row["top-1 %"], row["top-5 %"]) for row in rows] == [
         ("p4", "40.0", "80.0"),
         ("p5", "30.0", "80.0"),
+    ]
+
+
+def changed(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
+    runs = [tmp_path / name for name in ("one", "two", "elsewhere", "else", "fewer")]
+    for run in runs:
+        finetuning(run, 0.5, {})
+    changed(runs[2] / "test.json", data="/data/other", top1=0.9)
+    changed(runs[3] / "test.json", measured_with={"held_out": "/data/third"}, top1=0.7)
+    changed(runs[4] / "test.json", clips_per_video=3, top1=0.4)
+    result = make_report(runs, tmp_path / "out", pictures=False)
+    assert [(r["data"], r["top-1 %"], r["differs in"]) for r in table_of(result, "Action")] == [
+        ("ucf", "50.0 ± 0.0 (2)", "clips 10"),
+        ("other", "90.0", "clips 10"),
+        ("third", "70.0", "clips 10"),
+        ("ucf", "40.0", "clips 3"),
+    ]
+
+
+def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training(tmp_path):
+    found = {"stage": "p5", "pool": "max", "unit": "video", "top": {"1": 0.5}}
+    options = pretraining(tmp_path / "pre", 0.5, crop=112)
+    hmdb = {"data": "/data/hmdb", "query_videos": 1530, "trained_with": options}
+    write(tmp_path / "pre" / "retrieve-p5-video.json", {**found, **hmdb})
+    defaults = asdict(TrainOptions().resolved())
+    weights = {"kind": "weights", "data": "/data/hmdb", "trained_with": defaults}
+    write(tmp_path / "weights" / "retrieve-p5-video.json", {**found, **weights})
+    files = {"data": "a.npy, b/p5-test.npy", "backbone": "c3d", "width": 0.25}
+    write(tmp_path / "files" / "retrieve-p5-video.json", {**found, **files})
+    figure = {"table": "5", "network": "r21d", "method": "pace + same context", "paces": ""}
+    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "percent": 1.0}
+    write(tmp_path / "figures.json", [{**figure, "source": "page 1"}])
+    options["data"] = "/data/ucf101"
+    changed(tmp_path / "pre" / "summary.json", options=options)
+    runs = [tmp_path / name for name in ("pre", "weights", "files")]
+    result = make_report(runs, tmp_path / "out", figures=tmp_path / "figures.json", pictures=False)
+    columns = ("network", "weights", "data", "paper %")
+    assert [tuple(r[name] for name in columns) for r in table_of(result, "Retrieval")] == [
+        ("r21d", "pace + same context", "HMDB51", "top-1 1.0"),
+        ("r21d", "weights of another project", "hmdb", "-"),
+        ("c3d x 0.25", "-", "p5-test.npy", "-"),
     ]
 
 

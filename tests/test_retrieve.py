@@ -226,6 +226,7 @@ def features_of(path, labels, classes=CLASSES, **changes) -> Features:
     values = np.eye(max(4, len(labels)), dtype=np.float32)[: len(labels)]
     order = {
         **{"network": "aa", "stage": "gap", "pool": "max", "unit": "video", "input": {}},
+        **{"backbone": "r3d", "width": 0.125},
         **{"clips": 2, "classes": list(classes), "identity": "x", "unreadable": {}, **changes},
         "videos": [{"path": f"v{row}", "label": label} for row, label in enumerate(labels)],
     }
@@ -251,6 +252,13 @@ def test_classes_are_matched_by_name_and_missing_ones_told(tmp_path):
     result, _ = retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
     assert result["classes_without_gallery"] == ["Violet"]
     assert result["top"]["50"] == 0.5
+
+
+def test_what_two_files_hold_is_written_down_not_what_options_say(tmp_path):
+    kept = {"stage": "p4", "clips": 3}
+    one, two = (features_of(tmp_path / name, [0, 1], **kept) for name in ("a.npy", "b.npy"))
+    result, _ = retrieve_features(one, two, options_of(tmp_path), "cpu")
+    assert {name: result["measured_with"][name] for name in kept} == kept
 
 
 def test_videos_without_labels(tmp_path):
