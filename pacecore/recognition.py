@@ -19,14 +19,7 @@ from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.files import aside, write_json
 from pacecore.inputs import Inputs
-from pacecore.protocol import (
-    PATIENCE,
-    ClipRunner,
-    labels_of,
-    open_measured,
-    out_folder,
-    ready,
-)
+from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
 
@@ -299,12 +292,14 @@ def _test_pace(
     paces = trained.options.sampling().classes
     runner = replace(ClipRunner.of(model, trained, options, device, "test"), paces=paces)
     found = pace_accuracy(runner, data.held_out)
+    if not found.clips:
+        raise PacecoreError(f"held-out videos: none of {len(data.held_out)} videos can be read")
     return {
         "pace_accuracy": found.accuracy,
         "chance": 1 / len(found.classes),
         "classes": list(found.classes),
         "confusion": found.confusion,
         "clips": found.clips,
-        "videos": len(data.held_out),
+        "videos": found.clips // (len(paces) * options.clips),
         "unreadable": found.unreadable,
     }

@@ -268,6 +268,21 @@ def test_pictures_are_drawn_and_copied(tmp_path):
         assert f"]({file})" in page
 
 
+def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    shown, save = [], figure.savefig
+
+    def noting(self, *arguments, **options):
+        texts = self.legends[0].get_texts() if self.legends else self.axes[0].get_yticklabels()
+        shown.extend(text.get_text().strip() for text in texts)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(figure, "savefig", noting)
+    finetuning(tmp_path / "_a $x^$", 0.5, {}, classes=["$x^$", "_b"])
+    make_report([tmp_path / "_a $x^$"], tmp_path / "out")
+    assert shown == ["_a $x^$", "$x^$", "_b"]
+
+
 def test_curves_of_many_settings_keep_their_size(tmp_path):
     pytest.importorskip("matplotlib")
     from pacecore.plots import draw_curves
