@@ -19,9 +19,11 @@ from pacecore.errors import PacecoreError
 from pacecore.files import aside, safetensors, unread, write_json
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
-__all__ = ["Weights", "convert", "load_weights", "read_weights"]
+__all__ = ["INPUT_OPTIONS", "Weights", "convert", "load_weights", "read_weights"]
 
 TARGETS = ("plain", "official")
+# Options of the clips that a network was trained on.
+INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Weights:
     renamed: dict[str, str] = field(repr=False)  # loaded under another name: theirs -> ours
     left_over: tuple[str, ...]  # in the file, with no place in the network
     missing: tuple[str, ...]  # in the network, not in the file
-    input: dict[str, str]  # how clips must be given, where the format settles it
+    input: dict[str, Any]  # INPUT_OPTIONS, as far as the file says or its format settles them
     note: str = ""
 
     def report(self, verbose: bool = False) -> str:
@@ -152,8 +154,9 @@ def convert(
         {epoch, state_dict, opt_dict} in its names, which VCOP's and RSPNet's code reads too.
     out: *.safetensors for that format (plain only), any other suffix for torch's.
 
-    Raises PacecoreError as `read_weights` does, and for an `out` that cannot be written, or in
-    whose place more would be lost: the source, or a checkpoint that training can go on from.
+    Raises PacecoreError as `read_weights` does, for a thinned network as "official", and for an
+    `out` that cannot be written, or in whose place more would be lost: the source, or a checkpoint
+    that training can go on from.
     """
     if to not in TARGETS:
         raise PacecoreError(f"target must be one of {', '.join(TARGETS)}, got {to!r}")
@@ -163,6 +166,8 @@ def convert(
     if out.suffix == ".json":
         raise PacecoreError(f"{out}: the .json beside the weights needs that name; give another")
     found = read_weights(source, network, partial)
+    if to == "official" and found.width != 1:
+        raise PacecoreError(f"{source}: official files are of full width, got {found.width}")
     if out.is_file():
         _require_no_loss(found.path, out)
     with aside(out) as part:
@@ -274,9 +279,11 @@ def _said_of(content: Any, path: Path, network: str) -> Mapping[str, Any]:
         return {}
 
 
-def _input_of(content: Any, said: Mapping[str, Any], source: Source) -> dict[str, str]:
+def _input_of(content: Any, said: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """video-pace feeds BGR in 0..255; its checkpoints are known by their opt_dict."""
-    kept = {key: said[key] for key in ("channel_order", "normalize") if key in said}
+    kept = {key: said[key] for key in INPUT_OPTIONS if key in said}
+    if isinstance(kept.get("resize"), list):  # as JSON has it
+        kept["resize"] = tuple(kept["resize"])
     if kept or source.spelling != "vcop":
         return kept
     of_video_pace = isinstance(content, Mapping) and "opt_dict" in content

@@ -16,7 +16,6 @@ from pacecore.convert import read_weights
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "INPUT_OPTIONS",
     "NETWORK_OPTIONS",
     "Trained",
     "fingerprint",
@@ -24,9 +23,8 @@ __all__ = [
     "stored_options",
 ]
 
-# Options that a network's weights belong to, and options of the clips that it was trained on.
+# Options that a network's weights belong to.
 NETWORK_OPTIONS = ("backbone", "depth", "width")
-INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
 
 _KINDS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}
 
