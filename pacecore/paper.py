@@ -57,10 +57,12 @@ def paper_figures(path: str | Path | None = None) -> tuple[PaperFigure, ...]:
         return _KNOWN
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        return _KNOWN + tuple(PaperFigure(**entry) for entry in entries)
+        return _KNOWN + tuple(
+            PaperFigure(**{**entry, "percent": float(entry["percent"])}) for entry in entries
+        )
     except OSError as error:
         raise PacecoreError(f"{path}: figures cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise PacecoreError(f"{path}: not a list of the paper's figures: {error}") from None
 
 

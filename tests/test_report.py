@@ -172,9 +172,10 @@ def test_more_figures_of_the_paper_from_a_file(tmp_path):
         [tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
     )
     assert table_of(result, "Action")[0]["paper %"] == "12.5"
-    write(tmp_path / "figures.json", [{"table": "1"}])
-    with pytest.raises(PacecoreError, match=r"figures\.json: not a list of the paper's figures"):
-        make_report([tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json")
+    for wrong in ({"table": "1"}, {**figure, "percent": "12,5"}, {**figure, "percent": None}):
+        write(tmp_path / "figures.json", [wrong])
+        with pytest.raises(PacecoreError, match=r"figures\.json: not a list of the paper's figur"):
+            make_report([tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json")
 
 
 def test_data_sets_are_known_by_their_official_counts():
