@@ -204,6 +204,18 @@ def changed(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def test_a_run_from_before_an_option_was_there_is_of_its_default(tmp_path):
+    learning = pretraining(tmp_path / "pre", 0.5)
+    for name in ("new", "old"):
+        finetuning(tmp_path / name, 0.5, learning)
+    summary = json.loads((tmp_path / "old" / "summary.json").read_text())
+    del summary["options"]["dropout"], summary["pretrained"]["view_augment"]
+    write(tmp_path / "old" / "summary.json", summary)
+    runs = [tmp_path / "new", tmp_path / "old"]
+    (row,) = table_of(make_report(runs, tmp_path / "out", pictures=False), "Action")
+    assert row["top-1 %"] == "50.0 ± 0.0 (2)"
+
+
 def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
     runs = [tmp_path / name for name in ("one", "two", "elsewhere", "else", "fewer")]
     for run in runs:
