@@ -7,7 +7,7 @@ standard deviation. Nothing is computed anew; what the verbs wrote into the run 
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,12 @@ def make_report(
 
 
 def _grouped(
-    runs: Iterable[Run], key: Callable[[Run], dict[str, Any]]
+    runs: Iterable[Run], result_of: Callable[[Run], dict[str, Any]]
 ) -> list[tuple[dict[str, Any], list[Run]]]:
     """Runs of one setting together, in the order in which the settings first came."""
     groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
-        setting = key(run)
+        setting = _settings(run, result_of(run))
         text = json.dumps(setting, sort_keys=True, default=str)
         groups.setdefault(text, (setting, []))[1].append(run)
     return list(groups.values())
@@ -144,6 +144,15 @@ _IN_COLUMNS = {
 }  # fmt: skip
 
 
+def _rows(
+    runs: Iterable[Run], result_of: Callable[[Run], dict[str, Any]]
+) -> Iterator[tuple[list[Run], str, str]]:
+    """Of each setting its runs, the data they were measured on, and how it differs from others."""
+    groups = _grouped(runs, result_of)
+    for (setting, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+        yield members, setting["measured"]["data"], other
+
+
 def _network(options: dict[str, Any]) -> str:
     depth = f"-{options['depth']}" if options.get("depth") else ""
     width = options.get("width", 1.0)
@@ -156,8 +165,7 @@ def _pace_table(runs: list[Run]) -> Table:
         ["network", "method", "paces", "data", "accuracy %", "chance %", "differs in"],
     )
     measured = [run for run in runs if run.kind == "pretrain" and _pace_accuracy(run) is not None]
-    groups = _grouped(measured, lambda run: _settings(run, run.test))
-    for (setting, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+    for members, folder, other in _rows(measured, lambda run: run.test):
         run = members[0]
         count = len(str(run.options["paces"]).split(","))
         count *= 2 if run.options.get("reverse") == "label" else 1
@@ -166,7 +174,7 @@ def _pace_table(runs: list[Run]) -> Table:
                 _network(run.options),
                 method_of(run.options),
                 run.options["paces"],
-                data_set_of(setting["measured"]["data"], {}),
+                data_set_of(folder, {}),
                 mean_words([_pace_accuracy(each) for each in members]),
                 f"{100 / count:.1f}",
                 other,
@@ -187,15 +195,13 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     heads += ["mean per class %", "clip top-1 %", "paper %", "differs in"]
     table = Table("Action recognition, 10 clips a video (Tables 1 to 4)", heads)
     measured = [run for run in runs if run.kind == "finetune" and "top1" in run.test]
-    groups = _grouped(measured, lambda run: _settings(run, run.test))
-    for (setting, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+    for members, folder, other in _rows(measured, lambda run: run.test):
         run = members[0]
         tests = [each.test for each in members]
-        folder = setting["measured"]["data"]
         data = data_set_of(folder, run.test)
         frozen = run.options.get("freeze") == "backbone"
-        options = {**run.options, "data": folder}
-        paper = "" if frozen else matching(known, "top1", options, run.learning, data)
+        setting = run.options, run.learning, folder, data
+        paper = "" if frozen else matching(known, "top1", *setting)
         table.rows.append(
             [
                 _network(run.options),
@@ -227,23 +233,17 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
             for each in run.retrievals
             if (each["stage"], each["pool"], each["unit"]) == kind
         }
-        groups = _grouped(
-            [run for run in runs if run.folder in found],
-            lambda run, found=found: _settings(run, found[run.folder]),
-        )
-        for (setting, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+        measured = [run for run in runs if run.folder in found]
+        for members, folder, other in _rows(measured, lambda run, of=found: of[run.folder]):
             run, results = members[0], [found[each.folder] for each in members]
-            folder = setting["measured"]["data"]
             data = data_set_of(folder, results[0])
             weights = "-" if run.kind == "features" else method_of(run.learning)
             if run.kind == "finetune":
                 weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
             paper = {}
             if run.kind == "pretrain" and unit == "video":
-                options = {**run.options, "data": folder}
-                paper = {
-                    k: matching(known, f"{stage}-top{k}", options, run.learning, data) for k in ks
-                }
+                setting = run.options, run.learning, folder, data
+                paper = {k: matching(known, f"{stage}-top{k}", *setting) for k in ks}
             table.rows.append(
                 [
                     _network(run.options or results[0]),
@@ -266,7 +266,7 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
 
 def _named_groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     """Runs of one setting together, for pictures: one run by its name, several by their setting."""
-    groups = _grouped(runs, lambda run: _settings(run, run.test))
+    groups = _grouped(runs, lambda run: run.test)
     words = []
     for _, members in groups:
         first, name = members[0], members[0].name
