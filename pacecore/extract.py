@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pacecore.backbones import Backbone, stage_features
-from pacecore.config import ExtractOptions, RetrieveOptions
+from pacecore.config import ExtractOptions, FeatureOptions
 from pacecore.device import pick_device
 from pacecore.distributed import any_rank, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
@@ -118,7 +118,7 @@ def extract_split(
     trained: Trained,
     data: Inputs,
     split: str,
-    options: ExtractOptions | RetrieveOptions,
+    options: FeatureOptions,
     device: torch.device,
 ) -> Features:
     """Features of one split, written or found written already; every rank must call it.
@@ -146,7 +146,7 @@ def features_name(stage: str, pool: str, unit: str) -> str:
     return f"{stage}-gap-{unit}" if pool == "gap" and stage != "gap" else f"{stage}-{unit}"
 
 
-def _model(backbone: Backbone, options: ExtractOptions | RetrieveOptions) -> Any:
+def _model(backbone: Backbone, options: FeatureOptions) -> Any:
     def run(clips: Tensor) -> tuple[Tensor]:
         return (stage_features(backbone, clips, options.stage, options.pool),)
 
@@ -158,7 +158,7 @@ def _description(
     trained: Trained,
     data: Inputs,
     split: str,
-    options: ExtractOptions | RetrieveOptions,
+    options: FeatureOptions,
 ) -> dict[str, Any]:
     """What the features depend on: equal descriptions mean equal features."""
     source = data.train if split == "train" else data.held_out

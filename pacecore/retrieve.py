@@ -256,6 +256,7 @@ def retrieve_features(
     numbers[mine], cosines[mine] = map(torch.from_numpy, own)
     numbers, cosines = (all_reduce_sum(each, device).numpy() for each in (numbers, cosines))
     gallery_labels = gallery.labels
+    shared = set(gallery.paths()) & set(queries.paths())
     lacking = sorted(set(labels.tolist()) - set(gallery_labels.tolist()))
     result = {
         "top": {
@@ -265,6 +266,7 @@ def retrieve_features(
         "gallery": len(gallery.rows),
         "query_videos": len(queries.values),
         "gallery_videos": len(gallery.values),
+        "videos_in_both": len(shared),
         "dimensions": asked.shape[1],
         "classes_without_gallery": [names.get(label, str(label)) for label in lacking],
         "unreadable": {**gallery.order["unreadable"], **queries.order["unreadable"]},

@@ -285,6 +285,17 @@ def test_labels_and_held_out_videos_are_required_before_features_are_made(tmp_pa
             run_retrieve(trained, options_of(tmp_path, data=str(tmp_path / name)))
 
 
+def test_videos_that_are_queries_and_gallery_are_told(videos, tmp_path):
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    words = [str(checkpoint), "--stage", "gap", "--clips", "2", "--workers", "0"]
+    for more, said in (([], False), (["--held-out", str(videos / "train")], True)):
+        shown = CliRunner().invoke(retrieve_verb.retrieve, [*words, *more], catch_exceptions=False)
+        assert (
+            "warning: 6 query videos are in the gallery too, where each finds itself"
+            in shown.output
+        ) == said
+
+
 @pytest.mark.parametrize("k", ["", "0", "1,x", "1.5", "-1"])
 def test_k_must_be_a_list_of_whole_numbers(k):
     with pytest.raises(OptionError, match="k must be whole numbers from 1"):
