@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+import pacecore.extract as extract_module
 from pacecore.backbones import stage_features
 from pacecore.cli.extract import extract
 from pacecore.config import ExtractOptions, from_mapping
@@ -23,6 +25,7 @@ from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
 from pacecore.video import decode, probe
 
+from .ranks import run_ranks
 from .tiny import CLASSES, one_thread, pretrained, tiny_set  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,6 +204,22 @@ def test_either_format_is_kept_and_gives_way_to_other_features(
     (new,) = run_extract(other, options_of(tmp_path, **how))
     assert not made.path.exists()  # whose JSON would be that of the other network
     assert new.order["network"] == fingerprint(other.backbone)
+
+
+def extracted_by_rank(rank, checkpoint, out):
+    if rank == 1:  # it reads when the first has long gone on
+        load = extract_module.load_features
+        extract_module.load_features = lambda path: (time.sleep(1), load(path))[1]
+    options = options_of(out, stage="gap", split="test", format="safetensors")
+    (found,) = run_extract(load_trained(checkpoint), options)
+    return torch.from_numpy(np.array(found.values))
+
+
+def test_a_file_is_there_until_every_rank_has_read_it(checkpoint, tmp_path):
+    pytest.importorskip("safetensors")
+    first, second = run_ranks(extracted_by_rank, 2, str(checkpoint), str(tmp_path))
+    assert torch.equal(first, second)
+    assert {path.suffix for path in tmp_path.glob("features-*")} == {".json", ".safetensors"}
 
 
 def test_safetensors_hold_the_same(checkpoint, tmp_path):
