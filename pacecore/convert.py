@@ -84,8 +84,9 @@ def read_weights(
     content = _read_file(path)
     tensors = _tensors_of(content, path)
     source, found, depth = _recognise(tensors, network, path)
-    prefix, head = source.prefix, _head_of(source, found)
-    names = {prefix + theirs: ours for theirs, ours in _names(source, found, depth).items()}
+    prefix, head = source.prefix, HEADS[found] if source.head is None else source.head
+    spelt = names_of(source.spelling, found, depth)
+    names = {prefix + theirs: ours for theirs, ours in spelt.items()}
 
     weights: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
@@ -231,7 +232,7 @@ def _recognise(
     best: tuple[tuple[int, int], tuple[Source, str, int | None] | None] = ((0, 0), None)
     for source in SOURCES:
         for found, depth in candidate_networks():
-            names = _names(source, found, depth)
+            names = names_of(source.spelling, found, depth)
             matched = sum(source.prefix + name in tensors for name in names)
             score = (matched, -len(names))
             if matched and score > best[0]:
@@ -244,14 +245,6 @@ def _recognise(
     if network is not None and found != network:
         raise PacecoreError(f"{path}: holds {found}, not {network}")
     return best[1]
-
-
-def _names(source: Source, network: str, depth: int | None) -> dict[str, str]:
-    return names_of(source.spelling, network, depth)
-
-
-def _head_of(source: Source, network: str) -> str:
-    return HEADS[network] if source.head is None else source.head
 
 
 def _check_shapes(

@@ -133,7 +133,7 @@ def extract_split(
     name = features_name(options.stage, options.pool, options.unit)
     writer = _Writer(
         out_folder(trained, options) / f"features-{name}-{split}.npy",
-        _description(backbone, trained, data, split, options),
+        _description(backbone, trained, source, split, options),
         source,
         runner,
         options.unit,
@@ -157,12 +157,11 @@ def _model(backbone: Backbone, options: FeatureOptions) -> Any:
 def _description(
     backbone: Backbone,
     trained: Trained,
-    data: Inputs,
+    source: FrameSource,
     split: str,
     options: FeatureOptions,
 ) -> dict[str, Any]:
     """What the features depend on: equal descriptions mean equal features."""
-    source = data.train if split == "train" else data.held_out
     used = trained.options
     return {
         "pacecore_features": _FORMAT,

@@ -90,7 +90,10 @@ class ActionResult:
     def summary(self, options: TestOptions) -> dict[str, Any]:
         """All figures, as JSON takes them; shares 0..1."""
         low, high = bootstrap_interval(self.right, options.resamples, options.seed)
-        per_class = self.per_class
+        per_class = {
+            name: None if np.isnan(share) else float(share)
+            for name, share in zip(self.classes, self.per_class, strict=True)
+        }
         return {
             "top1": self.top1,
             "top1_interval_95": [low, high],
@@ -102,13 +105,8 @@ class ActionResult:
             "videos": self.videos,
             "clips_per_video": int(self.clip_scores.shape[1]),
             "average": options.average,
-            "per_class": {
-                name: None if np.isnan(share) else float(share)
-                for name, share in zip(self.classes, per_class, strict=True)
-            },
-            "classes_without_videos": [
-                name for name, share in zip(self.classes, per_class, strict=True) if np.isnan(share)
-            ],
+            "per_class": per_class,
+            "classes_without_videos": [name for name in per_class if per_class[name] is None],
             "confusion": self.confusion.tolist(),
             "unreadable": self.unreadable,
         }
