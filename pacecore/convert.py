@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = ["INPUT_OPTIONS", "Weights", "convert", "load_weights", "read_weights"
 TARGETS = ("plain", "official")
 # Options of the clips that a network was trained on.
 INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
+_FED_BY_VIDEO_PACE = {"channel_order": "bgr", "normalize": "none"}
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,10 @@ def convert(
     found = read_weights(source, network, partial)
     if to == "official" and found.width != 1:
         raise PacecoreError(f"{source}: official files are of full width, got {found.width}")
+    fed = {key: found.input.get(key, usual) for key, usual in _FED_BY_VIDEO_PACE.items()}
+    if to == "official" and fed != _FED_BY_VIDEO_PACE:
+        words = ", ".join(fed.values())
+        found = replace(found, note=f"trained on {words}, but video-pace's code feeds bgr, none")
     if out.is_file():
         _require_no_loss(found.path, out)
     with aside(out) as part:
@@ -273,14 +278,14 @@ def _said_of(content: Any, path: Path, network: str) -> Mapping[str, Any]:
 
 
 def _input_of(content: Any, said: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """video-pace feeds BGR in 0..255; its checkpoints are known by their opt_dict."""
+    """What a file says of its input; video-pace's checkpoints are known by their opt_dict."""
     kept = {key: said[key] for key in INPUT_OPTIONS if key in said}
     if isinstance(kept.get("resize"), list):  # as JSON has it
         kept["resize"] = tuple(kept["resize"])
     if kept or source.spelling != "vcop":
         return kept
     of_video_pace = isinstance(content, Mapping) and "opt_dict" in content
-    return {"channel_order": "bgr", "normalize": "none"} if of_video_pace else {}
+    return dict(_FED_BY_VIDEO_PACE) if of_video_pace else {}
 
 
 def _width_of(

@@ -472,6 +472,16 @@ def test_errors(tmp_path):
     assert read_weights(path, partial=True).missing == ("backbone.conv1.norm.weight",)
 
 
+def test_weights_of_other_input_than_video_pace_feeds_say_so(tmp_path):
+    torch.save({"state_dict": r21d(), "opt_dict": {}}, tmp_path / "theirs.pt")
+    assert convert(tmp_path / "theirs.pt", tmp_path / "same.pt", to="official").note == ""
+    model = {f"backbone.{n}": t for n, t in build_backbone("r21d").state_dict().items()}
+    options = {"channel_order": "rgb", "normalize": "unit"}
+    torch.save({"pacecore": 1, "model": model, "options": options}, tmp_path / "ours.pt")
+    report = convert(tmp_path / "ours.pt", tmp_path / "out.pt", to="official").report()
+    assert "trained on rgb, unit, but video-pace's code feeds bgr, none" in report
+
+
 def test_neither_the_source_nor_a_checkpoint_is_replaced(tmp_path):
     last = pretrained(tmp_path / "last.pt")
     link = tmp_path / "link.pt"
