@@ -331,18 +331,8 @@ def _page(
     parts += [table.markdown() for table in tables]
     if not tables:
         parts += ["No run has been tested or used for retrieval yet.", ""]
-    if known:
-        parts += [
-            "## Figures of the paper",
-            "",
-            "| table | what | % | read in |",
-            "|---|---|---|---|",
-        ]
-        parts += [
-            f"| {each.table or '-'} | {each.words} | {each.percent} | {each.source} |"
-            for each in known
-        ]
-        parts.append("")
+    rows = [[each.table or "-", each.words, str(each.percent), each.source] for each in known]
+    parts.append(Table("Figures of the paper", ["table", "what", "%", "read in"], rows).markdown())
     parts += ["## Runs", ""]
     for run in runs:
         seed, fold = run.options.get("seed", 0), run.options.get("fold", 1)
