@@ -25,8 +25,10 @@ def extract(checkpoint: str, **given: Any) -> None:
     from pacecore.trained import load_trained
 
     options = collect(ExtractOptions, given)
+    left_out = {}
     for features in run_extract(load_trained(checkpoint), options):
         shape = " x ".join(map(str, features.values.shape))
         say(f"{features.path}: {shape}, {len(features.order['videos']):,} videos")
-        for path, reason in features.order["unreadable"].items():
-            say(f"left out: {path}: {reason}")
+        left_out |= features.order["unreadable"]
+    for path, reason in left_out.items():
+        say(f"left out: {path}: {reason}")

@@ -78,8 +78,12 @@ def _options(
         trained = load_trained(values["checkpoint"])
         values, notes = inherit_options(values, trained)
         if "data" not in values:
+            if trained.kind == "weights":
+                raise OptionError(f"{trained.path}: bare weights name no videos; name the data")
             values["data"] = trained.options.data
             values.setdefault("fold", trained.options.fold)
+            if trained.options.held_out != "none":  # as in a pre-training that measured nothing
+                values.setdefault("held_out", trained.options.held_out)
         for note in notes:
             click.echo(f"note: {note}", err=True)
     elif not values.get("data") and preset is None and not config:

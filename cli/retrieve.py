@@ -63,5 +63,8 @@ def _words(result: dict[str, Any]) -> str:
     if result["classes_without_gallery"]:
         names = ", ".join(result["classes_without_gallery"])
         lines.append(f"classes without a gallery video, which can have no hit: {names}")
+    if result["videos_in_both"]:
+        both = f"{result['videos_in_both']:,} query videos are in the gallery too"
+        lines.append(f"warning: {both}, where each finds itself")
     lines += [f"left out: {path}: {reason}" for path, reason in result["unreadable"].items()]
     return "\n".join(lines)

@@ -76,7 +76,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
     PacecoreError for a start frame that a video does not have, or a video that cannot be read.
     """
     device = pick_device(options.device)
-    paces = parse_paces(options.paces) if options.paces else _trained_paces(trained)
+    paces = parse_paces(options.paces or getattr(trained.options, "paces", "1,2,3,4"))
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         source = _shown(data)
@@ -97,10 +97,6 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
         if is_main():
             write_json(folder / "attend.json", result)
         return result
-
-
-def _trained_paces(trained: Trained) -> tuple[Fraction, ...]:
-    return parse_paces(getattr(trained.options, "paces", "1,2,3,4"))
 
 
 def _shown(data: Inputs) -> FrameSource:

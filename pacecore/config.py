@@ -13,6 +13,7 @@ __all__ = [
     "CONTRASTS",
     "AttendOptions",
     "ExtractOptions",
+    "FeatureOptions",
     "FinetuneOptions",
     "MeasureOptions",
     "RetrieveOptions",
@@ -296,27 +297,28 @@ class TestOptions(MeasureOptions):
 
 
 @dataclass(frozen=True)
-class ExtractOptions(MeasureOptions):
-    """Features of videos to a file."""
+class FeatureOptions(MeasureOptions):
+    """Which features of videos."""
 
     stage: str = option("p5", "Which features.", choices=("p4", "p5", "gap"))
     pool: str = option(
         "max", "Max-pooled and flattened, or averaged over the map.", choices=("max", "gap")
     )
     unit: str = option("video", "One row a video, or a clip.", choices=("video", "clip"))
+
+
+@dataclass(frozen=True)
+class ExtractOptions(FeatureOptions):
+    """Features of videos to a file."""
+
     split: str = option("all", "Which videos.", choices=("all", "train", "test"))
     format: str = option("npy", "Kind of file.", choices=("npy", "safetensors"))
 
 
 @dataclass(frozen=True)
-class RetrieveOptions(MeasureOptions):
+class RetrieveOptions(FeatureOptions):
     """Nearest neighbours of the held-out videos among the training videos."""
 
-    stage: str = option("p5", "Which features.", choices=("p4", "p5", "gap"))
-    pool: str = option(
-        "max", "Max-pooled and flattened, or averaged over the map.", choices=("max", "gap")
-    )
-    unit: str = option("video", "What is searched: videos, or clips.", choices=("video", "clip"))
     k: str = option("1,5,10,20,50", "Numbers of neighbours, such as 1,5,10.")
     gallery: int = option(0, "Queries to draw with their neighbours.", low=0, high=100)
 

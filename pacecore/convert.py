@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from pacecore.errors import PacecoreError
 from pacecore.files import aside, safetensors, unread, write_json
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
-__all__ = ["Weights", "convert", "load_weights", "read_weights"]
+__all__ = ["INPUT_OPTIONS", "Weights", "convert", "load_weights", "read_weights"]
 
 TARGETS = ("plain", "official")
+# Options of the clips that a network was trained on.
+INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
+_FED_BY_VIDEO_PACE = {"channel_order": "bgr", "normalize": "none"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Weights:
     renamed: dict[str, str] = field(repr=False)  # loaded under another name: theirs -> ours
     left_over: tuple[str, ...]  # in the file, with no place in the network
     missing: tuple[str, ...]  # in the network, not in the file
-    input: dict[str, str]  # how clips must be given, where the format settles it
+    input: dict[str, Any]  # INPUT_OPTIONS, as far as the file says or its format settles them
     note: str = ""
 
     def report(self, verbose: bool = False) -> str:
@@ -82,8 +85,9 @@ def read_weights(
     content = _read_file(path)
     tensors = _tensors_of(content, path)
     source, found, depth = _recognise(tensors, network, path)
-    prefix, head = source.prefix, _head_of(source, found)
-    names = {prefix + theirs: ours for theirs, ours in _names(source, found, depth).items()}
+    prefix, head = source.prefix, HEADS[found] if source.head is None else source.head
+    spelt = names_of(source.spelling, found, depth)
+    names = {prefix + theirs: ours for theirs, ours in spelt.items()}
 
     weights: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
@@ -152,8 +156,9 @@ def convert(
         {epoch, state_dict, opt_dict} in its names, which VCOP's and RSPNet's code reads too.
     out: *.safetensors for that format (plain only), any other suffix for torch's.
 
-    Raises PacecoreError as `read_weights` does, and for an `out` that cannot be written, or in
-    whose place more would be lost: the source, or a checkpoint that training can go on from.
+    Raises PacecoreError as `read_weights` does, for a thinned network as "official", and for an
+    `out` that cannot be written, or in whose place more would be lost: the source, or a checkpoint
+    that training can go on from.
     """
     if to not in TARGETS:
         raise PacecoreError(f"target must be one of {', '.join(TARGETS)}, got {to!r}")
@@ -163,6 +168,12 @@ def convert(
     if out.suffix == ".json":
         raise PacecoreError(f"{out}: the .json beside the weights needs that name; give another")
     found = read_weights(source, network, partial)
+    if to == "official" and found.width != 1:
+        raise PacecoreError(f"{source}: official files are of full width, got {found.width}")
+    fed = {key: found.input.get(key, usual) for key, usual in _FED_BY_VIDEO_PACE.items()}
+    if to == "official" and fed != _FED_BY_VIDEO_PACE:
+        words = ", ".join(fed.values())
+        found = replace(found, note=f"trained on {words}, but video-pace's code feeds bgr, none")
     if out.is_file():
         _require_no_loss(found.path, out)
     with aside(out) as part:
@@ -226,7 +237,7 @@ def _recognise(
     best: tuple[tuple[int, int], tuple[Source, str, int | None] | None] = ((0, 0), None)
     for source in SOURCES:
         for found, depth in candidate_networks():
-            names = _names(source, found, depth)
+            names = names_of(source.spelling, found, depth)
             matched = sum(source.prefix + name in tensors for name in names)
             score = (matched, -len(names))
             if matched and score > best[0]:
@@ -239,14 +250,6 @@ def _recognise(
     if network is not None and found != network:
         raise PacecoreError(f"{path}: holds {found}, not {network}")
     return best[1]
-
-
-def _names(source: Source, network: str, depth: int | None) -> dict[str, str]:
-    return names_of(source.spelling, network, depth)
-
-
-def _head_of(source: Source, network: str) -> str:
-    return HEADS[network] if source.head is None else source.head
 
 
 def _check_shapes(
@@ -274,13 +277,15 @@ def _said_of(content: Any, path: Path, network: str) -> Mapping[str, Any]:
         return {}
 
 
-def _input_of(content: Any, said: Mapping[str, Any], source: Source) -> dict[str, str]:
-    """video-pace feeds BGR in 0..255; its checkpoints are known by their opt_dict."""
-    kept = {key: said[key] for key in ("channel_order", "normalize") if key in said}
+def _input_of(content: Any, said: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """What a file says of its input; video-pace's checkpoints are known by their opt_dict."""
+    kept = {key: said[key] for key in INPUT_OPTIONS if key in said}
+    if isinstance(kept.get("resize"), list):  # as JSON has it
+        kept["resize"] = tuple(kept["resize"])
     if kept or source.spelling != "vcop":
         return kept
     of_video_pace = isinstance(content, Mapping) and "opt_dict" in content
-    return {"channel_order": "bgr", "normalize": "none"} if of_video_pace else {}
+    return dict(_FED_BY_VIDEO_PACE) if of_video_pace else {}
 
 
 def _width_of(

@@ -6,6 +6,7 @@ A run that is stopped goes on where it was; what is whole already is not made ag
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,21 @@ import torch
 from torch import Tensor
 
 from pacecore.backbones import Backbone, stage_features
-from pacecore.config import ExtractOptions, RetrieveOptions
+from pacecore.config import ExtractOptions, FeatureOptions
 from pacecore.device import pick_device
 from pacecore.distributed import any_rank, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
-from pacecore.files import aside, safetensors, write_json
+from pacecore.files import aside, safetensors, write_json, writing
 from pacecore.inputs import Inputs
-from pacecore.protocol import (
-    PATIENCE,
-    ClipRunner,
-    open_measured,
-    out_folder,
-    ready,
-)
-from pacecore.source import FrameSource
+from pacecore.protocol import PATIENCE, ClipRunner, open_measured, out_folder, ready
+from pacecore.source import FrameSource, Subset
+from pacecore.store import FrameStore
 from pacecore.trained import Trained, fingerprint
 
 __all__ = ["Features", "extract_split", "features_name", "load_features", "run_extract"]
 
 _FORMAT = 1
-_WRITTEN, _UNREADABLE = 1, 2  # states of a row; 0: still to do
+_WRITTEN = 1  # state of a row; 0: still to do
 _ROWS_BETWEEN_FLUSHES = 64
 
 
@@ -112,8 +108,9 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
             splits = ("train",)
         model = ready(trained.backbone, device)
         written = [extract_split(model, trained, data, split, options, device) for split in splits]
-        if options.format == "safetensors" and is_main():
-            written = [_to_safetensors(features) for features in written]
+        any_rank(False)  # nobody reads what now gives way
+        if is_main():
+            written = [_in_format(features, options.format) for features in written]
         return written
 
 
@@ -122,7 +119,7 @@ def extract_split(
     trained: Trained,
     data: Inputs,
     split: str,
-    options: ExtractOptions | RetrieveOptions,
+    options: FeatureOptions,
     device: torch.device,
 ) -> Features:
     """Features of one split, written or found written already; every rank must call it.
@@ -136,10 +133,11 @@ def extract_split(
     name = features_name(options.stage, options.pool, options.unit)
     writer = _Writer(
         out_folder(trained, options) / f"features-{name}-{split}.npy",
-        _description(backbone, trained, data, split, options),
+        _description(backbone, trained, source, split, options),
         source,
         runner,
         options.unit,
+        dict(data.unreadable),
     )
     return writer.write()
 
@@ -149,7 +147,7 @@ def features_name(stage: str, pool: str, unit: str) -> str:
     return f"{stage}-gap-{unit}" if pool == "gap" and stage != "gap" else f"{stage}-{unit}"
 
 
-def _model(backbone: Backbone, options: ExtractOptions | RetrieveOptions) -> Any:
+def _model(backbone: Backbone, options: FeatureOptions) -> Any:
     def run(clips: Tensor) -> tuple[Tensor]:
         return (stage_features(backbone, clips, options.stage, options.pool),)
 
@@ -159,12 +157,11 @@ def _model(backbone: Backbone, options: ExtractOptions | RetrieveOptions) -> Any
 def _description(
     backbone: Backbone,
     trained: Trained,
-    data: Inputs,
+    source: FrameSource,
     split: str,
-    options: ExtractOptions | RetrieveOptions,
+    options: FeatureOptions,
 ) -> dict[str, Any]:
     """What the features depend on: equal descriptions mean equal features."""
-    source = data.train if split == "train" else data.held_out
     used = trained.options
     return {
         "pacecore_features": _FORMAT,
@@ -191,7 +188,10 @@ def _description(
 
 
 def _identity(source: FrameSource) -> str:
+    whole = source.source if isinstance(source, Subset) else source
     digest = hashlib.sha256()
+    if isinstance(whole, FrameStore):  # its frames are those of the files, resized
+        digest.update(f"{whole.size}\n".encode())
     for video in range(len(source)):
         line = f"{source.path(video)}\t{source.num_frames(video)}\t{source.label(video)}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
@@ -208,8 +208,10 @@ class _Writer:
         source: FrameSource,
         runner: ClipRunner,
         unit: str,
+        bad: dict[str, str],
     ):
         self.path, self.description = path, description
+        self.bad = bad  # files left out, and why
         self.source, self.runner, self.unit = source, runner, unit
         self.part = path.with_suffix(".npy.part")
         self.state_part = path.with_suffix(".state.part")
@@ -226,14 +228,13 @@ class _Writer:
         return found
 
     def _finished(self) -> Features | None:
-        if not self.path.exists():
-            return None
-        try:
-            found = load_features(self.path)
-        except PacecoreError:
-            return None
-        same = all(found.order.get(name) == value for name, value in self.description.items())
-        return found if same else None
+        """What was written before by the same description, in either format."""
+        for path in (self.path, self.path.with_suffix(".safetensors")):
+            with suppress(PacecoreError):
+                found = load_features(path)
+                if all(found.order.get(n) == value for n, value in self.description.items()):
+                    return found
+        return None
 
     def _fill(self) -> None:
         """Opens or makes the unfinished file, and computes this rank's missing rows."""
@@ -262,7 +263,7 @@ class _Writer:
             if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
                 flush()
         flush()
-        self.bad = merge_over_ranks(self.runner.unreadable)
+        self.bad |= merge_over_ranks(self.runner.unreadable)
 
     def _feature_size(self) -> int:
         used = self.runner.options
@@ -282,11 +283,11 @@ class _Writer:
     def _begin(self, shape: tuple[int, ...]) -> None:
         try:
             self.begun.unlink(missing_ok=True)
-            made = np.lib.format.open_memmap(self.part, "w+", np.float32, shape)
-            made.flush()
-            np.lib.format.open_memmap(self.state_part, "w+", np.uint8, shape[:1]).flush()
+            _mapped(self.part, np.float32, shape).flush()
+            _mapped(self.state_part, np.uint8, shape[:1]).flush()
             self.begun.write_text(json.dumps(self.description), encoding="utf-8")
         except OSError as error:
+            self.part.unlink(missing_ok=True)
             needed = 4 * np.prod(shape, dtype=np.int64) / 1e9
             raise PacecoreError(
                 f"{self.part}: cannot be made: {error.strerror}; it takes {needed:.2f} GB"
@@ -302,9 +303,8 @@ class _Writer:
         if len(kept) < len(values):
             shorter = self.part.with_suffix(".shorter")
             whole = values
-            values = np.lib.format.open_memmap(
-                shorter, "w+", np.float32, (len(kept), *whole.shape[1:])
-            )
+            with writing(shorter):
+                values = _mapped(shorter, np.float32, (len(kept), *whole.shape[1:]))
             for row, video in enumerate(kept):
                 values[row] = whole[video]
             values.flush()
@@ -318,6 +318,8 @@ class _Writer:
             "videos": videos,
             "unreadable": self.bad,
         }
+        for suffix in (".json", ".safetensors"):  # of other features: the JSON is one for both
+            self.path.with_suffix(suffix).unlink(missing_ok=True)
         os.replace(self.part, self.path)
         write_json(self.path.with_suffix(".json"), order)
         self.begun.unlink()
@@ -334,10 +336,27 @@ class _Writer:
         }
 
 
-def _to_safetensors(features: Features) -> Features:
-    path = features.path.with_suffix(".safetensors")
-    values = {"features": np.ascontiguousarray(features.values)}
+def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A new file, mapped, its room on the disk taken: a full disk would end the process without a
+    word when a row is written. Raises OSError.
+    """
+    values = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return values
+
+
+def _in_format(features: Features, kind: str) -> Features:
+    """The same features in a file of that kind alone."""
+    path = features.path.with_suffix(f".{kind}")
+    if path == features.path:
+        return features
     with aside(path) as part:
-        safetensors("numpy", path).save_file(values, part)
+        if kind == "npy":
+            with open(part, "wb") as file:
+                np.save(file, features.values)
+        else:
+            values = {"features": np.ascontiguousarray(features.values)}
+            safetensors("numpy", path).save_file(values, part)
     features.path.unlink()
     return replace(features, path=path)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.backbones.tuning import memory_format
 from pacecore.config import FinetuneOptions
+from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, share_of, world_size
 from pacecore.engine import begin, fit
@@ -30,7 +31,7 @@ from pacecore.protocol import ClipRunner, decoder_count, labels_of
 from pacecore.recognition import head_labels, measure_actions
 from pacecore.rules import OptionError
 from pacecore.source import FrameSource, Subset
-from pacecore.trained import INPUT_OPTIONS, NETWORK_OPTIONS, Trained, load_trained
+from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained
 
 __all__ = ["ActionModel", "finetune", "inherit_options", "recordings", "validation_split"]
 

@@ -57,10 +57,12 @@ def paper_figures(path: str | Path | None = None) -> tuple[PaperFigure, ...]:
         return _KNOWN
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        return _KNOWN + tuple(PaperFigure(**entry) for entry in entries)
+        return _KNOWN + tuple(
+            PaperFigure(**{**entry, "percent": float(entry["percent"])}) for entry in entries
+        )
     except OSError as error:
         raise PacecoreError(f"{path}: figures cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise PacecoreError(f"{path}: not a list of the paper's figures: {error}") from None
 
 
@@ -99,10 +101,10 @@ def data_set_of(path: str, result: dict[str, Any]) -> str:
     return f"{name} (not an official split)" if name in _DATA_SETS else name
 
 
-def _pretraining_set(options: dict[str, Any], learning: dict[str, Any], data: str) -> str:
+def _pretraining_set(learning: dict[str, Any], measured: str, data: str) -> str:
     """The measured data set, where both were one folder; else by the folder's name."""
     folder = str(learning.get("data", ""))
-    if folder and folder == options.get("data"):
+    if folder and folder == measured:
         return data
     if any(word in folder.lower() for word in ("kinetics", "k400")):
         return "Kinetics-400"
@@ -114,9 +116,13 @@ def matching(
     measure: str,
     options: dict[str, Any],
     learning: dict[str, Any],
+    measured: str,
     data: str,
 ) -> str:
-    """The paper's figure for a run's setting, in percent; "" where the setting is another."""
+    """The paper's figure for a run's setting, in percent; "" where the setting is another.
+
+    measured: the folder that the run was measured on, `data` its name.
+    """
     if options.get("width", 1.0) != 1 or options.get("depth", 0) not in (0, 10):
         return ""
     usual = (64, 224) if options.get("backbone") == "s3dg" else (16, 112)
@@ -128,7 +134,7 @@ def matching(
             and figure.network == options.get("backbone")
             and figure.method == method_of(learning)
             and figure.paces in ("", str(learning.get("paces", "")).replace(" ", ""))
-            and figure.pretraining == _pretraining_set(options, learning, data)
+            and figure.pretraining == _pretraining_set(learning, measured, data)
             and figure.data == data
         ):
             return f"{figure.percent:.1f}"

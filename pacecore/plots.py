@@ -9,6 +9,7 @@ import numpy as np
 from pacecore.errors import PacecoreError
 
 try:
+    from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError:
@@ -62,8 +63,10 @@ def _classes(run: _Measured) -> list[str]:
 
 
 _LINES = ("-", "--", ":", "-.")
+_PLAIN_TEXT = rc_context({"text.parse_math": False})  # names of classes and runs may have a $
 
 
+@_PLAIN_TEXT
 def draw_curves(groups: Sequence[Group], path: Path) -> None:
     """Loss and accuracy over epochs, a colour a setting: training as lines, held-out or validation
     accuracy as dots.
@@ -76,7 +79,8 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     for number, (words, runs) in enumerate(groups):
         look = {"color": f"C{number % 10}", "linestyle": _LINES[number // 10 % len(_LINES)]}
         for place, run in enumerate(runs):
-            _draw_run(run, loss, accuracy, look, "" if place else words)
+            # A label that begins with _ is left out of the legend.
+            _draw_run(run, loss, accuracy, look, "" if place else f" {words}")
     loss.set(xlabel="epoch", ylabel="loss")
     accuracy.set(xlabel="epoch", ylabel="accuracy (dots: held out)", ylim=(0, 1.02))
     for axes in (loss, accuracy):
@@ -99,6 +103,7 @@ def _draw_run(run: _Measured, loss: Axes, accuracy: Axes, look: dict[str, str], 
         accuracy.plot(places, [line[name] for line in held], marker="o", markersize=4, **look)
 
 
+@_PLAIN_TEXT
 def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """counts (C, C): row the true class, column the predicted one; shown as shares of rows."""
     totals = counts.sum(axis=1, keepdims=True)

@@ -19,14 +19,7 @@ from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.files import aside, write_json
 from pacecore.inputs import Inputs
-from pacecore.protocol import (
-    PATIENCE,
-    ClipRunner,
-    labels_of,
-    open_measured,
-    out_folder,
-    ready,
-)
+from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
 
@@ -97,7 +90,10 @@ class ActionResult:
     def summary(self, options: TestOptions) -> dict[str, Any]:
         """All figures, as JSON takes them; shares 0..1."""
         low, high = bootstrap_interval(self.right, options.resamples, options.seed)
-        per_class = self.per_class
+        per_class = {
+            name: None if np.isnan(share) else float(share)
+            for name, share in zip(self.classes, self.per_class, strict=True)
+        }
         return {
             "top1": self.top1,
             "top1_interval_95": [low, high],
@@ -109,13 +105,8 @@ class ActionResult:
             "videos": self.videos,
             "clips_per_video": int(self.clip_scores.shape[1]),
             "average": options.average,
-            "per_class": {
-                name: None if np.isnan(share) else float(share)
-                for name, share in zip(self.classes, per_class, strict=True)
-            },
-            "classes_without_videos": [
-                name for name, share in zip(self.classes, per_class, strict=True) if np.isnan(share)
-            ],
+            "per_class": per_class,
+            "classes_without_videos": [name for name in per_class if per_class[name] is None],
             "confusion": self.confusion.tolist(),
             "unreadable": self.unreadable,
         }
@@ -299,12 +290,14 @@ def _test_pace(
     paces = trained.options.sampling().classes
     runner = replace(ClipRunner.of(model, trained, options, device, "test"), paces=paces)
     found = pace_accuracy(runner, data.held_out)
+    if not found.clips:
+        raise PacecoreError(f"held-out videos: none of {len(data.held_out)} videos can be read")
     return {
         "pace_accuracy": found.accuracy,
         "chance": 1 / len(found.classes),
         "classes": list(found.classes),
         "confusion": found.confusion,
         "clips": found.clips,
-        "videos": len(data.held_out),
+        "videos": found.clips // (len(paces) * options.clips),
         "unreadable": found.unreadable,
     }

@@ -7,7 +7,7 @@ standard deviation. Nothing is computed anew; what the verbs wrote into the run 
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,26 +91,33 @@ def make_report(
 
 
 def _grouped(
-    runs: Iterable[Run], key: Callable[[Run], dict[str, Any]]
+    runs: Iterable[Run], result_of: Callable[[Run], dict[str, Any]]
 ) -> list[tuple[dict[str, Any], list[Run]]]:
     """Runs of one setting together, in the order in which the settings first came."""
     groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
-        setting = key(run)
+        setting = _settings(run, result_of(run))
         text = json.dumps(setting, sort_keys=True, default=str)
         groups.setdefault(text, (setting, []))[1].append(run)
     return list(groups.values())
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """All that a result depends on but seed and split."""
+def _settings(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """All that a run's `result`, {} before there is one, depends on but seed and split."""
 
     def kept(options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name not in _INCIDENTAL}
 
+    path = result.get("measured_with", {}).get("held_out", "auto")
+    measured = {
+        "data": path if path not in ("", "auto", "none") else result.get("data") or run.data,
+        "clips": result.get("clips" if "stage" in result else "clips_per_video"),
+        "average": result.get("average"),
+    }
     return {
         "kind": run.kind,
         "data": run.data,
+        "measured": measured,
         "pretraining data": run.learning.get("data") or "",
         "own": kept(run.options),
         "learning": kept(run.learning),
@@ -118,9 +125,9 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _differing(groups: list[tuple[dict[str, Any], list[Run]]], shown: set[str]) -> list[str]:
-    """For each group, in words, the options that differ between the groups and have no column."""
+    """For each group, in words, what differs between the groups and has no column."""
     words: list[dict[str, None]] = [{} for _ in groups]
-    for part in ("learning", "own"):
+    for part in ("learning", "own", "measured"):
         names = {name for setting, _ in groups for name in setting[part]} - shown
         for name in sorted(names):
             values = [setting[part].get(name) for setting, _ in groups]
@@ -133,8 +140,17 @@ def _differing(groups: list[tuple[dict[str, Any], list[Run]]], shown: set[str]) 
 
 
 _IN_COLUMNS = {
-    "backbone", "depth", "width", "paces", "freeze", "lambda_cls", "lambda_ctr", "contrast",
+    "backbone", "depth", "width", "paces", "freeze", "lambda_cls", "lambda_ctr", "contrast", "data",
 }  # fmt: skip
+
+
+def _rows(
+    runs: Iterable[Run], result_of: Callable[[Run], dict[str, Any]]
+) -> Iterator[tuple[list[Run], str, str]]:
+    """Of each setting its runs, the data they were measured on, and how it differs from others."""
+    groups = _grouped(runs, result_of)
+    for (setting, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+        yield members, setting["measured"]["data"], other
 
 
 def _network(options: dict[str, Any]) -> str:
@@ -149,8 +165,7 @@ def _pace_table(runs: list[Run]) -> Table:
         ["network", "method", "paces", "data", "accuracy %", "chance %", "differs in"],
     )
     measured = [run for run in runs if run.kind == "pretrain" and _pace_accuracy(run) is not None]
-    groups = _grouped(measured, _settings)
-    for (_, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+    for members, folder, other in _rows(measured, lambda run: run.test):
         run = members[0]
         count = len(str(run.options["paces"]).split(","))
         count *= 2 if run.options.get("reverse") == "label" else 1
@@ -159,7 +174,7 @@ def _pace_table(runs: list[Run]) -> Table:
                 _network(run.options),
                 method_of(run.options),
                 run.options["paces"],
-                data_set_of(run.data, {}),
+                data_set_of(folder, {}),
                 mean_words([_pace_accuracy(each) for each in members]),
                 f"{100 / count:.1f}",
                 other,
@@ -180,13 +195,13 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     heads += ["mean per class %", "clip top-1 %", "paper %", "differs in"]
     table = Table("Action recognition, 10 clips a video (Tables 1 to 4)", heads)
     measured = [run for run in runs if run.kind == "finetune" and "top1" in run.test]
-    groups = _grouped(measured, _settings)
-    for (_, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+    for members, folder, other in _rows(measured, lambda run: run.test):
         run = members[0]
         tests = [each.test for each in members]
-        data = data_set_of(run.data, run.test)
+        data = data_set_of(folder, run.test)
         frozen = run.options.get("freeze") == "backbone"
-        paper = "" if frozen else matching(known, "top1", run.options, run.learning, data)
+        setting = run.options, run.learning, folder, data
+        paper = "" if frozen else matching(known, "top1", *setting)
         table.rows.append(
             [
                 _network(run.options),
@@ -218,20 +233,20 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
             for each in run.retrievals
             if (each["stage"], each["pool"], each["unit"]) == kind
         }
-        groups = _grouped([run for run in runs if run.folder in found], _settings)
-        for (_, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
+        measured = [run for run in runs if run.folder in found]
+        for members, folder, other in _rows(measured, lambda run, of=found: of[run.folder]):
             run, results = members[0], [found[each.folder] for each in members]
-            data = data_set_of(run.data, results[0])
-            weights = method_of(run.learning)
+            data = data_set_of(folder, results[0])
+            weights = "-" if run.kind == "features" else method_of(run.learning)
             if run.kind == "finetune":
                 weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
             paper = {}
             if run.kind == "pretrain" and unit == "video":
-                setting = run.options, run.learning, data
+                setting = run.options, run.learning, folder, data
                 paper = {k: matching(known, f"{stage}-top{k}", *setting) for k in ks}
             table.rows.append(
                 [
-                    _network(run.options),
+                    _network(run.options or results[0]),
                     weights,
                     stage + (", averaged" if pool == "gap" and stage != "gap" else ""),
                     unit,
@@ -251,7 +266,7 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
 
 def _named_groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     """Runs of one setting together, for pictures: one run by its name, several by their setting."""
-    groups = _grouped(runs, _settings)
+    groups = _grouped(runs, lambda run: run.test)
     words = []
     for _, members in groups:
         first, name = members[0], members[0].name
@@ -316,18 +331,8 @@ def _page(
     parts += [table.markdown() for table in tables]
     if not tables:
         parts += ["No run has been tested or used for retrieval yet.", ""]
-    if known:
-        parts += [
-            "## Figures of the paper",
-            "",
-            "| table | what | % | read in |",
-            "|---|---|---|---|",
-        ]
-        parts += [
-            f"| {each.table or '-'} | {each.words} | {each.percent} | {each.source} |"
-            for each in known
-        ]
-        parts.append("")
+    rows = [[each.table or "-", each.words, str(each.percent), each.source] for each in known]
+    parts.append(Table("Figures of the paper", ["table", "what", "%", "read in"], rows).markdown())
     parts += ["## Runs", ""]
     for run in runs:
         seed, fold = run.options.get("seed", 0), run.options.get("fold", 1)

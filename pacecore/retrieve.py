@@ -5,7 +5,7 @@ at k if any of its k nearest neighbours has its label.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,7 @@ def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str
         if is_main():
             folder = made_folder(options.out or queries.path.parent)
         result, neighbours = retrieve_features(gallery, queries, options, device)
+        result["data"] = f"{gallery.path}, {queries.path}"
         if is_main():
             _write(folder, result, neighbours, gallery, queries)
         return result
@@ -244,6 +245,8 @@ def retrieve_features(
     Raises PacecoreError for features of another network, stage or unit, or without labels.
     """
     _require_same(gallery, queries)
+    made = {name: gallery.order[name] for name in ("stage", "pool", "unit", "clips")}
+    options = replace(options, **made)  # of files, what they hold
     labels, names = _common_labels(gallery, queries)
     ks, asked = options.ks, queries.rows
     mine = np.arange(rank(), len(asked), world_size())
@@ -253,6 +256,7 @@ def retrieve_features(
     numbers[mine], cosines[mine] = map(torch.from_numpy, own)
     numbers, cosines = (all_reduce_sum(each, device).numpy() for each in (numbers, cosines))
     gallery_labels = gallery.labels
+    shared = set(gallery.paths()) & set(queries.paths())
     lacking = sorted(set(labels.tolist()) - set(gallery_labels.tolist()))
     result = {
         "top": {
@@ -262,10 +266,12 @@ def retrieve_features(
         "gallery": len(gallery.rows),
         "query_videos": len(queries.values),
         "gallery_videos": len(gallery.values),
+        "videos_in_both": len(shared),
         "dimensions": asked.shape[1],
         "classes_without_gallery": [names.get(label, str(label)) for label in lacking],
         "unreadable": {**gallery.order["unreadable"], **queries.order["unreadable"]},
-        **{name: gallery.order[name] for name in ("stage", "pool", "unit", "clips", "network")},
+        **made,
+        **{name: gallery.order[name] for name in ("network", "backbone", "width")},
         "identity": gallery.order["identity"],
         "device": str(device),
         "measured_with": asdict(options),

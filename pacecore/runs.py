@@ -1,10 +1,11 @@
 """What the verbs left in a run's folder, read back."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.runlog import RunFolder
 
@@ -17,7 +18,7 @@ class Run:
 
     folder: Path
     name: str
-    kind: str  # "pretrain" or "finetune"
+    kind: str  # "pretrain", "finetune", or "features": retrieval by two files of features
     options: dict[str, Any]
     pretrained: dict[str, Any]  # options of the pre-training; {} from scratch
     summary: dict[str, Any]
@@ -45,18 +46,27 @@ def read_run(folder: str | Path) -> Run:
     if not (summary or test or retrievals):
         raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
     first = next(each for each in (summary, test, *retrievals) if each)
-    options = first.get("options") or first.get("trained_with") or {}
+    options = _filled(first.get("options") or first.get("trained_with") or {})
+    if first.get("kind") == "weights":  # their options are no run's
+        options["kind"] = "weights"
+    trained = "pretrain" if "paces" in options else "finetune"
     return Run(
         folder=folder,
         name=folder.resolve().name,
-        kind="pretrain" if "paces" in options else "finetune",
+        kind=trained if options else "features",
         options=options,
-        pretrained=first.get("pretrained") or {},
+        pretrained=_filled(first.get("pretrained") or {}),
         summary=summary,
         metrics=RunFolder(folder, writes=False).metrics(),
         test=test,
         retrievals=retrievals,
     )
+
+
+def _filled(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run, those that its version did not have yet at their defaults."""
+    kind = TrainOptions if "paces" in options else FinetuneOptions
+    return {each.name: each.default for each in fields(kind)} | options if options else {}
 
 
 def told_apart(runs: list[Run]) -> list[Run]:

@@ -102,6 +102,9 @@ class PaceTask:
             layout=memory_format(self.model, self.device),
         )
         self.last = pace_accuracy(runner, self.held_out)
+        if not self.last.clips:
+            path, reason = next(iter(self.last.unreadable.items()))
+            return {"warning": f"no held-out video can be read, the first is {path}: {reason}"}
         return {
             "pace_accuracy": self.last.accuracy,
             "chance": 1 / len(self.last.classes),

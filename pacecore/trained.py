@@ -16,7 +16,6 @@ from pacecore.convert import read_weights
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "INPUT_OPTIONS",
     "NETWORK_OPTIONS",
     "Trained",
     "fingerprint",
@@ -24,9 +23,8 @@ __all__ = [
     "stored_options",
 ]
 
-# Options that a network's weights belong to, and options of the clips that it was trained on.
+# Options that a network's weights belong to.
 NETWORK_OPTIONS = ("backbone", "depth", "width")
-INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
 
 _KINDS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}
 
@@ -56,7 +54,8 @@ class Trained:
 def load_trained(path: str | Path) -> Trained:
     """The network of a checkpoint, or of a file of weights that `convert` reads.
 
-    Raises PacecoreError for a file that is neither, or whose weights do not fit its options.
+    Raises PacecoreError for a file that is neither, or whose weights do not fit its options or are
+    not finite, which would give figures all the same: of nan, top-5 is 100 %.
     """
     path = Path(path)
     if path.is_dir():
@@ -113,6 +112,13 @@ def _of_weights(path: Path, error: CheckpointError) -> Trained:
 
 
 def _backbone(path: Path, options: RunOptions, state: dict[str, torch.Tensor]) -> Backbone:
+    """The network with its part of `state`, all of which is checked."""
+    spoilt = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if spoilt:
+        raise CheckpointError(
+            f"{path}: {len(spoilt)} of its {len(state)} weights are not finite, the first"
+            f" {spoilt[0]}"
+        )
     backbone = build_backbone(options.backbone, options.depth or None, options.width)
     prefix = "backbone."
     weights = {

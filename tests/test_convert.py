@@ -360,7 +360,8 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     model |= {"head.weight": torch.ones(4, 64), "head.bias": torch.ones(4)}
     model |= {"projection.0.weight": torch.ones(8, 64)}
     source = tmp_path / "checkpoint.pt"
-    shown = {"channel_order": "rgb", "normalize": "unit"}
+    shown = {"clip_frames": 8, "resize": (48, 60), "crop": 32}
+    shown |= {"channel_order": "rgb", "normalize": "unit"}
     options = {**shown, "backbone": "r3d", "width": 0.125}
     torch.save({"pacecore": 1, "kind": "pretrain", "model": model, "options": options}, source)
     found = convert(source, tmp_path / name)
@@ -372,11 +373,15 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     assert described["network"] == "r3d"
     assert described["classes"] == 4
     assert described["width"] == 0.125
-    assert described["input"] == shown
+    assert described["input"] == {**shown, "resize": [48, 60]}
     again = read_weights(tmp_path / name)  # by the .json beside it
     assert (again.width, again.input) == (0.125, shown)
     trained = load_trained(tmp_path / name)
-    assert (trained.options.width, trained.options.normalize) == (0.125, "unit")
+    assert trained.options.width == 0.125
+    assert {name: getattr(trained.options, name) for name in shown} == shown
+    with pytest.raises(PacecoreError, match=r"official files are of full width, got 0\.125"):
+        convert(source, tmp_path / "official.pt", to="official")
+    assert not (tmp_path / "official.pt").exists()
     (tmp_path / "ours.json").write_text('{"network": "r3d"}')  # of something else
     again = read_weights(tmp_path / name)
     assert (again.width, again.input) == (None, {})
@@ -465,6 +470,16 @@ def test_errors(tmp_path):
     ):
         load_weights(path)
     assert read_weights(path, partial=True).missing == ("backbone.conv1.norm.weight",)
+
+
+def test_weights_of_other_input_than_video_pace_feeds_say_so(tmp_path):
+    torch.save({"state_dict": r21d(), "opt_dict": {}}, tmp_path / "theirs.pt")
+    assert convert(tmp_path / "theirs.pt", tmp_path / "same.pt", to="official").note == ""
+    model = {f"backbone.{n}": t for n, t in build_backbone("r21d").state_dict().items()}
+    options = {"channel_order": "rgb", "normalize": "unit"}
+    torch.save({"pacecore": 1, "model": model, "options": options}, tmp_path / "ours.pt")
+    report = convert(tmp_path / "ours.pt", tmp_path / "out.pt", to="official").report()
+    assert "trained on rgb, unit, but video-pace's code feeds bgr, none" in report
 
 
 def test_neither_the_source_nor_a_checkpoint_is_replaced(tmp_path):

@@ -277,8 +277,33 @@ def test_pace_accuracy_heeds_the_time_of_a_video_and_says_why_one_is_left_out(
     result = run_test(load_trained(checkpoint), options_of(clips=2, decode_timeout=7.0))
     assert given == [7.0]
     assert [sum(row) for row in result["confusion"]] == [10] * 4  # 5 videos
+    assert (result["clips"], result["videos"]) == (40, 5)
     assert list(result["unreadable"]) == [str(broken)]
     assert "Invalid data" in result["unreadable"][str(broken)]
+
+
+def test_pace_accuracy_of_no_video_is_refused_not_nan(videos, tmp_path, monkeypatch):
+    def failing(*_):
+        raise PacecoreError("cut short")
+
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    with pytest.raises(PacecoreError, match="held-out videos: none of 6 videos can be read"):
+        run_test(load_trained(checkpoint), options_of(clips=2))
+    assert not (tmp_path / "test.json").exists()
+
+
+@pytest.mark.parametrize("name", ["head.bias", "backbone.conv1.conv.weight"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name):
+    path = finetuned(tmp_path / "last.pt")
+    content = torch.load(path, weights_only=True)
+    content["model"][name].view(-1)[0] = float("nan")
+    torch.save(content, path)
+    with pytest.raises(PacecoreError, match=rf"last\.pt: 1 of its \d+ weights are not .* {name}"):
+        load_trained(path)
+    torch.save(content["model"], path)
+    with pytest.raises(PacecoreError, match=rf"last\.pt: 1 of its \d+ weights are not .* {name}"):
+        load_trained(path)
 
 
 def test_an_unreadable_video_is_named_not_counted_and_not_hidden(checkpoint, tmp_path):

@@ -1,21 +1,31 @@
 """Features to files: the rows, their order, going on after a stop, reuse, other formats."""
 
+import errno
 import json
+import os
+import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+import pacecore.extract as extract_module
 from pacecore.backbones import stage_features
+from pacecore.cli.extract import extract
 from pacecore.config import ExtractOptions, from_mapping
+from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
-from pacecore.extract import load_features, run_extract
+from pacecore.extract import _mapped, load_features, run_extract
 from pacecore.ops import pace_clip
 from pacecore.sampling import frame_indices
 from pacecore.source import VideoFiles
+from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
 from pacecore.video import decode, probe
 
+from .ranks import run_ranks
 from .tiny import CLASSES, one_thread, pretrained, tiny_set  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,6 +148,78 @@ def test_an_unreadable_video_leaves_no_row(checkpoint, tmp_path, monkeypatch):
     assert [video["class"] for video in test.order["videos"]] == ["Blue", "Red"]
     assert list(test.order["unreadable"].values()) == ["cut short"]
     assert test.labels.tolist() == [0, 2]
+
+
+def test_a_video_that_cannot_be_counted_is_named_too(checkpoint, videos, tmp_path):
+    data = shutil.copytree(videos, tmp_path / "set")
+    (data / "test" / "Green" / "test0.mp4").write_bytes(b"no video")
+    words = [str(checkpoint), str(data), "--stage", "gap", "--clips", "2", "--workers", "0"]
+    said = CliRunner().invoke(extract, [*words, "--out", str(tmp_path)], catch_exceptions=False)
+    assert said.output.count("test0.mp4: ") == 1
+    order = json.loads((tmp_path / "features-gap-video-test.json").read_text())
+    assert len(order["videos"]) == 2
+    assert list(order["unreadable"]) == [str(data / "test" / "Green" / "test0.mp4")]
+
+
+def test_features_of_files_are_not_taken_for_those_of_a_store(checkpoint, videos, tmp_path):
+    store, _ = pack(probe_all(find_videos(videos))[0], tmp_path / "store", (16, 20), workers=1)
+    trained, how = load_trained(checkpoint), {"stage": "gap", "split": "test"}
+    before = [np.array(f.values) for f in run_extract(trained, options_of(tmp_path, **how))]
+    how["data"] = str(store.folder)
+    shared = run_extract(trained, options_of(tmp_path, **how))
+    alone = run_extract(trained, options_of(tmp_path / "alone", **how))
+    assert np.array_equal(shared[0].values, alone[0].values)
+    assert not np.array_equal(shared[0].values, before[0])
+
+
+def test_a_full_disk_is_told_before_the_work(checkpoint, tmp_path, monkeypatch):
+    path = tmp_path / "rows.npy"
+    _mapped(path, np.float32, (1000, 1000))
+    assert 512 * path.stat().st_blocks >= path.stat().st_size  # else written rows may find no room
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(PacecoreError, match=r"cannot be made: No space left on device; it takes"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path / "out", split="test"))
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_either_format_is_kept_and_gives_way_to_other_features(
+    checkpoint, videos, tmp_path, monkeypatch
+):
+    pytest.importorskip("safetensors")
+    trained, how = load_trained(checkpoint), {"stage": "gap", "split": "test"}
+    (made,) = run_extract(trained, options_of(tmp_path, format="safetensors", **how))
+    with monkeypatch.context() as patch:
+        opened = counting(patch)
+        (again,) = run_extract(trained, options_of(tmp_path, format="safetensors", **how))
+        (plain,) = run_extract(trained, options_of(tmp_path, **how))
+        assert not opened
+    assert (again.path, plain.path) == (made.path, made.path.with_suffix(".npy"))
+    assert np.array_equal(load_features(plain.path).values, again.values)
+    run_extract(trained, options_of(tmp_path, format="safetensors", **how))
+    other = load_trained(pretrained(tmp_path / "other.pt", data=str(videos), seed=9))
+    (new,) = run_extract(other, options_of(tmp_path, **how))
+    assert not made.path.exists()  # whose JSON would be that of the other network
+    assert new.order["network"] == fingerprint(other.backbone)
+
+
+def extracted_by_rank(rank, checkpoint, out):
+    if rank == 1:  # it reads when the first has long gone on
+        load = extract_module.load_features
+        extract_module.load_features = lambda path: (time.sleep(1), load(path))[1]
+    options = options_of(out, stage="gap", split="test", format="safetensors")
+    (found,) = run_extract(load_trained(checkpoint), options)
+    return torch.from_numpy(np.array(found.values))
+
+
+def test_a_file_is_there_until_every_rank_has_read_it(checkpoint, tmp_path):
+    pytest.importorskip("safetensors")
+    first, second = run_ranks(extracted_by_rank, 2, str(checkpoint), str(tmp_path))
+    assert torch.equal(first, second)
+    assert {path.suffix for path in tmp_path.glob("features-*")} == {".json", ".safetensors"}
 
 
 def test_safetensors_hold_the_same(checkpoint, tmp_path):

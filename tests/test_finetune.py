@@ -10,7 +10,9 @@ import torch
 
 from pacecore.backbones import build_backbone
 from pacecore.checkpoint import load_checkpoint, save_checkpoint
+from pacecore.cli.finetune import _options
 from pacecore.config import FinetuneOptions, TestOptions, from_mapping
+from pacecore.convert import convert
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.finetune import (
@@ -256,6 +258,24 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
     _, notes = inherit_options({"normalize": "none", "resize": (32, 40)}, trained)
     assert len(notes) == 1
     assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "expected"),
+    [("B", None, "B"), ("auto", None, "auto"), ("none", None, "auto"), ("B", "C", "C")],
+)
+def test_without_data_the_videos_are_those_of_the_checkpoint(tmp_path, stored, given, expected):
+    path = str(pretrained(tmp_path / "last.pt", data="A", held_out=stored))
+    options, _ = _options({"checkpoint": path, "held_out": given}, None, None)
+    assert (options.data, options.held_out) == ("A", expected)
+    elsewhere, _ = _options({"checkpoint": path, "data": "D"}, None, None)
+    assert (elsewhere.data, elsewhere.held_out) == ("D", "auto")
+
+
+def test_bare_weights_name_no_videos(tmp_path):
+    convert(pretrained(tmp_path / "last.pt"), tmp_path / "weights.pt")
+    with pytest.raises(OptionError, match=r"weights\.pt: bare weights name no videos; name the da"):
+        _options({"checkpoint": str(tmp_path / "weights.pt")}, None, None)
 
 
 @pytest.mark.parametrize(("backbone", "rate"), [("r21d", 3e-3), ("s3dg", 1e-2)])

@@ -43,6 +43,7 @@ def finetuning(folder, top1, learning, *, videos=40, classes=CLASSES, **changes)
         "top5": 1.0,
         "mean_per_class": top1,
         "clip_top1": top1 - 0.05,
+        "clips_per_video": 10,
         "top1_interval_95": [top1 - 0.1, top1 + 0.1],
         "per_class": dict.fromkeys(classes, top1),
         "confusion": [[3, 1], [0, 4]],
@@ -171,9 +172,10 @@ def test_more_figures_of_the_paper_from_a_file(tmp_path):
         [tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
     )
     assert table_of(result, "Action")[0]["paper %"] == "12.5"
-    write(tmp_path / "figures.json", [{"table": "1"}])
-    with pytest.raises(PacecoreError, match=r"figures\.json: not a list of the paper's figures"):
-        make_report([tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json")
+    for wrong in ({"table": "1"}, {**figure, "percent": "12,5"}, {**figure, "percent": None}):
+        write(tmp_path / "figures.json", [wrong])
+        with pytest.raises(PacecoreError, match=r"figures\.json: not a list of the paper's figur"):
+            make_report([tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json")
 
 
 def test_data_sets_are_known_by_their_official_counts():
@@ -195,6 +197,63 @@ def test_retrieval_rows(tmp_path):
     assert [(row["features"], row["top-1 %"], row["top-5 %"]) for row in rows] == [
         ("p4", "40.0", "80.0"),
         ("p5", "30.0", "80.0"),
+    ]
+
+
+def changed(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_run_from_before_an_option_was_there_is_of_its_default(tmp_path):
+    learning = pretraining(tmp_path / "pre", 0.5)
+    for name in ("new", "old"):
+        finetuning(tmp_path / name, 0.5, learning)
+    summary = json.loads((tmp_path / "old" / "summary.json").read_text())
+    del summary["options"]["dropout"], summary["pretrained"]["view_augment"]
+    write(tmp_path / "old" / "summary.json", summary)
+    runs = [tmp_path / "new", tmp_path / "old"]
+    (row,) = table_of(make_report(runs, tmp_path / "out", pictures=False), "Action")
+    assert row["top-1 %"] == "50.0 ± 0.0 (2)"
+
+
+def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
+    runs = [tmp_path / name for name in ("one", "two", "elsewhere", "else", "fewer")]
+    for run in runs:
+        finetuning(run, 0.5, {})
+    changed(runs[2] / "test.json", data="/data/other", top1=0.9)
+    changed(runs[3] / "test.json", measured_with={"held_out": "/data/third"}, top1=0.7)
+    changed(runs[4] / "test.json", clips_per_video=3, top1=0.4)
+    result = make_report(runs, tmp_path / "out", pictures=False)
+    assert [(r["data"], r["top-1 %"], r["differs in"]) for r in table_of(result, "Action")] == [
+        ("ucf", "50.0 ± 0.0 (2)", "clips 10"),
+        ("other", "90.0", "clips 10"),
+        ("third", "70.0", "clips 10"),
+        ("ucf", "40.0", "clips 3"),
+    ]
+
+
+def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training(tmp_path):
+    found = {"stage": "p5", "pool": "max", "unit": "video", "top": {"1": 0.5}}
+    options = pretraining(tmp_path / "pre", 0.5, crop=112)
+    hmdb = {"data": "/data/hmdb", "query_videos": 1530, "trained_with": options}
+    write(tmp_path / "pre" / "retrieve-p5-video.json", {**found, **hmdb})
+    defaults = asdict(TrainOptions().resolved())
+    weights = {"kind": "weights", "data": "/data/hmdb", "trained_with": defaults}
+    write(tmp_path / "weights" / "retrieve-p5-video.json", {**found, **weights})
+    files = {"data": "a.npy, b/p5-test.npy", "backbone": "c3d", "width": 0.25}
+    write(tmp_path / "files" / "retrieve-p5-video.json", {**found, **files})
+    figure = {"table": "5", "network": "r21d", "method": "pace + same context", "paces": ""}
+    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "percent": 1.0}
+    write(tmp_path / "figures.json", [{**figure, "source": "page 1"}])
+    options["data"] = "/data/ucf101"
+    changed(tmp_path / "pre" / "summary.json", options=options)
+    runs = [tmp_path / name for name in ("pre", "weights", "files")]
+    result = make_report(runs, tmp_path / "out", figures=tmp_path / "figures.json", pictures=False)
+    columns = ("network", "weights", "data", "paper %")
+    assert [tuple(r[name] for name in columns) for r in table_of(result, "Retrieval")] == [
+        ("r21d", "pace + same context", "HMDB51", "top-1 1.0"),
+        ("r21d", "weights of another project", "hmdb", "-"),
+        ("c3d x 0.25", "-", "p5-test.npy", "-"),
     ]
 
 
@@ -220,6 +279,21 @@ def test_pictures_are_drawn_and_copied(tmp_path):
     for file in files:
         assert (tmp_path / "out" / file).read_bytes()[:4] == b"\x89PNG"
         assert f"]({file})" in page
+
+
+def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    shown, save = [], figure.savefig
+
+    def noting(self, *arguments, **options):
+        texts = self.legends[0].get_texts() if self.legends else self.axes[0].get_yticklabels()
+        shown.extend(text.get_text().strip() for text in texts)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(figure, "savefig", noting)
+    finetuning(tmp_path / "_a $x^$", 0.5, {}, classes=["$x^$", "_b"])
+    make_report([tmp_path / "_a $x^$"], tmp_path / "out")
+    assert shown == ["_a $x^$", "$x^$", "_b"]
 
 
 def test_curves_of_many_settings_keep_their_size(tmp_path):

@@ -226,6 +226,7 @@ def features_of(path, labels, classes=CLASSES, **changes) -> Features:
     values = np.eye(max(4, len(labels)), dtype=np.float32)[: len(labels)]
     order = {
         **{"network": "aa", "stage": "gap", "pool": "max", "unit": "video", "input": {}},
+        **{"backbone": "r3d", "width": 0.125},
         **{"clips": 2, "classes": list(classes), "identity": "x", "unreadable": {}, **changes},
         "videos": [{"path": f"v{row}", "label": label} for row, label in enumerate(labels)],
     }
@@ -253,6 +254,13 @@ def test_classes_are_matched_by_name_and_missing_ones_told(tmp_path):
     assert result["top"]["50"] == 0.5
 
 
+def test_what_two_files_hold_is_written_down_not_what_options_say(tmp_path):
+    kept = {"stage": "p4", "clips": 3}
+    one, two = (features_of(tmp_path / name, [0, 1], **kept) for name in ("a.npy", "b.npy"))
+    result, _ = retrieve_features(one, two, options_of(tmp_path), "cpu")
+    assert {name: result["measured_with"][name] for name in kept} == kept
+
+
 def test_videos_without_labels(tmp_path):
     gallery = features_of(tmp_path / "a.npy", [0, None])
     with pytest.raises(PacecoreError, match=r"a\.npy: videos without a label, such as v1"):
@@ -275,6 +283,17 @@ def test_labels_and_held_out_videos_are_required_before_features_are_made(tmp_pa
     ):
         with pytest.raises(PacecoreError, match=message):
             run_retrieve(trained, options_of(tmp_path, data=str(tmp_path / name)))
+
+
+def test_videos_that_are_queries_and_gallery_are_told(videos, tmp_path):
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    words = [str(checkpoint), "--stage", "gap", "--clips", "2", "--workers", "0"]
+    for more, said in (([], False), (["--held-out", str(videos / "train")], True)):
+        shown = CliRunner().invoke(retrieve_verb.retrieve, [*words, *more], catch_exceptions=False)
+        assert (
+            "warning: 6 query videos are in the gallery too, where each finds itself"
+            in shown.output
+        ) == said
 
 
 @pytest.mark.parametrize("k", ["", "0", "1,x", "1.5", "-1"])

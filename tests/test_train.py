@@ -11,6 +11,8 @@ import torch
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
 from pacecore.config import TrainOptions, from_mapping
+from pacecore.errors import PacecoreError
+from pacecore.source import VideoFiles
 from pacecore.train import _size_words
 from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
@@ -159,6 +161,25 @@ def test_the_commands_that_follow_are_those_that_the_videos_serve(
             assert following(out) == tested  # its own held-out videos are those of the data
     code, _, err = train(monkeypatch, capsys, videos, *words)
     assert err.endswith(f"name another, or --resume '{run}'\n")
+
+
+def test_held_out_videos_none_of_which_is_read_give_a_reason_not_nan(
+    monkeypatch, capsys, videos, tmp_path
+):
+    decode = VideoFiles.decode
+
+    def failing(self, video, wanted):
+        if self.path(video).is_relative_to(videos / "test"):
+            raise PacecoreError("cut short")
+        return decode(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    code, out, _ = train(monkeypatch, capsys, videos, "--out", tmp_path / "run")
+    assert code == 0
+    assert "warning: no held-out video can be read, the first is " in out
+    assert ": cut short" in out
+    assert "nan" not in out
+    assert "NaN" not in (tmp_path / "run" / "summary.json").read_text()
 
 
 def test_a_fine_tuning_without_held_out_videos_suggests_nothing(
