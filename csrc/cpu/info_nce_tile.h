@@ -21,11 +21,16 @@ template <typename Real>
 using Mask = typename Lanes<Real>::Mask;
 
 // Accumulators of a product block: kRows x kVectors, what the registers hold beside its operands.
-constexpr int kRows = PACECORE_LANES >= 16 ? 8 : 4;
 constexpr int kVectors = 3;
 
 template <typename Real>
 constexpr int kPanel = kVectors * Lanes<Real>::count;
+
+// Whole blocks to a panel: of 16-byte vectors of double a panel is 6 rows.
+template <typename Real>
+constexpr int kRows = PACECORE_LANES >= 16    ? 8
+                      : kPanel<Real> % 4 == 0 ? 4
+                                              : 2;
 
 template <typename Real>
 PACECORE_SHARED_MATH Vector<Real> load(const Real* from) {
@@ -80,14 +85,15 @@ template <typename Real, int V>
 void vectors_product(int64_t depth, const Real* a, int64_t a_row, int64_t a_step, const Real* b,
                      int64_t b_step, Real* c, int64_t c_row) {
   constexpr int lanes = Lanes<Real>::count;
-  Vector<Real> sum[kRows][V] = {};
+  constexpr int height = kRows<Real>;
+  Vector<Real> sum[height][V] = {};
   for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_step) {
     Vector<Real> right[V];
     for (int v = 0; v < V; ++v) right[v] = load<Real>(b + v * lanes);
-    for (int row = 0; row < kRows; ++row)
+    for (int row = 0; row < height; ++row)
       for (int v = 0; v < V; ++v) sum[row][v] += a[row * a_row] * right[v];
   }
-  for (int row = 0; row < kRows; ++row)
+  for (int row = 0; row < height; ++row)
     for (int v = 0; v < V; ++v) {
       Real* at = c + row * c_row + v * lanes;
       store<Real>(at, load<Real>(at) + sum[row][v]);
@@ -138,7 +144,7 @@ void tile_scores(const Real* left, int64_t rows, const Real* right, int64_t colu
       for (int64_t p = 0; p < left_panels; ++p) {
         const Real* a = left + (p * features + start) * width;
         Real* c = scores + p * width * kNceTile + q * width;
-        for (int64_t row = 0; row < width && p * width + row < rows; row += kRows)
+        for (int64_t row = 0; row < width && p * width + row < rows; row += kRows<Real>)
           product_block(columns - q * width, count, a + row, 1, width, b, width, c + row * kNceTile,
                         kNceTile);
       }
@@ -161,7 +167,7 @@ void tile_product(const Real* weights, bool transposed, int64_t rows, int64_t de
       for (int64_t x = 0; x < count; ++x) to[x] = from[x];
       for (int64_t x = count; x < whole; ++x) to[x] = 0;
     }
-    for (int64_t row = 0; row < rows; row += kRows)
+    for (int64_t row = 0; row < rows; row += kRows<Real>)
       product_block(count, depth, weights + row * a_row, a_row, a_step, buffer, width,
                     into + row * into_row + start, into_row);
   }
