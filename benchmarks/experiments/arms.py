@@ -67,6 +67,11 @@ def _long(name: str, arm: Arm) -> Arm:
     return replace(arm, name=name, words=f"{arm.words}, four times the steps", schedules=4)
 
 
+def _paces(name: str, paces: str, *more: str) -> Arm:
+    return Arm(f"paces-{name}", f"paces {paces}", (*_NO_CONTRAST, "--paces", paces, *more))
+
+
+_STEP3 = _paces("step3", "1,4,7,10")
 # Whether the schedule is what is short.
 _LONG_PACE = _long("long", PACE)
 
@@ -77,20 +82,18 @@ _OWN_VIEWS = Arm(
 )
 
 # The claims again after four times the steps without labels, and after four times the steps with
-# labels too; and what might mend same context: one crop, flip and jitter for all views make clips
-# of a video alike whatever they show.
+# labels too; what might mend same context: one crop, flip and jitter for all views make clips of a
+# video alike whatever they show; and whether paces further apart, whose features a linear probe
+# likes best after the short schedule, are better after the long one.
 LONG = (
     replace(SCRATCH, finetunes=(1, 4)),
     replace(_LONG_PACE, finetunes=(1, 4)),
     replace(_long("long-pace-context", PACE_CONTEXT), finetunes=(1, 4)),
-    _long("long-pace-pace", _PACE_PACE),
-    _long("long-pace-context-own", _OWN_VIEWS),
+    replace(_long("long-pace-pace", _PACE_PACE), finetunes=(1, 4)),
+    replace(_long("long-pace-context-own", _OWN_VIEWS), finetunes=(1, 4)),
+    _long("long-step3", _STEP3),
     RANDOM,
 )
-
-
-def _paces(name: str, paces: str, *more: str) -> Arm:
-    return Arm(f"paces-{name}", f"paces {paces}", (*_NO_CONTRAST, "--paces", paces, *more))
 
 
 # Pace prediction alone, as in the supplement, so that nothing else explains a difference. The arm
@@ -102,7 +105,7 @@ ABLATIONS = (
     _paces("slow", "1/4,1/3,1/2,1"),
     _paces("slow-fast", "1/3,1/2,1,2,3"),
     _paces("step2", "1,3,5,7"),
-    _paces("step3", "1,4,7,10"),
+    _STEP3,
     Arm(
         "reverse-augment",
         "backwards as augmentation",
