@@ -61,10 +61,10 @@ def info_nce(
         gathered from several. The "batch" denominator runs over all rows whatever the anchors.
 
     Memory grows as n D, time as n^2 D: of the similarities a square exists at a time that fits the
-    cache, which for few rows (512 on a GPU, 384 of 16 bits) is all of them. Pairs of two rows that
-    are no anchors take none, unless the denominator is "batch". Results are the same bits in every
-    run and with any number of threads. Nothing waits for the GPU. There is no second derivative
-    and none by forward mode or torch.func: to ask for one is an error.
+    cache, which for few rows (192; on a GPU 512, of 16 bits 384) is all of them. Pairs of two rows
+    that are no anchors take none, unless the denominator is "batch". Results are the same bits in
+    every run and with any number of threads. Nothing waits for the GPU. There is no second
+    derivative and none by forward mode or torch.func: to ask for one is an error.
     Raises PacecoreError for a wrong shape, type, device or value.
     """
     count = _check(z, groups, temperature, denominator, anchor_start, anchor_count)
