@@ -17,22 +17,10 @@ from typing import Any, Protocol
 import torch
 
 from pacecore import __version__
-from pacecore.checkpoint import (
-    VERBS,
-    CheckpointError,
-    check_kind,
-    load_resume,
-    save_checkpoint,
-)
+from pacecore.checkpoint import VERBS, CheckpointError, check_kind, load_resume, save_checkpoint
 from pacecore.config import AnyOptions, RunOptions
 from pacecore.device import clip_format, trusted
-from pacecore.distributed import (
-    any_rank,
-    is_main,
-    merge_over_ranks,
-    share_buffers,
-    world_size,
-)
+from pacecore.distributed import any_rank, is_main, merge_over_ranks, share_buffers, world_size
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
