@@ -104,17 +104,17 @@ def test_tests_and_benchmarks_are_not_imported_by_the_package():
 
 
 @pytest.mark.parametrize("module", ["pacecore.cli", "pacecore.demo"])
-def test_what_must_start_fast_does_not_load_torch(module):
+def test_what_must_start_fast_does_not_load_torch(module, tmp_path):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == 0
 
 
-def test_public_names_are_listed_before_they_are_loaded():
+def test_public_names_are_listed_before_they_are_loaded(tmp_path):
     script = (
         "import sys, pacecore; assert set(pacecore.__all__) <= set(dir(pacecore));"
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("header", sorted((ROOT / "csrc").rglob("*_math.h"), key=str))
