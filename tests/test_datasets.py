@@ -1,7 +1,6 @@
 """Layouts found by themselves, with the quirks they come with; every broken rule named."""
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,33 +12,10 @@ from pacecore.datasets import (
     read_index,
     write_index,
 )
+from tests.trees import labels, names, text, tree
 from tests.video_files import write_pictures, write_video
 
 DATA = os.environ.get("PACECORE_DATA")
-
-
-def tree(root: Path, *names: str) -> Path:
-    """Empty files; layouts are read without opening videos."""
-    for folder in {os.path.dirname(root / name) for name in names}:
-        os.makedirs(folder, exist_ok=True)
-    for name in names:
-        with open(root / name, "wb"):
-            pass
-    return root
-
-
-def text(path: Path, content: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode())
-    return path
-
-
-def names(index) -> list[str]:
-    return [entry.name for entry in index.entries]
-
-
-def labels(index) -> list:
-    return [entry.label for entry in index.entries]
 
 
 # Folders
@@ -104,87 +80,6 @@ def test_folders_of_pictures(tmp_path):
 def test_one_video_file(tmp_path):
     index = find_videos(tree(tmp_path, "a.avi") / "a.avi")
     assert names(index) == ["a.avi"]
-
-
-# UCF101
-
-
-def ucf101(root: Path, lists: str) -> Path:
-    """Two classes, CRLF in classInd.txt, the class whose folder and files differ in case."""
-    tree(
-        root,
-        "UCF-101/HandstandPushups/v_HandStandPushups_g01_c01.avi",
-        "UCF-101/HandstandPushups/v_HandStandPushups_g08_c01.avi",
-        "UCF-101/Punch/v_Punch_g01_c01.avi",
-        "UCF-101/Punch/v_Punch_g08_c01.avi",
-        "UCF-101/Stray/readme.txt",
-        "UCF-101/Unlisted/v_Unlisted_g01_c01.avi",
-    )
-    text(root / lists / "classInd.txt", "1 HandstandPushups\r\n2 Punch\r\n\r\n")
-    for fold, (train, test) in {1: ("08", "01"), 2: ("01", "08"), 3: ("01", "08")}.items():
-        text(
-            root / lists / f"trainlist0{fold}.txt",
-            f"HandStandPushups/v_HandStandPushups_g{train}_c01.avi 1\r\n"
-            f"Punch/v_Punch_g{train}_c01.avi 2\r\n",
-        )
-        text(
-            root / lists / f"testlist0{fold}.txt",
-            f"HandStandPushups/v_HandStandPushups_g{test}_c01.avi\nPunch/v_Punch_g{test}_c01.avi\n",
-        )
-    return root
-
-
-@pytest.mark.parametrize("lists", ["ucfTrainTestlist", "UCF-101/ucfTrainTestlist"])
-@pytest.mark.parametrize("source", [".", "UCF-101", "lists", "trainlist02.txt"])
-def test_ucf101_lists_beside_and_inside(lists, source, tmp_path):
-    ucf101(tmp_path, lists)
-    path = {"lists": tmp_path / lists, "trainlist02.txt": tmp_path / lists / source}
-    index = find_videos(path.get(source, tmp_path / source), split="train", fold=2)
-    assert names(index) == [
-        "HandstandPushups/v_HandStandPushups_g01_c01.avi",
-        "Punch/v_Punch_g01_c01.avi",
-    ]
-    assert labels(index) == [0, 1]
-    assert index.classes == ("HandstandPushups", "Punch")
-    assert Path(index.root) == tmp_path / "UCF-101"
-    test = find_videos(path.get(source, tmp_path / source), split="test", fold=2)
-    assert {e.name[-10:-8] for e in test.entries} == {"08"}
-
-
-def test_ucf101_folds_and_whole(tmp_path):
-    root = ucf101(tmp_path, "ucfTrainTestlist")
-    assert Counter(e.split for e in find_videos(root).entries) == {"train": 2, "test": 2}
-    for fold in (4, "²"):
-        with pytest.raises(DatasetError, match=f"has no fold '?{fold}'?; its folds: 01, 02, 03"):
-            find_videos(root, fold=fold)
-
-
-def test_ucf101_errors(tmp_path):
-    root = ucf101(tmp_path, "ucfTrainTestlist")
-    lists = root / "ucfTrainTestlist"
-    (root / "UCF-101/Punch/v_Punch_g08_c01.avi").unlink()
-    with pytest.raises(DatasetError, match=r"trainlist01\.txt line 2: no video Punch/v_Punch_g08"):
-        find_videos(root)
-    index = find_videos(root, missing="skip")
-    assert len(index) == 3
-    assert index.missing == ("Punch/v_Punch_g08_c01.avi 2",)
-    wrong = "HandStandPushups/v_HandStandPushups_g08_c01.avi 2\n"
-    text(lists / "trainlist01.txt", wrong)
-    with pytest.raises(DatasetError, match="label 2 is not that of class HandstandPushups"):
-        find_videos(root)
-    text(lists / "trainlist01.txt", "Unlisted/v_Unlisted_g01_c01.avi 1\n")
-    with pytest.raises(DatasetError, match="folder Unlisted is no class"):
-        find_videos(root)
-    text(lists / "classInd.txt", "1 HandstandPushups\n3 Punch\n")
-    with pytest.raises(DatasetError, match=r'classInd\.txt line 2: must be "2 ClassName"'):
-        find_videos(root)
-
-
-def test_a_video_in_train_and_test_is_an_error(tmp_path):
-    root = ucf101(tmp_path, "ucfTrainTestlist")
-    text(root / "ucfTrainTestlist" / "testlist01.txt", "Punch/v_Punch_g08_c01.avi\n")
-    with pytest.raises(DatasetError, match=r"g08_c01\.avi is listed twice \(in test and train\)"):
-        find_videos(root)
 
 
 # Lists
@@ -280,67 +175,6 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
         find_videos(folder / "list.txt")
 
 
-# HMDB51 and Kinetics
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_hmdb51(inside, tmp_path):
-    root = tmp_path / "hmdb51"
-    odd = "Pirates_(1)_#wave;_f_cm_np1_fr_med_0.avi"
-    tree(root, f"wave/{odd}", "wave/b.avi", "wave/c.avi", "shake_hands/b.avi")
-    lists = (root if inside else tmp_path) / "testTrainMulti_7030_splits"
-    for fold in (1, 2, 3):
-        text(lists / f"wave_test_split{fold}.txt", f"{odd} 1 \nb.avi 2 \nc.avi 0 \n")
-        text(lists / f"shake_hands_test_split{fold}.txt", "b.avi 1 \n")
-    index = find_videos(root, fold=3)
-    assert index.classes == ("shake_hands", "wave")
-    assert [(e.name, e.label, e.split) for e in index.entries] == [
-        ("shake_hands/b.avi", 0, "train"),
-        (f"wave/{odd}", 1, "train"),
-        ("wave/b.avi", 1, "test"),
-    ]
-    with pytest.raises(DatasetError, match="has no fold 4"):
-        find_videos(root, fold=4)
-    text(lists / "wave_test_split1.txt", "b.avi 3\n")
-    with pytest.raises(DatasetError, match='line 1: must be "video 0", 1 or 2'):
-        find_videos(root)
-    text(lists / "wave_test_split1.txt", "gone.avi 1\n")
-    with pytest.raises(DatasetError, match=r"line 1: no video wave/gone\.avi"):
-        find_videos(root)
-
-
-def test_kinetics(tmp_path):
-    tree(
-        tmp_path, "train/riding a bike/aB-_1_000010_000020.mp4", "val/abseiling/x_000001_000011.mp4"
-    )
-    tree(tmp_path, "train/abseiling/yyy.mp4")
-    head = "label,youtube_id,time_start,time_end,split\n"
-    text(
-        tmp_path / "train.csv",
-        f'{head}"riding a bike",aB-_1,10,20,train\nabseiling,yyy,5,15,train\n'
-        "abseiling,gone,1,2,train\n",
-    )
-    text(tmp_path / "val.csv", f"{head}abseiling,x,1,11,val\n")
-    index = find_videos(tmp_path)
-    assert index.classes == ("abseiling", "riding a bike")
-    assert [(e.name.split("/")[-1], e.class_name, e.split) for e in index.entries] == [
-        ("yyy.mp4", "abseiling", "train"),
-        ("aB-_1_000010_000020.mp4", "riding a bike", "train"),
-        ("x_000001_000011.mp4", "abseiling", "val"),
-    ]
-    assert index.missing == ("gone_000001_000002",)
-    (tmp_path / "notes.csv").write_bytes("Mühe,Größe\n1,2\n".encode("latin-1"))  # beside them
-    assert len(find_videos(tmp_path)) == 3
-    assert len(find_videos(tmp_path / "val.csv")) == 1
-    for start in ("one", "inf"):
-        text(tmp_path / "val.csv", f"{head}abseiling,x,{start},11,val\n")
-        with pytest.raises(DatasetError, match=r"val\.csv line 2: time_start and time_end"):
-            find_videos(tmp_path)
-    text(tmp_path / "val.csv", f"{head}abseiling,x,1,11,holdout\n")
-    with pytest.raises(DatasetError, match="split must be train, val or test, got 'holdout'"):
-        find_videos(tmp_path)
-
-
 # Errors, order, index
 
 
@@ -400,36 +234,3 @@ def test_probe_all_and_the_index_file(tmp_path):
     }.items():
         with pytest.raises(DatasetError, match=message):
             find_videos(text(tmp_path / "broken.jsonl", content))
-
-
-real = pytest.mark.skipif(not DATA, reason="PACECORE_DATA names no folder of real videos")
-
-
-@real
-def test_the_official_lists_give_the_published_totals(tmp_path):
-    """All of UCF101 and HMDB51 as empty files: 9,537 / 3,783 and 3,570 / 1,530."""
-    lists = Path(DATA) / "lists"
-    for listed in (lists / "ucfTrainTestlist").glob("t*list01.txt"):
-        tree(tmp_path / "UCF-101", *(line.split()[0] for line in listed.read_text().splitlines()))
-    (tmp_path / "ucfTrainTestlist").symlink_to(lists / "ucfTrainTestlist")
-    for fold, expected in {1: (9537, 3783), 2: (9586, 3734), 3: (9624, 3696)}.items():
-        index = find_videos(tmp_path, fold=fold)
-        counts = Counter(e.split for e in index.entries)
-        assert (counts["train"], counts["test"], len(index.classes)) == (*expected, 101)
-    hmdb = lists / "testTrainMulti_7030_splits"
-    for listed in hmdb.glob("*_test_split1.txt"):
-        folder = tmp_path / "hmdb" / listed.name.removesuffix("_test_split1.txt")
-        tree(folder, *(line.split()[0] for line in listed.read_text().splitlines()))
-    (tmp_path / "hmdb" / hmdb.name).symlink_to(hmdb)
-    counts = Counter(e.split for e in find_videos(tmp_path / "hmdb").entries)
-    assert counts == {"train": 3570, "test": 1530}
-
-
-@real
-def test_real_sets():
-    ucf = find_videos(Path(DATA) / "ucf101", split="train")
-    assert (len(ucf), ucf.classes) == (108, ("BabyCrawling", "Punch", "PushUps"))
-    assert len(find_videos(Path(DATA) / "ucf101" / "UCF-101", split="test", fold=3)) == 42
-    assert len(find_videos(Path(DATA) / "ut_interaction", split="train")) == 84
-    assert len(find_videos(Path(DATA) / "ut_interaction", split="test", fold="byset")) == 60
-    assert len(find_videos(Path(DATA) / "clips")) == 24
