@@ -1,9 +1,8 @@
 // One square tile of the similarity matrix on the CPU: its scores, its part of the row and column
 // sums, its gradient weights, and products with it. Compiled once per instruction set: the
 // including file names it in PACECORE_ISA and gives the vector width in PACECORE_LANES (floats a
-// vector).
-#include <algorithm>
-
+// vector). It calls no template of the standard library: a copy of one that is compiled for these
+// instructions could be what the linker keeps for all.
 #include "info_nce_kernels.h"
 
 namespace pacecore::PACECORE_ISA {
@@ -119,9 +118,9 @@ void pack_panel(const Real* z, int64_t rows, int64_t features, Real* panel) {
   // A line of each row at a time: with 512 features the same place of all rows falls on the same
   // few sets of the cache, and feature by feature 48 rows took 41 microseconds where this takes 7.
   constexpr int64_t depth = 16;
-  if (rows < width) std::fill_n(panel, width * features, Real(0));
+  for (int64_t i = 0; rows < width && i < width * features; ++i) panel[i] = 0;
   for (int64_t start = 0; start < features; start += depth) {
-    const int64_t end = std::min(start + depth, features);
+    const int64_t end = features - start < depth ? features : start + depth;
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t k = start; k < end; ++k) panel[k * width + row] = z[row * features + k];
   }
@@ -159,7 +158,7 @@ void tile_product(const Real* weights, bool transposed, int64_t rows, int64_t de
   constexpr int width = kPanel<Real>;
   const int64_t a_row = transposed ? 1 : kNceTile, a_step = transposed ? kNceTile : 1;
   for (int64_t start = 0; start < features; start += width) {
-    const int64_t count = std::min<int64_t>(features - start, width);
+    const int64_t count = features - start < width ? features - start : width;
     const int64_t whole = (count + lanes - 1) / lanes * lanes;
     for (int64_t k = 0; k < depth; ++k) {
       const Real* from = z + k * features + start;
