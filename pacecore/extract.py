@@ -6,7 +6,7 @@ A run that is stopped goes on where it was; what is whole already is not made ag
 import hashlib
 import json
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pacecore.config import ExtractOptions, FeatureOptions
 from pacecore.device import pick_device
 from pacecore.distributed import any_rank, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
-from pacecore.files import aside, safetensors, write_json, writing
+from pacecore.files import aside, for_one_process, safetensors, write_json, writing
 from pacecore.inputs import Inputs
 from pacecore.protocol import PATIENCE, ClipRunner, open_measured, out_folder, ready
 from pacecore.source import FrameSource, Subset
@@ -220,9 +220,12 @@ class _Writer:
     def write(self) -> Features:
         found = self._finished()
         if any_rank(found is None)[0]:
-            self._fill()
-            if is_main():
-                self._finish()
+            lock = self.path.with_name(f".{self.path.stem}.lock")
+            holder = for_one_process(lock, f"is writing {self.path.name}")
+            with holder if is_main() else nullcontext():
+                self._fill()
+                if is_main():
+                    self._finish()
             any_rank(False)  # nobody reads before it is finished
             found = load_features(self.path)
         return found

@@ -1,10 +1,12 @@
 """Files that are whole or not there, and folders, made or told why not."""
 
 import errno
+import fcntl
 import json
 import os
 import pickle
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -14,8 +16,8 @@ from typing import Any
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "aside", "made_folder", "reason_of", "safetensors", "unread", "write_json", "write_text",
-    "writing",
+    "aside", "for_one_process", "made_folder", "reason_of", "safetensors", "unread", "write_json",
+    "write_text", "writing",
 ]  # fmt: skip
 
 
@@ -94,6 +96,31 @@ def made_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):  # told before the work, not after
         raise PacecoreError(f"{path}: cannot be written: {os.strerror(errno.EACCES)}")
     return path
+
+
+@contextmanager
+def for_one_process(lock: Path, doing: str) -> Iterator[None]:
+    """Holds what the file `lock`, made and left there, stands for: its folder, or one other file.
+
+    However the process ends, it is free again. Raises PacecoreError, naming who holds it, `doing`
+    what: "is training into it".
+    """
+    with writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    with lock.open("r+b", buffering=0) as file:
+        try:
+            # A lock of this process alone: decoding workers that outlive a kill do not have it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().decode() or "another process"
+            raise PacecoreError(f"{lock.parent}: {holder} {doing}; wait or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        with writing(lock):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
 
 
 def safetensors(kind: str, who: str | Path) -> Any:

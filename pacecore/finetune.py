@@ -22,7 +22,7 @@ from pacecore.config import FinetuneOptions
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, share_of, world_size
-from pacecore.engine import begin, fit
+from pacecore.engine import alone, begin, fit
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
 from pacecore.inputs import Inputs
@@ -239,20 +239,21 @@ def finetune(
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
-        summary = fit(
-            task, train, schedule, options, device, identity=data.identity, resume=content
-        )
-        summary |= {
-            "kind": "finetune",
-            "videos": len(train),
-            "validation_videos": len(validation),
-            "validation_by": "group" if grouped else "video",
-            "classes": list(classes),
-            "pretrained": task.pretrained,
-            "options": asdict(options),
-        }
-        if is_main():
-            write_json(Path(options.out) / "summary.json", summary)
+        with alone(options):
+            summary = fit(
+                task, train, schedule, options, device, identity=data.identity, resume=content
+            )
+            summary |= {
+                "kind": "finetune",
+                "videos": len(train),
+                "validation_videos": len(validation),
+                "validation_by": "group" if grouped else "video",
+                "classes": list(classes),
+                "pretrained": task.pretrained,
+                "options": asdict(options),
+            }
+            if is_main():
+                write_json(Path(options.out) / "summary.json", summary)
         return {**summary, "next": _next_verbs(data, classes)}
 
 

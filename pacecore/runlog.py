@@ -1,13 +1,10 @@
 """The record of a run: its folder, metrics.jsonl, TensorBoard, and what the terminal shows."""
 
-import fcntl
 import json
 import os
-import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 from pacecore.errors import PacecoreError
 from pacecore.files import write_text, writing
 
-__all__ = ["Progress", "RunFolder", "duration", "for_one_process", "tell"]
+__all__ = ["Progress", "RunFolder", "duration", "tell"]
 
 
 class RunFolder:
@@ -116,34 +113,6 @@ class RunFolder:
         except OSError as error:
             return f"none, as {path} cannot be written: {error.strerror}"
         return str(path)
-
-
-@contextmanager
-def for_one_process(path: Path, *, writes: bool = True) -> Iterator[None]:
-    """Makes a run's folder and holds it, so that no two processes train into it at once.
-
-    However the process ends, the folder is free again. Raises PacecoreError, naming who holds it.
-    """
-    if not writes:
-        yield
-        return
-    lock = path / ".lock"
-    RunFolder(path)
-    with writing(lock):
-        lock.touch()
-    with lock.open("r+b", buffering=0) as file:
-        try:
-            # A lock of this process alone: decoding workers that outlive a kill do not have it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().decode() or "another process"
-            raise PacecoreError(f"{path}: {holder} is training into it; wait or stop it") from None
-        except OSError:
-            pass  # a file system without locks
-        with writing(lock):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
 
 
 def _summary_writer() -> Any:

@@ -1,15 +1,18 @@
 """Processes for the tests, and several that form one group over gloo and give their results."""
 
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-__all__ = ["PROCESSES", "run_ranks"]
+__all__ = ["PROCESSES", "held_elsewhere", "run_ranks"]
 
 # Forked from one server, which has imported torch and the trainer once for all of them.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -38,3 +41,25 @@ def _main(rank: int, ranks: int, folder: str, function: Callable, arguments: tup
         torch.save(function(rank, *arguments), Path(folder) / str(rank))
     finally:
         dist.destroy_process_group()
+
+
+_HOLDER = """
+import sys
+from pathlib import Path
+from pacecore.files import for_one_process
+with for_one_process(Path(sys.argv[1]), "holds it"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(lock: Path) -> Iterator[int]:
+    """Has another process, killed at the end, hold the file `lock`; its number."""
+    command = [sys.executable, "-c", _HOLDER, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            yield other.pid
+        finally:
+            other.kill()

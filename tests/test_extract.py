@@ -25,7 +25,7 @@ from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
 from pacecore.video import decode, probe
 
-from .ranks import run_ranks
+from .ranks import held_elsewhere, run_ranks
 from .tiny import CLASSES, one_thread, pretrained, tiny_set  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,6 +124,15 @@ def test_a_stopped_run_goes_on_and_a_whole_one_is_not_made_again(checkpoint, tmp
     assert not list((tmp_path / "stopped").glob("*.part"))
 
 
+def test_one_process_at_a_time_writes_a_file(checkpoint, tmp_path):
+    trained, options = load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test")
+    with held_elsewhere(tmp_path / ".features-gap-video-test.lock") as other:
+        words = rf"process {other} on .* is writing features-gap-video-test.npy; wait or stop it"
+        with pytest.raises(PacecoreError, match=words):
+            run_extract(trained, options)
+    run_extract(trained, options)
+
+
 def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):
     options = options_of(tmp_path, stage="gap", split="test")
     (one,) = run_extract(load_trained(checkpoint), options)
@@ -183,7 +192,7 @@ def test_a_full_disk_is_told_before_the_work(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(PacecoreError, match=r"cannot be made: No space left on device; it takes"):
         run_extract(load_trained(checkpoint), options_of(tmp_path / "out", split="test"))
-    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "out").glob("features-*"))
 
 
 def test_either_format_is_kept_and_gives_way_to_other_features(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import pytest
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import aside, made_folder, safetensors, write_json, write_text, writing
+from pacecore.files import (
+    aside,
+    for_one_process,
+    made_folder,
+    safetensors,
+    write_json,
+    write_text,
+    writing,
+)
+
+from .ranks import held_elsewhere
 
 full_disk = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 
@@ -120,3 +131,24 @@ def test_a_folder_that_is_there_must_take_files(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root all are open
     with pytest.raises(PacecoreError, match=r"cannot be written: Permission denied$"):
         made_folder(tmp_path)
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path):
+    lock = tmp_path / "run" / ".lock"
+    with held_elsewhere(lock) as other:
+        words = rf"run: process {other} on .* is at it; wait or stop it"
+        with pytest.raises(PacecoreError, match=words), for_one_process(lock, "is at it"):
+            pass
+    with for_one_process(lock, "is at it"):
+        assert lock.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_full_disk_is_told_where_the_folder_is_taken(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        words = r"\.lock: cannot be written: File too large"
+        with pytest.raises(PacecoreError, match=words), for_one_process(tmp_path / ".lock", ""):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,13 +1,11 @@
 import json
 import os
-import resource
-import subprocess
 import sys
 
 import pytest
 
 from pacecore.errors import PacecoreError
-from pacecore.runlog import Progress, RunFolder, duration, for_one_process, tell
+from pacecore.runlog import Progress, RunFolder, duration, tell
 
 
 def test_metrics_are_json_lines_that_rewind(tmp_path):
@@ -35,42 +33,6 @@ def test_other_ranks_write_nothing(tmp_path):
     folder.log(step=1)
     folder.write("a.txt", "b")
     assert not (tmp_path / "run").exists()
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from pacecore.runlog import for_one_process
-with for_one_process(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_one_process_at_a_time_trains_into_a_folder(tmp_path):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLDER, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        words = rf"run: process {other.pid} on .* is training into it; wait or stop it"
-        with pytest.raises(PacecoreError, match=words), for_one_process(folder):
-            pass
-        with for_one_process(folder, writes=False):  # other ranks of one run
-            pass
-        other.kill()
-    with for_one_process(folder):
-        assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
-
-
-def test_a_full_disk_is_told_where_the_folder_is_taken(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-        words = r"\.lock: cannot be written: File too large"
-        with pytest.raises(PacecoreError, match=words), for_one_process(tmp_path):
-            pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(("step", "dropped"), [(-1, 0), (7, 8)])

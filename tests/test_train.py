@@ -14,6 +14,7 @@ from pacecore.config import TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.source import VideoFiles
 from pacecore.train import _size_words
+from tests.ranks import held_elsewhere
 from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -199,6 +200,18 @@ def test_a_run_is_resumed_by_its_own_verb(monkeypatch, capsys, tmp_path, made, b
     code, _, err = call(monkeypatch, capsys, verb, "--resume", tmp_path)
     words = f"pacecore: {tmp_path / 'last.pt'}: a run of pacecore {by}; resume it with that\n"
     assert (code, err) == (2, words)
+
+
+def test_a_folder_that_another_process_trains_into_is_left_alone(
+    monkeypatch, capsys, videos, tmp_path
+):
+    run = tmp_path / "run"
+    with held_elsewhere(run / ".lock") as other:
+        code, _, err = train(monkeypatch, capsys, videos, "--out", run)
+    assert code == 2
+    assert f"pacecore: {run}: process {other} on " in err
+    assert err.endswith(" is training into it; wait or stop it\n")
+    assert [path.name for path in run.iterdir()] == [".lock"]
 
 
 def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys, videos, tmp_path):
