@@ -34,10 +34,10 @@ __all__ = [
     "peak_extra_bytes",
     "positive",
     "processor",
-    "processor_seconds",
     "run_limited",
     "run_main",
     "time_function",
+    "time_in_turn",
     "write_record",
 ]
 
@@ -101,50 +101,80 @@ def time_function(
     min_seconds: float = 1.0,
     min_runs: int = 5,
     max_runs: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Percentiles of the time of `function`, run once to warm up, then until both minima are met.
 
     On CUDA the time is the GPU's own, between two events. Short runs are not split from launch
-    gaps, so capture them in a CUDA graph first where GPU time alone is meant.
+    gaps, so capture them in a CUDA graph first where GPU time alone is meant. On a CPU it is that
+    of `clock`: with time.process_time what this process computes, which other programs hardly
+    change.
+    """
+    return _percentiles(
+        _seconds_of_runs(function, torch.device(device), min_seconds, min_runs, max_runs, clock)
+    )
+
+
+def time_in_turn(
+    functions: dict[str, Callable[[], object]],
+    device: str | torch.device = "cpu",
+    *,
+    min_seconds: float = 1.0,
+    min_runs: int = 5,
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """time_function of each, over `rounds` rounds in which each has its share of both minima, so
+    that a slow spell of the machine falls on all alike. On CUDA, whose rate is steady, one round.
     """
     device = torch.device(device)
+    rounds = 1 if device.type == "cuda" else rounds
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            found[name] += _seconds_of_runs(
+                function, device, min_seconds / rounds, -(-min_runs // rounds), 200, clock
+            )
+    return {name: _percentiles(seconds) for name, seconds in found.items()}
+
+
+def _seconds_of_runs(
+    function: Callable[[], object],
+    device: torch.device,
+    min_seconds: float,
+    min_runs: int,
+    max_runs: int,
+    clock: Callable[[], float],
+) -> list[float]:
     function()
     seconds: list[float] = []
-    if device.type == "cuda":
-        function()
-        torch.cuda.synchronize(device)
-        start_time, events = time.perf_counter(), []
-        while len(events) < min_runs or (
-            time.perf_counter() - start_time < min_seconds and len(events) < max_runs
-        ):
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record()
-            function()
-            after.record()
-            events.append((before, after))
-            if len(events) % 16 == 0:  # a short queue, so that min_seconds means GPU time
-                after.synchronize()
-        torch.cuda.synchronize(device)
-        seconds = [before.elapsed_time(after) / 1000 for before, after in events]
-    else:
+    if device.type != "cuda":
         while len(seconds) < min_runs or (sum(seconds) < min_seconds and len(seconds) < max_runs):
-            before_seconds = time.perf_counter()
+            before_seconds = clock()
             function()
-            seconds.append(time.perf_counter() - before_seconds)
-    p20, p50, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(
-        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    )
-    return Timing(p20.item(), p50.item(), p80.item(), len(seconds))
-
-
-def processor_seconds(function: Callable[[], object]) -> float:
-    """Median time that this process computes in one run, which other programs hardly change."""
-    spent: list[float] = []
-    while len(spent) < 3 or sum(spent) < 0.3:
-        start = time.process_time()
+            seconds.append(clock() - before_seconds)
+        return seconds
+    function()
+    torch.cuda.synchronize(device)
+    start_time, events = time.perf_counter(), []
+    while len(events) < min_runs or (
+        time.perf_counter() - start_time < min_seconds and len(events) < max_runs
+    ):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
         function()
-        spent.append(time.process_time() - start)
-    return sorted(spent)[len(spent) // 2]
+        after.record()
+        events.append((before, after))
+        if len(events) % 16 == 0:  # a short queue, so that min_seconds means GPU time
+            after.synchronize()
+    torch.cuda.synchronize(device)
+    return [before.elapsed_time(after) / 1000 for before, after in events]
+
+
+def _percentiles(seconds: list[float]) -> Timing:
+    shares = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    p20, p50, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(shares).tolist()
+    return Timing(p20, p50, p80, len(seconds))
 
 
 def peak_extra_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:

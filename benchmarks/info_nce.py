@@ -5,10 +5,10 @@
 
 Contestants: pacecore's op; `eager`, the reference that the tests use (pacecore.reference), which
 holds the (n, n) matrix; `compiled`, torch.compile of that; `loss alone` and its compilation, which
-spare the figures for the log that these three give; and, where installed, lightly's NTXentLoss
-(Eq. 2, normalised, its own pairing of views). Each in the same process, one after the other, on the
-same z (n, D) with two rows a group. A contestant whose matrices would not fit in half of the free
-memory is not run and the record says so.
+spare the figures for the log that these three give; and, where installed, lightly's NTXentLoss (Eq.
+2, normalised, its own pairing of views). Each in the same process, in turn, so that a slow spell of
+the machine falls on all, on the same z (n, D) with two rows a group. A contestant whose matrices
+would not fit in half of the free memory is not run and the record says so.
 
 What no way can go below, for n rows of D features, with the full matrix (a symmetric one halves the
 first two lines):
@@ -36,7 +36,14 @@ from torch import Tensor
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
-from .common import add_arguments, peak_extra_bytes, run_main, time_function, write_record
+from .common import (
+    add_arguments,
+    peak_extra_bytes,
+    run_main,
+    time_function,
+    time_in_turn,
+    write_record,
+)
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
 # Rows, features, type of a quick run, which has a minute on a GPU.
@@ -115,13 +122,40 @@ def graphed(step: Callable[[], object], device: torch.device) -> Callable[[], ob
 
 
 def measure(
-    name: str, function: Callable, n: int, features: int, kind: torch.dtype, device: torch.device
-) -> dict:
-    """One case of the record: forward and backward of one contestant."""
-    case = {"name": name, "rows": n, "features": features, "type": str(kind).split(".")[1]}
-    if MATRICES[name] * n * n * 4 > free_bytes(device) / 2:
-        print(f"{n} x {features}, {name}, left out: {MATRICES[name]} matrices do not fit")
-        return {**case, "left_out": f"needs {MATRICES[name]} matrices of n x n"}
+    functions: dict[str, Callable], n: int, features: int, kind: torch.dtype, device: torch.device
+) -> list[dict]:
+    """Cases of the record: forward and backward of each contestant."""
+    cases, steps = {}, {}
+    for name, function in functions.items():
+        case = {"name": name, "rows": n, "features": features, "type": str(kind).split(".")[1]}
+        cases[name] = case
+        if MATRICES[name] * n * n * 4 > free_bytes(device) / 2:
+            case["left_out"] = f"needs {MATRICES[name]} matrices of n x n"
+            continue
+        step = training_step(function, n, features, kind, device)
+        try:
+            step()
+            # z and the gradient of the step before are held when it begins.
+            case["peak_extra_bytes"] = peak_extra_bytes(step, device)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            case["failed"] = str(error).splitlines()[0][:200]
+        else:
+            steps[name] = step
+    for name, timing in time_in_turn(steps, device, min_seconds=0.5, min_runs=2).items():
+        case = cases[name]
+        case["seconds"] = timing
+        case["tflops"] = 4 * n * n * features / timing.p50 / 1e12
+        # The reference reads a mask's size, which a graph cannot record.
+        if device.type == "cuda" and n <= 4096 and name == "pacecore":
+            graph = graphed(steps[name], device)
+            case["graph_seconds"] = time_function(graph, device, min_seconds=0.2)
+    torch._dynamo.reset()  # what was compiled for one size would count against the next
+    return list(cases.values())
+
+
+def training_step(
+    function: Callable, n: int, features: int, kind: torch.dtype, device: torch.device
+) -> Callable[[], None]:
     torch.manual_seed(0)
     z = (torch.randn(n, features) * features**-0.5).to(device, kind).requires_grad_()
     groups = (torch.arange(n) // 2).to(device)
@@ -130,19 +164,7 @@ def measure(
         z.grad = None
         function(z, groups).backward()
 
-    try:
-        step()
-        # z and the gradient of the step before are held when it begins.
-        case["peak_extra_bytes"] = peak_extra_bytes(step, device)
-        case["seconds"] = time_function(step, device, min_seconds=0.5, min_runs=2)
-        # The reference reads a mask's size, which a graph cannot record.
-        if device.type == "cuda" and n <= 4096 and name == "pacecore":
-            case["graph_seconds"] = time_function(graphed(step, device), device, min_seconds=0.2)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        case.pop("seconds", None)
-        return {**case, "failed": str(error).splitlines()[0][:200]}
-    case["tflops"] = 4 * n * n * features / case["seconds"].p50 / 1e12
-    return case
+    return step
 
 
 def main() -> None:
@@ -161,17 +183,16 @@ def main() -> None:
         kind = TYPES[word]
         if word not in rates:
             rates[word] = matrix_rate(kind, device, 8192 if on_cuda else 1024)
-        for name, function in contestants(n, device).items():
-            if options.quick and "compiled" in name and (on_cuda or n > 512):
-                continue  # compiling takes longer than all the rest
-            case = measure(name, function, n, features, kind, device)
+        functions = contestants(n, device)
+        if options.quick and (on_cuda or n > 512):  # compiling takes longer than all the rest
+            functions = {w: each for w, each in functions.items() if "compiled" not in w}
+        for case in measure(functions, n, features, kind, device):
             if "tflops" in case:
                 case["share"] = case["tflops"] * 1e12 / rates[word]
             cases.append(case)
             print(words(case), flush=True)
-            torch._dynamo.reset()
-            # Again after each case, so that a run which is cut off leaves what it has.
-            path = write_record(options.out, "info_nce", options.device, cases)
+        # Again after each size, so that a run which is cut off leaves what it has.
+        path = write_record(options.out, "info_nce", options.device, cases)
     print(f"record: {path}")
 
 

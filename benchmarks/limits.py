@@ -7,11 +7,12 @@ run. On a CPU with one thread and with all; on a GPU also over the bus, from pin
 """
 
 import argparse
+import time
 from collections.abc import Callable
 
 import torch
 
-from .common import add_arguments, processor_seconds, run_main, time_function, write_record
+from .common import add_arguments, run_main, time_function, write_record
 
 __all__ = ["main", "measure"]
 
@@ -37,10 +38,8 @@ def measure(
 
 def _seconds(function: Callable[[], object], device: str) -> float:
     """Of one thread the processor's time, which other programs hardly change."""
-    function()
-    if torch.device(device).type == "cpu" and torch.get_num_threads() == 1:
-        return processor_seconds(function)
-    return time_function(function, device, min_seconds=0.3).p50
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    return time_function(function, device, min_seconds=0.3, clock=clock).p50
 
 
 def bus_bytes_per_second(device: str, size: int = 2**28) -> float:

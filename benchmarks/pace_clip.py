@@ -9,18 +9,19 @@ are spared the conversion from YUV that the first three do. Each frame has its o
 the process keeps the memory it frees, as pacecore's training does, else S3D-G's clips would come
 in fresh pages and time the kernel's faults, for every contender.
 
-Channels-last output beside contiguous output is timed in turn, so that a slow spell of the machine
-falls on both.
+Contenders are timed in turn, and so is channels-last output beside contiguous output: a slow spell
+of the machine falls on all.
 """
 
 import argparse
+import time
 from dataclasses import replace
 
 import torch
 
 from pacecore.backbones.tuning import keep_freed_memory
 
-from .common import add_arguments, processor_seconds, run_main, time_function, write_record
+from .common import add_arguments, run_main, time_function, time_in_turn, write_record
 from .pace_clip_contenders import CONTENDERS, Case, inputs_of, ours
 
 __all__ = ["main"]
@@ -86,31 +87,37 @@ def copy_bandwidth(device: torch.device) -> dict[str, float]:
     timing = time_function(lambda: target.copy_(source), device, min_seconds=0.5)
     found = {"bytes_a_second": 2 * source.numel() / timing.p50}
     if device.type == "cpu":
-        spent = processor_seconds(lambda: target.copy_(source))
-        found["processor_bytes_a_second"] = 2 * source.numel() / spent
+        spent = time_function(
+            lambda: target.copy_(source), min_seconds=0.3, clock=time.process_time
+        )
+        found["processor_bytes_a_second"] = 2 * source.numel() / spent.p50
     return found
 
 
 def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespace) -> list[dict]:
     device = torch.device(args.device)
     data = inputs_of(case, device)
-    rows = []
+    functions = {}
     for name, make in CONTENDERS.items():
         if args.only and not any(word in name for word in args.only):
             continue
         if name.startswith("torch.compile") and args.quick:
             continue
-        row = {"case": case.name, "contender": name, "threads": threads}
         try:
-            function = make(case, data)
+            functions[name] = make(case, data)
         except ImportError as missing:
             print(f"{case.name:42s} {name:32s} left out: {missing}")
-            continue
-        timing = time_function(function, device, min_seconds=args.seconds, min_runs=3)
+    timings = time_in_turn(functions, device, min_seconds=args.seconds)
+    spent = {}
+    if device.type == "cpu":
+        spent = time_in_turn(functions, min_seconds=0.3, clock=time.process_time)
+    rows = []
+    for name, timing in timings.items():
         a_clip = timing.p50 / case.clips
-        if device.type == "cpu":
-            row["processor_ms_a_clip"] = 1000 * processor_seconds(function) / case.clips
         rate = case.bytes_a_clip() / a_clip
+        row = {"case": case.name, "contender": name, "threads": threads}
+        if name in spent:
+            row["processor_ms_a_clip"] = 1000 * spent[name].p50 / case.clips
         row |= {
             "clips": case.clips,
             "seconds": timing,
@@ -126,7 +133,7 @@ def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespac
             f"({times:6.1f} times the first), {100 * row['share_of_copy']:5.1f} % of a copy",
             flush=True,
         )
-        torch._dynamo.reset()  # what was compiled for one case would count against the next
+    torch._dynamo.reset()  # what was compiled for one case would count against the next
     return rows
 
 

@@ -1,6 +1,7 @@
 """pacecore bench: what runs, what a failure leaves, rows and pages; installed from any folder."""
 
 import ast
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from torch import nn
 
 from benchmarks import suite
 from benchmarks.backbones import Apart, Way, factors_in_2d, kernels_of
-from benchmarks.common import RESULTS, run_limited
+from benchmarks.common import RESULTS, Timing, run_limited, time_in_turn
 from benchmarks.info_nce import loss_alone
 from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
 from benchmarks.readme import _summary
@@ -316,6 +317,15 @@ def test_end_to_end_rows_compare_our_best_with_each_peer():
     peer, ours = rows_of("pretrain", cases, LIMITS)
     assert (peer.times, ours.times) == (4.5, None)
     assert ours.share == 0.9
+
+
+def test_contenders_are_timed_in_turn_after_a_run_to_warm_up():
+    order: list[str] = []
+    ticks = itertools.count().__next__
+    functions = {name: lambda name=name: order.append(name) for name in "ab"}
+    found = time_in_turn(functions, min_seconds=0, min_runs=4, rounds=2, clock=ticks)
+    assert "".join(order) == "aaabbbaaabbb"
+    assert found == {"a": Timing(1.0, 1.0, 1.0, 4), "b": Timing(1.0, 1.0, 1.0, 4)}
 
 
 def test_the_loss_alone_is_the_same_loss():
