@@ -36,9 +36,11 @@ class Table:
     rows: list[list[str]] = field(default_factory=list)
 
     def markdown(self) -> str:
-        lines = [f"## {self.title}", ""]
-        lines += ["| " + " | ".join(self.heads) + " |", "|" + "---|" * len(self.heads)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        def line(cells: list[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        lines = [f"## {self.title}", "", line(self.heads), "|" + "---|" * len(self.heads)]
+        lines += [line(row) for row in self.rows]
         return "\n".join([*lines, ""])
 
 

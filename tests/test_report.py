@@ -296,6 +296,14 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     assert shown == ["_a $x^$", "$x^$", "_b"]
 
 
+def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):
+    finetuning(tmp_path / "run", 0.5, {}, data="/data/a|b")
+    make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    (row,) = [line for line in lines if "a\\|b" in line]
+    assert row.replace("\\|", "").count("|") == 12  # around eleven columns
+
+
 def test_curves_of_many_settings_keep_their_size(tmp_path):
     pytest.importorskip("matplotlib")
     from pacecore.plots import draw_curves
