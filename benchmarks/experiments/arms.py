@@ -91,7 +91,7 @@ LONG = (
     replace(_long("long-pace-context", PACE_CONTEXT), finetunes=(1, 4)),
     replace(_long("long-pace-pace", _PACE_PACE), finetunes=(1, 4)),
     replace(_long("long-pace-context-own", _OWN_VIEWS), finetunes=(1, 4)),
-    _long("long-step3", _STEP3),
+    replace(_long("long-step3", _STEP3), finetunes=(1, 4)),
     RANDOM,
 )
 
