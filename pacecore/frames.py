@@ -6,6 +6,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from pacecore.errors import PacecoreError
+
 __all__ = ["FRAME_COLUMNS", "FrameFormat", "Frames", "Matrix", "concatenate", "shifted"]
 
 # Columns of Frames.table, in order; the enum Column in csrc/pace_clip_math.h mirrors them.
@@ -63,6 +65,21 @@ class Frames:
 
     data: Tensor  # (N,) uint8
     table: Tensor  # (F, 8) int64
+
+    @classmethod
+    def of_rgb(cls, pictures: Tensor) -> "Frames":
+        """Frames of pictures (F, H, W, 3) uint8, packed RGB; of contiguous ones without a copy."""
+        if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[3] != 3:
+            raise PacecoreError(
+                f"Frames.of_rgb: pictures must be (F, H, W, 3) uint8, got {pictures.dtype}"
+                f" {tuple(pictures.shape)}"
+            )
+        count, height, width, _ = pictures.shape
+        table = torch.zeros(count, len(FRAME_COLUMNS), dtype=torch.int64)
+        table[:, 0] = torch.arange(count) * (height * width * 3)
+        table[:, 3:6] = torch.tensor([height, width, width * 3])
+        table[:, 7] = FrameFormat(planar=False).code
+        return cls(pictures.reshape(-1), table.to(pictures.device))
 
     def __len__(self) -> int:
         return self.table.shape[0]

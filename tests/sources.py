@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.frames import FrameFormat, Frames
+from pacecore.frames import Frames
 
 
 class PacketSource:
@@ -35,8 +35,4 @@ class PacketSource:
         data = np.repeat(pixels[None], len(wanted), axis=0)
         for row, frame in enumerate(wanted):
             data[row, :, int(frame + video) % width] = 250
-        table = np.zeros((len(wanted), 8), np.int64)
-        table[:, 0] = np.arange(len(wanted)) * height * width * 3
-        table[:, 3:6] = height, width, width * 3
-        table[:, 7] = FrameFormat(planar=False).code
-        return Frames(torch.from_numpy(data.reshape(-1)), torch.from_numpy(table))
+        return Frames.of_rgb(torch.from_numpy(data))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pacecore.frames import FrameFormat, Matrix, concatenate
+from pacecore.errors import PacecoreError
+from pacecore.frames import FrameFormat, Frames, Matrix, concatenate
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
 from tests.pace_clip_cases import (
@@ -36,6 +37,26 @@ def test_packed_pixels_come_out_as_they_are(device):
     pixels = torch.arange(2 * 3 * 3, dtype=torch.uint8).view(2, 3, 3) * 14
     frames = frame_of([pixels], FrameFormat(planar=False))
     assert torch.equal(whole(frames, (2, 3), device), pixels.permute(2, 0, 1).float())
+
+
+def test_pictures_of_ones_own_come_out_as_they_are(device):
+    wide = torch.arange(3 * 2 * 4 * 3, dtype=torch.uint8).view(3, 2, 4, 3).to(device)
+    for pictures in (wide, wide[:, :, 1:]):  # the second is not contiguous
+        height, width = pictures.shape[1:3]
+        plan = torch.tensor([[2, 0], [1, 1]], dtype=torch.int32, device=device)
+        crop = torch.zeros(2, 3, dtype=torch.int32, device=device)
+        size = {"resize": (height, width), "crop_size": (height, width)}
+        clips = pace_clip(Frames.of_rgb(pictures), plan, crop, **size)
+        assert torch.equal(clips, pictures[plan.long()].permute(0, 4, 1, 2, 3).float())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 4, 4)])
+def test_pictures_that_are_no_packed_rgb(shape):
+    words = r"Frames.of_rgb: pictures must be \(F, H, W, 3\) uint8, got torch.uint8 \("
+    with pytest.raises(PacecoreError, match=words):
+        Frames.of_rgb(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(PacecoreError, match=r"got torch.float32 \(1, 4, 4, 3\)"):
+        Frames.of_rgb(torch.zeros(1, 4, 4, 3))
 
 
 def test_bilinear_with_half_pixel_centres(device):
