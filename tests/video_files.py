@@ -7,6 +7,7 @@ import av
 import numpy as np
 
 from pacecore.frames import Frames
+from pacecore.video.container import READ_AS_IT_IS
 
 __all__ = [
     "luma",
@@ -126,7 +127,7 @@ def write_fields(path: Path, frames: int = 20, gop: int = 5) -> Path:
 
 def reference_luma(path: Path) -> list[np.ndarray]:
     """Luma of every frame, decoded from the start by nothing but av."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **READ_AS_IT_IS) as container:
         container.streams.video[0].codec_context.thread_count = 1
         return [_luma(frame) for frame in container.decode(video=0)]
 

@@ -12,6 +12,7 @@ from pacecore.timeline import Follower
 
 __all__ = [
     "MAX_PIXELS",
+    "READ_AS_IT_IS",
     "VideoError",
     "add_frame",
     "decode_packets",
@@ -23,6 +24,9 @@ __all__ = [
 MAX_PIXELS = 2**26  # of one frame: twice 8K; a damaged header may claim gigabytes
 # Decoders that leave out unneeded pictures on request, and nothing but them.
 _CAN_SKIP = {"mpeg4", "h264", "hevc"}
+
+# Text in a file that is no UTF-8 is no reason to refuse it; from PyAV 19 on it never is.
+READ_AS_IT_IS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 av.logging.set_level(None)  # FFmpeg's own messages on damaged files; the reason is in VideoError
 
@@ -46,7 +50,7 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
     """
     url = str(Path(path).absolute())  # FFmpeg takes 10:30.avi for a protocol
     try:
-        container = av.open(url, format=kind, metadata_errors="replace", options=options)
+        container = av.open(url, format=kind, options=options, **READ_AS_IT_IS)
     except (OSError, ValueError, av.error.FFmpegError) as error:
         raise VideoError(path, _reason(error)) from None
     except MemoryError:

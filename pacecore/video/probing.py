@@ -70,18 +70,18 @@ def probe(path: str | Path) -> VideoInfo:
         timeline = _timeline(container, stream, packets)
         size = stream.codec_context.height, stream.codec_context.width
         pixel_format = stream.codec_context.pix_fmt
-    if timeline is None:
-        with opened(path) as (container, stream):
-            keys = []
-            for frame in decoded(path, stream, container):
-                size, pixel_format = (frame.height, frame.width), frame.format.name
-                keys.append(frame.key_frame)
+        if timeline is None:
+            with opened(path) as (again, video):
+                keys = []
+                for frame in decoded(path, video, again):
+                    size, pixel_format = (frame.height, frame.width), frame.format.name
+                    keys.append(frame.key_frame)
             if not keys:
                 raise VideoError(path, "no frame of it decodes")
             timeline = from_key_frames(packets, keys)
-    if pixel_format == "pal8":  # a palette comes once, with the first packet
-        timeline = timeline.from_start()
-    return _info(container, stream, packets, timeline, size, pixel_format)
+        if pixel_format == "pal8":  # a palette comes once, with the first packet
+            timeline = timeline.from_start()
+        return _info(container, stream, packets, timeline, size, pixel_format)
 
 
 def by_presentation(container: str) -> bool:
