@@ -315,7 +315,8 @@ def test_the_command_prints_the_table(videos, tmp_path):
     again = CliRunner().invoke(
         retrieve_verb.retrieve, ["--features", *files, "--device", "cpu"], catch_exceptions=False
     )
-    assert again.stdout == shown.stdout
+    assert again.stdout.startswith("6 query videos")
+    assert shown.stdout.endswith(again.stdout)  # click 8.1 has put standard error before it
     idle = ["--features", *files, "--gallery", "2", "--stage", "gap", "--k", "1"]
     failed = CliRunner().invoke(retrieve_verb.retrieve, idle)
     assert isinstance(failed.exception, OptionError)
