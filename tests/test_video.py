@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from pacecore.video import VideoError, decode, decode_all, probe
+from pacecore.video import VideoError, decode, decode_all, probe, probing
 from tests.video_files import (
     luma,
     reference_luma,
@@ -194,6 +194,21 @@ def test_b_pictures_that_a_lost_picture_takes_along_are_no_others(tmp_path):
             told.append(luma(decode(path, np.array([number])), 0).tobytes())
     assert len(told) > 20
     assert len(set(told)) == len(told)
+
+
+@pytest.mark.parametrize("kind", ["mp4_h264", "ts_h264"])  # the second is counted by decoding it
+def test_a_file_is_open_as_long_as_it_is_asked(tmp_path, monkeypatch, kind):
+    """PyAV from 19 on tells nothing of a stream whose file is closed."""
+    ending, codec, keywords, _ = KINDS[kind]
+    path = write_video(tmp_path / f"video.{ending}", codec, **keywords)
+    asked = probing._info
+
+    def only_while_open(container, *others):
+        container.seek(0)  # of a closed one PyAV of any version refuses it
+        return asked(container, *others)
+
+    monkeypatch.setattr(probing, "_info", only_while_open)
+    assert probe(path).num_frames == 30
 
 
 def test_variable_rate_is_told(tmp_path):
