@@ -65,6 +65,12 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
         assert len(os.listdir("/proc/self/fd")) == open_before
 
 
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match=r"pipe\.mp4: is a pipe or device, no file"):
+        probe(tmp_path / "pipe.mp4")
+
+
 def test_frames_that_do_not_exist_or_are_out_of_order(tmp_path):
     path = write_video(tmp_path / "a.avi", frames=5)
     with pytest.raises(VideoError, match="has 5 frames, frame 5"):

@@ -1,5 +1,6 @@
 """An opened video file: its packets, and frames from the decoder; every failure a VideoError."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
     every case. options: FFmpeg's, of the container.
     """
     url = str(Path(path).absolute())  # FFmpeg takes 10:30.avi for a protocol
+    if os.path.exists(url) and not os.path.isfile(url):
+        raise VideoError(path, "is a pipe or device, no file")  # which may never end
     try:
         container = av.open(url, format=kind, metadata_errors="replace", options=options)
     except (OSError, ValueError, av.error.FFmpegError) as error:
