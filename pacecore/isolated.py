@@ -35,12 +35,11 @@ def run_jobs(
     another process takes the place. An exception of the function is raised here. function and jobs
     must be picklable. workers=1 runs in this process, without that protection.
     """
-    workers = min(len(jobs), workers or os.cpu_count() or 1)
-    if workers <= 1:
+    if workers == 1:
         yield from _run_here(function, jobs)
         return
     waiting = iter(enumerate(jobs))
-    running = [_Worker(function) for _ in range(workers)]
+    running = [_Worker(function) for _ in range(min(len(jobs), workers or os.cpu_count() or 1))]
     try:
         busy = [worker for worker in running if worker.take(waiting)]
         while busy:

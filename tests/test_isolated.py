@@ -32,6 +32,11 @@ def test_jobs_that_die_or_hang_cost_no_other():
     assert results[5] == JobFailure("the process reading it ended with code 7")
 
 
+def test_a_single_job_is_ended_too():
+    failed = JobFailure("took longer than 1 s")
+    assert list(run_jobs(job, ["hang"], timeout_seconds=1)) == [(0, failed)]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_exception_is_raised_here(workers):
     with pytest.raises(PacecoreError, match=r"a\.avi: is bad"):
