@@ -14,6 +14,7 @@ from pacecore.cli.data import data
 from pacecore.datasets import find_videos, read_index
 from pacecore.errors import PacecoreError
 from pacecore.store import FrameStore
+from pacecore.video import VideoError
 from tests.video_files import write_video
 
 DATA = os.environ.get("PACECORE_DATA")
@@ -78,6 +79,23 @@ def test_a_frame_that_seeking_gets_wrong_is_found(folder, monkeypatch):
     kinds = [f["kind"] for f in report["findings"]]
     assert kinds.count("seeking") == 2
     assert report["serious"] == 2
+
+
+def test_a_video_that_does_not_seek_at_all_costs_no_other(folder, monkeypatch):
+    def fails(path, wanted, info):
+        raise VideoError(path, "frame 3 of 40 does not decode")
+
+    monkeypatch.setattr("pacecore.check.decode", fails)
+    report = data_check(find_videos(folder / "train" / "run"), workers=1)
+    found = [f["detail"] for f in report["findings"] if f["kind"] == "seeking"]
+    assert found == ["frame 3 of 40 does not decode"] * 2
+
+
+def test_a_listed_video_that_is_missing_has_its_path(folder, tmp_path):
+    (tmp_path / "list.txt").write_text("run/good.avi\nrun/none.avi\n")
+    result = run("check", tmp_path / "list.txt", "--root", folder / "train", "--missing", "skip",
+                 "--workers", 1)  # fmt: skip
+    assert "  run/none.avi: is listed and not there" in result.output
 
 
 def test_totals_of_a_known_set(tmp_path):
