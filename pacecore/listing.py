@@ -13,18 +13,32 @@ __all__ = ["Listing", "add_list", "lines_of", "walk"]
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
+_NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
 
 
 def walk(path: Path) -> Iterator[Path]:
     """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
-    out.
+    out, and links that lead back. Raises DatasetError for a folder that cannot be read.
     """
-    for folder, folders, files in os.walk(path, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        videos = [f for f in files if is_video_name(f) and not f.startswith(".")]
+    for folder, folders, files in os.walk(path, onerror=_unread_folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith(_NO_CLASS))
+        folders[:] = [f for f in folders if not _leads_back(os.path.join(folder, f))]
+        videos = sorted(f for f in files if is_video_name(f) and not f.startswith("."))
         yield from (Path(folder) / name for name in videos)
         if not videos and not folders and picture_files(folder):
             yield Path(folder)
+
+
+def _unread_folder(error: OSError) -> None:
+    raise DatasetError(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether a link leads to a folder that it is in."""
+    if not os.path.islink(folder):
+        return False
+    within = os.path.realpath(os.path.dirname(folder)) + os.sep
+    return within.startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 class _Lookup:
