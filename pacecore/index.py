@@ -1,6 +1,7 @@
 """The index of a data set: its videos in a fixed order, in memory and as JSON lines."""
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +117,8 @@ def is_index(path: Path) -> bool:
 def _entry_line(entry: VideoEntry) -> dict:
     line: dict = {"path": entry.name, "label": entry.label, "class": entry.class_name}
     line |= {"split": entry.split, "frames": entry.num_frames, "state": "ok"}
+    if entry.name.startswith("../"):  # it does not move together with the index
+        line["file"] = os.path.abspath(entry.path)
     if entry.info is not None:
         info = entry.info
         line |= {"height": info.height, "width": info.width, "codec": info.codec}
@@ -134,7 +137,7 @@ def read_index(path: str | Path) -> VideoIndex:
     path = Path(path)
     entries: list[VideoEntry] = []
     head: dict = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)
@@ -145,7 +148,7 @@ def read_index(path: str | Path) -> VideoIndex:
                 elif line["state"] == "ok":
                     entries.append(
                         VideoEntry(
-                            path=str(root / line["path"]),
+                            path=line.get("file") or str(root / line["path"]),
                             name=line["path"],
                             label=line["label"],
                             class_name=line["class"],
