@@ -61,6 +61,12 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, _: bar.update(done - bar.pos)
 
 
+def _say_missing(found: VideoIndex) -> None:
+    if found.missing:
+        count, first = len(found.missing), found.missing[0]
+        click.echo(f"left out: {count} listed videos that are not there, the first is {first}")
+
+
 def _say_bad(bad: list[BadVideo]) -> None:
     for one in bad[:_SHOWN]:
         click.echo(f"left out: {one.path}: {one.reason}")
@@ -82,6 +88,7 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
         raise PacecoreError(f"{output}: OUTPUT must be another file than SOURCE, which is {source}")
     with _progress("counting frames", len(found)) as progress:
         counted, bad = data_index(found, output, workers=workers, on_progress=progress)
+    _say_missing(found)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
     click.echo(f"{output}: {len(counted)} videos, {frames:,} frames ({counted.layout})")
@@ -209,6 +216,7 @@ def pack_command(
     found = find_videos(source, **how)
     folder_to_pack(folder)  # told before the counting
     counted, bad = _counted(found, workers)
+    _say_missing(found)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
     megabytes = store_bytes(counted, size) / 1e6

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,6 +74,15 @@ class VideoIndex:
             known = ", ".join(self.splits) or "none"
             raise DatasetError(f"{self.root}: has no split {split!r}; its splits: {known}")
         return replace(self, entries=chosen)
+
+    def of_fold(self, fold: int | str, source: str | Path) -> "VideoIndex":
+        """Itself, read from the index or store `source`, which holds one of its set's several
+        splits: whichever it is for "1", the default. Raises DatasetError for another.
+        """
+        known = re.search(r"(?:, split|^lists) (\S+)$", self.layout)
+        if known and str(fold).lstrip("0").lower() not in ("1", known[1].lstrip("0").lower()):
+            raise DatasetError(f"{source}: was made of {self.layout}, and fold {fold!r} is wanted")
+        return self
 
 
 @dataclass(frozen=True)

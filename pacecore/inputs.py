@@ -21,6 +21,7 @@ from pacecore.store import FrameStore
 __all__ = ["DEMO_FOLDER", "Inputs", "open_index", "open_inputs", "worker_count"]
 
 DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
+_MEASURED = ("test", "val")  # the split that is held out, the first of these that there is
 _EVERY = 10  # one video in so many is held out where the data say nothing of a test split
 
 
@@ -57,7 +58,10 @@ def open_inputs(options: RunOptions) -> Inputs:
     """
     data = options.data or str(_demo())
     store = FrameStore.open(data) if FrameStore.is_at(data) else None
-    index = store.index if store else find_videos(data, fold=options.fold)
+    if store:
+        index = store.index.of_fold(options.fold, data)
+    else:
+        index = find_videos(data, fold=options.fold)
     held: VideoIndex | None = None
     missing = len(index.missing)
     if options.held_out == "auto":
@@ -66,7 +70,8 @@ def open_inputs(options: RunOptions) -> Inputs:
         index = index.select("train")
         if options.held_out != "none":
             held = find_videos(options.held_out, fold=options.fold)
-            held = held.select("test" if "test" in held.splits else None)
+            missing += len(held.missing)
+            held = held.select(next((name for name in _MEASURED if name in held.splits), None))
     bad: list[tuple[str, str]] = []
     if not store:
         index, bad = open_index(index, options.max_bad)
@@ -145,7 +150,7 @@ def _demo() -> Path:
 
 def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
     """Training and held-out videos: the data's own test or val split, else every tenth video."""
-    for name in ("test", "val"):
+    for name in _MEASURED:
         if name in index.splits and "train" in index.splits:
             return index.select("train"), index.select(name)
     index = index.select("train")

@@ -28,7 +28,7 @@ def read_source(
     if path.is_dir():
         return _read_folder(path, fold, root, missing)
     if path.suffix.lower() in (".jsonl", ".ndjson") or is_index(path):
-        return read_index(path)
+        return read_index(path).of_fold(fold, path)
     if is_video_name(path.name):
         return _one_video(path)
     if path.suffix.lower() == ".csv" and (rows := _kinetics_rows(path)) is not None:

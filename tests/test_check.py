@@ -96,6 +96,10 @@ def test_a_listed_video_that_is_missing_has_its_path(folder, tmp_path):
     result = run("check", tmp_path / "list.txt", "--root", folder / "train", "--missing", "skip",
                  "--workers", 1)  # fmt: skip
     assert "  run/none.avi: is listed and not there" in result.output
+    for verb in ("index", "pack"):
+        result = run(verb, tmp_path / "list.txt", tmp_path / verb, "--root", folder / "train",
+                     "--missing", "skip", "--workers", 1)  # fmt: skip
+        assert "1 listed videos that are not there, the first is run/none.avi" in result.output
 
 
 def test_totals_of_a_known_set(tmp_path):
