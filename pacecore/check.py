@@ -30,9 +30,8 @@ _KNOWN_TOTALS = {
     (51, 2): (3570, 1530),
     (51, 3): (3570, 1530),
 }
-# What a person has to look at; the rest are notes.
+# What a person has to look at; other kinds are notes.
 _SERIOUS = {"unreadable", "empty", "seeking", "count", "twice in two splits", "totals", "missing"}
-_NOTES = {"claim", "variable rate", "short", "twice", "changes size"}
 _RUNS = 3  # pieces of each video that are decoded once more by seeking
 
 
@@ -41,7 +40,7 @@ class Finding:
     """One thing said of one video."""
 
     path: str
-    kind: str  # one of _SERIOUS or _NOTES
+    kind: str
     detail: str
 
 
