@@ -4,7 +4,6 @@ The position of a video in its index is the number that all randomness is keyed 
 fixed: by path relative to the root, whatever the file system says.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pacecore.index import (
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.layouts import read_source
 from pacecore.video import VideoError, VideoInfo, probe
+from pacecore.workers import core_count
 
 __all__ = [
     "BadVideo",
@@ -110,7 +110,7 @@ def probe_all(
 
 
 def _in_threads(function: Callable, jobs: Sequence, workers: int) -> Iterator[tuple[int, Any]]:
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or core_count()) as pool:
         yield from enumerate(pool.map(function, jobs))
 
 

@@ -1,7 +1,6 @@
 """From the options `data` and `held_out` to the videos that a run learns from and measures on."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pacecore.frames import Frames
 from pacecore.runlog import Progress
 from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
+from pacecore.workers import core_count
 
 __all__ = ["DEMO_FOLDER", "Inputs", "open_index", "open_inputs", "worker_count"]
 
@@ -44,9 +44,7 @@ def worker_count(wish: int, device: torch.device) -> int:
     """
     if wish >= 0:
         return wish
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = core_count()
     return max(1, cores // 8) if device.type == "cpu" else max(1, min(cores - 1, 16))
 
 
@@ -87,6 +85,8 @@ def open_inputs(options: RunOptions) -> Inputs:
         words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
     if store:
         words += f"; from the frame store of {store.size[0]} x {store.size[1]} pixels"
+        if options.resize and tuple(options.resize) != store.size:
+            words += f", which are resized once more, to {options.resize[0]} x {options.resize[1]}"
     identity = _identity(index)
     if len(merge_over_ranks({identity: ""})) > 1:
         raise PacecoreError(

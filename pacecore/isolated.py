@@ -1,6 +1,5 @@
 """Jobs on files that may be hostile: each in a process that can die or hang alone."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pacecore.workers import end_with_parent, signals_kept
+from pacecore.workers import core_count, end_with_parent, signals_kept
 
 __all__ = ["JobFailure", "run_jobs"]
 
@@ -39,7 +38,7 @@ def run_jobs(
         yield from _run_here(function, jobs)
         return
     waiting = iter(enumerate(jobs))
-    running = [_Worker(function) for _ in range(min(len(jobs), workers or os.cpu_count() or 1))]
+    running = [_Worker(function) for _ in range(min(len(jobs), workers or core_count()))]
     try:
         busy = [worker for worker in running if worker.take(waiting)]
         while busy:

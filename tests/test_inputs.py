@@ -61,6 +61,10 @@ def test_a_store_and_an_index_hold_one_fold(tmp_path):
     counted, _ = probe_all(find_videos(tmp_path, fold=2))
     write_index(counted, tmp_path / "index.jsonl")
     pack(counted, tmp_path / "store", (24, 32), workers=1)
+    stored = open_inputs(TrainOptions(data=str(tmp_path / "store"), resize=(24, 32)))
+    assert stored.words.endswith("; from the frame store of 24 x 32 pixels")
+    stored = open_inputs(TrainOptions(data=str(tmp_path / "store"), resize=(64, 86)))
+    assert stored.words.endswith(" 24 x 32 pixels, which are resized once more, to 64 x 86")
     for data in (tmp_path / "index.jsonl", tmp_path / "store"):
         for fold in ("1", "2", "02"):
             found = open_inputs(TrainOptions(data=str(data), fold=fold))
