@@ -128,7 +128,8 @@ def check(
     Of a frame store, every frame is compared with its checksum.
     """
     if FrameStore.is_at(source):
-        _verify(FrameStore.open(source))
+        if not _verify(FrameStore.open(source)):
+            context.exit(1)
         return
     pace_set = parse_paces(paces)
     found = find_videos(source, **how)
@@ -232,9 +233,11 @@ def _counted(index: VideoIndex, workers: int) -> tuple[VideoIndex, list[BadVideo
         return probe_all(index, workers, progress)
 
 
-def _verify(store: FrameStore) -> None:
+def _verify(store: FrameStore) -> bool:
     with _progress("checking", len(store)) as progress:
         bad = store.verify(progress)
-    if bad:
-        raise PacecoreError("; ".join(one.reason for one in bad[:_SHOWN]))
-    click.echo(f"{store.folder}: {len(store)} videos, every frame as it was packed")
+    for one in bad[:_SHOWN]:
+        click.echo(one.reason)
+    words = f"{len(bad)} of them damaged" if bad else "every frame as it was packed"
+    click.echo(f"{store.folder}: {len(store)} videos, {words}")
+    return not bad

@@ -89,6 +89,7 @@ def data_check(
             on_progress(done, len(jobs))
     results = [checked[number] for number in range(len(jobs))]
     findings = [finding for result in results for finding in result.findings]
+    findings += _miscounted(index, results)
     findings += _duplicates(index, results)
     for name in index.missing:
         path = os.path.join(index.root, name)
@@ -160,6 +161,16 @@ def _digests(frames: Frames) -> list[bytes]:
         plane = frames.data.as_strided((row[3], width), (row[5], 1), row[0]).contiguous()
         digests.append(hashlib.blake2b(plane.numpy(), digest_size=16).digest())
     return digests
+
+
+def _miscounted(index: VideoIndex, results: list[_Checked]) -> list[Finding]:
+    """Videos that changed since they were counted, or lists whose columns mean something else."""
+    pairs = zip(index.entries, results, strict=True)
+    return [
+        Finding(entry.path, "claim", f"listed with {said} frames, {found.num_frames} decode")
+        for entry, found in pairs
+        if (said := entry.num_frames) and found.num_frames not in (0, said)
+    ]
 
 
 def _duplicates(index: VideoIndex, results: list[_Checked]) -> list[Finding]:

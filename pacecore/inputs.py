@@ -71,6 +71,7 @@ def open_inputs(options: RunOptions) -> Inputs:
             missing += len(held.missing)
             held = held.select(next((name for name in _MEASURED if name in held.splits), None))
     bad: list[tuple[str, str]] = []
+    listed = {entry.name: entry.num_frames for entry in index.entries}
     if not store:
         index, bad = open_index(index, options.max_bad)
     if held is not None and not (store and options.held_out == "auto"):
@@ -81,6 +82,8 @@ def open_inputs(options: RunOptions) -> Inputs:
     words += f"; {len(held):,} held out" if held else "; none held out"
     if missing:
         words += f"; {missing:,} more are listed but not there"
+    if others := sum(listed[each.name] not in (None, each.num_frames) for each in index.entries):
+        words += f"; {others:,} have other numbers of frames than listed"
     if bad:
         words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
     if store:

@@ -238,8 +238,8 @@ class FrameStore:
 
     @staticmethod
     def is_at(folder: str | Path) -> bool:
-        """Whether a folder holds a finished store."""
-        return (Path(folder) / _INDEX).is_file() and (Path(folder) / _FRAMES).is_file()
+        """Whether a folder holds a store, be it unfinished, which `open` then says."""
+        return (Path(folder) / _FRAMES).is_file()
 
     @classmethod
     def open(cls, folder: str | Path) -> "FrameStore":

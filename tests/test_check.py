@@ -102,6 +102,15 @@ def test_a_listed_video_that_is_missing_has_its_path(folder, tmp_path):
         assert "1 listed videos that are not there, the first is run/none.avi" in result.output
 
 
+def test_videos_that_changed_since_they_were_counted_are_found(folder, tmp_path):
+    video = write_video(tmp_path / "a.avi", frames=20)
+    data_index(find_videos(video), tmp_path / "index.jsonl", workers=1)
+    write_video(video, frames=25)
+    report = data_check(find_videos(tmp_path / "index.jsonl"), workers=1)
+    found = [(f["kind"], f["detail"]) for f in report["findings"]]
+    assert found == [("claim", "listed with 20 frames, 25 decode")]
+
+
 def test_totals_of_a_known_set(tmp_path):
     from pacecore.check import _totals
     from pacecore.index import VideoEntry, VideoIndex
@@ -173,7 +182,17 @@ def test_commands(folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert "184 frames" in result.output
     assert len(FrameStore.open(tmp_path / "store")) == 6
-    assert "every frame as it was packed" in run("check", tmp_path / "store").output
+    whole = run("check", tmp_path / "store")
+    assert (whole.exit_code, whole.output.count("every frame as it was packed")) == (0, 1)
+    with (tmp_path / "store" / "frames.bin").open("r+b") as file:
+        file.write(bytes(64))
+    damaged = run("check", tmp_path / "store")
+    assert damaged.exit_code == 1
+    assert "frame 0 of" in damaged.output
+    assert "6 videos, 1 of them damaged" in damaged.output
+    (tmp_path / "store" / "index.json").rename(tmp_path / "store" / "journal.jsonl")
+    unfinished = run("check", tmp_path / "store")
+    assert "an unfinished store; pack again to go on" in str(unfinished.exception)
 
 
 def test_commands_name_what_is_wrong(tmp_path):

@@ -73,6 +73,17 @@ def test_a_store_and_an_index_hold_one_fold(tmp_path):
             open_inputs(TrainOptions(data=str(data), fold="3"))
 
 
+def test_frame_counts_that_are_not_those_listed_are_told(tmp_path):
+    """Some lists have the columns path, frames, label."""
+    for number, name in enumerate("abc"):
+        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20)
+    (tmp_path / "list.txt").write_text("a.mp4 20 1\nb.mp4 20 2\nc.mp4 20 20\n")
+    data = open_inputs(TrainOptions(data=str(tmp_path / "list.txt")))
+    assert "; 2 have other numbers of frames than listed" in data.words
+    (tmp_path / "list.txt").write_text("a.mp4 0 20\nb.mp4 1\n")
+    assert "than listed" not in open_inputs(TrainOptions(data=str(tmp_path / "list.txt"))).words
+
+
 def test_what_depends_on_other_options_is_filled_in(tmp_path):
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
     options = TrainOptions(data=str(tmp_path), out=str(tmp_path / "run"))
