@@ -216,7 +216,8 @@ def pack_command(
     """
     found = find_videos(source, **how)
     folder_to_pack(folder)  # told before the counting
-    counted, bad = _counted(found, workers)
+    with _progress("counting frames", len(found)) as progress:
+        counted, bad = probe_all(found, workers, progress)
     _say_missing(found)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
@@ -226,11 +227,6 @@ def pack_command(
         store, bad = pack(counted, folder, size, workers=workers, on_progress=progress)
     _say_bad(bad)
     click.echo(f"{folder}: {len(store)} videos of {size[0]} x {size[1]}")
-
-
-def _counted(index: VideoIndex, workers: int) -> tuple[VideoIndex, list[BadVideo]]:
-    with _progress("counting frames", len(index)) as progress:
-        return probe_all(index, workers, progress)
 
 
 def _verify(store: FrameStore) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,12 +46,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class _Job:
-    path: str
-    clip_frames: int
-
-
-@dataclass(frozen=True)
 class _Checked:
     """What decoding one video whole has shown."""
 
@@ -76,18 +71,17 @@ def data_check(
     report, as JSON has it: "videos", "frames", "splits", "classes", "lengths", "loops" (share of
     clips that leave the video, which betrays their pace), "findings", "serious" (how many).
     """
-    jobs = [_Job(entry.path, clip_frames) for entry in index.entries]
+    paths = [entry.path for entry in index.entries]
     checked: dict[int, _Checked] = {}
-    for done, (number, result) in enumerate(
-        run_jobs(_check_video, jobs, workers, timeout_seconds), 1
-    ):
+    found = run_jobs(partial(_check_video, clip_frames), paths, workers, timeout_seconds)
+    for done, (number, result) in enumerate(found, 1):
         if isinstance(result, JobFailure):
-            found = Finding(jobs[number].path, "unreadable", result.reason)
-            result = _Checked(0, None, "", (found,))
+            finding = Finding(paths[number], "unreadable", result.reason)
+            result = _Checked(0, None, "", (finding,))
         checked[number] = result
         if on_progress:
-            on_progress(done, len(jobs))
-    results = [checked[number] for number in range(len(jobs))]
+            on_progress(done, len(paths))
+    results = [checked[number] for number in range(len(paths))]
     findings = [finding for result in results for finding in result.findings]
     findings += _miscounted(index, results)
     findings += _duplicates(index, results)
@@ -98,22 +92,22 @@ def data_check(
     return _report(index, results, findings, paces, clip_frames)
 
 
-def _check_video(job: _Job) -> _Checked:
+def _check_video(clip_frames: int, path: str) -> _Checked:
     """Runs in a worker process."""
     findings: list[Finding] = []
 
     def find(kind: str, detail: str) -> None:
-        findings.append(Finding(job.path, kind, detail))
+        findings.append(Finding(path, kind, detail))
 
-    if Path(job.path).is_file() and os.path.getsize(job.path) == 0:
+    if Path(path).is_file() and os.path.getsize(path) == 0:
         find("empty", "has no bytes")
         return _Checked(0, None, "", tuple(findings))
     digests: list[bytes] = []
     sizes: set[tuple[int, int]] = set()
     info = None
     try:
-        info = probe(job.path)
-        for part in decode_all(job.path):
+        info = probe(path)
+        for part in decode_all(path):
             digests += _digests(part)
             sizes |= {tuple(size) for size in part.table[:, 3:5].tolist()}
     except VideoError as error:
@@ -123,13 +117,13 @@ def _check_video(job: _Job) -> _Checked:
     if info.num_frames != len(digests):
         find("count", f"its packets tell {info.num_frames} frames, {len(digests)} decode")
     else:
-        _check_seeking(job.path, info, digests, find)
+        _check_seeking(path, info, digests, find)
     if info.claimed_frames not in (0, len(digests)):
         find("claim", f"its header claims {info.claimed_frames} frames, {len(digests)} decode")
     if info.variable_rate:
         find("variable rate", "frames are not equally far apart in time")
-    if len(digests) < job.clip_frames:
-        find("short", f"has {len(digests)} frames, a clip {job.clip_frames}")
+    if len(digests) < clip_frames:
+        find("short", f"has {len(digests)} frames, a clip {clip_frames}")
     if len(sizes) > 1:
         find("changes size", " then ".join(f"{h} x {w}" for h, w in sorted(sizes)))
     content = hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
@@ -257,12 +251,12 @@ def data_index(
     """Counts every video in processes of their own, and writes the index as JSON lines.
 
     Returns the index of the readable ones and the others with the reason; both are in the file.
-    Raises PacecoreError, before it counts, for a `path` in no folder, or where something else than
-    an index is.
+    Raises PacecoreError, before it counts, for a `path` in no folder that can be written in, or
+    where something else than an index is.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise PacecoreError(f"{path}: cannot be written: no such folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PacecoreError(f"{path}: cannot be written: {path.parent} is no folder for new files")
     if path.exists() and not is_index(path):
         raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
     counted, bad = probe_all(index, workers, on_progress, timeout_seconds)

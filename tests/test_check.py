@@ -148,7 +148,7 @@ def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
         (source, mine, r"mine\.txt: exists and is no index of pacecore"),
         (source, source / "other.avi", r"other\.avi: exists and is no index of pacecore"),
         (source, tmp_path, "exists and is no index of pacecore"),
-        (source, tmp_path / "none" / "out.jsonl", "cannot be written: no such folder .*none"),
+        (source, tmp_path / "none" / "out.jsonl", "cannot be written: .*none is no folder"),
         (mine, mine, r"mine\.txt: OUTPUT must be another file than SOURCE, which is .*mine\.txt"),
         (whole, whole, r"whole\.txt: OUTPUT must be another file than SOURCE"),
     ):
@@ -156,6 +156,15 @@ def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
         assert isinstance(failed, PacecoreError)
         assert re.search(message, str(failed))
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_that_takes_no_index_is_told_before_the_counting(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root all are open
+    monkeypatch.setattr("pacecore.check.probe_all", None)
+    with pytest.raises(
+        PacecoreError, match=r"index\.jsonl: cannot be written: .* is no folder for"
+    ):
+        data_index(find_videos(folder), tmp_path / "index.jsonl")
 
 
 def run(*arguments):

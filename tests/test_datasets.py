@@ -252,10 +252,10 @@ def test_order_is_that_of_the_names_whatever_the_file_system_says(tmp_path, monk
 
 
 def test_the_index_of_videos_outside_a_linked_folder_has_their_paths(tmp_path):
-    tree(tmp_path, "home/videos/a.avi", "disk/deep/data/b.avi")
-    (tmp_path / "home" / "data").symlink_to(tmp_path / "disk" / "deep" / "data")
-    text(tmp_path / "disk/deep/data/list.txt", f"{tmp_path}/home/videos/a.avi\nb.avi\n")
-    index = find_videos(tmp_path / "home" / "data" / "list.txt")
+    tree(tmp_path, "near/videos/a.avi", "disk/deep/data/b.avi")
+    (tmp_path / "near" / "data").symlink_to(tmp_path / "disk" / "deep" / "data")
+    text(tmp_path / "disk/deep/data/list.txt", f"{tmp_path}/near/videos/a.avi\nb.avi\n")
+    index = find_videos(tmp_path / "near" / "data" / "list.txt")
     write_index(index, tmp_path / "index.jsonl")
     again = read_index(tmp_path / "index.jsonl")
     assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
