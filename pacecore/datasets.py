@@ -52,7 +52,8 @@ def find_videos(
     still pictures, or just videos. A file: a list of "path", "path label" or "path label frames",
     a csv of either kind, an index written by write_index, or one video.
 
-    split: only this one. fold: 1 to 3 of UCF101 and HMDB51; of other lists the name or the rank.
+    split: only this one. fold: 1 to 3 of UCF101 and HMDB51; of other lists the name, the number in
+    it, or the rank.
     root: folder that listed paths are relative to, where it is not found by itself. missing: what
     to do with a listed video that is not there, "error" or "skip" (Kinetics tables always skip:
     its videos vanish). Raises DatasetError: names the file, the line, the rule and the value.

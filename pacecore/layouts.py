@@ -160,11 +160,16 @@ def _listed(
 
 def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
     wanted = str(fold).lower()
+    if wanted in names:
+        return wanted
     number = int(wanted) if wanted.isdecimal() else -1
-    for name in names:
-        if name == wanted or (name.isdecimal() and int(name) == number):
-            return name
-    if 1 <= number <= len(names) and not any(name.isdecimal() for name in names):
+    numbers = [[int(digits) for digits in re.findall(r"\d+", name)] for name in names]
+    if numbers.count([number]) == 1:
+        return names[numbers.index([number])]
+    # Of split1, split2, split10 the rank says nothing.
+    if number == len(names) == 1 or (
+        number in range(1, len(names) + 1) and all(len(found) != 1 for found in numbers)
+    ):
         return names[number - 1]
     raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(names)}")
 

@@ -188,6 +188,17 @@ def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
     assert find_videos(listed).entries == index.entries  # the root is found next to the list
 
 
+def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
+    tree(tmp_path, *(f"{n}.avi" for n in range(12)))
+    for n in (1, 2, 10, 11):
+        text(tmp_path / f"train_split{n}.txt", f"{n}.avi\n")
+        text(tmp_path / f"test_split{n}.txt", "0.avi\n")
+    assert find_videos(tmp_path, fold=2, split="train").entries[0].name == "2.avi"
+    assert find_videos(tmp_path, fold="split10", split="train").entries[0].name == "10.avi"
+    with pytest.raises(DatasetError, match="has no fold 3; its folds: split1, split10, split11, s"):
+        find_videos(tmp_path, fold=3)
+
+
 def test_quotes_around_names_of_a_csv(tmp_path):
     tree(tmp_path, "a b/c, d.avi", "e/f.avi")
     source = text(tmp_path / "all.csv", '"a b/c, d.avi",0\n"e/f.avi",1\n')
