@@ -95,7 +95,10 @@ def packets_of(
     """The stream's packets; an empty one stands for no picture, and would tell the decoder that the
     stream ended.
     """
-    return (packet for packet in container.demux(stream) if packet.size)
+    try:
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    except IndexError:  # PyAV's, after the last packet, of streams that came while it read
+        return
 
 
 def decoded(
