@@ -147,7 +147,7 @@ def read_index(path: str | Path) -> VideoIndex:
     path = Path(path)
     entries: list[VideoEntry] = []
     head: dict = {}
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)

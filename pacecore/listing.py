@@ -34,11 +34,11 @@ def _unread_folder(error: OSError) -> None:
 
 
 def _leads_back(folder: str) -> bool:
-    """Whether a link leads to a folder that it is in."""
+    """Whether a link leads to a folder on the way to it, or above one."""
     if not os.path.islink(folder):
         return False
-    within = os.path.realpath(os.path.dirname(folder)) + os.sep
-    return within.startswith(os.path.join(os.path.realpath(folder), ""))
+    target, way = Path(folder).resolve(), (each.resolve() for each in Path(folder).parents)
+    return any(each.is_relative_to(target) for each in way)
 
 
 class _Lookup:

@@ -80,8 +80,13 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path):
     tree(tmp_path / "videos2", "3.avi")
     (tmp_path / "videos" / "a" / "up").symlink_to(tmp_path / "videos")
     (tmp_path / "videos" / "b" / "here").symlink_to(".")
+    (tmp_path / "videos2" / "round").symlink_to(tmp_path / "videos" / "d")
+    (tmp_path / "videos" / "d").mkdir()
+    (tmp_path / "videos" / "d" / "round").symlink_to(tmp_path / "videos2")
     (tmp_path / "videos" / "c").symlink_to(tmp_path / "videos2")
-    assert names(find_videos(tmp_path / "videos")) == ["a/1.avi", "b/2.avi", "c/3.avi"]
+    assert names(find_videos(tmp_path / "videos")) == [
+        "a/1.avi", "b/2.avi", "c/3.avi", "d/round/3.avi",
+    ]  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
