@@ -63,7 +63,7 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
 
 def _say_missing(found: VideoIndex) -> None:
     if found.missing:
-        count, first = len(found.missing), found.missing[0]
+        count, first = len(found.missing), found.missing[0][0]
         click.echo(f"left out: {count} listed videos that are not there, the first is {first}")
 
 

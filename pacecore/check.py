@@ -85,7 +85,7 @@ def data_check(
     findings = [finding for result in results for finding in result.findings]
     findings += _miscounted(index, results)
     findings += _duplicates(index, results)
-    for name in index.missing:
+    for name, _ in index.missing:
         path = os.path.join(index.root, name)
         findings.append(Finding(path, "missing", "is listed and not there"))
     findings += _totals(index, fold)

@@ -50,7 +50,8 @@ class VideoIndex:
     layout: str  # how the source was read, in words
     entries: tuple[VideoEntry, ...]
     classes: tuple[str, ...] = ()  # names by label; empty where nothing is labelled
-    missing: tuple[str, ...] = ()  # listed videos that are not there
+    # Listed videos that are not there, and the split that each would be of.
+    missing: tuple[tuple[str, str | None], ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -73,7 +74,8 @@ class VideoIndex:
         if not chosen:
             known = ", ".join(self.splits) or "none"
             raise DatasetError(f"{self.root}: has no split {split!r}; its splits: {known}")
-        return replace(self, entries=chosen)
+        missing = tuple(lost for lost in self.missing if lost[1] == split)
+        return replace(self, entries=chosen, missing=missing)
 
     def of_fold(self, fold: int | str, source: str | Path) -> "VideoIndex":
         """Itself, read from the index or store `source`, which holds one of its set's several

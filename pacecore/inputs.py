@@ -61,15 +61,16 @@ def open_inputs(options: RunOptions) -> Inputs:
     else:
         index = find_videos(data, fold=options.fold)
     held: VideoIndex | None = None
-    missing = len(index.missing)
     if options.held_out == "auto":
+        missing = len(index.missing)
         index, held = _split(index)
     else:
         index = index.select("train")
+        missing = len(index.missing)
         if options.held_out != "none":
             held = find_videos(options.held_out, fold=options.fold)
-            missing += len(held.missing)
             held = held.select(next((name for name in _MEASURED if name in held.splits), None))
+            missing += len(held.missing)
     bad: list[tuple[str, str]] = []
     listed = {entry.name: entry.num_frames for entry in index.entries}
     if not store:

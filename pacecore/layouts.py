@@ -314,7 +314,7 @@ def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
                 continue
             found = by_name.get((name, video.strip()))
             if found is None:
-                listing.lose(f"{name}/{video.strip()}", where)
+                listing.lose(f"{name}/{video.strip()}", split, where)
             else:
                 listing.rows.append((found, split, name, where, None))
     return listing.index(f"HMDB51, split {fold}", classes)
@@ -347,12 +347,12 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
             except (TypeError, ValueError, OverflowError):
                 raise DatasetError(f"{where}: time_start and time_end must be seconds") from None
             found = by_stem.get(row["youtube_id"] + span) or by_stem.get(row["youtube_id"])
-            if found is None:
-                listing.lose(row["youtube_id"] + span, where)
-                continue
             split = (row.get("split") or _split_word(table)).lower()
             if split not in _SPLIT_WORDS:
                 raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
+            if found is None:
+                listing.lose(row["youtube_id"] + span, _SPLIT_WORDS[split], where)
+                continue
             listing.rows.append((found, _SPLIT_WORDS[split], row["label"] or None, where, None))
     labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
     return listing.index("Kinetics", tuple(sorted(labels)))

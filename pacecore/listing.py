@@ -75,15 +75,15 @@ class Listing:
     root: Path
     missing_rule: str
     rows: list[tuple] = field(default_factory=list)  # path, split, label or class, where, frames
-    missing: list[str] = field(default_factory=list)
+    missing: list[tuple[str, str | None]] = field(default_factory=list)  # and their splits
 
-    def lose(self, name: str, where: str) -> None:
+    def lose(self, name: str, split: str | None, where: str) -> None:
         """A listed video is not there."""
         if self.missing_rule == "error":
             raise DatasetError(
                 f"{where}: no video {name} under {self.root} (missing=skip leaves such out)"
             )
-        self.missing.append(name)
+        self.missing.append((name, split))
 
     def index(self, layout: str, classes: tuple[str, ...]) -> VideoIndex:
         """With labels: an int is one already, a str is a class name."""
@@ -108,7 +108,7 @@ def add_list(listing: Listing, path: Path, split: str | None) -> None:
     for where, text in lines_of(path):
         video, columns = _parse_line(text, find)
         if video is None:
-            listing.lose(text, where)
+            listing.lose(text, split, where)
             continue
         label, frames = _columns(columns, where)
         listing.rows.append((video, split, label, where, frames))

@@ -73,7 +73,9 @@ def test_ucf101_errors(tmp_path):
         find_videos(root)
     index = find_videos(root, missing="skip")
     assert len(index) == 3
-    assert index.missing == ("Punch/v_Punch_g08_c01.avi 2",)
+    assert index.missing == (("Punch/v_Punch_g08_c01.avi 2", "train"),)
+    assert find_videos(root, missing="skip", split="train").missing == index.missing
+    assert find_videos(root, missing="skip", split="test").missing == ()
     wrong = "HandStandPushups/v_HandStandPushups_g08_c01.avi 2\n"
     text(lists / "trainlist01.txt", wrong)
     with pytest.raises(DatasetError, match="label 2 is not that of class HandstandPushups"):
@@ -169,7 +171,8 @@ def test_kinetics(tmp_path):
         ("aB-_1_000010_000020.mp4", "riding a bike", "train"),
         ("x_000001_000011.mp4", "abseiling", "val"),
     ]
-    assert index.missing == ("gone_000001_000002",)
+    assert index.missing == (("gone_000001_000002", "train"),)
+    assert find_videos(tmp_path, split="val").missing == ()
     (tmp_path / "notes.csv").write_bytes("Mühe,Größe\n1,2\n".encode("latin-1"))  # beside them
     assert len(find_videos(tmp_path)) == 3
     assert len(find_videos(tmp_path / "val.csv")) == 1
