@@ -61,6 +61,12 @@ def _progress(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, _: bar.update(done - bar.pos)
 
 
+def _say_missing(found: VideoIndex) -> None:
+    if found.missing:
+        count, first = len(found.missing), found.missing[0][0]
+        click.echo(f"left out: {count} listed videos that are not there, the first is {first}")
+
+
 def _say_bad(bad: list[BadVideo]) -> None:
     for one in bad[:_SHOWN]:
         click.echo(f"left out: {one.path}: {one.reason}")
@@ -82,6 +88,7 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
         raise PacecoreError(f"{output}: OUTPUT must be another file than SOURCE, which is {source}")
     with _progress("counting frames", len(found)) as progress:
         counted, bad = data_index(found, output, workers=workers, on_progress=progress)
+    _say_missing(found)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
     click.echo(f"{output}: {len(counted)} videos, {frames:,} frames ({counted.layout})")
@@ -121,7 +128,8 @@ def check(
     Of a frame store, every frame is compared with its checksum.
     """
     if FrameStore.is_at(source):
-        _verify(FrameStore.open(source))
+        if not _verify(FrameStore.open(source)):
+            context.exit(1)
         return
     pace_set = parse_paces(paces)
     found = find_videos(source, **how)
@@ -208,7 +216,9 @@ def pack_command(
     """
     found = find_videos(source, **how)
     folder_to_pack(folder)  # told before the counting
-    counted, bad = _counted(found, workers)
+    with _progress("counting frames", len(found)) as progress:
+        counted, bad = probe_all(found, workers, progress)
+    _say_missing(found)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
     megabytes = store_bytes(counted, size) / 1e6
@@ -219,14 +229,11 @@ def pack_command(
     click.echo(f"{folder}: {len(store)} videos of {size[0]} x {size[1]}")
 
 
-def _counted(index: VideoIndex, workers: int) -> tuple[VideoIndex, list[BadVideo]]:
-    with _progress("counting frames", len(index)) as progress:
-        return probe_all(index, workers, progress)
-
-
-def _verify(store: FrameStore) -> None:
+def _verify(store: FrameStore) -> bool:
     with _progress("checking", len(store)) as progress:
         bad = store.verify(progress)
-    if bad:
-        raise PacecoreError("; ".join(one.reason for one in bad[:_SHOWN]))
-    click.echo(f"{store.folder}: {len(store)} videos, every frame as it was packed")
+    for one in bad[:_SHOWN]:
+        click.echo(one.reason)
+    words = f"{len(bad)} of them damaged" if bad else "every frame as it was packed"
+    click.echo(f"{store.folder}: {len(store)} videos, {words}")
+    return not bad

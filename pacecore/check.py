@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,9 +31,8 @@ _KNOWN_TOTALS = {
     (51, 2): (3570, 1530),
     (51, 3): (3570, 1530),
 }
-# What a person has to look at; the rest are notes.
+# What a person has to look at; other kinds are notes.
 _SERIOUS = {"unreadable", "empty", "seeking", "count", "twice in two splits", "totals", "missing"}
-_NOTES = {"claim", "variable rate", "short", "twice", "changes size"}
 _RUNS = 3  # pieces of each video that are decoded once more by seeking
 
 
@@ -41,14 +41,8 @@ class Finding:
     """One thing said of one video."""
 
     path: str
-    kind: str  # one of _SERIOUS or _NOTES
+    kind: str
     detail: str
-
-
-@dataclass(frozen=True)
-class _Job:
-    path: str
-    clip_frames: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class _Checked:
     """What decoding one video whole has shown."""
 
     num_frames: int
-    info: VideoInfo | None
+    codec: str | None
     content: str  # digest of every luma sample
     findings: tuple[Finding, ...]
 
@@ -77,61 +71,63 @@ def data_check(
     report, as JSON has it: "videos", "frames", "splits", "classes", "lengths", "loops" (share of
     clips that leave the video, which betrays their pace), "findings", "serious" (how many).
     """
-    jobs = [_Job(entry.path, clip_frames) for entry in index.entries]
+    paths = [entry.path for entry in index.entries]
     checked: dict[int, _Checked] = {}
-    for done, (number, result) in enumerate(
-        run_jobs(_check_video, jobs, workers, timeout_seconds), 1
-    ):
+    found = run_jobs(partial(_check_video, clip_frames), paths, workers, timeout_seconds)
+    for done, (number, result) in enumerate(found, 1):
         if isinstance(result, JobFailure):
-            found = Finding(jobs[number].path, "unreadable", result.reason)
-            result = _Checked(0, None, "", (found,))
+            finding = Finding(paths[number], "unreadable", result.reason)
+            result = _Checked(0, None, "", (finding,))
         checked[number] = result
         if on_progress:
-            on_progress(done, len(jobs))
-    results = [checked[number] for number in range(len(jobs))]
+            on_progress(done, len(paths))
+    results = [checked[number] for number in range(len(paths))]
     findings = [finding for result in results for finding in result.findings]
+    findings += _miscounted(index, results)
     findings += _duplicates(index, results)
-    findings += [Finding(name, "missing", "is listed and not there") for name in index.missing]
+    for name, _ in index.missing:
+        path = os.path.join(index.root, name)
+        findings.append(Finding(path, "missing", "is listed and not there"))
     findings += _totals(index, fold)
     return _report(index, results, findings, paces, clip_frames)
 
 
-def _check_video(job: _Job) -> _Checked:
+def _check_video(clip_frames: int, path: str) -> _Checked:
     """Runs in a worker process."""
     findings: list[Finding] = []
 
     def find(kind: str, detail: str) -> None:
-        findings.append(Finding(job.path, kind, detail))
+        findings.append(Finding(path, kind, detail))
 
-    if Path(job.path).is_file() and os.path.getsize(job.path) == 0:
+    if Path(path).is_file() and os.path.getsize(path) == 0:
         find("empty", "has no bytes")
         return _Checked(0, None, "", tuple(findings))
     digests: list[bytes] = []
     sizes: set[tuple[int, int]] = set()
     info = None
     try:
-        info = probe(job.path)
-        for part in decode_all(job.path):
+        info = probe(path)
+        for part in decode_all(path):
             digests += _digests(part)
             sizes |= {tuple(size) for size in part.table[:, 3:5].tolist()}
     except VideoError as error:
         after = f" (after {len(digests)} frames)" if digests else ""
         find("unreadable", error.reason + after)
-        return _Checked(0, info, "", tuple(findings))
+        return _Checked(0, info and info.codec, "", tuple(findings))
     if info.num_frames != len(digests):
         find("count", f"its packets tell {info.num_frames} frames, {len(digests)} decode")
     else:
-        _check_seeking(job.path, info, digests, find)
+        _check_seeking(path, info, digests, find)
     if info.claimed_frames not in (0, len(digests)):
         find("claim", f"its header claims {info.claimed_frames} frames, {len(digests)} decode")
     if info.variable_rate:
         find("variable rate", "frames are not equally far apart in time")
-    if len(digests) < job.clip_frames:
-        find("short", f"has {len(digests)} frames, a clip {job.clip_frames}")
+    if len(digests) < clip_frames:
+        find("short", f"has {len(digests)} frames, a clip {clip_frames}")
     if len(sizes) > 1:
         find("changes size", " then ".join(f"{h} x {w}" for h, w in sorted(sizes)))
     content = hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
-    return _Checked(len(digests), info, content, tuple(findings))
+    return _Checked(len(digests), info.codec, content, tuple(findings))
 
 
 def _check_seeking(
@@ -141,7 +137,12 @@ def _check_seeking(
     length = min(4, len(digests))
     for start in np.linspace(0, len(digests) - length, _RUNS).astype(np.int64):
         wanted = np.arange(start, start + length)
-        if _digests(decode(path, wanted, info)) != [digests[frame] for frame in wanted]:
+        try:
+            same = _digests(decode(path, wanted, info)) == digests[start : start + length]
+        except VideoError as error:
+            find("seeking", error.reason)
+            return
+        if not same:
             find("seeking", f"frames {start} to {wanted[-1]} differ from a decode from the start")
             return
 
@@ -154,6 +155,16 @@ def _digests(frames: Frames) -> list[bytes]:
         plane = frames.data.as_strided((row[3], width), (row[5], 1), row[0]).contiguous()
         digests.append(hashlib.blake2b(plane.numpy(), digest_size=16).digest())
     return digests
+
+
+def _miscounted(index: VideoIndex, results: list[_Checked]) -> list[Finding]:
+    """Videos that changed since they were counted, or lists whose columns mean something else."""
+    pairs = zip(index.entries, results, strict=True)
+    return [
+        Finding(entry.path, "claim", f"listed with {said} frames, {found.num_frames} decode")
+        for entry, found in pairs
+        if (said := entry.num_frames) and found.num_frames not in (0, said)
+    ]
 
 
 def _duplicates(index: VideoIndex, results: list[_Checked]) -> list[Finding]:
@@ -204,7 +215,7 @@ def _report(
         "frames": int(lengths.sum()),
         "splits": dict(Counter(entry.split or "no split" for entry in index.entries)),
         "classes": {name: dict(counts) for name, counts in sorted(per_class.items())},
-        "codecs": dict(Counter(result.info.codec for result in results if result.info)),
+        "codecs": dict(Counter(result.codec for result in results if result.codec)),
         "lengths": _histogram(lengths),
         "loops": {str(p): loop_share(lengths, p, clip_frames) for p in paces if len(lengths)},
         "clip_frames": clip_frames,
@@ -240,12 +251,12 @@ def data_index(
     """Counts every video in processes of their own, and writes the index as JSON lines.
 
     Returns the index of the readable ones and the others with the reason; both are in the file.
-    Raises PacecoreError, before it counts, for a `path` in no folder, or where something else than
-    an index is.
+    Raises PacecoreError, before it counts, for a `path` in no folder that can be written in, or
+    where something else than an index is.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise PacecoreError(f"{path}: cannot be written: no such folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PacecoreError(f"{path}: cannot be written: {path.parent} is no folder for new files")
     if path.exists() and not is_index(path):
         raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
     counted, bad = probe_all(index, workers, on_progress, timeout_seconds)

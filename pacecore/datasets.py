@@ -4,7 +4,6 @@ The position of a video in its index is the number that all randomness is keyed 
 fixed: by path relative to the root, whatever the file system says.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pacecore.index import (
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.layouts import read_source
 from pacecore.video import VideoError, VideoInfo, probe
+from pacecore.workers import core_count
 
 __all__ = [
     "BadVideo",
@@ -52,7 +52,8 @@ def find_videos(
     still pictures, or just videos. A file: a list of "path", "path label" or "path label frames",
     a csv of either kind, an index written by write_index, or one video.
 
-    split: only this one. fold: 1 to 3 of UCF101 and HMDB51; of other lists the name or the rank.
+    split: only this one. fold: 1 to 3 of UCF101 and HMDB51; of other lists the name, the number in
+    it, or the rank.
     root: folder that listed paths are relative to, where it is not found by itself. missing: what
     to do with a listed video that is not there, "error" or "skip" (Kinetics tables always skip:
     its videos vanish). Raises DatasetError: names the file, the line, the rule and the value.
@@ -110,7 +111,7 @@ def probe_all(
 
 
 def _in_threads(function: Callable, jobs: Sequence, workers: int) -> Iterator[tuple[int, Any]]:
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or core_count()) as pool:
         yield from enumerate(pool.map(function, jobs))
 
 

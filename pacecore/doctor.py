@@ -166,7 +166,9 @@ def _has_codec(name: str, mode: str) -> bool:
 def _threads() -> Rest:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from pacecore.workers import core_count
+
+    usable = core_count()
     found = f"{torch.get_num_threads()} threads of torch on {usable} usable processors"
     if torch.get_num_threads() > usable:
         yield "warn", found, f"set OMP_NUM_THREADS={usable}"

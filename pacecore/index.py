@@ -1,6 +1,8 @@
 """The index of a data set: its videos in a fixed order, in memory and as JSON lines."""
 
 import json
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +50,8 @@ class VideoIndex:
     layout: str  # how the source was read, in words
     entries: tuple[VideoEntry, ...]
     classes: tuple[str, ...] = ()  # names by label; empty where nothing is labelled
-    missing: tuple[str, ...] = ()  # listed videos that are not there
+    # Listed videos that are not there, and the split that each would be of.
+    missing: tuple[tuple[str, str | None], ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -71,7 +74,17 @@ class VideoIndex:
         if not chosen:
             known = ", ".join(self.splits) or "none"
             raise DatasetError(f"{self.root}: has no split {split!r}; its splits: {known}")
-        return replace(self, entries=chosen)
+        missing = tuple(lost for lost in self.missing if lost[1] == split)
+        return replace(self, entries=chosen, missing=missing)
+
+    def of_fold(self, fold: int | str, source: str | Path) -> "VideoIndex":
+        """Itself, read from the index or store `source`, which holds one of its set's several
+        splits: whichever it is for "1", the default. Raises DatasetError for another.
+        """
+        known = re.search(r"(?:, split|^lists) (\S+)$", self.layout)
+        if known and str(fold).lstrip("0").lower() not in ("1", known[1].lstrip("0").lower()):
+            raise DatasetError(f"{source}: was made of {self.layout}, and fold {fold!r} is wanted")
+        return self
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,8 @@ def is_index(path: Path) -> bool:
 def _entry_line(entry: VideoEntry) -> dict:
     line: dict = {"path": entry.name, "label": entry.label, "class": entry.class_name}
     line |= {"split": entry.split, "frames": entry.num_frames, "state": "ok"}
+    if entry.name.startswith("../"):  # it does not move together with the index
+        line["file"] = os.path.abspath(entry.path)
     if entry.info is not None:
         info = entry.info
         line |= {"height": info.height, "width": info.width, "codec": info.codec}
@@ -134,7 +149,7 @@ def read_index(path: str | Path) -> VideoIndex:
     path = Path(path)
     entries: list[VideoEntry] = []
     head: dict = {}
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)
@@ -145,7 +160,7 @@ def read_index(path: str | Path) -> VideoIndex:
                 elif line["state"] == "ok":
                     entries.append(
                         VideoEntry(
-                            path=str(root / line["path"]),
+                            path=line.get("file") or str(root / line["path"]),
                             name=line["path"],
                             label=line["label"],
                             class_name=line["class"],

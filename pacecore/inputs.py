@@ -1,7 +1,6 @@
 """From the options `data` and `held_out` to the videos that a run learns from and measures on."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +16,12 @@ from pacecore.frames import Frames
 from pacecore.runlog import Progress
 from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
+from pacecore.workers import core_count
 
 __all__ = ["DEMO_FOLDER", "Inputs", "open_index", "open_inputs", "worker_count"]
 
 DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
+_MEASURED = ("test", "val")  # the split that is held out, the first of these that there is
 _EVERY = 10  # one video in so many is held out where the data say nothing of a test split
 
 
@@ -43,9 +44,7 @@ def worker_count(wish: int, device: torch.device) -> int:
     """
     if wish >= 0:
         return wish
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = core_count()
     return max(1, cores // 8) if device.type == "cpu" else max(1, min(cores - 1, 16))
 
 
@@ -57,17 +56,23 @@ def open_inputs(options: RunOptions) -> Inputs:
     """
     data = options.data or str(_demo())
     store = FrameStore.open(data) if FrameStore.is_at(data) else None
-    index = store.index if store else find_videos(data, fold=options.fold)
+    if store:
+        index = store.index.of_fold(options.fold, data)
+    else:
+        index = find_videos(data, fold=options.fold)
     held: VideoIndex | None = None
-    missing = len(index.missing)
     if options.held_out == "auto":
+        missing = len(index.missing)
         index, held = _split(index)
     else:
         index = index.select("train")
+        missing = len(index.missing)
         if options.held_out != "none":
             held = find_videos(options.held_out, fold=options.fold)
-            held = held.select("test" if "test" in held.splits else None)
+            held = held.select(next((name for name in _MEASURED if name in held.splits), None))
+            missing += len(held.missing)
     bad: list[tuple[str, str]] = []
+    listed = {entry.name: entry.num_frames for entry in index.entries}
     if not store:
         index, bad = open_index(index, options.max_bad)
     if held is not None and not (store and options.held_out == "auto"):
@@ -78,10 +83,14 @@ def open_inputs(options: RunOptions) -> Inputs:
     words += f"; {len(held):,} held out" if held else "; none held out"
     if missing:
         words += f"; {missing:,} more are listed but not there"
+    if others := sum(listed[each.name] not in (None, each.num_frames) for each in index.entries):
+        words += f"; {others:,} have other numbers of frames than listed"
     if bad:
         words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
     if store:
         words += f"; from the frame store of {store.size[0]} x {store.size[1]} pixels"
+        if options.resize and tuple(options.resize) != store.size:
+            words += f", which are resized once more, to {options.resize[0]} x {options.resize[1]}"
     identity = _identity(index)
     if len(merge_over_ranks({identity: ""})) > 1:
         raise PacecoreError(
@@ -145,7 +154,7 @@ def _demo() -> Path:
 
 def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
     """Training and held-out videos: the data's own test or val split, else every tenth video."""
-    for name in ("test", "val"):
+    for name in _MEASURED:
         if name in index.splits and "train" in index.splits:
             return index.select("train"), index.select(name)
     index = index.select("train")

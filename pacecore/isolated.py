@@ -1,6 +1,5 @@
 """Jobs on files that may be hostile: each in a process that can die or hang alone."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pacecore.workers import end_with_parent, signals_kept
+from pacecore.workers import core_count, end_with_parent, signals_kept
 
 __all__ = ["JobFailure", "run_jobs"]
 
@@ -35,12 +34,11 @@ def run_jobs(
     another process takes the place. An exception of the function is raised here. function and jobs
     must be picklable. workers=1 runs in this process, without that protection.
     """
-    workers = min(len(jobs), workers or os.cpu_count() or 1)
-    if workers <= 1:
+    if workers == 1:
         yield from _run_here(function, jobs)
         return
     waiting = iter(enumerate(jobs))
-    running = [_Worker(function) for _ in range(workers)]
+    running = [_Worker(function) for _ in range(min(len(jobs), workers or core_count()))]
     try:
         busy = [worker for worker in running if worker.take(waiting)]
         while busy:

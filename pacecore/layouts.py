@@ -26,38 +26,57 @@ def read_source(
 ) -> VideoIndex:
     """The index of `path`; entries in any order."""
     if path.is_dir():
-        return _read_folder(path, fold, missing)
+        return _read_folder(path, fold, root, missing)
     if path.suffix.lower() in (".jsonl", ".ndjson") or is_index(path):
-        return read_index(path)
+        return read_index(path).of_fold(fold, path)
     if is_video_name(path.name):
-        return VideoIndex(str(path.parent), "one video", (VideoEntry(str(path), path.name),))
+        return _one_video(path)
     if path.suffix.lower() == ".csv" and (rows := _kinetics_rows(path)) is not None:
         return _kinetics(root or path.parent, [(path, rows)])
     return _read_list(path, split, root, missing)
 
 
-def _read_folder(path: Path, fold: int | str, missing: str) -> VideoIndex:
+def _one_video(path: Path) -> VideoIndex:
+    return VideoIndex(str(path.parent), "one video", (VideoEntry(str(path), path.name),))
+
+
+def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -> VideoIndex:
     hmdb = _beside_or_inside(path, _HMDB_LISTS)
     if hmdb is not None:
-        return _hmdb51(path, hmdb, fold, missing)
+        return _hmdb51(root or (path.parent if path == hmdb else path), hmdb, fold, missing)
     ucf = _beside_or_inside(path, _UCF_LISTS)
     lists = ucf or (path / "splits" if (path / "splits").is_dir() else path)
     pairs = _list_pairs(lists)
     if pairs:
-        return _listed(path, lists, pairs, fold, missing)
+        return _listed([root] if root else _roots(path, lists), lists, pairs, fold, missing)
     tables = [(table, _kinetics_rows(table)) for table in sorted(path.glob("*.csv"))]
     tables = [(table, rows) for table, rows in tables if rows is not None]
     if tables:
-        return _kinetics(path, tables)
+        return _kinetics(root or path, tables)
     return _plain(path)
 
 
 def _beside_or_inside(path: Path, name: str) -> Path | None:
-    """The folder of lists `name`: in `path` or a folder of it, next to it, or `path` itself."""
+    """The folder of lists `name`: `path` itself, in it or in a folder of it; or next to it, where
+    other sets may lie too, if `path` has a class folder that is listed there.
+    """
     if path.name == name:
         return path
-    places = [path, path.resolve().parent, *sorted(p for p in path.iterdir() if p.is_dir())]
-    return next((place / name for place in places if (place / name).is_dir()), None)
+    places = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
+    inside = next((place / name for place in places if (place / name).is_dir()), None)
+    beside = path.resolve().parent / name
+    if inside or not beside.is_dir():
+        return inside
+    classes = _folders_listed(beside)
+    return beside if any((place / each).is_dir() for place in places for each in classes) else None
+
+
+def _folders_listed(lists: Path) -> set[str]:
+    """Class folders of HMDB51's lists, by their names, and of UCF101's, by their lines."""
+    files = list(lists.glob("*.txt"))
+    names = {f.stem.rsplit("_test_split", 1)[0] for f in files if "_test_split" in f.stem}
+    listed = (text for f in files if _LIST_NAME.match(f.name) for _, text in lines_of(f))
+    return names | {text.split("/")[0] for text in listed}
 
 
 # Folders of videos
@@ -68,10 +87,16 @@ def _plain(path: Path) -> VideoIndex:
     videos = list(walk(path))
     if not videos:
         raise DatasetError(f"{path}: no video in it, nor a folder of jpg or png frames")
+    if videos == [path]:  # a folder of still pictures
+        return _one_video(path)
     parts = [video.relative_to(path).parts for video in videos]
-    split_of = {}
-    if all(len(p) > 1 and p[0].lower() in _SPLIT_WORDS for p in parts):
-        split_of = {p[0]: _SPLIT_WORDS[p[0].lower()] for p in parts}
+    split_of = {p[0]: _SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in _SPLIT_WORDS}
+    outside = next((p for p in parts if p[0] not in split_of), None)
+    if outside and len(set(split_of.values())) > 1:
+        folders, video = ", ".join(sorted(split_of)), "/".join(outside)
+        raise DatasetError(f"{path}: has folders {folders}, and {video} is in none of them")
+    if outside:
+        split_of = {}
     level = 1 if split_of else 0
     # One folder around everything (UCF-101 within its data set) is no class.
     while len({p[level] for p in parts if len(p) > level}) == 1 and all(
@@ -113,14 +138,18 @@ def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def _listed(
-    path: Path, lists: Path, pairs: dict[str, dict[str, Path]], fold: int | str, missing: str
+    roots: list[Path],
+    lists: Path,
+    pairs: dict[str, dict[str, Path]],
+    fold: int | str,
+    missing: str,
 ) -> VideoIndex:
     """UCF101, and any folder with train and test lists in it."""
     name = _fold_name(lists, list(pairs), fold)
     first = next(iter(lines_of(pairs[name]["train"])), None)
     if first is None:
         raise DatasetError(f"{pairs[name]['train']}: is empty")
-    listing = Listing(_find_root(first, _roots(path, lists)), missing)
+    listing = Listing(_find_root(first, roots), missing)
     for split, one in pairs[name].items():
         add_list(listing, one, split)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
@@ -131,11 +160,16 @@ def _listed(
 
 def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
     wanted = str(fold).lower()
+    if wanted in names:
+        return wanted
     number = int(wanted) if wanted.isdecimal() else -1
-    for name in names:
-        if name == wanted or (name.isdecimal() and int(name) == number):
-            return name
-    if 1 <= number <= len(names) and not any(name.isdecimal() for name in names):
+    numbers = [[int(digits) for digits in re.findall(r"\d+", name)] for name in names]
+    if numbers.count([number]) == 1:
+        return names[numbers.index([number])]
+    # Of split1, split2, split10 the rank says nothing.
+    if number == len(names) == 1 or (
+        number in range(1, len(names) + 1) and all(len(found) != 1 for found in numbers)
+    ):
         return names[number - 1]
     raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(names)}")
 
@@ -163,7 +197,8 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
 
 def _parse_exact(text: str, root: Path) -> bool:
     words = re.split(r"[\s,]+", text)
-    return any((root / text[: text.find(word) + len(word)]).exists() for word in words[:4] if word)
+    starts = (text[: text.find(word) + len(word)].strip('"') for word in words[:4] if word)
+    return any((root / start).exists() for start in starts)
 
 
 def _class_file(path: Path) -> tuple[str, ...]:
@@ -259,7 +294,7 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
 # HMDB51
 
 
-def _hmdb51(path: Path, lists: Path, fold: int | str, missing: str) -> VideoIndex:
+def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoIndex:
     """CLASS_test_splitN.txt: "name.avi 0", 1 train, 2 test, 0 neither; videos in a folder CLASS."""
     files = sorted(lists.glob("*_test_split*.txt"))
     folds = sorted({f.stem.rsplit("_test_split", 1)[1] for f in files})
@@ -267,7 +302,6 @@ def _hmdb51(path: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
         raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(folds)}")
     files = [f for f in files if f.stem.endswith(f"_test_split{fold}")]
     classes = tuple(f.stem.rsplit("_test_split", 1)[0] for f in files)
-    root = path.parent if path == lists else path
     by_name = {(v.parent.name, v.name): v for v in walk(root)}
     listing = Listing(root, missing)
     for name, file in zip(classes, files, strict=True):
@@ -280,7 +314,7 @@ def _hmdb51(path: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
                 continue
             found = by_name.get((name, video.strip()))
             if found is None:
-                listing.lose(f"{name}/{video.strip()}", where)
+                listing.lose(f"{name}/{video.strip()}", split, where)
             else:
                 listing.rows.append((found, split, name, where, None))
     return listing.index(f"HMDB51, split {fold}", classes)
@@ -313,12 +347,12 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
             except (TypeError, ValueError, OverflowError):
                 raise DatasetError(f"{where}: time_start and time_end must be seconds") from None
             found = by_stem.get(row["youtube_id"] + span) or by_stem.get(row["youtube_id"])
-            if found is None:
-                listing.lose(row["youtube_id"] + span, where)
-                continue
             split = (row.get("split") or _split_word(table)).lower()
             if split not in _SPLIT_WORDS:
                 raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
+            if found is None:
+                listing.lose(row["youtube_id"] + span, _SPLIT_WORDS[split], where)
+                continue
             listing.rows.append((found, _SPLIT_WORDS[split], row["label"] or None, where, None))
     labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
     return listing.index("Kinetics", tuple(sorted(labels)))

@@ -13,18 +13,32 @@ __all__ = ["Listing", "add_list", "lines_of", "walk"]
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
+_NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
 
 
 def walk(path: Path) -> Iterator[Path]:
     """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
-    out.
+    out, and links that lead back. Raises DatasetError for a folder that cannot be read.
     """
-    for folder, folders, files in os.walk(path, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        videos = [f for f in files if is_video_name(f) and not f.startswith(".")]
+    for folder, folders, files in os.walk(path, onerror=_unread_folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith(_NO_CLASS))
+        folders[:] = [f for f in folders if not _leads_back(os.path.join(folder, f))]
+        videos = sorted(f for f in files if is_video_name(f) and not f.startswith("."))
         yield from (Path(folder) / name for name in videos)
         if not videos and not folders and picture_files(folder):
             yield Path(folder)
+
+
+def _unread_folder(error: OSError) -> None:
+    raise DatasetError(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether a link leads to a folder on the way to it, or above one."""
+    if not os.path.islink(folder):
+        return False
+    target, way = Path(folder).resolve(), (each.resolve() for each in Path(folder).parents)
+    return any(each.is_relative_to(target) for each in way)
 
 
 class _Lookup:
@@ -61,15 +75,15 @@ class Listing:
     root: Path
     missing_rule: str
     rows: list[tuple] = field(default_factory=list)  # path, split, label or class, where, frames
-    missing: list[str] = field(default_factory=list)
+    missing: list[tuple[str, str | None]] = field(default_factory=list)  # and their splits
 
-    def lose(self, name: str, where: str) -> None:
+    def lose(self, name: str, split: str | None, where: str) -> None:
         """A listed video is not there."""
         if self.missing_rule == "error":
             raise DatasetError(
                 f"{where}: no video {name} under {self.root} (missing=skip leaves such out)"
             )
-        self.missing.append(name)
+        self.missing.append((name, split))
 
     def index(self, layout: str, classes: tuple[str, ...]) -> VideoIndex:
         """With labels: an int is one already, a str is a class name."""
@@ -94,7 +108,7 @@ def add_list(listing: Listing, path: Path, split: str | None) -> None:
     for where, text in lines_of(path):
         video, columns = _parse_line(text, find)
         if video is None:
-            listing.lose(text, where)
+            listing.lose(text, split, where)
             continue
         label, frames = _columns(columns, where)
         listing.rows.append((video, split, label, where, frames))

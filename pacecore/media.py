@@ -20,6 +20,9 @@ def is_video_name(name: str) -> bool:
 
 
 def picture_files(folder: str | Path) -> list[Path]:
-    """The pictures in a folder, by the numbers in their names: img_2 before img_10."""
-    pictures = [p for p in Path(folder).iterdir() if p.suffix.lower() in _PICTURE_ENDINGS]
+    """The pictures in a folder, by the numbers in their names: img_2 before img_10; not hidden
+    ones, such as the ._img_2 that macOS leaves beside each.
+    """
+    visible = (p for p in Path(folder).iterdir() if not p.name.startswith("."))
+    pictures = [p for p in visible if p.suffix.lower() in _PICTURE_ENDINGS]
     return sorted(pictures, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))

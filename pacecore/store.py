@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import made_folder, write_text
+from pacecore.files import for_one_process, made_folder, reason_of, write_text
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import BadVideo, VideoEntry, VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
@@ -25,7 +25,7 @@ from pacecore.video import VideoError, decode_all
 
 __all__ = ["FrameStore", "StoreError", "folder_to_pack", "pack", "record_bytes", "store_bytes"]
 
-_FRAMES, _INDEX, _JOURNAL = "frames.bin", "index.json", "journal.jsonl"
+_FRAMES, _INDEX, _JOURNAL, _LOCK = "frames.bin", "index.json", "journal.jsonl", ".lock"
 _LINE = 64  # records begin at cache lines
 
 
@@ -78,20 +78,26 @@ def pack(
     index: counted by probe_all. workers: 0 is one a core, 1 is this process. on_progress(done,
     total) counts videos. A pack that was broken off goes on where it stood. Returns the store of
     the videos that decoded, in the order of the index, and the others with the reason. Raises
-    StoreError: no room on the disk, or the folder holds something else.
+    StoreError: no room on the disk, or the folder holds something else; PacecoreError where another
+    process is packing into it.
     """
     folder = folder_to_pack(folder)
-    jobs = _jobs(index, folder, size)
-    done = _resumed(folder, index, size, sum(job.frames for job in jobs) * record_bytes(size))
-    with (folder / _JOURNAL).open("a", encoding="utf-8") as journal:
-        remaining = [job for job in jobs if job.video not in done]
-        for count, (video, result) in enumerate(_run(remaining, workers), len(done) + 1):
-            done[video] = result
-            journal.write(json.dumps({"video": video} | result) + "\n")
-            journal.flush()
-            if on_progress:
-                on_progress(count, len(jobs))
-    _finish(folder, index, size, jobs, done)
+    try:
+        with for_one_process(folder / _LOCK, "is packing into it"):
+            folder_to_pack(folder)  # another process may have finished it since
+            jobs = _jobs(index, folder, size)
+            done = _resumed(folder, index, size, store_bytes(index, size))
+            with (folder / _JOURNAL).open("a", encoding="utf-8") as journal:
+                remaining = [job for job in jobs if job.video not in done]
+                for count, (video, result) in enumerate(_run(remaining, workers), len(done) + 1):
+                    done[video] = result
+                    journal.write(json.dumps({"video": video} | result) + "\n")
+                    journal.flush()
+                    if on_progress:
+                        on_progress(count, len(jobs))
+            _finish(folder, index, size, jobs, done)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be written: {reason_of(error)}") from error
     bad = [BadVideo(j.path, done[j.video]["bad"]) for j in jobs if "bad" in done[j.video]]
     return FrameStore.open(folder), bad
 
@@ -102,7 +108,7 @@ def folder_to_pack(folder: str | Path) -> Path:
     names = {path.name for path in folder.iterdir()}
     if _INDEX in names:
         raise StoreError(f"{folder}: holds a finished store already; delete it to pack anew")
-    others = sorted(names - {_FRAMES})
+    others = sorted(names - {_FRAMES, _LOCK})
     if others and _JOURNAL not in names:
         raise StoreError(f"{folder}: a store takes a new or an empty folder, this has {others[0]}")
     return folder
@@ -165,7 +171,7 @@ def _pack_video(job: _Job) -> dict:
     record, pixels = record_bytes(job.size), pixel_bytes(job.size)
     written, code = 0, None
     try:
-        with open(job.file, "r+b", buffering=0) as file:
+        with open(job.file, "r+b") as file:  # buffered: it writes all, or raises
             for part in decode_all(job.path, planar=True):
                 codes = part.table[:, 7].unique().tolist()
                 if code not in (None, codes[0]) or len(codes) > 1:
@@ -232,8 +238,8 @@ class FrameStore:
 
     @staticmethod
     def is_at(folder: str | Path) -> bool:
-        """Whether a folder holds a finished store."""
-        return (Path(folder) / _INDEX).is_file() and (Path(folder) / _FRAMES).is_file()
+        """Whether a folder holds a store, be it unfinished, which `open` then says."""
+        return (Path(folder) / _FRAMES).is_file()
 
     @classmethod
     def open(cls, folder: str | Path) -> "FrameStore":

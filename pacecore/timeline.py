@@ -266,7 +266,8 @@ def _golomb(bits: Iterator[str]) -> int:
 class Follower:
     """Says, while a run is decoded from key frame `entry` on, which frame each one is.
 
-    Call `may_skip` with each packet before it is decoded, then `number` with each frame shown.
+    Where it `can_skip`, call `may_skip` with each packet before it is decoded; then `number` with
+    each frame shown.
     """
 
     def __init__(self, timeline: Timeline, entry: int, wanted: set[int]) -> None:
@@ -291,8 +292,6 @@ class Follower:
         """Whether the decoder may leave this packet's picture out if no other picture needs it."""
         if self._timeline.stamps is not None:
             return self._by_stamp(packet.pts) not in self._wanted
-        if self._timeline.coded is None:
-            return False
         coded = self._timeline.coded
         if self._packet == len(coded.frames):
             return False

@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader
 from pacecore.errors import PacecoreError
 from pacecore.stopping import REQUESTS
 
-__all__ = ["WorkerError", "Workers", "end_with_parent", "signals_kept"]
+__all__ = ["WorkerError", "Workers", "core_count", "end_with_parent", "signals_kept"]
+
+
+def core_count() -> int:
+    """Cores that this process may use: a scheduler gives a job but some of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pacecore.cli.data import data
 from pacecore.datasets import find_videos, read_index
 from pacecore.errors import PacecoreError
 from pacecore.store import FrameStore
+from pacecore.video import VideoError
 from tests.video_files import write_video
 
 DATA = os.environ.get("PACECORE_DATA")
@@ -80,6 +81,36 @@ def test_a_frame_that_seeking_gets_wrong_is_found(folder, monkeypatch):
     assert report["serious"] == 2
 
 
+def test_a_video_that_does_not_seek_at_all_costs_no_other(folder, monkeypatch):
+    def fails(path, wanted, info):
+        raise VideoError(path, "frame 3 of 40 does not decode")
+
+    monkeypatch.setattr("pacecore.check.decode", fails)
+    report = data_check(find_videos(folder / "train" / "run"), workers=1)
+    found = [f["detail"] for f in report["findings"] if f["kind"] == "seeking"]
+    assert found == ["frame 3 of 40 does not decode"] * 2
+
+
+def test_a_listed_video_that_is_missing_has_its_path(folder, tmp_path):
+    (tmp_path / "list.txt").write_text("run/good.avi\nrun/none.avi\n")
+    result = run("check", tmp_path / "list.txt", "--root", folder / "train", "--missing", "skip",
+                 "--workers", 1)  # fmt: skip
+    assert "  run/none.avi: is listed and not there" in result.output
+    for verb in ("index", "pack"):
+        result = run(verb, tmp_path / "list.txt", tmp_path / verb, "--root", folder / "train",
+                     "--missing", "skip", "--workers", 1)  # fmt: skip
+        assert "1 listed videos that are not there, the first is run/none.avi" in result.output
+
+
+def test_videos_that_changed_since_they_were_counted_are_found(folder, tmp_path):
+    video = write_video(tmp_path / "a.avi", frames=20)
+    data_index(find_videos(video), tmp_path / "index.jsonl", workers=1)
+    write_video(video, frames=25)
+    report = data_check(find_videos(tmp_path / "index.jsonl"), workers=1)
+    found = [(f["kind"], f["detail"]) for f in report["findings"]]
+    assert found == [("claim", "listed with 20 frames, 25 decode")]
+
+
 def test_totals_of_a_known_set(tmp_path):
     from pacecore.check import _totals
     from pacecore.index import VideoEntry, VideoIndex
@@ -117,7 +148,7 @@ def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
         (source, mine, r"mine\.txt: exists and is no index of pacecore"),
         (source, source / "other.avi", r"other\.avi: exists and is no index of pacecore"),
         (source, tmp_path, "exists and is no index of pacecore"),
-        (source, tmp_path / "none" / "out.jsonl", "cannot be written: no such folder .*none"),
+        (source, tmp_path / "none" / "out.jsonl", "cannot be written: .*none is no folder"),
         (mine, mine, r"mine\.txt: OUTPUT must be another file than SOURCE, which is .*mine\.txt"),
         (whole, whole, r"whole\.txt: OUTPUT must be another file than SOURCE"),
     ):
@@ -125,6 +156,15 @@ def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
         assert isinstance(failed, PacecoreError)
         assert re.search(message, str(failed))
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_that_takes_no_index_is_told_before_the_counting(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root all are open
+    monkeypatch.setattr("pacecore.check.probe_all", None)
+    with pytest.raises(
+        PacecoreError, match=r"index\.jsonl: cannot be written: .* is no folder for"
+    ):
+        data_index(find_videos(folder), tmp_path / "index.jsonl")
 
 
 def run(*arguments):
@@ -151,7 +191,17 @@ def test_commands(folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert "184 frames" in result.output
     assert len(FrameStore.open(tmp_path / "store")) == 6
-    assert "every frame as it was packed" in run("check", tmp_path / "store").output
+    whole = run("check", tmp_path / "store")
+    assert (whole.exit_code, whole.output.count("every frame as it was packed")) == (0, 1)
+    with (tmp_path / "store" / "frames.bin").open("r+b") as file:
+        file.write(bytes(64))
+    damaged = run("check", tmp_path / "store")
+    assert damaged.exit_code == 1
+    assert "frame 0 of" in damaged.output
+    assert "6 videos, 1 of them damaged" in damaged.output
+    (tmp_path / "store" / "index.json").rename(tmp_path / "store" / "journal.jsonl")
+    unfinished = run("check", tmp_path / "store")
+    assert "an unfinished store; pack again to go on" in str(unfinished.exception)
 
 
 def test_commands_name_what_is_wrong(tmp_path):

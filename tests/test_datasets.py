@@ -1,5 +1,6 @@
 """Layouts found by themselves, with the quirks they come with; every broken rule named."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pacecore.datasets import (
     read_index,
     write_index,
 )
+from pacecore.media import picture_files
 from tests.trees import labels, names, text, tree
 from tests.video_files import write_pictures, write_video
 
@@ -62,6 +64,50 @@ def test_split_folders(tmp_path):
         ("Validation/run/c.avi", "run")
     ]
     assert index.classes == ("run", "walk")
+
+
+@pytest.mark.parametrize("outside", ["intro.avi", "extra/run/e.avi"])
+def test_videos_beside_split_folders_are_no_silent_part_of_the_set(outside, tmp_path):
+    tree(tmp_path, "train/run/a.avi", "test/run/b.avi", outside)
+    with pytest.raises(DatasetError, match=rf"folders test, train, and {outside} is in none"):
+        find_videos(tmp_path)
+    tree(tmp_path / "vehicles", "train/a.avi", "bus/b.avi")
+    assert find_videos(tmp_path / "vehicles").classes == ("bus", "train")
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path):
+    tree(tmp_path / "videos", "a/1.avi", "b/2.avi")
+    tree(tmp_path / "videos2", "3.avi")
+    (tmp_path / "videos" / "a" / "up").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "b" / "here").symlink_to(".")
+    (tmp_path / "videos2" / "round").symlink_to(tmp_path / "videos" / "d")
+    (tmp_path / "videos" / "d").mkdir()
+    (tmp_path / "videos" / "d" / "round").symlink_to(tmp_path / "videos2")
+    (tmp_path / "videos" / "c").symlink_to(tmp_path / "videos2")
+    assert names(find_videos(tmp_path / "videos")) == [
+        "a/1.avi", "b/2.avi", "c/3.avi", "d/round/3.avi",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    tree(tmp_path, "a/1.avi", "b/2.avi", "lost+found/3.avi")
+    scandir = os.scandir
+
+    def gone(path):
+        if os.path.basename(path) in ("b", "lost+found"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    with pytest.raises(DatasetError, match=r"/b: cannot be read: Stale file handle"):
+        find_videos(tmp_path)
+
+
+def test_a_folder_of_pictures_alone_is_one_video(tmp_path):
+    tree(tmp_path / "wave", "img_2.jpg", "._img_2.jpg", "img_10.jpg")
+    index = find_videos(tmp_path / "wave")
+    assert (index.layout, names(index)) == ("one video", ["wave"])
+    assert [p.name for p in picture_files(index.entries[0].path)] == ["img_2.jpg", "img_10.jpg"]
 
 
 def test_folders_of_pictures(tmp_path):
@@ -147,6 +193,23 @@ def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
     assert find_videos(listed).entries == index.entries  # the root is found next to the list
 
 
+def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
+    tree(tmp_path, *(f"{n}.avi" for n in range(12)))
+    for n in (1, 2, 10, 11):
+        text(tmp_path / f"train_split{n}.txt", f"{n}.avi\n")
+        text(tmp_path / f"test_split{n}.txt", "0.avi\n")
+    assert find_videos(tmp_path, fold=2, split="train").entries[0].name == "2.avi"
+    assert find_videos(tmp_path, fold="split10", split="train").entries[0].name == "10.avi"
+    with pytest.raises(DatasetError, match="has no fold 3; its folds: split1, split10, split11, s"):
+        find_videos(tmp_path, fold=3)
+
+
+def test_quotes_around_names_of_a_csv(tmp_path):
+    tree(tmp_path, "a b/c, d.avi", "e/f.avi")
+    source = text(tmp_path / "all.csv", '"a b/c, d.avi",0\n"e/f.avi",1\n')
+    assert names(find_videos(source)) == ["a b/c, d.avi", "e/f.avi"]
+
+
 def test_lists_leave_the_ending_out(tmp_path):
     tree(tmp_path, "walk/a.avi", "walk/b.avi", "run/c.avi")
     listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b 1\nrun/c 0\n")
@@ -204,6 +267,18 @@ def test_order_is_that_of_the_names_whatever_the_file_system_says(tmp_path, monk
     assert names(straight) == sorted(names(straight))
 
 
+def test_the_index_of_videos_outside_a_linked_folder_has_their_paths(tmp_path):
+    tree(tmp_path, "near/videos/a.avi", "disk/deep/data/b.avi")
+    (tmp_path / "near" / "data").symlink_to(tmp_path / "disk" / "deep" / "data")
+    text(tmp_path / "disk/deep/data/list.txt", f"{tmp_path}/near/videos/a.avi\nb.avi\n")
+    index = find_videos(tmp_path / "near" / "data" / "list.txt")
+    write_index(index, tmp_path / "index.jsonl")
+    again = read_index(tmp_path / "index.jsonl")
+    assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
+    for one, other in zip(index.entries, again.entries, strict=True):
+        assert os.path.samefile(one.path, other.path)
+
+
 def test_probe_all_and_the_index_file(tmp_path):
     videos = tmp_path / "videos"
     (videos / "a").mkdir(parents=True)
@@ -230,6 +305,7 @@ def test_probe_all_and_the_index_file(tmp_path):
         "{\n": "line 1: not a line",
         (moved / "index.jsonl").read_text() + '{"path": 3}\n': "line 5: not a line",
         (moved / "index.jsonl").read_text().splitlines()[0] + "\n": "without a usable video",
+        "\udcff": "line 1: not a line",
         "": "without a usable video",
     }.items():
         with pytest.raises(DatasetError, match=message):

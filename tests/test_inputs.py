@@ -1,12 +1,16 @@
 """The videos of a run: what is said of them, and how often an epoch shows them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pacecore.config import TrainOptions, from_mapping
+from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.engine import begin
 from pacecore.errors import PacecoreError
 from pacecore.inputs import open_inputs
+from pacecore.store import pack
 from tests.tiny import write_tiny
 
 HEAD = "label,youtube_id,time_start,time_end,split\n"
@@ -35,6 +39,49 @@ def test_other_videos_are_shown_ten_times_unless_told(tmp_path):
         resolved, data, _ = begin(options, torch.device("cpu"), resume=False, fall_back=False)
         assert "listed but not there" not in data.words
         assert resolved.repeat == given
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_of_videos_to_measure_on_their_training_split_is_none(split, tmp_path):
+    for number, name in enumerate(("train/a.mp4", f"{split}/b.mp4")):
+        (tmp_path / name).parent.mkdir()
+        write_tiny(tmp_path / name, 0, number, 20)
+    options = replace(options_of(tmp_path), held_out=str(tmp_path))
+    assert [open_inputs(options).held_out.path(0).name] == ["b.mp4"]
+    assert "1 training videos" in open_inputs(options).words
+    assert "; 1 held out" in open_inputs(options).words
+
+
+def test_a_store_and_an_index_hold_one_fold(tmp_path):
+    for fold, (train, test) in {"01": "ab", "02": "ba"}.items():
+        (tmp_path / f"trainlist{fold}.txt").write_text(f"{train}.mp4\n")
+        (tmp_path / f"testlist{fold}.txt").write_text(f"{test}.mp4\n")
+    for number, name in enumerate("ab"):
+        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20)
+    counted, _ = probe_all(find_videos(tmp_path, fold=2))
+    write_index(counted, tmp_path / "index.jsonl")
+    pack(counted, tmp_path / "store", (24, 32), workers=1)
+    stored = open_inputs(TrainOptions(data=str(tmp_path / "store"), resize=(24, 32)))
+    assert stored.words.endswith("; from the frame store of 24 x 32 pixels")
+    stored = open_inputs(TrainOptions(data=str(tmp_path / "store"), resize=(64, 86)))
+    assert stored.words.endswith(" 24 x 32 pixels, which are resized once more, to 64 x 86")
+    for data in (tmp_path / "index.jsonl", tmp_path / "store"):
+        for fold in ("1", "2", "02"):
+            found = open_inputs(TrainOptions(data=str(data), fold=fold))
+            assert found.train.path(0).name == "b.mp4"
+        with pytest.raises(PacecoreError, match=f"{data}: was made of lists 02, and fold '3' is"):
+            open_inputs(TrainOptions(data=str(data), fold="3"))
+
+
+def test_frame_counts_that_are_not_those_listed_are_told(tmp_path):
+    """Some lists have the columns path, frames, label."""
+    for number, name in enumerate("abc"):
+        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20)
+    (tmp_path / "list.txt").write_text("a.mp4 20 1\nb.mp4 20 2\nc.mp4 20 20\n")
+    data = open_inputs(TrainOptions(data=str(tmp_path / "list.txt")))
+    assert "; 2 have other numbers of frames than listed" in data.words
+    (tmp_path / "list.txt").write_text("a.mp4 0 20\nb.mp4 1\n")
+    assert "than listed" not in open_inputs(TrainOptions(data=str(tmp_path / "list.txt"))).words
 
 
 def test_what_depends_on_other_options_is_filled_in(tmp_path):

@@ -22,6 +22,11 @@ def job(what):
     return what * 2
 
 
+def process(_):
+    time.sleep(0.5)
+    return os.getpid()
+
+
 def test_jobs_that_die_or_hang_cost_no_other():
     jobs = [1, "die", 2, "hang", 3, "leave", 4]
     results = dict(run_jobs(job, jobs, workers=2, timeout_seconds=2))
@@ -32,10 +37,22 @@ def test_jobs_that_die_or_hang_cost_no_other():
     assert results[5] == JobFailure("the process reading it ended with code 7")
 
 
+def test_a_single_job_is_ended_too():
+    failed = JobFailure("took longer than 1 s")
+    assert list(run_jobs(job, ["hang"], timeout_seconds=1)) == [(0, failed)]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_exception_is_raised_here(workers):
     with pytest.raises(PacecoreError, match=r"a\.avi: is bad"):
         list(run_jobs(job, ["raise", "raise"], workers=workers))
+
+
+def test_a_process_for_each_core_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    assert len({result for _, result in run_jobs(process, range(6))}) == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert len({result for _, result in run_jobs(process, range(3))}) == 1
 
 
 def test_nothing_to_do():

@@ -73,7 +73,9 @@ def test_ucf101_errors(tmp_path):
         find_videos(root)
     index = find_videos(root, missing="skip")
     assert len(index) == 3
-    assert index.missing == ("Punch/v_Punch_g08_c01.avi 2",)
+    assert index.missing == (("Punch/v_Punch_g08_c01.avi 2", "train"),)
+    assert find_videos(root, missing="skip", split="train").missing == index.missing
+    assert find_videos(root, missing="skip", split="test").missing == ()
     wrong = "HandStandPushups/v_HandStandPushups_g08_c01.avi 2\n"
     text(lists / "trainlist01.txt", wrong)
     with pytest.raises(DatasetError, match="label 2 is not that of class HandstandPushups"):
@@ -122,6 +124,34 @@ def test_hmdb51(inside, tmp_path):
         find_videos(root)
 
 
+def test_sets_that_share_a_folder_keep_to_their_own_lists(tmp_path):
+    tree(tmp_path, "UCF-101/Punch/v_Punch_g08_c01.avi", "UCF-101/Dive/v_Dive_g01_c01.avi")
+    tree(tmp_path, "hmdb51/wave/a.avi", "hmdb51/run/b.avi", "mine/run/c.avi", "mine/k/d.avi")
+    text(tmp_path / "ucfTrainTestlist/trainlist01.txt", "Punch/v_Punch_g08_c01.avi 1\n")
+    text(tmp_path / "ucfTrainTestlist/testlist01.txt", "Dive/v_Dive_g01_c01.avi\n")
+    text(tmp_path / "ucfTrainTestlist/classInd.txt", "1 Punch\n2 Dive\n")
+    text(tmp_path / "testTrainMulti_7030_splits/wave_test_split1.txt", "a.avi 1\n")
+    assert find_videos(tmp_path / "UCF-101").layout == "UCF101, split 01"
+    assert find_videos(tmp_path / "hmdb51").layout == "HMDB51, split 1"
+    assert find_videos(tmp_path / "mine").layout == "class folders"
+
+
+def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
+    lists, videos = tmp_path / "deep" / "down" / "lists", tmp_path / "elsewhere" / "videos"
+    tree(videos, "a/1.avi", "b/2.avi", "wave/3.avi")
+    for split, line in (("train", "a/1.avi"), ("test", "b/2.avi")):
+        text(lists / f"{split}.txt", line + "\n")
+    with pytest.raises(DatasetError, match="name the root"):
+        find_videos(lists)
+    assert names(find_videos(lists, root=videos)) == ["a/1.avi", "b/2.avi"]
+    hmdb = lists / "testTrainMulti_7030_splits"
+    text(hmdb / "wave_test_split1.txt", "3.avi 1\n")
+    assert names(find_videos(hmdb, root=videos)) == ["wave/3.avi"]
+    kinetics = "label,youtube_id,time_start,time_end\n"
+    text(tmp_path / "tables" / "train.csv", kinetics + "x,3,0,10\n")
+    assert names(find_videos(tmp_path / "tables", root=videos)) == ["wave/3.avi"]
+
+
 def test_kinetics(tmp_path):
     tree(
         tmp_path, "train/riding a bike/aB-_1_000010_000020.mp4", "val/abseiling/x_000001_000011.mp4"
@@ -141,7 +171,8 @@ def test_kinetics(tmp_path):
         ("aB-_1_000010_000020.mp4", "riding a bike", "train"),
         ("x_000001_000011.mp4", "abseiling", "val"),
     ]
-    assert index.missing == ("gone_000001_000002",)
+    assert index.missing == (("gone_000001_000002", "train"),)
+    assert find_videos(tmp_path, split="val").missing == ()
     (tmp_path / "notes.csv").write_bytes("Mühe,Größe\n1,2\n".encode("latin-1"))  # beside them
     assert len(find_videos(tmp_path)) == 3
     assert len(find_videos(tmp_path / "val.csv")) == 1

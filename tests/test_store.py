@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 from pacecore.datasets import find_videos, probe_all
+from pacecore.errors import PacecoreError
 from pacecore.frames import Frames, concatenate
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.resample import resample
 from pacecore.source import VideoFiles
 from pacecore.store import FrameStore, StoreError, pack, pixel_bytes, record_bytes, store_bytes
 from pacecore.video import decode_all
+from tests.ranks import held_elsewhere
 from tests.video_files import planes_of, write_video
 
 DATA = os.environ.get("PACECORE_DATA")
@@ -165,6 +168,37 @@ def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
     assert torch.equal(again.whole().data, store.whole().data)
     with pytest.raises(StoreError, match="finished store already"):
         pack(index, tmp_path, store.size)
+
+
+def test_a_disk_that_fills_up_is_told_and_costs_no_frame(index, store, tmp_path, monkeypatch):
+    import pacecore.store as module
+
+    real, before = module._run, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def cut_the_last_frame(jobs, workers):
+        limit = store_bytes(index, store.size) - 100  # of its record, part of it would be written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        yield from real(jobs, workers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_run", cut_the_last_frame)
+        try:
+            with pytest.raises(StoreError, match="store: cannot be written: File too large"):
+                pack(index, tmp_path / "store", store.size, workers=1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again, bad = pack(index, tmp_path / "store", store.size, workers=1)
+    assert (bad, again.verify()) == ([], [])
+    assert torch.equal(again.whole().data, store.whole().data)
+
+
+def test_one_process_at_a_time_packs_into_a_folder(index, tmp_path):
+    with held_elsewhere(tmp_path / ".lock") as other:
+        words = rf"process {other} on .* is packing into it; wait or stop it"
+        with pytest.raises(PacecoreError, match=words):
+            pack(index, tmp_path, (24, 33), workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    pack(index, tmp_path, (24, 33), workers=1)
 
 
 def test_bad_videos_are_left_out_and_named(folder, tmp_path):

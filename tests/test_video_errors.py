@@ -3,12 +3,14 @@
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from pacecore.video import VideoError, decode, probe
+from pacecore.video.container import packets_of
 from tests.video_files import write_video
 
 
@@ -63,6 +65,21 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
         assert str(path) in str(caught.value), case
     if open_before is not None:
         assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_streams_that_come_while_a_file_is_read_end_nothing():
+    def demux(_):
+        yield from (SimpleNamespace(size=size) for size in (5, 0, 7))
+        [][1]
+
+    packets = packets_of(SimpleNamespace(demux=demux), None)
+    assert [packet.size for packet in packets] == [5, 7]
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match=r"pipe\.mp4: is a pipe or device, no file"):
+        probe(tmp_path / "pipe.mp4")
 
 
 def test_frames_that_do_not_exist_or_are_out_of_order(tmp_path):

@@ -16,7 +16,7 @@ def tree(root: Path, *names: str) -> Path:
 
 def text(path: Path, content: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode())
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
     return path
 
 

@@ -1,5 +1,6 @@
 """An opened video file: its packets, and frames from the decoder; every failure a VideoError."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,8 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
     every case. options: FFmpeg's, of the container.
     """
     url = str(Path(path).absolute())  # FFmpeg takes 10:30.avi for a protocol
+    if os.path.exists(url) and not os.path.isfile(url):
+        raise VideoError(path, "is a pipe or device, no file")  # which may never end
     try:
         container = av.open(url, format=kind, options=options, **READ_AS_IT_IS)
     except (OSError, ValueError, av.error.FFmpegError) as error:
@@ -96,7 +99,10 @@ def packets_of(
     """The stream's packets; an empty one stands for no picture, and would tell the decoder that the
     stream ended.
     """
-    return (packet for packet in container.demux(stream) if packet.size)
+    try:
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    except IndexError:  # PyAV's, after the last packet, of streams that came while it read
+        return
 
 
 def decoded(
