@@ -141,7 +141,7 @@ def backbones(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
 def data(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     """The authors' way, which reads extracted frames, beside our files and beside our store."""
     rates = {case["way"]: case["clips_per_core_second"] for case in cases}
-    files, store, decoding = "files", "store, where it lies", "files, decoding alone"
+    files, store, decoding = "files", "store", "files, decoding alone"
     # These clips never see a GPU, so its memory does not limit them.
     copy = None if _of_gpu(limits) else _limit_of(limits, 1, "copy_bytes_per_second")
     # 16 frames: the crop's part of the stored planes read, 3 x 112 x 112 numbers written.

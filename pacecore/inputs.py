@@ -55,12 +55,8 @@ def open_inputs(options: RunOptions) -> Inputs:
     more unreadable videos than max_bad, or with others on another rank.
     """
     data = options.data or str(_demo())
-    store = FrameStore.open(data) if FrameStore.is_at(data) else None
-    if store:
-        index = store.index.of_fold(options.fold, data)
-    else:
-        index = find_videos(data, fold=options.fold)
-    held: VideoIndex | None = None
+    index, store = _found(data, options.fold)
+    held, held_store = None, store
     if options.held_out == "auto":
         missing = len(index.missing)
         index, held = _split(index)
@@ -68,14 +64,14 @@ def open_inputs(options: RunOptions) -> Inputs:
         index = index.select("train")
         missing = len(index.missing)
         if options.held_out != "none":
-            held = find_videos(options.held_out, fold=options.fold)
+            held, held_store = _found(options.held_out, options.fold)
             held = held.select(next((name for name in _MEASURED if name in held.splits), None))
             missing += len(held.missing)
     bad: list[tuple[str, str]] = []
     listed = {entry.name: entry.num_frames for entry in index.entries}
     if not store:
         index, bad = open_index(index, options.max_bad)
-    if held is not None and not (store and options.held_out == "auto"):
+    if held is not None and not held_store:
         held, more = open_index(held, options.max_bad)
         bad += more
     frames = sum(entry.num_frames or 0 for entry in index.entries)
@@ -96,15 +92,22 @@ def open_inputs(options: RunOptions) -> Inputs:
         raise PacecoreError(
             f"the ranks do not find the same videos in {data}: rank {rank()} has {words}"
         )
-    from_store = store if options.held_out == "auto" else None
     return Inputs(
         _source(index, store),
-        _source(held, from_store) if held else None,
+        _source(held, held_store) if held else None,
         words,
         identity,
         tuple(bad),
         1 if index.layout == "Kinetics" else 10,
     )
+
+
+def _found(place: str, fold: int | str) -> tuple[VideoIndex, FrameStore | None]:
+    """The videos named, and the store that they are in."""
+    if not FrameStore.is_at(place):
+        return find_videos(place, fold=fold), None
+    store = FrameStore.open(place)
+    return store.index.of_fold(fold, place), store
 
 
 def _source(index: VideoIndex, store: FrameStore | None) -> FrameSource:

@@ -2,7 +2,7 @@
 
 A folder holds `frames.bin` and `index.json`. Every frame is a record of the same length: its Y, U
 and V planes packed tight, then a CRC-32 of them, filled up to a multiple of 64 bytes. The file is
-mapped into memory; frames are served from where they lie.
+mapped into memory.
 """
 
 import json
@@ -303,18 +303,11 @@ class FrameStore:
             table[rows] = self._table(rows * record_bytes(self.size), video["format"])
         return Frames(self._data, torch.from_numpy(table))
 
-    def frames(self, video: int, wanted: np.ndarray) -> Frames:
-        """Frames `wanted` of a video where they lie in the mapped file, without a copy.
+    def decode(self, video: int, wanted: np.ndarray) -> Frames:
+        """Frames `wanted` of a video in a buffer of their own, which batches are joined from.
 
         wanted: (N,) int64; row i is frame wanted[i]. Raises StoreError for a damaged frame.
         """
-        rows = self._rows(video, wanted)
-        self._check(rows, video)
-        table = self._table(rows * record_bytes(self.size), self._videos[video]["format"])
-        return Frames(self._data, torch.from_numpy(table))
-
-    def decode(self, video: int, wanted: np.ndarray) -> Frames:
-        """The same frames in a buffer of their own, which batches are joined from."""
         rows = self._rows(video, wanted)
         self._check(rows, video)
         record = record_bytes(self.size)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,10 @@ def test_of_videos_to_measure_on_their_training_split_is_none(split, tmp_path):
         write_tiny(tmp_path / name, 0, number, 20)
     options = replace(options_of(tmp_path), held_out=str(tmp_path))
     assert [open_inputs(options).held_out.path(0).name] == ["b.mp4"]
+    pack(probe_all(find_videos(tmp_path))[0], tmp_path / "store", (16, 16), workers=1)
+    found = open_inputs(replace(options, held_out=str(tmp_path / "store"))).held_out
+    assert [found.path(0).name] == ["b.mp4"]
+    assert found.decode(0, np.array([3])).table[0, 3:5].tolist() == [16, 16]
     assert "1 training videos" in open_inputs(options).words
     assert "; 1 held out" in open_inputs(options).words
 

@@ -60,10 +60,10 @@ def test_serves_what_was_decoded_and_resampled(store, index):
         whole = concatenate(list(decode_all(entry.path, planar=True)))
         expected = resample(whole, store.size).numpy()
         wanted = np.array([0, 1, 2, 5, entry.num_frames - 1])
-        for frames in (store.frames(video, wanted), store.decode(video, wanted)):
-            for got, number in zip(stacked(frames), wanted, strict=True):
-                np.testing.assert_array_equal(got, expected[number])
-            assert (frames.table[:, 7] == whole.table[0, 7]).all()
+        frames = store.decode(video, wanted)
+        for got, number in zip(stacked(frames), wanted, strict=True):
+            np.testing.assert_array_equal(got, expected[number])
+        assert (frames.table[:, 7] == whole.table[0, 7]).all()
 
 
 def test_whole_and_on_device_have_the_same_rows(store):
@@ -71,7 +71,7 @@ def test_whole_and_on_device_have_the_same_rows(store):
     whole = store.whole()
     for video in range(len(store)):
         row = store.first_row(video) + 4
-        expected = stacked(store.frames(video, np.array([4])))[0]
+        expected = stacked(store.decode(video, np.array([4])))[0]
         for frames in (whole, on_device):
             one = Frames(frames.data, frames.table[row : row + 1])
             np.testing.assert_array_equal(stacked(one)[0], expected)
@@ -225,10 +225,9 @@ def test_damage_is_refused(index, tmp_path):
     raw[(store.first_row(1) + 3) * record_bytes((24, 33)) + 77] ^= 1
     file.write_bytes(raw)
     store = FrameStore.open(tmp_path / "store")
-    store.frames(1, np.array([0, 1, 2, 4]))
-    for serve in (store.frames, store.decode):
-        with pytest.raises(StoreError, match=r"frame 3 of .*two\.mkv is damaged"):
-            serve(1, np.array([2, 3]))
+    store.decode(1, np.array([0, 1, 2, 4]))
+    with pytest.raises(StoreError, match=r"frame 3 of .*two\.mkv is damaged"):
+        store.decode(1, np.array([2, 3]))
     assert [Path(bad.path).name for bad in store.verify()] == ["two.mkv"]
     with pytest.raises(StoreError, match="damaged"):
         store.to_device("cpu")
