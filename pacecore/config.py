@@ -32,6 +32,8 @@ _USUAL_INPUT = (16, (128, 171), 112)
 # The fewest frames and the smallest crop whose map outlasts every pooling; others take any.
 _SMALLEST_INPUT = {"c3d": (8, 16)}
 
+_LONGEST_WAIT = 1e6  # seconds; the system counts milliseconds in 31 bits
+
 CONTRASTS = ("context", "pace", "none")
 
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -56,7 +58,9 @@ class RunOptions:
         choices=("auto", "host", "device"),
     )  # fmt: skip
     max_bad: int = option(10, "Unreadable videos to skip before the run stops.", low=0)
-    decode_timeout: float = option(120.0, "Seconds to wait for one batch of videos.", low=1)
+    decode_timeout: float = option(
+        120.0, "Seconds to wait for one batch of videos.", low=1, high=_LONGEST_WAIT
+    )
     deterministic: bool = option(False, "Bit-for-bit repeatable on CUDA too, at some cost.")
     # network
     backbone: str = option("r21d", "Network.", choices=("c3d", "r3d", "r21d", "s3dg"))
@@ -267,7 +271,9 @@ class MeasureOptions:
     out: str = option("", "Folder for the results; empty: beside the checkpoint.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.")
     workers: int = option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
-    decode_timeout: float = option(120.0, "Seconds to wait for one batch of videos.", low=1)
+    decode_timeout: float = option(
+        120.0, "Seconds to wait for one batch of videos.", low=1, high=_LONGEST_WAIT
+    )
     amp: str = option("none", "Type of the network's arithmetic.", choices=("none", "bf16"))
     batch_clips: int = option(
         40, "Clips at once; where memory ends, it goes on with half as many.", low=1

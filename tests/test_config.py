@@ -64,6 +64,7 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"depth": 7}, "depth must be one of 0, 10, 18, got 7"),
         ({"backbone": "s3dg", "depth": 18}, "depth must be 0 for s3dg, got 18"),
         ({"width": 5.0}, "width must be at most 4.0, got 5.0"),
+        ({"decode_timeout": 1e7}, "decode_timeout must be at most 1000000.0, got 10000000.0"),
         ({"accumulate": 31}, "accumulate must be at most batch, 30, got 31"),
     ],
 )
