@@ -63,7 +63,8 @@ def _classes(run: _Measured) -> list[str]:
 
 
 _LINES = ("-", "--", ":", "-.")
-_PLAIN_TEXT = rc_context({"text.parse_math": False})  # names of classes and runs may have a $
+# Names of classes and runs may have a $, and a user's matplotlibrc may ask for a TeX.
+_PLAIN_TEXT = rc_context({"text.parse_math": False, "text.usetex": False})
 
 
 @_PLAIN_TEXT

@@ -283,6 +283,8 @@ def test_pictures_are_drawn_and_copied(tmp_path):
 
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure
+    # As a user's matplotlibrc may say, whether there is a TeX or not.
+    monkeypatch.setitem(sys.modules["matplotlib"].rcParams, "text.usetex", True)
     shown, save = [], figure.savefig
 
     def noting(self, *arguments, **options):
