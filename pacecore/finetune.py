@@ -75,8 +75,7 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
     for name in (*NETWORK_OPTIONS, *INPUT_OPTIONS):
         stored = getattr(trained.options, name)
         wanted = values.setdefault(name, stored)
-        same = tuple(wanted) == tuple(stored) if name == "resize" else wanted == stored
-        if same:
+        if wanted == stored or (name == "resize" and wanted == list(stored)):  # as TOML has it
             continue
         if name in NETWORK_OPTIONS:
             raise OptionError(

@@ -255,9 +255,24 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
     assert not notes
     with pytest.raises(OptionError, match=r"width must be 0\.125, as in .*pre\.pt, .* got 0\.5"):
         inherit_options({"width": 0.5}, trained)
-    _, notes = inherit_options({"normalize": "none", "resize": (32, 40)}, trained)
-    assert len(notes) == 1
-    assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
+    for same in ((32, 40), [32, 40]):  # given, or of a file
+        _, notes = inherit_options({"normalize": "none", "resize": same}, trained)
+        assert len(notes) == 1
+        assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("checkpoint = 5", "checkpoint must be text, got 5"),
+        ("resize = 64", "resize must be HEIGHT"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_its_file(tmp_path, line, words):
+    (tmp_path / "my.toml").write_text(line)
+    given = {} if "checkpoint" in line else {"checkpoint": str(pretrained(tmp_path / "pre.pt"))}
+    with pytest.raises(OptionError, match=rf"my\.toml: {words}"):
+        _options(given, None, str(tmp_path / "my.toml"))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
+from pacecore.evaluate import PaceResult
+from pacecore.rules import read_toml
 from pacecore.source import VideoFiles
-from pacecore.train import _size_words
+from pacecore.train import PaceTask, _size_words, pace_model, pretrain
 from tests.ranks import held_elsewhere
 from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
@@ -69,7 +71,34 @@ def test_a_run_from_files_to_summary(monkeypatch, capsys, videos, tmp_path):
 
     code, _, err = train(monkeypatch, capsys, videos, "--out", run)
     assert code == 2
-    assert err.endswith(f"out: {run} holds a run already; name another, or --resume {run}\n")
+    refused = f"out: {run} holds a run already; name another, or --resume {run}"
+    assert err.endswith(f"{refused}\n")
+    with pytest.raises(PacecoreError, match=refused):  # by Python alike
+        pretrain(from_mapping(TrainOptions, read_toml(run / "options.toml")))
+
+
+@pytest.mark.parametrize(("weight", "warns"), [(1.0, True), (0.0, False)])
+def test_one_answer_to_every_clip_is_a_collapse_of_what_was_trained(monkeypatch, weight, warns):
+    found = PaceResult(("1", "2"), [[3, 0], [3, 0]], {})
+    monkeypatch.setattr("pacecore.train.pace_accuracy", lambda *_: found)
+    options = from_mapping(
+        TrainOptions, {"paces": "1,2", "views": 2, "lambda_cls": weight}, preset="demo"
+    )
+    task = PaceTask(options, pace_model(options), held_out=[], device=torch.device("cpu"))
+    assert ("warning" in task.evaluate()) == warns
+
+
+@pytest.mark.parametrize(("line", "width"), [("seed = 3", 0.125), ('preset = "paper"', 1.0)])
+def test_a_file_that_names_neither_data_nor_preset_is_of_the_demo(
+    monkeypatch, tmp_path, line, width
+):
+    (tmp_path / "my.toml").write_text(line)
+    seen = []
+    monkeypatch.setattr("pacecore.train.pretrain", lambda options: seen.append(options) or 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["pacecore", "train", "--config", str(tmp_path / "my.toml")])
+    with pytest.raises(ZeroDivisionError):
+        main()
+    assert seen[0].width == width
 
 
 @pytest.mark.parametrize("verb", ["train", "finetune"])
