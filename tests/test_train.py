@@ -196,20 +196,34 @@ def test_the_commands_that_follow_are_those_that_the_videos_serve(
 def test_held_out_videos_none_of_which_is_read_give_a_reason_not_nan(
     monkeypatch, capsys, videos, tmp_path
 ):
+    summary = json.loads(_with_unread(monkeypatch, capsys, videos, tmp_path, videos / "test", 6))
+    assert set(summary["results"]) == {"warning"}
+
+
+def test_a_figure_of_a_part_of_the_held_out_videos_says_so(monkeypatch, capsys, videos, tmp_path):
+    red = videos / "test" / "Red"
+    summary = json.loads(_with_unread(monkeypatch, capsys, videos, tmp_path, red, 2))
+    assert summary["results"]["held_out_clips"] == 48
+
+
+def _with_unread(monkeypatch, capsys, videos, tmp_path, folder, count):
+    """summary.json of a run that cannot decode the `count` held-out videos in `folder`."""
     decode = VideoFiles.decode
 
     def failing(self, video, wanted):
-        if self.path(video).is_relative_to(videos / "test"):
-            raise PacecoreError("cut short")
+        if self.path(video).is_relative_to(folder):
+            raise PacecoreError(f"{self.path(video)}: cut short")
         return decode(self, video, wanted)
 
     monkeypatch.setattr(VideoFiles, "decode", failing)
     code, out, _ = train(monkeypatch, capsys, videos, "--out", tmp_path / "run")
     assert code == 0
-    assert "warning: no held-out video can be read, the first is " in out
-    assert ": cut short" in out
+    assert f"warning: {count} of 6 held-out videos cannot be read, the first is {folder}" in out
+    assert ".mp4: cut short\n" in out
     assert "nan" not in out
-    assert "NaN" not in (tmp_path / "run" / "summary.json").read_text()
+    text = (tmp_path / "run" / "summary.json").read_text()
+    assert "NaN" not in text
+    return text
 
 
 def test_a_fine_tuning_without_held_out_videos_suggests_nothing(
