@@ -298,6 +298,18 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     assert shown == ["_a $x^$", "$x^$", "_b"]
 
 
+@pytest.mark.parametrize(("kind", "dots"), [("pretrain", "held out"), ("finetune", "validation")])
+def test_the_axis_says_what_the_dots_were_measured_on(tmp_path, monkeypatch, kind, dots):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    from pacecore.plots import draw_curves
+
+    labels = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: labels.append(self.axes[1]))
+    run = SimpleNamespace(name="", kind=kind, metrics=[], test={})
+    draw_curves([("a", [run])], tmp_path / "curves.png")
+    assert labels[0].get_ylabel() == f"accuracy (dots: {dots})"
+
+
 def test_curves_of_many_settings_keep_their_size(tmp_path):
     pytest.importorskip("matplotlib")
     from pacecore.plots import draw_curves
