@@ -10,7 +10,6 @@ from pacecore.rules import OptionError, check_field, option, option_type
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
-    "CONTRASTS",
     "AttendOptions",
     "ExtractOptions",
     "FeatureOptions",
@@ -33,8 +32,6 @@ _USUAL_INPUT = (16, (128, 171), 112)
 _SMALLEST_INPUT = {"c3d": (8, 16)}
 
 _LONGEST_WAIT = 1e6  # seconds; the system counts milliseconds in 31 bits
-
-CONTRASTS = ("context", "pace", "none")
 
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -187,7 +184,7 @@ class TrainOptions(RunOptions):
     lambda_ctr: float = option(0.1, "Weight of the contrastive loss.", low=0.0)
     contrast: str = option(
         "context", "Positive pairs: clips of a video (Eq. 2), of a pace (Eq. 3), or no contrast.",
-        choices=CONTRASTS,
+        choices=("context", "pace", "none"),
     )  # fmt: skip
     denominator: str = option("anchor", "Denominator of Eq. 2.", choices=("anchor", "batch"))
     z_norm: bool = option(False, "Normalise the embeddings of the contrastive loss.")

@@ -53,6 +53,7 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"paces": "1,fast"}, "got 'fast'"),
         ({"paces": "3"}, "paces must be two or more"),
         ({"paces": "1,2", "views": 3}, "views must be at most the number of paces, 2"),
+        ({"contrast": "video"}, "contrast must be one of context, pace, none, got 'video'"),
         ({"contrast": "none", "lambda_cls": 0}, "must not both be off"),
         ({"views": 1}, "views must be 2 or more for contrast context, or contrast none; got views"),
         ({"views": 1, "lambda_cls": 0}, "views must be 2 or more for contrast context"),
