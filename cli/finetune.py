@@ -12,7 +12,6 @@ from pacecore.cli.train import (
     next_run_folder,
     options_of_run,
     refuse_idle_fall_back,
-    refuse_used_folder,
 )
 from pacecore.config import FinetuneOptions, from_mapping
 from pacecore.rules import OptionError
@@ -60,7 +59,6 @@ def finetune(
             raise OptionError("CHECKPOINT is missing; --scratch starts from fresh weights")
         given |= {"checkpoint": checkpoint, "data": data}
         options, trained = _options(given, preset, config)
-        refuse_used_folder(options.out)
         summary = run_finetune(options, trained=trained)
     say(closing_words(options, summary))
 

@@ -88,24 +88,16 @@ def run_options(command: Callable) -> Callable:
     return command
 
 
-def collect(
-    kind: type[AnyOptions],
-    given: dict[str, Any],
-    preset: str | None = None,
-    config: str | None = None,
-) -> AnyOptions:
-    """Options from the preset, over it the TOML file, over it what was given.
-
-    A file's key `preset` names its preset unless one is given. Raises OptionError.
-    """
-    values, preset = given_values(given, preset, config)
-    return from_mapping(kind, values, preset=preset, source=config or "")
+def collect(kind: type[AnyOptions], given: dict[str, Any]) -> AnyOptions:
+    """Options of a verb that measures, from what was given. Raises OptionError."""
+    return from_mapping(kind, given_values(given, None, None)[0])
 
 
 def given_values(
     given: dict[str, Any], preset: str | None, config: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """The values of the TOML file and over them what was given (None: was not), and the preset.
+    """The values of the TOML file and over them what was given (None: was not), and the preset,
+    which a file's key `preset` names unless one is given.
 
     Raises OptionError where DATA or CHECKPOINT is given and empty, as a shell variable that is not
     set: in a file that stands for the demo set, or for fresh weights.
@@ -116,6 +108,8 @@ def given_values(
     values = read_toml(config) if config else {}
     named = values.pop("preset", None)
     values.update({name: value for name, value in given.items() if value is not None})
+    if not isinstance(values.get("checkpoint", ""), str):  # it is read before options are checked
+        raise OptionError(f"{config}: checkpoint must be text, got {values['checkpoint']!r}")
     return values, named if preset is None else preset
 
 

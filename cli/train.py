@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from pacecore.checkpoint import check_kind, load_resume
-from pacecore.cli.options import collect, options_of, run_options, say
-from pacecore.config import AnyOptions, TrainOptions
+from pacecore.cli.options import given_values, options_of, run_options, say
+from pacecore.config import AnyOptions, TrainOptions, from_mapping
 from pacecore.rules import OptionError
 from pacecore.trained import stored_options
 
@@ -49,11 +49,11 @@ def train(
         summary = pretrain(options, resume=True, fall_back=resume_previous)
     else:
         refuse_idle_fall_back(resume_previous)
-        if given["data"] is None and preset is None and config is None:
+        values, preset = given_values(given, preset, config)
+        if not values.get("data") and preset is None:
             preset = "demo"
-        options = collect(TrainOptions, given, preset, config)
+        options = from_mapping(TrainOptions, values, preset=preset, source=config or "")
         options = replace(options, out=options.out or next_run_folder("train"))
-        refuse_used_folder(options.out)
         summary = pretrain(options)
     say(closing_words(options, summary))
 
@@ -70,13 +70,6 @@ def refuse_idle_fall_back(resume_previous: bool) -> None:
     """A new run has no checkpoint before the last: who asks for that one means another run."""
     if resume_previous:
         raise OptionError("--resume-previous goes with --resume, which is missing")
-
-
-def refuse_used_folder(folder: str) -> None:
-    """A run never writes over another run."""
-    if (Path(folder) / "last.pt").exists():
-        resuming = shlex.join(["--resume", folder])
-        raise OptionError(f"out: {folder} holds a run already; name another, or {resuming}")
 
 
 def options_of_run(

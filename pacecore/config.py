@@ -10,7 +10,6 @@ from pacecore.rules import OptionError, check_field, option, option_type
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
-    "CONTRASTS",
     "AttendOptions",
     "ExtractOptions",
     "FeatureOptions",
@@ -32,7 +31,7 @@ _USUAL_INPUT = (16, (128, 171), 112)
 # The fewest frames and the smallest crop whose map outlasts every pooling; others take any.
 _SMALLEST_INPUT = {"c3d": (8, 16)}
 
-CONTRASTS = ("context", "pace", "none")
+_LONGEST_WAIT = 1e6  # seconds; the system counts milliseconds in 31 bits
 
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -56,7 +55,9 @@ class RunOptions:
         choices=("auto", "host", "device"),
     )  # fmt: skip
     max_bad: int = option(10, "Unreadable videos to skip before the run stops.", low=0)
-    decode_timeout: float = option(120.0, "Seconds to wait for one batch of videos.", low=1)
+    decode_timeout: float = option(
+        120.0, "Seconds to wait for one batch of videos.", low=1, high=_LONGEST_WAIT
+    )
     deterministic: bool = option(False, "Bit-for-bit repeatable on CUDA too, at some cost.")
     # network
     backbone: str = option("r21d", "Network.", choices=("c3d", "r3d", "r21d", "s3dg"))
@@ -183,7 +184,7 @@ class TrainOptions(RunOptions):
     lambda_ctr: float = option(0.1, "Weight of the contrastive loss.", low=0.0)
     contrast: str = option(
         "context", "Positive pairs: clips of a video (Eq. 2), of a pace (Eq. 3), or no contrast.",
-        choices=CONTRASTS,
+        choices=("context", "pace", "none"),
     )  # fmt: skip
     denominator: str = option("anchor", "Denominator of Eq. 2.", choices=("anchor", "batch"))
     z_norm: bool = option(False, "Normalise the embeddings of the contrastive loss.")
@@ -267,7 +268,9 @@ class MeasureOptions:
     out: str = option("", "Folder for the results; empty: beside the checkpoint.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.")
     workers: int = option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
-    decode_timeout: float = option(120.0, "Seconds to wait for one batch of videos.", low=1)
+    decode_timeout: float = option(
+        120.0, "Seconds to wait for one batch of videos.", low=1, high=_LONGEST_WAIT
+    )
     amp: str = option("none", "Type of the network's arithmetic.", choices=("none", "bf16"))
     batch_clips: int = option(
         40, "Clips at once; where memory ends, it goes on with half as many.", low=1

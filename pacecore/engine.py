@@ -62,13 +62,17 @@ def begin(
 ) -> tuple[AnyOptions, Inputs, dict[str, Any] | None]:
     """What a verb needs before its network: options that `device` is trusted with, the videos, and
     with `resume` the content of the run's last checkpoint (`fall_back`: of the one before, where
-    the last is damaged). Raises PacecoreError, also for a checkpoint of other videos.
+    the last is damaged). Raises PacecoreError, also for a checkpoint of other videos, and for a new
+    run in the folder of another.
     """
     if not options.out:
         raise PacecoreError("out must name the folder of the run, got ''")
     if is_main():
         # Not after an hour's reading of videos, and so all that follows.
         RunFolder.check(Path(options.out), tensorboard=options.tensorboard)
+    if not resume and (Path(options.out) / "last.pt").exists():
+        resuming = shlex.join(["--resume", options.out])
+        raise PacecoreError(f"out: {options.out} holds a run already; name another, or {resuming}")
     if options.graph:
         check_graph(device)
     options = trusted(options.resolved(), device, resume=resume)

@@ -27,7 +27,7 @@ from pacecore.errors import PacecoreError
 from pacecore.files import write_json
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
-from pacecore.protocol import ClipRunner, decoder_count, labels_of
+from pacecore.protocol import ClipRunner, decoder_count, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
 from pacecore.rules import OptionError
 from pacecore.source import FrameSource, Subset
@@ -75,8 +75,7 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
     for name in (*NETWORK_OPTIONS, *INPUT_OPTIONS):
         stored = getattr(trained.options, name)
         wanted = values.setdefault(name, stored)
-        same = tuple(wanted) == tuple(stored) if name == "resize" else wanted == stored
-        if same:
+        if wanted == stored or (name == "resize" and wanted == list(stored)):  # as TOML has it
             continue
         if name in NETWORK_OPTIONS:
             raise OptionError(
@@ -178,10 +177,12 @@ class _ActionTask:
             layout=memory_format(self.model, self.device),
         )
         result = measure_actions(runner, self.validation, self.classes)
+        words = unread_words(result.unreadable, len(self.validation), "validation")
         return {
             "val_accuracy": result.top1,
             "val_clip_accuracy": result.clip_top1,
             "val_videos": result.videos,
+            **({"warning": words} if words else {}),
         }
 
     def extra_state(self) -> dict[str, Any]:

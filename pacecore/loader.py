@@ -251,7 +251,8 @@ class _Batches(Dataset):
             try:
                 part = self.source.decode(request.video, wanted)
             except PacecoreError as error:
-                bad.append((str(self.source.path(request.video)), str(error)))
+                path = str(self.source.path(request.video))
+                bad.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
             for plan in request.plans:
                 rows.append(start + np.searchsorted(wanted, plan.frame_numbers))

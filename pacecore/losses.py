@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pacecore.config import CONTRASTS, TrainOptions
+from pacecore.config import TrainOptions
 from pacecore.distributed import Gathered, gather_rows, world_size
-from pacecore.errors import PacecoreError
 from pacecore.ops import InfoNCE, info_nce
 
 __all__ = ["pretraining_loss"]
@@ -28,12 +27,7 @@ def pretraining_loss(
     (), detached, whose mean over the ranks is the whole batch's: "loss_cls", "accuracy",
     "z_spread", and with a contrast "loss_ctr", "positive_similarity", "negative_similarity",
     "nearest_is_positive".
-    Raises PacecoreError for a contrast that is not one of CONTRASTS.
     """
-    if options.contrast not in CONTRASTS:
-        raise PacecoreError(
-            f"contrast must be one of {', '.join(CONTRASTS)}, got {options.contrast!r}"
-        )
     groups = videos if options.contrast == "context" else labels
     everyone = gather_rows(z, groups)
     share = len(z) * world_size() / max(len(everyone.rows), 1)

@@ -31,10 +31,10 @@ class Totals:
 
 
 class NotFinite(ArithmeticError):
-    """The loss of step `step` is not a finite number."""
+    """The loss of step `step`, from 0, is not a finite number; in words it counts from 1."""
 
     def __init__(self, step: int, loss: float):
-        super().__init__(f"step {step}: the loss is {loss}")
+        super().__init__(f"step {step + 1}: the loss is {loss}")
         self.step, self.loss = step, loss
 
 

@@ -63,13 +63,14 @@ def _classes(run: _Measured) -> list[str]:
 
 
 _LINES = ("-", "--", ":", "-.")
-_PLAIN_TEXT = rc_context({"text.parse_math": False})  # names of classes and runs may have a $
+# Names of classes and runs may have a $, and a user's matplotlibrc may ask for a TeX.
+_PLAIN_TEXT = rc_context({"text.parse_math": False, "text.usetex": False})
 
 
 @_PLAIN_TEXT
 def draw_curves(groups: Sequence[Group], path: Path) -> None:
-    """Loss and accuracy over epochs, a colour a setting: training as lines, held-out or validation
-    accuracy as dots.
+    """Loss and accuracy over epochs of runs of one kind, a colour a setting: training as lines,
+    held-out or validation accuracy as dots.
     """
     # In the legend a letter is about a twelfth of an inch wide, a line a fifth high.
     longest = 6 + max(len(words) for words, _ in groups)
@@ -82,7 +83,8 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
             # A label that begins with _ is left out of the legend.
             _draw_run(run, loss, accuracy, look, "" if place else f" {words}")
     loss.set(xlabel="epoch", ylabel="loss")
-    accuracy.set(xlabel="epoch", ylabel="accuracy (dots: held out)", ylim=(0, 1.02))
+    dots = "held out" if groups[0][1][0].kind == "pretrain" else "validation"
+    accuracy.set(xlabel="epoch", ylabel=f"accuracy (dots: {dots})", ylim=(0, 1.02))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=columns, fontsize="small")

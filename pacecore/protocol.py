@@ -37,6 +37,7 @@ __all__ = [
     "open_measured",
     "out_folder",
     "ready",
+    "unread_words",
 ]
 
 # Ranks have no step in common here: one may have much longer videos than another.
@@ -89,6 +90,15 @@ def labels_of(source: FrameSource, what: str) -> np.ndarray:
             f" {source.path(bare[0])}"
         )
     return np.array(labels, dtype=np.int64)
+
+
+def unread_words(unreadable: dict[str, str], count: int, what: str) -> str:
+    """For the user, where a figure is not of all `count` videos; else empty."""
+    if not unreadable:
+        return ""
+    path, reason = next(iter(unreadable.items()))
+    words = f"{len(unreadable)} of {count} {what} videos cannot be read, the first is {path}"
+    return f"{words}: {reason}"
 
 
 def evenly_spaced(count: int, clips: int) -> np.ndarray:

@@ -61,7 +61,8 @@ class TrainingStep:
             lr=options.lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
-            nesterov=options.nesterov,
+            # Without momentum Nesterov's is the same, which torch refuses to do.
+            nesterov=options.nesterov and options.momentum > 0,
             fused=True,
         )
         self._graphs: dict[torch.Size, nn.Module] = {}

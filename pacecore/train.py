@@ -25,7 +25,7 @@ from pacecore.inputs import Inputs, worker_count
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
-from pacecore.protocol import ClipRunner, labels_of
+from pacecore.protocol import ClipRunner, labels_of, unread_words
 from pacecore.sampling import loop_share
 from pacecore.source import FrameSource
 from pacecore.video_writer import write_png
@@ -101,15 +101,17 @@ class PaceTask:
             layout=memory_format(self.model, self.device),
         )
         self.last = pace_accuracy(runner, self.held_out)
+        words = unread_words(self.last.unreadable, len(self.held_out), "held-out")
         if not self.last.clips:
-            path, reason = next(iter(self.last.unreadable.items()))
-            return {"warning": f"no held-out video can be read, the first is {path}: {reason}"}
+            return {"warning": words}
+        if self.options.lambda_cls:  # else the classifier has learnt nothing
+            words = words or _collapse(self.last)
         return {
             "pace_accuracy": self.last.accuracy,
             "chance": 1 / len(self.last.classes),
             "confusion": self.last.confusion,
             "held_out_clips": self.last.clips,
-            **({"warning": words} if (words := _collapse(self.last)) else {}),
+            **({"warning": words} if words else {}),
         }
 
     def extra_state(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"paces": "1,fast"}, "got 'fast'"),
         ({"paces": "3"}, "paces must be two or more"),
         ({"paces": "1,2", "views": 3}, "views must be at most the number of paces, 2"),
+        ({"contrast": "video"}, "contrast must be one of context, pace, none, got 'video'"),
         ({"contrast": "none", "lambda_cls": 0}, "must not both be off"),
         ({"views": 1}, "views must be 2 or more for contrast context, or contrast none; got views"),
         ({"views": 1, "lambda_cls": 0}, "views must be 2 or more for contrast context"),
@@ -64,6 +65,7 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"depth": 7}, "depth must be one of 0, 10, 18, got 7"),
         ({"backbone": "s3dg", "depth": 18}, "depth must be 0 for s3dg, got 18"),
         ({"width": 5.0}, "width must be at most 4.0, got 5.0"),
+        ({"decode_timeout": 1e7}, "decode_timeout must be at most 1000000.0, got 10000000.0"),
         ({"accumulate": 31}, "accumulate must be at most batch, 30, got 31"),
     ],
 )

@@ -224,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(TrainingError) as caught:
         run(tmp_path, task=Exploding)
     words = str(caught.value)
-    assert words.startswith("step 4: the loss is nan; the last good checkpoint is")
+    assert words.startswith("step 5: the loss is nan; the last good checkpoint is")
     assert "video-" in words
     assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 3
 

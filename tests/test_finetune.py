@@ -23,9 +23,10 @@ from pacecore.finetune import (
     recordings,
     validation_split,
 )
+from pacecore.protocol import ClipRunner
 from pacecore.recognition import run_test
 from pacecore.rules import OptionError
-from pacecore.source import VideoFiles
+from pacecore.source import Subset, VideoFiles
 from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
 
@@ -190,6 +191,7 @@ def test_learns_and_keeps_the_best_by_the_validation_share(videos, tmp_path, mon
     summary = finetune(options)
     assert (summary["validation_videos"], summary["validation_by"]) == (3, "video")
     assert summary["videos"] == 9
+    assert "warning" not in summary["results"]
     assert not [path for path in opened if "/test/" in path]  # the test split is never looked at
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     measured = [line["val_accuracy"] for line in lines if "val_accuracy" in line]
@@ -200,6 +202,19 @@ def test_learns_and_keeps_the_best_by_the_validation_share(videos, tmp_path, mon
     assert last["totals"]["step"] == summary["steps"]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_an_accuracy_of_a_part_of_the_validation_videos_says_so(videos, tmp_path, monkeypatch):
+    run = ClipRunner.run
+
+    def failing(self, source):
+        self.unreadable["a.mp4"] = "cut short"
+        return run(self, Subset(source, [0, 1]), None)
+
+    monkeypatch.setattr(ClipRunner, "run", failing)
+    results = finetune(tiny_options(videos, tmp_path / "run", val_share=0.25, epochs=1))["results"]
+    words = "1 of 3 validation videos cannot be read, the first is a.mp4: cut short"
+    assert (results["val_videos"], results["warning"]) == (2, words)
 
 
 def test_validation_takes_whole_groups_and_says_so(tmp_path, capsys):
@@ -255,9 +270,24 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
     assert not notes
     with pytest.raises(OptionError, match=r"width must be 0\.125, as in .*pre\.pt, .* got 0\.5"):
         inherit_options({"width": 0.5}, trained)
-    _, notes = inherit_options({"normalize": "none", "resize": (32, 40)}, trained)
-    assert len(notes) == 1
-    assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
+    for same in ((32, 40), [32, 40]):  # given, or of a file
+        _, notes = inherit_options({"normalize": "none", "resize": same}, trained)
+        assert len(notes) == 1
+        assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("checkpoint = 5", "checkpoint must be text, got 5"),
+        ("resize = 64", "resize must be HEIGHT"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_its_file(tmp_path, line, words):
+    (tmp_path / "my.toml").write_text(line)
+    given = {} if "checkpoint" in line else {"checkpoint": str(pretrained(tmp_path / "pre.pt"))}
+    with pytest.raises(OptionError, match=rf"my\.toml: {words}"):
+        _options(given, None, str(tmp_path / "my.toml"))
 
 
 @pytest.mark.parametrize(

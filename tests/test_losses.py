@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from pacecore.backbones import build_backbone
 from pacecore.config import TrainOptions
-from pacecore.errors import PacecoreError
 from pacecore.losses import pretraining_loss
 from pacecore.reference.info_nce import info_nce as reference
 
@@ -83,8 +82,3 @@ def test_contrast_off_leaves_embeddings_alone():
     z[0, 0] = math.nan
     loss, _ = pretraining_loss(logits, z, labels, videos, TrainOptions(contrast="none"))
     assert math.isfinite(loss)
-
-
-def test_unknown_contrast():
-    with pytest.raises(PacecoreError, match=r"contrast must be one of context, .*got 'video'"):
-        pretraining_loss(*batch(), TrainOptions(contrast="video"))

@@ -283,6 +283,8 @@ def test_pictures_are_drawn_and_copied(tmp_path):
 
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure
+    # As a user's matplotlibrc may say, whether there is a TeX or not.
+    monkeypatch.setitem(sys.modules["matplotlib"].rcParams, "text.usetex", True)
     shown, save = [], figure.savefig
 
     def noting(self, *arguments, **options):
@@ -302,6 +304,18 @@ def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):
     lines = (tmp_path / "out" / "report.md").read_text().splitlines()
     (row,) = [line for line in lines if "a\\|b" in line]
     assert row.replace("\\|", "").count("|") == 12  # around eleven columns
+
+
+@pytest.mark.parametrize(("kind", "dots"), [("pretrain", "held out"), ("finetune", "validation")])
+def test_the_axis_says_what_the_dots_were_measured_on(tmp_path, monkeypatch, kind, dots):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    from pacecore.plots import draw_curves
+
+    labels = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: labels.append(self.axes[1]))
+    run = SimpleNamespace(name="", kind=kind, metrics=[], test={})
+    draw_curves([("a", [run])], tmp_path / "curves.png")
+    assert labels[0].get_ylabel() == f"accuracy (dots: {dots})"
 
 
 def test_curves_of_many_settings_keep_their_size(tmp_path):

@@ -81,6 +81,10 @@ def test_losses_fall_and_the_rate_is_the_steps_own():
     assert train(sizes=(4,) * 8)[0] == losses
 
 
+def test_nesterov_without_momentum_is_plain_descent():
+    assert train(momentum=0.0, nesterov=True)[0] == train(momentum=0.0)[0]
+
+
 def test_dropout_is_drawn_by_seed_step_and_part():
     whole = train(dropout=0.5)
     assert train(dropout=0.5)[0] == whole[0]

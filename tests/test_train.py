@@ -12,8 +12,10 @@ from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
+from pacecore.evaluate import PaceResult
+from pacecore.rules import read_toml
 from pacecore.source import VideoFiles
-from pacecore.train import _size_words
+from pacecore.train import PaceTask, _size_words, pace_model, pretrain
 from tests.ranks import held_elsewhere
 from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
 
@@ -69,7 +71,34 @@ def test_a_run_from_files_to_summary(monkeypatch, capsys, videos, tmp_path):
 
     code, _, err = train(monkeypatch, capsys, videos, "--out", run)
     assert code == 2
-    assert err.endswith(f"out: {run} holds a run already; name another, or --resume {run}\n")
+    refused = f"out: {run} holds a run already; name another, or --resume {run}"
+    assert err.endswith(f"{refused}\n")
+    with pytest.raises(PacecoreError, match=refused):  # by Python alike
+        pretrain(from_mapping(TrainOptions, read_toml(run / "options.toml")))
+
+
+@pytest.mark.parametrize(("weight", "warns"), [(1.0, True), (0.0, False)])
+def test_one_answer_to_every_clip_is_a_collapse_of_what_was_trained(monkeypatch, weight, warns):
+    found = PaceResult(("1", "2"), [[3, 0], [3, 0]], {})
+    monkeypatch.setattr("pacecore.train.pace_accuracy", lambda *_: found)
+    options = from_mapping(
+        TrainOptions, {"paces": "1,2", "views": 2, "lambda_cls": weight}, preset="demo"
+    )
+    task = PaceTask(options, pace_model(options), held_out=[], device=torch.device("cpu"))
+    assert ("warning" in task.evaluate()) == warns
+
+
+@pytest.mark.parametrize(("line", "width"), [("seed = 3", 0.125), ('preset = "paper"', 1.0)])
+def test_a_file_that_names_neither_data_nor_preset_is_of_the_demo(
+    monkeypatch, tmp_path, line, width
+):
+    (tmp_path / "my.toml").write_text(line)
+    seen = []
+    monkeypatch.setattr("pacecore.train.pretrain", lambda options: seen.append(options) or 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["pacecore", "train", "--config", str(tmp_path / "my.toml")])
+    with pytest.raises(ZeroDivisionError):
+        main()
+    assert seen[0].width == width
 
 
 @pytest.mark.parametrize("verb", ["train", "finetune"])
@@ -167,20 +196,34 @@ def test_the_commands_that_follow_are_those_that_the_videos_serve(
 def test_held_out_videos_none_of_which_is_read_give_a_reason_not_nan(
     monkeypatch, capsys, videos, tmp_path
 ):
+    summary = json.loads(_with_unread(monkeypatch, capsys, videos, tmp_path, videos / "test", 6))
+    assert set(summary["results"]) == {"warning"}
+
+
+def test_a_figure_of_a_part_of_the_held_out_videos_says_so(monkeypatch, capsys, videos, tmp_path):
+    red = videos / "test" / "Red"
+    summary = json.loads(_with_unread(monkeypatch, capsys, videos, tmp_path, red, 2))
+    assert summary["results"]["held_out_clips"] == 48
+
+
+def _with_unread(monkeypatch, capsys, videos, tmp_path, folder, count):
+    """summary.json of a run that cannot decode the `count` held-out videos in `folder`."""
     decode = VideoFiles.decode
 
     def failing(self, video, wanted):
-        if self.path(video).is_relative_to(videos / "test"):
-            raise PacecoreError("cut short")
+        if self.path(video).is_relative_to(folder):
+            raise PacecoreError(f"{self.path(video)}: cut short")
         return decode(self, video, wanted)
 
     monkeypatch.setattr(VideoFiles, "decode", failing)
     code, out, _ = train(monkeypatch, capsys, videos, "--out", tmp_path / "run")
     assert code == 0
-    assert "warning: no held-out video can be read, the first is " in out
-    assert ": cut short" in out
+    assert f"warning: {count} of 6 held-out videos cannot be read, the first is {folder}" in out
+    assert ".mp4: cut short\n" in out
     assert "nan" not in out
-    assert "NaN" not in (tmp_path / "run" / "summary.json").read_text()
+    text = (tmp_path / "run" / "summary.json").read_text()
+    assert "NaN" not in text
+    return text
 
 
 def test_a_fine_tuning_without_held_out_videos_suggests_nothing(
