@@ -9,7 +9,7 @@ import platform
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,6 @@ from pacecore.config import AnyOptions, RunOptions
 from pacecore.device import clip_format, trusted
 from pacecore.distributed import any_rank, is_main, merge_over_ranks, share_buffers, world_size
 from pacecore.errors import PacecoreError
-from pacecore.files import for_one_process
 from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
@@ -34,7 +33,7 @@ from pacecore.stopping import Stop, Stopped, stop_requests
 
 _COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
-__all__ = ["Task", "TrainingError", "alone", "begin", "fit"]
+__all__ = ["Task", "TrainingError", "begin", "fit"]
 
 
 class TrainingError(PacecoreError):
@@ -87,14 +86,6 @@ def begin(
     return options, data, content
 
 
-def alone(options: RunOptions) -> AbstractContextManager[None]:
-    """Makes the run's folder and holds it. Raises PacecoreError where another process trains into
-    it, naming which.
-    """
-    lock = Path(options.out) / ".lock"
-    return for_one_process(lock, "is training into it") if is_main() else nullcontext()
-
-
 def fit(
     task: Task,
     source: FrameSource,
@@ -105,8 +96,8 @@ def fit(
     identity: str,
     resume: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains `task` to the end of its schedule, `alone` in its folder, and returns the run's
-    summary.
+    """Trains `task` to the end of its schedule and returns the run's summary; to be called
+    within `alone_in` its folder.
 
     identity: what the data are, so that a checkpoint is not resumed on others.
     resume: the content of a checkpoint of this run. Raises TrainingError for a loss or weights that

@@ -22,7 +22,7 @@ from pacecore.config import FinetuneOptions
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, share_of, world_size
-from pacecore.engine import alone, begin, fit
+from pacecore.engine import begin, fit
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
 from pacecore.inputs import Inputs
@@ -30,6 +30,7 @@ from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, decoder_count, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
 from pacecore.rules import OptionError
+from pacecore.runlog import alone_in
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained
 
@@ -240,7 +241,7 @@ def finetune(
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
-        with alone(options):
+        with alone_in(options.out):
             summary = fit(
                 task, train, schedule, options, device, identity=data.identity, resume=content
             )

@@ -4,15 +4,16 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
-from pacecore.files import write_text, writing
+from pacecore.files import for_one_process, write_text, writing
 
-__all__ = ["Progress", "RunFolder", "duration", "tell"]
+__all__ = ["Progress", "RunFolder", "alone_in", "duration", "tell"]
 
 
 class RunFolder:
@@ -113,6 +114,14 @@ class RunFolder:
         except OSError as error:
             return f"none, as {path} cannot be written: {error.strerror}"
         return str(path)
+
+
+def alone_in(folder: str) -> AbstractContextManager[None]:
+    """Makes a run's folder and holds it. Raises PacecoreError where another process trains into
+    it, naming which.
+    """
+    lock = Path(folder) / ".lock"
+    return for_one_process(lock, "is training into it") if is_main() else nullcontext()
 
 
 def _summary_writer() -> Any:

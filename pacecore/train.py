@@ -16,7 +16,7 @@ from pacecore.backbones.tuning import memory_format
 from pacecore.config import TrainOptions
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import alone, begin, fit
+from pacecore.engine import begin, fit
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.files import write_json
@@ -26,6 +26,7 @@ from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
 from pacecore.protocol import ClipRunner, labels_of, unread_words
+from pacecore.runlog import alone_in
 from pacecore.sampling import loop_share
 from pacecore.source import FrameSource
 from pacecore.video_writer import write_png
@@ -149,7 +150,7 @@ def pretrain(
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
-        with alone(options):
+        with alone_in(options.out):
             if is_main() and not resume:
                 _sample_sheet(options, schedule, data.train)
             summary = fit(
