@@ -28,8 +28,8 @@ _BOUNDS = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2, torch
 def picture(height: int, width: int, kind: FrameFormat, generator: torch.Generator) -> Frames:
     """One frame of random bytes."""
     if not kind.planar:
-        data = torch.randint(0, 256, (height * width * 3,), dtype=torch.uint8, generator=generator)
-        return Frames(data, torch.tensor([[0, 0, 0, height, width, 3 * width, 0, kind.code]]))
+        size = 1, height, width, 3
+        return Frames.of_rgb(torch.randint(0, 256, size, dtype=torch.uint8, generator=generator))
     rows, columns = (height + 1) // 2, (width + 1) // 2
     luma, chroma = height * width, rows * columns
     data = torch.randint(0, 256, (luma + 2 * chroma,), dtype=torch.uint8, generator=generator)
