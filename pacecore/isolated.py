@@ -14,6 +14,8 @@ from pacecore.workers import core_count, end_with_parent, signals_kept
 
 __all__ = ["JobFailure", "run_jobs"]
 
+_IMPORT_SECONDS = 60.0  # that a new process may take beside its first job
+
 
 @dataclass(frozen=True)
 class JobFailure:
@@ -73,11 +75,11 @@ def _wait(busy: list["_Worker"], timeout_seconds: float) -> None:
 
 
 class _Worker:
-    """One process and the job it is at; a new process after one that died."""
+    """The job it is at, and a process for it: a new one after one that died."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function
-        self._start()
+        self._process = None
 
     def _start(self) -> None:
         # Spawned, not forked: this process may have threads.
@@ -88,16 +90,17 @@ class _Worker:
         with signals_kept():
             self._process.start()
         other.close()
-        self._started = False
+        self._ready = False
 
     def take(self, waiting: Iterator[tuple[int, Any]]) -> bool:
         """Begins the next job, if there is one."""
         job = next(waiting, None)
         if job is None:
             return False
+        if self._process is None:
+            self._start()
         self._number = job[0]
-        self.since = time.monotonic() + (0 if self._started else 60)  # imports take a while
-        self._started = True
+        self.since = time.monotonic() + (0 if self._ready else _IMPORT_SECONDS)
         with suppress(OSError):  # it died between two jobs: poll finds it dead at this one
             self.link.send(job[1])
         return True
@@ -106,7 +109,11 @@ class _Worker:
         """The job's number and result, once there is one."""
         try:
             if self.link.poll():
-                raised, result = self.link.recv()
+                said = self.link.recv()
+                if said is None:  # all is imported, it begins with the job
+                    self._ready, self.since = True, time.monotonic()
+                    return None
+                raised, result = said
                 if raised:
                     raise result
                 return self._number, result
@@ -121,18 +128,20 @@ class _Worker:
 
     def _replaced(self, reason: str) -> tuple[int, JobFailure]:
         self.end()
-        self._start()
         return self._number, JobFailure(reason)
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self.link.close()
+        if self._process:
+            self._process.kill()
+            self._process.join()
+            self.link.close()
+            self._process = None
 
 
 def _serve(function: Callable[[Any], Any], link: Connection) -> None:
     end_with_parent()
     torch.set_num_threads(1)  # cores are shared out by process
+    link.send(None)
     while True:
         try:
             job = link.recv()
