@@ -35,7 +35,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """nvcc comes last: it takes every core, and what CI runs beside the tests has ended by then."""
+    """nvcc comes last: it takes every core, or has by then been run beside the tests, as in CI."""
     items.sort(key=lambda item: item.path.name == "test_cuda_build.py")
 
 

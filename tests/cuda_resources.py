@@ -25,7 +25,7 @@ import torch
 from pacecore.frames import FrameFormat, Frames
 from pacecore.ops import info_nce, pace_clip
 from tests.cuda_on_cpu import devices
-from tests.cuda_on_cpu.build import CSRC, ROOT, TORCH, build_folder
+from tests.cuda_on_cpu.build import CSRC, ROOT, TORCH, build_folder, run_ninja
 
 __all__ = ["TABLE", "blocks_per_sm", "compile_kernels", "differences", "disassembler", "nvcc"]
 
@@ -91,10 +91,9 @@ def architectures() -> list[int]:
 def compile_kernels() -> dict[int, list[Path]]:
     """{architecture: cubins of every csrc/cuda/*.cu}, each beside its .txt report and its .ptx.
 
-    Only what changed since the last call is compiled, as many at a time as MAX_JOBS or ninja says.
+    Only what changed since the last call is compiled.
     """
     work = build_folder(f"{nvcc()} {release()} cubin")
-    work.mkdir(parents=True, exist_ok=True)
     flags = (
         f"-std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -Xptxas -v -I{CSRC} "
         f"-DTORCH_TARGET_VERSION=0x020b000000000000 -isystem {TORCH / 'include'}"
@@ -114,10 +113,7 @@ def compile_kernels() -> dict[int, list[Path]]:
     for arch, targets in cubins.items():
         for source, target in zip(sorted(CSRC.glob("cuda/*.cu")), targets, strict=True):
             lines += [f"build {target}: cubin {source}", f"  arch = {arch}"]
-    (work / "build.ninja").write_text("\n".join([*lines, ""]))
-    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-    command = [sys.executable, "-m", "ninja", *jobs, "-C", str(work)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    ran = run_ninja(work, "\n".join([*lines, ""]))
     if ran.returncode:
         raise RuntimeError(f"nvcc does not compile csrc/cuda:\n{ran.stdout}{ran.stderr}")
     return cubins

@@ -17,7 +17,15 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["NAMESPACE", "BuildError", "build", "build_folder", "compiler_missing", "cuda_include"]
+__all__ = [
+    "NAMESPACE",
+    "BuildError",
+    "build",
+    "build_folder",
+    "compiler_missing",
+    "cuda_include",
+    "run_ninja",
+]
 
 NAMESPACE = "pacecore_emulated"
 HERE = Path(__file__).resolve().parent
@@ -96,16 +104,10 @@ def build(*, sanitize: bool = False, coverage: bool = False, program: Path | Non
         sources += [path for path in sorted(CSRC.glob("*.cpp")) if path.stem != "module"]
         link = f"-shared -Wl,--no-as-needed -L{TORCH / 'lib'} -ltorch -ltorch_cpu"
     work = build_folder(f"{flags} {program}")
-    work.mkdir(parents=True, exist_ok=True)
     target = work / (program.stem if program else "kernels_on_cpu.so")
-    with (work / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rules = ninja_file(flags, link, [*sources, *sorted(HERE.glob("*.cpp"))], work, target)
-        (work / "build.ninja").write_text(rules)
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        ran = subprocess.run(
-            [sys.executable, "-m", "ninja", *jobs, "-C", str(work)], capture_output=True, text=True
-        )
+    ran = run_ninja(
+        work, ninja_file(flags, link, [*sources, *sorted(HERE.glob("*.cpp"))], work, target)
+    )
     if ran.returncode:
         raise BuildError(
             f"g++ does not compile the CUDA kernels for the CPU:\n{ran.stdout}{ran.stderr}\n"
@@ -114,6 +116,19 @@ def build(*, sanitize: bool = False, coverage: bool = False, program: Path | Non
             f"put it behind a function with a host version in {CSRC / 'cuda' / 'primitives.h'}."
         )
     return target
+
+
+def run_ninja(work: Path, rules: str) -> subprocess.CompletedProcess:
+    """Builds by `rules` in the folder `work`, as many files at a time as MAX_JOBS or ninja says; a
+    second process waits for the first, and finds its work done.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (work / "build.ninja").write_text(rules)
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        command = [sys.executable, "-m", "ninja", *jobs, "-C", str(work)]
+        return subprocess.run(command, capture_output=True, text=True)
 
 
 def ninja_file(flags: str, link: str, sources: list[Path], work: Path, target: Path) -> str:
