@@ -68,13 +68,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """Gives a name to write under, and renames to `path`: the file is whole, or the old one.
+    """Gives a name to write under, of the same suffix, and renames to `path`: the file is whole, or
+    the old one.
 
     Raises PacecoreError for a `path` that is a device or a pipe, in whose place none may be put.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise PacecoreError(f"{path}: cannot be written: it is no file")
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{os.getpid()}.{path.name}")
     with writing(path):
         try:
             yield part

@@ -1,6 +1,7 @@
 """The report: rows by setting, mean and deviation by hand, the paper's figures, pictures."""
 
 import json
+import os
 import statistics
 import struct
 import sys
@@ -281,6 +282,18 @@ def test_pictures_are_drawn_and_copied(tmp_path):
         assert f"]({file})" in page
 
 
+def test_a_full_disk_is_told_by_the_picture_that_did_not_fit(tmp_path, largest_file):
+    pytest.importorskip("matplotlib")
+    finetuning(tmp_path / "run", 0.7, {})
+    write_png(tmp_path / "run" / "gallery.png", np.zeros((200, 300, 3), np.uint8))
+    largest_file(100)
+    with pytest.raises(PacecoreError, match=r"curves-finetune\.png: cannot be written: File too"):
+        make_report([tmp_path / "run"], tmp_path / "out")
+    with pytest.raises(PacecoreError, match=r"run-gallery\.png: cannot be written: File too"):
+        make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
+    assert not os.listdir(tmp_path / "out")
+
+
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure
     # As a user's matplotlibrc may say, whether there is a TeX or not.
@@ -308,13 +321,13 @@ def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):
 
 @pytest.mark.parametrize(("kind", "dots"), [("pretrain", "held out"), ("finetune", "validation")])
 def test_the_axis_says_what_the_dots_were_measured_on(tmp_path, monkeypatch, kind, dots):
-    figure = pytest.importorskip("matplotlib.figure").Figure
-    from pacecore.plots import draw_curves
+    pytest.importorskip("matplotlib")
+    from pacecore import plots
 
     labels = []
-    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: labels.append(self.axes[1]))
+    monkeypatch.setattr(plots, "_save", lambda figure, _: labels.append(figure.axes[1]))
     run = SimpleNamespace(name="", kind=kind, metrics=[], test={})
-    draw_curves([("a", [run])], tmp_path / "curves.png")
+    plots.draw_curves([("a", [run])], tmp_path / "curves.png")
     assert labels[0].get_ylabel() == f"accuracy (dots: {dots})"
 
 
