@@ -156,7 +156,7 @@ def _rows(
 
 
 def _network(options: dict[str, Any]) -> str:
-    depth = f"-{options['depth']}" if options.get("depth") else ""
+    depth = f"-{options['depth']}" if options.get("depth", 0) not in (0, 10) else ""
     width = options.get("width", 1.0)
     return f"{options.get('backbone', '?')}{depth}" + (f" x {width}" if width != 1 else "")
 

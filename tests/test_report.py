@@ -244,8 +244,8 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
     files = {"data": "a.npy, b/p5-test.npy", "backbone": "c3d", "width": 0.25}
     write(tmp_path / "files" / "retrieve-p5-video.json", {**found, **files})
     figure = {"table": "5", "network": "r21d", "method": "pace + same context", "paces": ""}
-    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "percent": 1.0}
-    write(tmp_path / "figures.json", [{**figure, "source": "page 1"}])
+    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "source": "page 1"}
+    write(tmp_path / "figures.json", [{**figure, "percent": 1.0}])
     options["data"] = "/data/ucf101"
     changed(tmp_path / "pre" / "summary.json", options=options)
     runs = [tmp_path / name for name in ("pre", "weights", "files")]
@@ -256,6 +256,17 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
         ("r21d", "weights of another project", "hmdb", "-"),
         ("c3d x 0.25", "-", "p5-test.npy", "-"),
     ]
+
+
+def test_of_bare_weights_no_training_is_told(tmp_path):
+    own, theirs = TrainOptions(lr=0.5, paces="1,7"), TrainOptions(depth=10)
+    finetuning(tmp_path / "a", 0.7, {"kind": "weights", **asdict(theirs.resolved())}, depth=10)
+    finetuning(tmp_path / "b", 0.7, asdict(own.resolved()))
+    result = make_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out", pictures=False)
+    names = ("network", "pre-training", "paces", "differs in")
+    rows = [tuple(map(row.get, names)) for row in table_of(result, "Action")]
+    assert rows[0] == ("r21d", "weights of another project", "-", "")
+    assert rows[1] == ("r21d", "pace + same context", "1,7", "")
 
 
 def test_pictures_are_drawn_and_copied(tmp_path):
