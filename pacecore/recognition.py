@@ -18,7 +18,7 @@ from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.files import aside, write_json
-from pacecore.inputs import Inputs
+from pacecore.inputs import Inputs, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
@@ -266,6 +266,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             "measured_with": asdict(options),
             **figures,
             "unreadable": {**dict(data.unreadable), **figures["unreadable"]},
+            "videos_learned_from": learned_from(trained.options, data.held_out),
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }
