@@ -137,7 +137,7 @@ def read_weights(
     if missing and not partial:
         raise PacecoreError(
             f"{path}: {found} lacks {len(missing)} of {len(shapes)} weights, the first "
-            f"{missing[0]}; --partial (partial=True) takes the rest"
+            f"{missing[0]}; convert and finetune take the rest by --partial (partial=True)"
             + (f" ({source.note})" if source.note else "")
         )
     return result

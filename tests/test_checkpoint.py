@@ -72,7 +72,7 @@ def test_what_is_damaged_is_no_bare_weights_either(tmp_path):
     whole = bytearray(path.read_bytes())
     whole[whole.index(values)] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(CheckpointError, match=r"last\.pt: damaged checkpoint, .* wrong checksum"):
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged, .* has a wrong checksum"):
         load_trained(path)
     with pytest.raises(PacecoreError, match=r"last\.pt: damaged, .* has a wrong checksum"):
         read_weights(path)
