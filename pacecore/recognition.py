@@ -246,7 +246,8 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         if data.held_out is None or len(data.held_out) == 0:
-            raise PacecoreError(f"{options.data or 'the data'}: no held-out video to test on")
+            what = options.data or "the data"
+            raise PacecoreError(f"{what}: no held-out video to test on; --held-out names others")
         if is_main():  # before the measuring, which a folder that cannot be made would lose
             folder = out_folder(trained, options)
         model = ready(_Scores(trained), device)
