@@ -73,7 +73,7 @@ def _options(
     values, preset = given_values(given, preset, config)
     trained = None
     if values.get("checkpoint"):
-        trained = load_trained(values["checkpoint"])
+        trained = load_trained(values["checkpoint"], partial=bool(values.get("partial")))
         values, notes = inherit_options(values, trained)
         if "data" not in values:
             if trained.kind == "weights":

@@ -59,6 +59,9 @@ def _words(result: dict[str, Any]) -> str:
         if result["classes_without_videos"]:
             names = ", ".join(result["classes_without_videos"])
             lines.append(f"classes without a video here, left out of the mean per class: {names}")
+    if result["videos_learned_from"]:
+        learned = f"{result['videos_learned_from']:,} of the held-out videos"
+        lines.append(f"warning: {learned} are among those that the checkpoint was trained on")
     lines += [f"left out: {path}: {reason}" for path, reason in result["unreadable"].items()]
     return "\n".join(lines)
 

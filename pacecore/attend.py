@@ -89,9 +89,6 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
             "checkpoint": str(trained.path),
             "measured_with": asdict(options),
             "paces": [str(pace) for pace in paces],
-            "start_frame": options.start_frame,
-            "every": options.every,
-            "time": options.time,
             "videos": drawn,
         }
         if is_main():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import reason_of, unread
+from pacecore.files import damaged_part, reason_of, unread
 
 __all__ = [
     "FORMAT",
@@ -69,9 +69,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             if not path.exists():
                 raise CheckpointError(f"{path}: no such checkpoint")
             raise CheckpointError(f"{path}: not a checkpoint, or cut short")
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # checks every part against its checksum
-        if damaged:
+        if damaged := damaged_part(path):
             raise CheckpointError(f"{path}: damaged checkpoint, {damaged} has a wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:

@@ -224,6 +224,7 @@ class FinetuneOptions(RunOptions):
     """Supervised action recognition: all weights, a new head, pace 1, jitter off."""
 
     checkpoint: str = option("", "Pre-trained weights; empty: from scratch.")
+    partial: bool = option(False, "Take a file that lacks some of the weights, which start afresh.")
     freeze: str = option(
         "none", "Weights that stay: none, or the backbone's (linear probe).",
         choices=("none", "backbone"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pacecore.errors import PacecoreError
-from pacecore.files import aside, safetensors, unread, write_json
+from pacecore.files import aside, damaged_part, safetensors, unread, write_json
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
 __all__ = ["INPUT_OPTIONS", "Weights", "convert", "load_weights", "read_weights"]
@@ -137,7 +137,7 @@ def read_weights(
     if missing and not partial:
         raise PacecoreError(
             f"{path}: {found} lacks {len(missing)} of {len(shapes)} weights, the first "
-            f"{missing[0]}; --partial (partial=True) takes the rest"
+            f"{missing[0]}; convert and finetune take the rest by --partial (partial=True)"
             + (f" ({source.note})" if source.note else "")
         )
     return result
@@ -202,6 +202,8 @@ def _read_file(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors("torch", path).load_file(path)
+        if damaged := damaged_part(path):
+            raise PacecoreError(f"{path}: damaged, {damaged} has a wrong checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise PacecoreError(f"{path}: no such file") from None

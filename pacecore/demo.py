@@ -152,11 +152,8 @@ def _write_videos(
     def write(job: tuple[int, int, int, str]) -> None:
         number, group, clip, name = job
         path = folder / "UCF-101" / name
-        if path.exists():
-            return
-        part = path.with_name(f".{os.getpid()}.{path.name}")
-        write_video(part, _draw(options, number, group, clip))
-        os.replace(part, path)
+        if not path.exists():
+            write_video(path, _draw(options, number, group, clip))
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for done, _ in enumerate(pool.map(write, jobs), 1):

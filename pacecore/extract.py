@@ -74,13 +74,14 @@ def load_features(path: str | Path) -> Features:
     if path.suffix not in (".npy", ".safetensors"):
         raise PacecoreError(f"{path}: holds no rows; name the .npy or .safetensors beside it")
     try:
-        order = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if path.suffix == ".safetensors":
             values = safetensors("numpy", path).load_file(path)["features"]
         else:
             values = np.lib.format.open_memmap(path, "r")  # np.load also tries pickles and zips
+        order = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise PacecoreError(f"{path}: features cannot be read: {error.strerror or error}") from None
+        named, reason = error.filename or path, error.strerror or error
+        raise PacecoreError(f"{named}: features cannot be read: {reason}") from None
     except PacecoreError:
         raise
     except Exception as error:  # numpy and safetensors raise many types for a broken file

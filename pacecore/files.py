@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import socket
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -16,8 +17,8 @@ from typing import Any
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "aside", "for_one_process", "made_folder", "reason_of", "safetensors", "unread", "write_json",
-    "write_text", "writing",
+    "aside", "damaged_part", "for_one_process", "made_folder", "reason_of", "safetensors", "unread",
+    "write_json", "write_text", "writing",
 ]  # fmt: skip
 
 
@@ -27,6 +28,16 @@ def reason_of(error: BaseException) -> str:
     while earlier is not None and not isinstance(earlier, OSError):
         earlier = earlier.__cause__ or earlier.__context__
     return getattr(earlier, "strerror", None) or (str(error) or repr(error)).splitlines()[0]
+
+
+def damaged_part(path: Path) -> str | None:
+    """Of a file of torch.save the first part that its checksum denies, which torch does not look
+    at: its name, or None.
+    """
+    if not zipfile.is_zipfile(path):  # torch before 1.6 wrote no archives
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def unread(error: BaseException) -> str:
@@ -57,13 +68,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """Gives a name to write under, and renames to `path`: the file is whole, or the old one.
+    """Gives a name to write under, of the same suffix, and renames to `path`: the file is whole, or
+    the old one.
 
     Raises PacecoreError for a `path` that is a device or a pipe, in whose place none may be put.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise PacecoreError(f"{path}: cannot be written: it is no file")
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{os.getpid()}.{path.name}")
     with writing(path):
         try:
             yield part

@@ -68,7 +68,8 @@ class ActionModel(nn.Module):
 
 def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, Any], list[str]]:
     """Options of a fine-tuning from `trained`: what is given, over network and input of the
-    checkpoint. Beside them, in words, where the input given differs from the checkpoint's.
+    checkpoint. Beside them, in words, where the input given differs from the checkpoint's, and
+    what it lacks.
 
     Raises OptionError for a network other than the checkpoint's, by name.
     """
@@ -83,6 +84,11 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
                 f"{name} must be {stored!r}, as in {trained.path}, or left out; got {wanted!r}"
             )
         notes.append(f"{name} is {wanted!r} here, {stored!r} in {trained.path}")
+    if trained.missing:
+        notes.append(
+            f"{len(trained.missing)} weights are not in {trained.path} and start afresh, the first"
+            f" {trained.missing[0]}"
+        )
     return values, notes
 
 
@@ -212,7 +218,7 @@ def finetune(
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
         if trained is None and options.checkpoint and not content:
-            trained = load_trained(options.checkpoint)
+            trained = load_trained(options.checkpoint, partial=options.partial)
         cut_from = recordings(data.train)
         chosen, validation = validation_split(labels, options.val_share, options.seed, cut_from)
         grouped = len(set(cut_from)) < len(cut_from)
@@ -279,7 +285,9 @@ def action_model(options: FinetuneOptions, classes: int, trained: Trained | None
                 raise OptionError(
                     f"{name} must be {stored!r}, as in {trained.path}, got {wanted!r}"
                 )
-        backbone.load_state_dict(trained.backbone.state_dict())
+        state = trained.backbone.state_dict()
+        held = {name: state[name] for name in state if name not in trained.missing}
+        backbone.load_state_dict(held, strict=not trained.missing)
     backbone.checkpointing = options.checkpointing
     return ActionModel(
         backbone, classes, dropout=options.dropout, frozen=options.freeze == "backbone"

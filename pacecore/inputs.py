@@ -1,7 +1,9 @@
 """From the options `data` and `held_out` to the videos that a run learns from and measures on."""
 
 import hashlib
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
 from pacecore.workers import core_count
 
-__all__ = ["DEMO_FOLDER", "Inputs", "open_index", "open_inputs", "worker_count"]
+__all__ = ["DEMO_FOLDER", "Inputs", "learned_from", "open_index", "open_inputs", "worker_count"]
 
 DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
 _MEASURED = ("test", "val")  # the split that is held out, the first of these that there is
@@ -100,6 +102,18 @@ def open_inputs(options: RunOptions) -> Inputs:
         tuple(bad),
         1 if index.layout == "Kinetics" else 10,
     )
+
+
+def learned_from(options: RunOptions, source: FrameSource) -> int:
+    """How many videos of `source` a run of `options` was trained on, by the files' real paths; 0
+    where those that it was trained on are not there any more.
+    """
+    with suppress(PacecoreError):
+        index, _ = _found(options.data or DEMO_FOLDER, options.fold)
+        index = _split(index)[0] if options.held_out == "auto" else index.select("train")
+        learned = {os.path.realpath(Path(index.root, entry.name)) for entry in index.entries}
+        return sum(os.path.realpath(source.path(n)) in learned for n in range(len(source)))
+    return 0
 
 
 def _found(place: str, fold: int | str) -> tuple[VideoIndex, FrameStore | None]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pacecore.errors import PacecoreError
+from pacecore.files import aside
 
 try:
     from matplotlib import rc_context
@@ -62,6 +63,11 @@ def _classes(run: _Measured) -> list[str]:
     return list(run.test.get("classes") or run.test["per_class"])
 
 
+def _save(figure: Figure, path: Path) -> None:
+    with aside(path) as part:
+        figure.savefig(part, dpi=120)
+
+
 _LINES = ("-", "--", ":", "-.")
 # Names of classes and runs may have a $, and a user's matplotlibrc may ask for a TeX.
 _PLAIN_TEXT = rc_context({"text.parse_math": False, "text.usetex": False})
@@ -88,7 +94,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _draw_run(run: _Measured, loss: Axes, accuracy: Axes, look: dict[str, str], label: str) -> None:
@@ -126,4 +132,4 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> No
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     text = str(counts[row, column])
                     axes.text(column, row, text, ha="center", va="center", color=colour)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)

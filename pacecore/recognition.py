@@ -18,7 +18,7 @@ from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.files import aside, write_json
-from pacecore.inputs import Inputs
+from pacecore.inputs import Inputs, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
@@ -246,7 +246,8 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         if data.held_out is None or len(data.held_out) == 0:
-            raise PacecoreError(f"{options.data or 'the data'}: no held-out video to test on")
+            what = options.data or "the data"
+            raise PacecoreError(f"{what}: no held-out video to test on; --held-out names others")
         if is_main():  # before the measuring, which a folder that cannot be made would lose
             folder = out_folder(trained, options)
         model = ready(_Scores(trained), device)
@@ -266,6 +267,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             "measured_with": asdict(options),
             **figures,
             "unreadable": {**dict(data.unreadable), **figures["unreadable"]},
+            "videos_learned_from": learned_from(trained.options, data.held_out),
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }

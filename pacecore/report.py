@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pacecore.errors import PacecoreError
-from pacecore.files import made_folder, write_json, write_text
+from pacecore.files import aside, made_folder, write_json, write_text
 from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
 from pacecore.runs import Run, read_run, told_apart
 
@@ -156,7 +156,7 @@ def _rows(
 
 
 def _network(options: dict[str, Any]) -> str:
-    depth = f"-{options['depth']}" if options.get("depth") else ""
+    depth = f"-{options['depth']}" if options.get("depth", 0) not in (0, 10) else ""
     width = options.get("width", 1.0)
     return f"{options.get('backbone', '?')}{depth}" + (f" x {width}" if width != 1 else "")
 
@@ -301,7 +301,8 @@ def _copied(groups: list[tuple[str, list[Run]]], out: Path) -> list[tuple[str, s
             found = [(each, path) for each in members for path in sorted(each.folder.glob(pattern))]
             for run, path in found[:1]:
                 name = f"{run.name}-{path.name}"
-                shutil.copyfile(path, out / name)
+                with aside(out / name) as part:
+                    shutil.copyfile(path, part)
                 drawn.append((name, f"{run.name}: {what}"))
     return drawn
 

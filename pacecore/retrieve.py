@@ -214,7 +214,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
 def _require_labels(data: Inputs, what: str) -> None:
     """What would otherwise be told only after all features have been made."""
     if data.held_out is None:
-        raise PacecoreError(f"{what}: no held-out video to find neighbours of")
+        raise PacecoreError(f"{what}: no held-out video to ask by; --held-out names others")
     labels_of(data.train, f"{what}: training videos")
     labels_of(data.held_out, f"{what}: held-out videos")
 

@@ -106,13 +106,13 @@ class RunFolder:
         path = self.path / "curves.png"
         try:
             from pacecore.plots import draw_curves  # matplotlib comes with it
-
-            run = SimpleNamespace(name=self.path.name, kind=kind, metrics=self.metrics(), test={})
-            draw_curves([(run.name, [run])], path)
         except PacecoreError:
             return "none, as matplotlib is not installed; pip install 'pacecore[plots]' brings it"
-        except OSError as error:
-            return f"none, as {path} cannot be written: {error.strerror}"
+        try:
+            run = SimpleNamespace(name=self.path.name, kind=kind, metrics=self.metrics(), test={})
+            draw_curves([(run.name, [run])], path)
+        except PacecoreError as error:
+            return f"none: {error}"
         return str(path)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pacecore.config import FinetuneOptions, TrainOptions
+from pacecore.convert import INPUT_OPTIONS
 from pacecore.errors import PacecoreError
 from pacecore.runlog import RunFolder
+from pacecore.trained import NETWORK_OPTIONS
 
 __all__ = ["Run", "read_run", "told_apart"]
 
@@ -46,15 +48,15 @@ def read_run(folder: str | Path) -> Run:
     if not (summary or test or retrievals):
         raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
     first = next(each for each in (summary, test, *retrievals) if each)
-    options = _filled(first.get("options") or first.get("trained_with") or {})
-    if first.get("kind") == "weights":  # their options are no run's
-        options["kind"] = "weights"
+    options = first.get("options") or first.get("trained_with") or {}
     trained = "pretrain" if "paces" in options else "finetune"
+    if first.get("kind") == "weights":
+        options |= {"kind": "weights"}
     return Run(
         folder=folder,
         name=folder.resolve().name,
         kind=trained if options else "features",
-        options=options,
+        options=_filled(options),
         pretrained=_filled(first.get("pretrained") or {}),
         summary=summary,
         metrics=RunFolder(folder, writes=False).metrics(),
@@ -64,7 +66,11 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _filled(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a run, those that its version did not have yet at their defaults."""
+    """Options of a run, those that its version did not have yet at their defaults. Of bare weights
+    those of network and input, since nobody here trained them by the others.
+    """
+    if options.get("kind") == "weights":
+        return {name: options[name] for name in ("kind", *NETWORK_OPTIONS, *INPUT_OPTIONS)}
     kind = TrainOptions if "paces" in options else FinetuneOptions
     return {each.name: each.default for each in fields(kind)} | options if options else {}
 

@@ -40,6 +40,7 @@ class Trained:
     head: nn.Linear | None
     classes: tuple[str, ...]  # of the head: paces, or names of actions
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
+    missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
 
     def require_actions(self) -> nn.Linear:
         """The head over actions. Raises PacecoreError where the checkpoint has none."""
@@ -51,8 +52,10 @@ class Trained:
         return self.head
 
 
-def load_trained(path: str | Path) -> Trained:
+def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     """The network of a checkpoint, or of a file of weights that `convert` reads.
+
+    partial: also of a file that lacks some of the network's weights.
 
     Raises PacecoreError for a file that is neither, or whose weights do not fit its options or are
     not finite, which would give figures all the same: of nan, top-5 is 100 %.
@@ -63,7 +66,7 @@ def load_trained(path: str | Path) -> Trained:
     try:
         content = load_checkpoint(path)
     except CheckpointError as error:
-        return _of_weights(path, error)
+        return _of_weights(path, error, partial)
     kind = content.get("kind")
     if kind not in _KINDS:
         raise CheckpointError(f"{path}: kind must be one of {', '.join(_KINDS)}, got {kind!r}")
@@ -89,13 +92,14 @@ def stored_options(content: dict[str, Any]) -> RunOptions:
     return kind(**stored).resolved()
 
 
-def _of_weights(path: Path, error: CheckpointError) -> Trained:
+def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:
     if not path.is_file():
         raise error
     try:
-        found = read_weights(path)
-    except PacecoreError:
-        raise error from None
+        found = read_weights(path, partial=partial)
+    except PacecoreError as reason:
+        # Of a file that torch cannot read, `error` says it better.
+        raise CheckpointError(str(error if reason.__cause__ else reason)) from None
     width = {} if found.width is None else {"width": found.width}
     options = TrainOptions(
         backbone=found.network, depth=found.depth or 0, **width, **found.input
@@ -104,14 +108,17 @@ def _of_weights(path: Path, error: CheckpointError) -> Trained:
         path=path,
         kind="weights",
         options=options,
-        backbone=_backbone(path, options, found.weights),
+        backbone=_backbone(path, options, found.weights, strict=not found.missing),
         head=None,
         classes=(),
         pretrained={},
+        missing=tuple(name.removeprefix("backbone.") for name in found.missing),
     )
 
 
-def _backbone(path: Path, options: RunOptions, state: dict[str, torch.Tensor]) -> Backbone:
+def _backbone(
+    path: Path, options: RunOptions, state: dict[str, torch.Tensor], strict: bool = True
+) -> Backbone:
     """The network with its part of `state`, all of which is checked."""
     spoilt = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if spoilt:
@@ -125,7 +132,7 @@ def _backbone(path: Path, options: RunOptions, state: dict[str, torch.Tensor]) -
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
     try:
-        backbone.load_state_dict(weights)
+        backbone.load_state_dict(weights, strict=strict)
     except RuntimeError as error:
         reason = " ".join(str(error).split()[:40])
         raise CheckpointError(

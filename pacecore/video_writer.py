@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from pacecore.errors import PacecoreError
+from pacecore.files import aside
 
 __all__ = ["video_encoder", "write_png", "write_video"]
 
@@ -52,11 +53,12 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_secon
     """Encodes `frames`, each (H, W, 3) uint8 RGB of one even size, to `path`; returns their number.
 
     The container follows from the suffix. The same frames give the same bytes with the same FFmpeg.
-    Raises PacecoreError for an odd size, which 4:2:0 chroma cannot hold, or where no frame comes.
+    Raises PacecoreError for an odd size, which 4:2:0 chroma cannot hold, where no frame comes, or
+    naming the file where it cannot be written; then the old one stays.
     """
     encoder = video_encoder()
     count = 0
-    with av.open(str(path), "w") as container:
+    with aside(Path(path)) as part, av.open(str(part), "w") as container:
         for frame in frames:
             if count == 0:
                 height, width = frame.shape[:2]
@@ -83,7 +85,5 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
     encoder.time_base = Fraction(1)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
     packets = [*encoder.encode(frame), *encoder.encode(None)]
-    try:
-        Path(path).write_bytes(b"".join(map(bytes, packets)))
-    except OSError as error:
-        raise PacecoreError(f"{path}: picture cannot be written: {error.strerror}") from None
+    with aside(Path(path)) as part:
+        part.write_bytes(b"".join(map(bytes, packets)))

@@ -1,4 +1,4 @@
-"""What every test file shares: the list of devices that the op tests run on.
+"""What every test file shares: the list of devices that the op tests run on, and a full disk.
 
 `device` is a fixture that runs a test on each of DEVICES, or of the test file's own DEVICES.
 "emulated" runs the CUDA kernels on the CPU (tests/cuda_on_cpu) as a GPU of sm_90 would, and
@@ -7,8 +7,9 @@ threads, whose results must agree bit for bit; there the tensors are on the CPU.
 """
 
 import os
+import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,6 +25,14 @@ def require(variable: str, reason: str) -> None:
     if os.environ.get(variable) == "1":
         pytest.fail(f"{variable}=1, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture
+def largest_file() -> Iterator[Callable[[int], None]]:
+    """Sets how many bytes a file may have until the test ends: more fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def pytest_configure() -> None:

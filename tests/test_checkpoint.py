@@ -5,6 +5,11 @@ import pytest
 import torch
 
 from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
+from pacecore.convert import read_weights
+from pacecore.errors import PacecoreError
+from pacecore.trained import load_trained
+
+from .tiny import pretrained
 
 
 def test_round_trip_keeps_the_file_before(tmp_path):
@@ -59,6 +64,18 @@ def test_damage_is_told(tmp_path):
     path.write_bytes(whole[:middle] + b"\xff" + whole[middle + 1 :])
     with pytest.raises(CheckpointError, match="damaged checkpoint"):
         load_checkpoint(path)
+
+
+def test_what_is_damaged_is_no_bare_weights_either(tmp_path):
+    path = pretrained(tmp_path / "last.pt")
+    values = torch.load(path, weights_only=True)["model"]["head.weight"].numpy().tobytes()
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(values)] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged, .* has a wrong checksum"):
+        load_trained(path)
+    with pytest.raises(PacecoreError, match=r"last\.pt: damaged, .* has a wrong checksum"):
+        read_weights(path)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -317,7 +317,7 @@ def test_errors(tmp_path):
     with pytest.raises(PacecoreError, match=r"none/out\.pt: cannot be written: No such file"):
         convert(path, tmp_path / "none" / "out.pt")
     if Path("/dev/full").is_char_device():
-        (tmp_path / f".out.pt.{os.getpid()}").symlink_to("/dev/full")
+        (tmp_path / f".{os.getpid()}.out.pt").symlink_to("/dev/full")
         with pytest.raises(PacecoreError, match=r"out\.pt: cannot be written: No space left"):
             convert(path, tmp_path / "out.pt")
     assert not list(tmp_path.glob("*out.*"))

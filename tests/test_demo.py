@@ -1,6 +1,7 @@
 """The demo set: layout, lists, motion, and that it is made once, whole or not at all."""
 
 import hashlib
+import itertools
 
 import av
 import numpy as np
@@ -88,11 +89,12 @@ def test_an_interrupted_set_is_finished(small, tmp_path, monkeypatch):
     folder, written = tmp_path / "set", []
 
     def write(path, frames):
-        if len(written) == 3:
-            path.write_bytes(b"half a vid")
-            raise KeyboardInterrupt
         written.append(path)
-        return write_video(path, frames)
+        return write_video(path, frames if len(written) < 4 else broken_off(frames))
+
+    def broken_off(frames):
+        yield from itertools.islice(frames, 9)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "write_video", write)
     with pytest.raises(KeyboardInterrupt):

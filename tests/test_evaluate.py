@@ -375,7 +375,7 @@ def test_data_without_held_out_videos(checkpoint, tmp_path):
     for number in range(2):
         write_tiny(tmp_path / f"set/Red/{number}.mp4", 0, number, 20)
         write_tiny(tmp_path / f"set/Blue/{number}.mp4", 2, number, 20)
-    with pytest.raises(PacecoreError, match="no held-out video to test on"):
+    with pytest.raises(PacecoreError, match="no held-out video to test on; --held-out"):
         run_test(load_trained(checkpoint), options_of(data=str(tmp_path / "set")))
 
 

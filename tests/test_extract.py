@@ -249,6 +249,9 @@ def test_safetensors_hold_the_same(checkpoint, tmp_path):
 def test_files_that_are_no_features(checkpoint, tmp_path):
     with pytest.raises(PacecoreError, match=r"none\.npy: features cannot be read: No such file"):
         load_features(tmp_path / "none.npy")
+    np.save(tmp_path / "alone.npy", np.zeros((3, 64), np.float32))
+    with pytest.raises(PacecoreError, match=r"alone\.json: features cannot be read: No such file"):
+        load_features(tmp_path / "alone.npy")
     with pytest.raises(PacecoreError, match=r"a\.json: holds no rows; name the \.npy or \.safet"):
         load_features(tmp_path / "a.json")
     (test,) = run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))

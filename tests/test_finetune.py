@@ -17,6 +17,7 @@ from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.finetune import (
     ActionModel,
+    action_model,
     finetune,
     inherit_options,
     labels_and_classes,
@@ -300,6 +301,23 @@ def test_without_data_the_videos_are_those_of_the_checkpoint(tmp_path, stored, g
     assert (options.data, options.held_out) == ("A", expected)
     elsewhere, _ = _options({"checkpoint": path, "data": "D"}, None, None)
     assert (elsewhere.data, elsewhere.held_out) == ("D", "auto")
+
+
+def test_weights_that_a_file_lacks_start_afresh_where_that_is_asked_for(tmp_path):
+    trained, path = load_trained(pretrained(tmp_path / "last.pt")), tmp_path / "w.pt"
+    convert(trained.path, path)
+    names = ("conv1.conv.weight", "conv1.norm.weight")
+    state = torch.load(path, weights_only=True)
+    torch.save({name: state[name] for name in state if name[9:] not in names}, path)
+    with pytest.raises(PacecoreError, match=r"w\.pt: r3d lacks 2 of .* finetune take the rest by"):
+        load_trained(path)
+    part = load_trained(path, partial=True)
+    values, notes = inherit_options({}, part)
+    assert any(note.startswith("2 weights are not in ") for note in notes)
+    options = from_mapping(FinetuneOptions, values)
+    found, fresh = (action_model(options, 3, start).backbone.state_dict() for start in (part, None))
+    for name, value in trained.backbone.state_dict().items():
+        assert torch.equal(found[name], fresh[name] if name in names else value)
 
 
 def test_bare_weights_name_no_videos(tmp_path):

@@ -1,18 +1,21 @@
 """The videos of a run: what is said of them, and how often an epoch shows them."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from pacecore.cli import test as test_verb
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.engine import begin
 from pacecore.errors import PacecoreError
-from pacecore.inputs import open_inputs
+from pacecore.inputs import learned_from, open_inputs
 from pacecore.store import pack
-from tests.tiny import write_tiny
+from tests.tiny import pretrained, tiny_set, write_tiny
 
 HEAD = "label,youtube_id,time_start,time_end,split\n"
 
@@ -55,6 +58,29 @@ def test_of_videos_to_measure_on_their_training_split_is_none(split, tmp_path):
     assert found.decode(0, np.array([3])).table[0, 3:5].tolist() == [16, 16]
     assert "1 training videos" in open_inputs(options).words
     assert "; 1 held out" in open_inputs(options).words
+
+
+def test_what_a_network_learned_from_is_told_where_it_is_tested_on_it(tmp_path):
+    videos = tiny_set(tmp_path / "set", train=1, test=1)
+    (tmp_path / "link").symlink_to(videos / "train")
+    words = [str(pretrained(tmp_path / "last.pt", data=str(videos))), "--clips", "1"]
+    words += ["--workers", "0", "--device", "cpu", "--out", str(tmp_path), "--held-out"]
+    for place, count in ((videos, 0), (tmp_path / "link", 3)):
+        shown = CliRunner().invoke(test_verb.test, [*words, str(place)], catch_exceptions=False)
+        assert json.loads((tmp_path / "test.json").read_text())["videos_learned_from"] == count
+        told = "warning: 3 of the held-out videos are among those that the checkpoint was trained"
+        assert (told in shown.output) == (count == 3)
+
+
+def test_of_a_set_without_splits_it_learned_from_all_but_every_tenth(tmp_path):
+    for number in range(10):
+        write_tiny(tmp_path / "set" / f"{number}.mp4", 0, number, 9)
+    options = options_of(tmp_path / "set")
+    data = open_inputs(options)
+    assert [learned_from(options, source) for source in (data.train, data.held_out)] == [9, 0]
+    assert learned_from(replace(options, held_out="none"), data.held_out) == 1
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert learned_from(options, data.train) == 0
 
 
 def test_a_store_and_an_index_hold_one_fold(tmp_path):

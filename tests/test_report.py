@@ -1,6 +1,7 @@
 """The report: rows by setting, mean and deviation by hand, the paper's figures, pictures."""
 
 import json
+import os
 import statistics
 import struct
 import sys
@@ -243,8 +244,8 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
     files = {"data": "a.npy, b/p5-test.npy", "backbone": "c3d", "width": 0.25}
     write(tmp_path / "files" / "retrieve-p5-video.json", {**found, **files})
     figure = {"table": "5", "network": "r21d", "method": "pace + same context", "paces": ""}
-    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "percent": 1.0}
-    write(tmp_path / "figures.json", [{**figure, "source": "page 1"}])
+    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "source": "page 1"}
+    write(tmp_path / "figures.json", [{**figure, "percent": 1.0}])
     options["data"] = "/data/ucf101"
     changed(tmp_path / "pre" / "summary.json", options=options)
     runs = [tmp_path / name for name in ("pre", "weights", "files")]
@@ -255,6 +256,17 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
         ("r21d", "weights of another project", "hmdb", "-"),
         ("c3d x 0.25", "-", "p5-test.npy", "-"),
     ]
+
+
+def test_of_bare_weights_no_training_is_told(tmp_path):
+    own, theirs = TrainOptions(lr=0.5, paces="1,7"), TrainOptions(depth=10)
+    finetuning(tmp_path / "a", 0.7, {"kind": "weights", **asdict(theirs.resolved())}, depth=10)
+    finetuning(tmp_path / "b", 0.7, asdict(own.resolved()))
+    result = make_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out", pictures=False)
+    names = ("network", "pre-training", "paces", "differs in")
+    rows = [tuple(map(row.get, names)) for row in table_of(result, "Action")]
+    assert rows[0] == ("r21d", "weights of another project", "-", "")
+    assert rows[1] == ("r21d", "pace + same context", "1,7", "")
 
 
 def test_pictures_are_drawn_and_copied(tmp_path):
@@ -279,6 +291,18 @@ def test_pictures_are_drawn_and_copied(tmp_path):
     for file in files:
         assert (tmp_path / "out" / file).read_bytes()[:4] == b"\x89PNG"
         assert f"]({file})" in page
+
+
+def test_a_full_disk_is_told_by_the_picture_that_did_not_fit(tmp_path, largest_file):
+    pytest.importorskip("matplotlib")
+    finetuning(tmp_path / "run", 0.7, {})
+    write_png(tmp_path / "run" / "gallery.png", np.zeros((200, 300, 3), np.uint8))
+    largest_file(100)
+    with pytest.raises(PacecoreError, match=r"curves-finetune\.png: cannot be written: File too"):
+        make_report([tmp_path / "run"], tmp_path / "out")
+    with pytest.raises(PacecoreError, match=r"run-gallery\.png: cannot be written: File too"):
+        make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
+    assert not os.listdir(tmp_path / "out")
 
 
 def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
@@ -308,13 +332,13 @@ def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):
 
 @pytest.mark.parametrize(("kind", "dots"), [("pretrain", "held out"), ("finetune", "validation")])
 def test_the_axis_says_what_the_dots_were_measured_on(tmp_path, monkeypatch, kind, dots):
-    figure = pytest.importorskip("matplotlib.figure").Figure
-    from pacecore.plots import draw_curves
+    pytest.importorskip("matplotlib")
+    from pacecore import plots
 
     labels = []
-    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: labels.append(self.axes[1]))
+    monkeypatch.setattr(plots, "_save", lambda figure, _: labels.append(figure.axes[1]))
     run = SimpleNamespace(name="", kind=kind, metrics=[], test={})
-    draw_curves([("a", [run])], tmp_path / "curves.png")
+    plots.draw_curves([("a", [run])], tmp_path / "curves.png")
     assert labels[0].get_ylabel() == f"accuracy (dots: {dots})"
 
 

@@ -278,7 +278,7 @@ def test_labels_and_held_out_videos_are_required_before_features_are_made(tmp_pa
     for number in range(11):
         write_tiny(tmp_path / f"bare/{number}.mp4", 0, number, 20)
     for name, message in (
-        ("few", "few: no held-out video to find neighbours of"),
+        ("few", "few: no held-out video to ask by; --held-out names others"),
         ("bare", "bare: training videos: 10 of 10 videos have no label, the first .*mp4"),
     ):
         with pytest.raises(PacecoreError, match=message):

@@ -12,7 +12,7 @@ def test_png_comes_back_as_it_was(tmp_path):
     with av.open(str(tmp_path / "a.png")) as container:
         (frame,) = container.decode(video=0)
         assert np.array_equal(frame.to_ndarray(format="rgb24"), picture)
-    with pytest.raises(PacecoreError, match=r"b\.png: picture cannot be written"):
+    with pytest.raises(PacecoreError, match=r"b\.png: cannot be written: No such file"):
         write_png(tmp_path / "none" / "b.png", picture)
 
 
@@ -26,3 +26,17 @@ def test_video_holds_its_frames_and_tells_bad_sizes(tmp_path):
         write_video(tmp_path / "b.mp4", [frames[0][:, :47]])
     with pytest.raises(PacecoreError, match="at least one frame, got none"):
         write_video(tmp_path / "c.mp4", [])
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, largest_file):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    paths = picture, video = tmp_path / "a.png", tmp_path / "a.mp4"
+    for path in paths:
+        path.write_bytes(b"old")
+    largest_file(1000)
+    with pytest.raises(PacecoreError, match=r"a\.png: cannot be written: File too large"):
+        write_png(picture, frames[0])
+    with pytest.raises(PacecoreError, match=r"a\.mp4: cannot be written: File too large"):
+        write_video(video, frames)
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"old"}
