@@ -1,5 +1,6 @@
 """The build: what the extension shows to the libraries beside it."""
 
+import os
 import re
 import runpy
 import shutil
@@ -108,3 +109,11 @@ def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
     assert '-DPACECORE_CUDA_ARCHITECTURES="sm_80 sm_90a sm_120 compute_120"' in flags
     written = build["ninja_file"]([Path("csrc/cuda/x.cu")], tmp_path, tmp_path / "x.so")
     assert "-ccbin g++ -Xcompiler=-m64" in written
+
+
+def test_type_hints_reach_who_installs(tmp_path):
+    """Without the mark of PEP 561 type checkers take every name of the package for anything."""
+    words = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    environment = {**os.environ, "PACECORE_CUDA": "0"}
+    subprocess.run(words, cwd=ROOT, env=environment, check=True)
+    assert (tmp_path / "pacecore" / "py.typed").is_file()
