@@ -64,12 +64,14 @@ def torch_folder():
 
 
 def cuda_home():
-    """The CUDA toolkit to compile with and its release, ("/usr/local/cuda", (13, 0)), or None."""
+    """The CUDA toolkit to compile with and its release, ("/usr/local/cuda", (13, 0)), or None; and
+    why there is none.
+    """
     wish = os.environ.get("PACECORE_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"pacecore: PACECORE_CUDA must be 0 or 1, got {wish!r}")
     if wish == "0":
-        return None
+        return None, "PACECORE_CUDA=0"
     on_path = shutil.which("nvcc")
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     places += [Path(on_path).resolve().parent.parent] if on_path else []
@@ -84,12 +86,13 @@ def cuda_home():
         found = re.search(r"release (\d+)\.(\d+)", said)
         release = (int(found[1]), int(found[2])) if found else (0, 0)
         if release >= OLDEST_NVCC:
-            return home, release
+            return (home, release), ""
         oldest = ".".join(map(str, OLDEST_NVCC))
         reasons.append(f"nvcc of {home} is release {release[0]}.{release[1]}, {oldest} is needed")
+    reason = "; ".join(reasons)
     if wish == "1":
-        sys.exit(f"pacecore: PACECORE_CUDA=1, but {'; '.join(reasons)}")
-    return None
+        sys.exit(f"pacecore: PACECORE_CUDA=1, but {reason}")
+    return None, reason
 
 
 def architectures():
@@ -107,7 +110,7 @@ def architectures():
     return result
 
 
-CUDA = cuda_home()
+CUDA, WITHOUT_CUDA = cuda_home()
 TORCH = torch_folder()
 
 
@@ -209,7 +212,10 @@ def ninja_file(sources, work, target):
     common = ["-std=c++20", "-O3", f"-I{ROOT}/csrc"]
     # Foreign headers are not ours to warn about. pybind11's own come before torch's copy of them.
     for folder in (pybind11_include(), TORCH / "include", sysconfig.get_path("include"), *toolkit):
-        common += ["-isystem", folder]
+        # A distribution's own packages have theirs here. It is searched anyway, and named it would
+        # come before the standard library's, whose #include_next then finds nothing.
+        if Path(folder) != Path("/usr/include"):
+            common += ["-isystem", folder]
     hidden = ["-fPIC", "-fvisibility=hidden"]
     cxx = [*compiler(), "-MMD", "-MF", "$out.d", *hidden, "-Wall", "-Wextra", *common, "$flags"]
     link = [*compiler(), "-shared", "$in", "-o", "$out", "-Wl,--no-as-needed"]
@@ -252,6 +258,10 @@ class NinjaBuild(build_ext):
             oldest = ".".join(map(str, OLDEST_TORCH))
             hint = "let pip build in isolation, or install torch first"
             sys.exit(f"pacecore: building needs torch >= {oldest}; {hint}")
+        headers = Path(sysconfig.get_path("include"))
+        if not (headers / "Python.h").is_file():
+            hint = "install python3-dev or python3-devel"
+            sys.exit(f"pacecore: building needs Python's headers, {headers} has none: {hint}")
         work = Path(self.build_temp).resolve()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         for folder in (work, target.parent):
@@ -263,7 +273,7 @@ class NinjaBuild(build_ext):
             sys.exit(
                 f"pacecore: the extension did not compile; the compiler's words are above{hint}"
             )
-        how = f"CUDA kernels by the nvcc of {CUDA[0]}" if CUDA else "CPU kernels only, without nvcc"
+        how = f"CUDA kernels by the nvcc of {CUDA[0]}" if CUDA else f"CPU only: {WITHOUT_CUDA}"
         print(f"pacecore {local_version()}: built with the headers of {TORCH}, {how}")
 
 

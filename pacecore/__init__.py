@@ -2,7 +2,14 @@
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # else at first use, as below
+    from pacecore import ops
+    from pacecore.backbones import build_backbone
+    from pacecore.convert import load_weights
+    from pacecore.ops import info_nce, pace_clip
+    from pacecore.sampling import frame_indices
 
 __all__ = ["build_backbone", "frame_indices", "info_nce", "load_weights", "ops", "pace_clip"]
 

@@ -202,7 +202,8 @@ def _tools() -> Rest:
     if not compilers:
         yield "warn", found, "only needed to build again: install g++"
     elif nvcc and not extension().build_info()["cuda"]:
-        yield "warn", f"{found}; this pacecore was built without CUDA kernels", _REBUILD
+        mend = _REBUILD.replace("pip", "PACECORE_CUDA=1 pip", 1)  # which says what it lacks
+        yield "warn", f"{found}; this pacecore was built without CUDA kernels", mend
     else:
         yield "ok", found
 

@@ -54,7 +54,7 @@ class FrameFormat:
         return 1 | int(self.matrix) << 1 | int(self.full_range) << 3 | int(self.centre_sited) << 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frames:
     """Frames of any sizes and formats in one buffer.
 
@@ -69,11 +69,11 @@ class Frames:
     @classmethod
     def of_rgb(cls, pictures: Tensor) -> "Frames":
         """Frames of pictures (F, H, W, 3) uint8, packed RGB; of contiguous ones without a copy."""
+        rule = "Frames.of_rgb: pictures must be a tensor (F, H, W, 3) uint8"
+        if not isinstance(pictures, Tensor):
+            raise PacecoreError(f"{rule}, got {type(pictures).__name__}")
         if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[3] != 3:
-            raise PacecoreError(
-                f"Frames.of_rgb: pictures must be (F, H, W, 3) uint8, got {pictures.dtype}"
-                f" {tuple(pictures.shape)}"
-            )
+            raise PacecoreError(f"{rule}, got {pictures.dtype} {tuple(pictures.shape)}")
         count, height, width, _ = pictures.shape
         table = torch.zeros(count, len(FRAME_COLUMNS), dtype=torch.int64)
         table[:, 0] = torch.arange(count) * (height * width * 3)

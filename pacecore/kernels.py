@@ -28,7 +28,8 @@ def lack_of(number: int) -> Lack | None:
         oldest = f"sm_{OLDEST[0]}{OLDEST[1]}"
         return Lack(f"pacecore's kernels need {oldest} or later", "use --device cpu")
     if not info["cuda"]:
-        mend = f"put nvcc 12.0 or later on PATH, then, in the source folder, {REBUILD}"
+        build = f"in the source folder, PACECORE_CUDA=1 {REBUILD}"  # which says what it lacks
+        mend = f"put nvcc 12.0 or later on PATH, then, {build}"
         return Lack("this pacecore has no CUDA kernels", mend)
     driver, ours = (int(info[name].partition(".")[0]) for name in ("cuda_driver", "cuda"))
     if driver < ours:  # torch may bring an older CUDA's libraries, which run

@@ -1,12 +1,9 @@
 import math
 
-import numpy
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pacecore import ops
-from pacecore.errors import PacecoreError
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 from tests.info_nce_cases import (
@@ -286,84 +283,6 @@ def test_exports_with_any_number_of_rows():
     exported = torch.export.export(Loss(), example, dynamic_shapes=(rows, rows)).module()
     z, groups = embeddings(34, 16), labels(34, "pairs")
     torch.testing.assert_close(exported(z, groups), info_nce(z, groups).loss)
-
-
-@pytest.mark.parametrize("n", [20, 520])
-def test_second_derivative_is_refused(n):
-    z = embeddings(n, 4).requires_grad_()
-    loss = info_nce(z, labels(n, "pairs")).loss
-    with pytest.raises(PacecoreError, match="info_nce: has no second derivative"):
-        torch.autograd.grad(loss, z, create_graph=True)
-
-
-@pytest.mark.parametrize("n", [20, 520])
-def test_other_ways_to_differentiate_are_refused(n):
-    z, groups = embeddings(n, 4), labels(n, "pairs")
-    temperature = torch.tensor(0.5)
-    with pytest.raises(PacecoreError, match="info_nce: has no forward-mode derivative"):
-        torch.func.jvp(lambda z: info_nce(z, groups).loss, (z,), (z,))
-    with pytest.raises(PacecoreError, match="info_nce: has no forward-mode derivative"):
-        torch.func.jvp(
-            lambda t: info_nce(z, groups, temperature=t).loss, (temperature,), (temperature,)
-        )
-    with pytest.raises(PacecoreError, match=r"info_nce: has no derivative by torch\.func"):
-        torch.func.grad(lambda z: info_nce(z, groups).loss)(z)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"z": [[1.0], [2.0]]}, "z must be a tensor, got list"),
-        ({"groups": numpy.zeros(4, numpy.int64)}, "groups must be a tensor, got ndarray"),
-        ({"anchor_start": 1.0}, "anchor_start must be of type int, got 1.0"),
-        ({"z": torch.zeros(4)}, r"z must be \(n, D\).*got torch.float32 \(4,\)"),
-        ({"z": torch.zeros(4, 0)}, r"D >= 1, got torch.float32 \(4, 0\)"),
-        ({"z": torch.zeros(4, 2, dtype=torch.int32)}, "got torch.int32"),
-        ({"groups": torch.zeros(5, dtype=torch.int64)}, r"groups must be \(4,\).*got .*\(5,\)"),
-        ({"groups": torch.zeros(4)}, "groups must be .*integers.*got torch.float32"),
-        ({"groups": torch.zeros(4, dtype=torch.int64, device="meta")}, "on meta"),
-        ({"temperature": 0.0}, r"temperature must be from 1.18e-38 to 3.4e\+38, got 0.0"),
-        ({"temperature": math.nan}, "temperature must be .*, got nan"),
-        ({"temperature": 1e-39}, "temperature must be .*, got 1e-39"),
-        ({"temperature": torch.tensor(-1.0)}, r"temperature must be .*e\+38, got -1"),
-        ({"temperature": torch.tensor(math.inf)}, "temperature must be .*, got inf"),
-        ({"temperature": torch.ones(2)}, "temperature must be one .*got .*(2,)"),
-        ({"denominator": "row"}, "denominator must be one of anchor, batch, got 'row'"),
-        ({"anchor_start": -1}, "anchors must lie within the 4 rows of z, got anchor_start -1"),
-        ({"anchor_start": 2, "anchor_count": 3}, "anchor_start 2, anchor_count 3"),
-    ],
-)
-def test_errors(change, message):
-    arguments = {"z": torch.zeros(4, 2), "groups": torch.zeros(4, dtype=torch.int64)} | change
-    with pytest.raises(PacecoreError, match=f"info_nce: .*{message}"):
-        info_nce(arguments.pop("z"), arguments.pop("groups"), **arguments)
-
-
-def test_the_kernel_checks_for_itself():
-    z, groups = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
-    op = ops.library.ops().info_nce
-    with pytest.raises(RuntimeError, match=r"groups must be .*got int64 \(3,\)"):
-        op(z, groups[:3], None, 1.0, False, False, 0, 4, False)
-    with pytest.raises(RuntimeError, match="anchors 2 to 6 must lie within the 4 rows"):
-        op(z, groups, None, 1.0, False, False, 2, 4, False)
-    with pytest.raises(RuntimeError, match=r"temperature must be from .*, got -1"):
-        op(z, groups, torch.tensor(-1.0), 1.0, False, False, 0, 4, False)
-    backward, options = ops.library.ops().info_nce_backward, (None, 1.0, False, False, 0, 4)
-    with pytest.raises(RuntimeError, match=r"rows must be \(5, n\) .*got float32 \(5, 3\)"):
-        backward(torch.ones(()), z, groups, torch.zeros(5, 3), *options)
-    with pytest.raises(RuntimeError, match=r"grad_loss must be one float32 .*got float32 \(2,\)"):
-        backward(torch.ones(2), z, groups, torch.zeros(5, 4), *options)
-
-
-def test_float64_is_for_the_cpu(device, request):
-    if request.node.callspec.params["device"] == "cpu":
-        assert (
-            info_nce(torch.ones(2, 2).double(), torch.zeros(2).long()).loss.dtype == torch.float64
-        )
-        return
-    z, groups = torch.ones(2, 2).double().to(device), torch.zeros(2).long().to(device)
-    with pytest.raises(PacecoreError, match="float64 is computed on the CPU only, got z float64"):
-        info_nce(z, groups)
 
 
 @pytest.mark.cuda

@@ -30,7 +30,7 @@ def test_which_gpus_are_covered(architectures, served, others):
     ("capability", "architectures", "reason", "mend"),
     [
         ((7, 5), "sm_80", "pacecore's kernels need sm_80 or later", "use --device cpu"),
-        ((9, 0), "", "this pacecore has no CUDA kernels", "put nvcc 12.0 or later on PATH"),
+        ((9, 0), "", "this pacecore has no CUDA kernels", "PACECORE_CUDA=1 pip install"),
         ((8, 0), "sm_90", "its kernels were built for sm_90", "TORCH_CUDA_ARCH_LIST=8.0 pip"),
     ],
 )

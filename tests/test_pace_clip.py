@@ -52,11 +52,19 @@ def test_pictures_of_ones_own_come_out_as_they_are(device):
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (1, 3, 4, 4)])
 def test_pictures_that_are_no_packed_rgb(shape):
-    words = r"Frames.of_rgb: pictures must be \(F, H, W, 3\) uint8, got torch.uint8 \("
+    words = r"Frames.of_rgb: pictures must be a tensor \(F, H, W, 3\) uint8, got torch.uint8 \("
     with pytest.raises(PacecoreError, match=words):
         Frames.of_rgb(torch.zeros(shape, dtype=torch.uint8))
     with pytest.raises(PacecoreError, match=r"got torch.float32 \(1, 4, 4, 3\)"):
         Frames.of_rgb(torch.zeros(1, 4, 4, 3))
+    with pytest.raises(PacecoreError, match=r"must be a tensor .*, got list"):
+        Frames.of_rgb([torch.zeros(4, 4, 3, dtype=torch.uint8)])
+
+
+def test_frames_are_compared_as_objects():
+    frames, same = (Frames.of_rgb(torch.zeros(2, 4, 4, 3, dtype=torch.uint8)) for _ in range(2))
+    assert frames == frames
+    assert frames != same
 
 
 def test_bilinear_with_half_pixel_centres(device):

@@ -54,6 +54,7 @@ WRONG_SHAPES = [
     ("dtype", lambda s: "bfloat16", "dtype must be float32, float16 or bfloat16, got 'bfloat16'"),
     ("plan", lambda t: None, "plan must be (B, T) int32 on the device of frames.data, got None"),
     ("crop", lambda t: t.tolist(), "crop must be of type Tensor, got [["),
+    ("jitter", lambda t: t.tolist(), "jitter must be of type Optional[Tensor], got [["),
     ("resize", lambda s: 19, "resize must be of type List[int], got 19"),
     ("mean", lambda s: 5, "mean must be of type List[float], got 5"),
     ("channel_order", lambda s: "grb", "channel_order must be rgb or bgr, got 'grb'"),
@@ -110,6 +111,13 @@ def test_wrong_types_and_sizes_are_refused(device, name, change, message):
         call(pace_clip, values)
     assert str(caught.value).startswith("pace_clip: ")
     assert message in str(caught.value)
+
+
+def test_pictures_by_themselves_are_refused():
+    values = named_case(torch.device("cpu"))
+    data, _ = values.pop("data"), values.pop("table")
+    with pytest.raises(PacecoreError, match="pace_clip: frames must be Frames, got Tensor"):
+        pace_clip(data, **values)
 
 
 def test_a_gradient_is_refused(device):

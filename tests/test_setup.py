@@ -1,10 +1,12 @@
 """The build: what the extension shows to the libraries beside it."""
 
+import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,54 @@ def test_a_python_that_is_too_old_fetches_no_torch(monkeypatch):
     assert build["build_torch"]() == []
 
 
+def test_the_headers_of_a_distributions_own_toolkit_hide_none(tmp_path, monkeypatch):
+    """Named by -isystem, /usr/include comes before the standard library's #include_next."""
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    for home, named in (("/usr", False), ("/opt/cuda", True)):
+        monkeypatch.setitem(build["ninja_file"].__globals__, "CUDA", (Path(home), (12, 4)))
+        written = build["ninja_file"]([], tmp_path, tmp_path / "x.so")
+        assert (f"-isystem {home}/include " in written) is named
+
+
+def test_why_there_are_no_cuda_kernels_is_said(tmp_path, monkeypatch):
+    """Of an nvcc that is there, but too old, the last line is not that there is none."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime_api.h").touch()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8, V11.8.89\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    assert build["cuda_home"]() == (None, "PACECORE_CUDA=0")
+    monkeypatch.setenv("PACECORE_CUDA", "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    words = f"nvcc of {tmp_path} is release 11.8, 12.0 is needed"
+    # This machine's own toolkit, the last place that is looked at.
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: os.path.isfile(path) and tmp_path in path.parents
+    )
+    found, reason = build["cuda_home"]()
+    assert found is None
+    assert reason.startswith(words)
+    monkeypatch.setenv("PACECORE_CUDA", "1")
+    with pytest.raises(SystemExit, match=f"PACECORE_CUDA=1, but {re.escape(words)}"):
+        build["cuda_home"]()
+
+
+def test_a_python_without_headers_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(SystemExit, match=f"needs Python's headers, {tmp_path} has none: install"):
+        build["NinjaBuild"].build_extension(None, None)
+
+
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
@@ -108,3 +158,11 @@ def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
     assert '-DPACECORE_CUDA_ARCHITECTURES="sm_80 sm_90a sm_120 compute_120"' in flags
     written = build["ninja_file"]([Path("csrc/cuda/x.cu")], tmp_path, tmp_path / "x.so")
     assert "-ccbin g++ -Xcompiler=-m64" in written
+
+
+def test_type_hints_reach_who_installs(tmp_path):
+    """Without the mark of PEP 561 type checkers take every name of the package for anything."""
+    words = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    environment = {**os.environ, "PACECORE_CUDA": "0"}
+    subprocess.run(words, cwd=ROOT, env=environment, check=True)
+    assert (tmp_path / "pacecore" / "py.typed").is_file()

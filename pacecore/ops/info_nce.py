@@ -1,5 +1,6 @@
 """The contrastive loss of Eq. 2 and Eq. 3, exact, without the matrix of similarities."""
 
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -123,12 +124,15 @@ def _check(
     ):
         rule = f"groups must be ({z.shape[0]},) integers on {z.device}, as z has rows"
         require(False, rule, describe(groups))
+    for name, number in (("anchor_start", anchor_start), ("anchor_count", anchor_count or 0)):
+        if not isinstance(number, (Integral, torch.SymInt)):
+            require(False, f"{name} must be an integer", repr(number))
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1 or not temperature.is_floating_point():
             require(False, "temperature must be one floating-point value", describe(temperature))
-    elif not _SMALLEST <= temperature <= _LARGEST:
-        rule = f"temperature must be from {_SMALLEST:.3g} to {_LARGEST:.3g}"
-        require(False, rule, temperature)
+    elif not isinstance(temperature, Real) or not _SMALLEST <= temperature <= _LARGEST:
+        rule = f"temperature must be a number from {_SMALLEST:.3g} to {_LARGEST:.3g} or a tensor"
+        require(False, rule, repr(temperature))
     if denominator not in DENOMINATORS:
         require(False, f"denominator must be one of {', '.join(DENOMINATORS)}", repr(denominator))
     count = z.shape[0] - anchor_start if anchor_count is None else anchor_count
@@ -190,7 +194,8 @@ def _register(namespace: str) -> None:
             else:
                 z, groups, temperature, rows = saved
                 op = getattr(torch.ops, namespace).info_nce_backward
-                result[0] = op(grad_loss, z, groups, rows, temperature, *ctx.options)
+                with expected_errors("info_nce"):
+                    result[0] = op(grad_loss, z, groups, rows, temperature, *ctx.options)
         if ctx.needs_input_grad[2]:
             result[2] = grad_temperature * grad_loss
         return tuple(result)

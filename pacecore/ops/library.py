@@ -5,6 +5,7 @@ Ops reach their kernels through `ops()`, and give themselves a fake kernel and a
 CPU, under a second one.
 """
 
+import ctypes
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ NAMESPACE = "pacecore"
 _active = NAMESPACE
 _registrations: list[Callable[[str], None]] = []
 
-extension()
+_extension = extension()
 
 
 def ops() -> torch._ops._OpNamespace:
@@ -54,6 +55,19 @@ def add_namespace(library_path: str, namespace: str) -> None:
         function(namespace)
 
 
+def _words() -> str:
+    """Of the last failure of torch's within an op, which its C interface keeps from the op itself.
+    Before torch 2.13 no one learns them; what an op asks of torch is memory, above all.
+    """
+    last = getattr(
+        ctypes.CDLL(_extension.__file__), "torch_exception_get_what_without_backtrace", 0
+    )
+    if not last:
+        return "most likely out of memory"
+    last.restype = ctypes.c_char_p
+    return last().decode(errors="replace")
+
+
 # What the dispatcher says of an argument that the schema has no place for.
 _WRONG_TYPE = re.compile(
     r"\w+::\w+\(\) Expected a value of type '(.+?)' for argument '(\w+)'.*\n.*\nValue: (.*)"
@@ -62,7 +76,9 @@ _WRONG_TYPE = re.compile(
 
 @contextmanager
 def expected_errors(op: str) -> Iterator[None]:
-    """What `op` and torch refuse of its arguments, as PacecoreError; anything else as it is."""
+    """What `op` and torch refuse of its arguments, as PacecoreError, and a failure of torch's
+    within it in torch's words; anything else as it is.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -72,6 +88,13 @@ def expected_errors(op: str) -> Iterator[None]:
         if wrong := _WRONG_TYPE.match(text):
             kind, name, value = wrong.groups()
             raise PacecoreError(f"{op}: {name} must be of type {kind}, got {value}") from None
+        if none := re.match(r"Could not run .* from the '(\w+)' backend", text):
+            there = "pacecore doctor says what was built"
+            raise PacecoreError(f"{op}: has no kernel for {none[1]} tensors; {there}") from None
+        if "API call failed" in text:
+            words = _words()
+            kind = torch.OutOfMemoryError if "out of memory" in words else RuntimeError
+            raise kind(f"{op}: {words}") from error
         if "functorch transforms" in text:
             raise PacecoreError(
                 f"{op}: has no derivative by torch.func, only by autograd"

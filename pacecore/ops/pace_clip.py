@@ -78,6 +78,8 @@ def pace_clip(
     a frame whose plan entry, table row, crop or jitter order is out of range comes out as NaN, and
     nothing outside `frames.data` is ever read. `check_plan` finds such values beforehand.
     """
+    if not isinstance(frames, Frames):
+        raise PacecoreError(f"pace_clip: frames must be Frames, got {type(frames).__name__}")
     if channel_order not in _CHANNEL_ORDERS:
         raise PacecoreError(f"pace_clip: channel_order must be rgb or bgr, got {channel_order!r}")
     if dtype not in _TYPES:
@@ -87,7 +89,7 @@ def pace_clip(
             "pace_clip: memory_format must be torch.contiguous_format or torch.channels_last_3d, "
             f"got {memory_format}"
         )
-    if jitter is not None and (jitter.requires_grad or has_tangent(jitter)):
+    if isinstance(jitter, Tensor) and (jitter.requires_grad or has_tangent(jitter)):
         raise PacecoreError("pace_clip: jitter must not require a gradient, there is none")
     with expected_errors("pace_clip"):
         return ops().pace_clip(
