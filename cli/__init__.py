@@ -80,6 +80,13 @@ def main() -> None:
     except PacecoreError as error:
         sys.stderr.write(f"pacecore: {error}\n")
         sys.exit(2)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("av", "numpy", "torch"):
+            raise
+        advice = "pacecore doctor says what is wrong"
+        sys.stderr.write(f"pacecore: {package} cannot be imported: {error}; {advice}\n")
+        sys.exit(2)
     except OSError as error:
         # Any path that is looked at, by Path.exists for one, can raise these two.
         if error.errno not in (errno.EACCES, errno.ENAMETOOLONG) or not error.filename:

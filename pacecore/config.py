@@ -1,6 +1,8 @@
 """The options of the verbs: one dataclass a verb. The full set is written into each run."""
 
 import difflib
+import math
+import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -375,10 +377,12 @@ def from_mapping(
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise OptionError(f"{named}unknown option {name}{hint}")
-        kept = tuple(value) if option_type(known[name]) is tuple and type(value) is list else value
-        merged[name] = (
-            float(kept) if option_type(known[name]) is float and type(kept) is int else kept
-        )
+        plain = option_type(known[name])
+        if plain is tuple and type(value) is list:
+            value = tuple(value)
+        if plain is float and type(value) is int:
+            value = float(value) if abs(value) <= sys.float_info.max else math.inf
+        merged[name] = value
     try:
         return kind(**merged).resolved()
     except PacecoreError as error:

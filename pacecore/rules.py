@@ -77,7 +77,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise OptionError(f"{path}: options cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also of text that is no UTF-8, and of a number past 4,300 digits
         raise OptionError(f"{path}: not a TOML file: {error}") from None
 
 

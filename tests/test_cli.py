@@ -51,6 +51,24 @@ def test_colours_on_a_terminal_unless_the_user_wants_none(no_color, coloured):
     assert (b"\x1b[" in said) == coloured
 
 
+def test_a_package_that_is_broken_is_named(tmp_path):
+    """As one whose shared library is of another system, which is found when it is first used."""
+    (tmp_path / "av").mkdir()
+    words = "libavcodec.so.62: cannot open shared object file"
+    (tmp_path / "av" / "__init__.py").write_text(f"raise ImportError({words!r}, name='av._core')")
+    done = subprocess.run(
+        [sys.executable, "-c", "from pacecore.cli import main; main()", "train", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    told = f"pacecore: av cannot be imported: {words}; pacecore doctor says what is wrong\n"
+    assert done.stderr == told
+
+
 def test_other_runtime_errors_keep_their_traceback(monkeypatch):
     @click.command()
     def broken() -> None:

@@ -41,6 +41,7 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"lamda_ctr": 1}, "unknown option lamda_ctr; did you mean lambda_ctr?"),
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
         ({"lr": float("inf")}, "lr must be finite, got inf"),
+        ({"lr": 10**400}, "lr must be finite, got inf"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
         ({"epochs": True}, "epochs must be a whole number, got True"),
@@ -106,9 +107,10 @@ def test_dropout_is_not_drawn_once_compiled_and_once_not():
 def test_unreadable_toml(tmp_path):
     with pytest.raises(OptionError, match=r"none\.toml: options cannot be read"):
         read_toml(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("a = = 1")
-    with pytest.raises(OptionError, match=r"bad\.toml: not a TOML file"):
-        read_toml(tmp_path / "bad.toml")
+    for text in (b"a = = 1", b"a = '\xff'", b"a = " + 5000 * b"1"):
+        (tmp_path / "bad.toml").write_bytes(text)
+        with pytest.raises(OptionError, match=r"bad\.toml: not a TOML file"):
+            read_toml(tmp_path / "bad.toml")
 
 
 @pytest.mark.parametrize("preset", ["papr", "", 3, ["small"]])  # what a TOML file can say
