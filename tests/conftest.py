@@ -1,4 +1,4 @@
-"""What every test file shares: the list of devices that the op tests run on, and a full disk.
+"""What test files share: the list of devices that the op tests run on, one thread, a full disk.
 
 `device` is a fixture that runs a test on each of DEVICES, or of the test file's own DEVICES.
 "emulated" runs the CUDA kernels on the CPU (tests/cuda_on_cpu) as a GPU of sm_90 would, and
@@ -25,6 +25,15 @@ def require(variable: str, reason: str) -> None:
     if os.environ.get(variable) == "1":
         pytest.fail(f"{variable}=1, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and lose much to each other where cores are few."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pacecore.errors import PacecoreError
 from pacecore.pictures import inscription
 from pacecore.trained import load_trained
 
-from .tiny import one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+from .tiny import pretrained, tiny_set, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,6 @@ from pacecore.step import learning_rate
 from pacecore.train import PaceTask, pace_model
 from tests.ranks import PROCESSES, run_ranks
 from tests.sources import PacketSource
-from tests.tiny import one_thread  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,7 +27,7 @@ from pacecore.trained import load_trained
 from pacecore.video import decode, probe
 
 from .ranks import run_ranks
-from .tiny import CLASSES, finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+from .tiny import CLASSES, finetuned, pretrained, tiny_set, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,7 +26,7 @@ from pacecore.trained import fingerprint, load_trained
 from pacecore.video import decode, probe
 
 from .ranks import held_elsewhere, run_ranks
-from .tiny import CLASSES, one_thread, pretrained, tiny_set  # noqa: F401
+from .tiny import CLASSES, pretrained, tiny_set
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -31,7 +31,7 @@ from pacecore.source import Subset, VideoFiles
 from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
 
-from .tiny import CLASSES, SMALL, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+from .tiny import CLASSES, SMALL, pretrained, tiny_set, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

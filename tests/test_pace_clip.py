@@ -25,7 +25,6 @@ from tests.pace_clip_cases import (
     random_plan,
     whole,
 )
-from tests.tiny import one_thread  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,6 @@ from pacecore.errors import PacecoreError
 from pacecore.frames import FrameFormat, Frames
 from pacecore.ops.pace_clip import check_plan, pace_clip
 from tests.pace_clip_cases import DEVICES, ORDERS, case, ints, random_frame  # noqa: F401
-from tests.tiny import one_thread  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,6 @@ from pacecore.ops.library import ops
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
 from tests.pace_clip_cases import DEVICES, DTYPES, EXACT, case, ints  # noqa: F401
-from tests.tiny import one_thread  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,6 @@ from pacecore.errors import PacecoreError
 from pacecore.rules import OptionError
 from pacecore.step import TrainingStep
 from tests.test_engine import TINY, assert_close, assert_same, run, weights
-from tests.tiny import one_thread  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,7 @@ from pacecore.rules import read_toml
 from pacecore.source import VideoFiles
 from pacecore.train import PaceTask, _size_words, pace_model, pretrain
 from tests.ranks import held_elsewhere
-from tests.tiny import finetuned, one_thread, pretrained, tiny_set, write_tiny  # noqa: F401
+from tests.tiny import finetuned, pretrained, tiny_set, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

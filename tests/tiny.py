@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -25,15 +24,6 @@ SMALL = {
     "workers": 0,
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Tiny networks gain nothing from threads, and lose much to each other where cores are few."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_tiny(path: Path, colour: int, seed: int, frames: int) -> None:
