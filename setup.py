@@ -132,9 +132,12 @@ def version():
 
 def build_torch():
     """The torch to fetch for the build: one only where the target environment has none that serves.
-    Under an older Python none is found, or gigabytes, before pip says that Python is too old.
+    Under an older Python none is found, or gigabytes, before pip says that Python is too old. An
+    archive of the source wants none.
     """
-    return [] if TORCH or sys.version_info < OLDEST_PYTHON else ["torch>=2.11"]
+    archive = "get_requires_for_build_sdist" in sys.orig_argv  # sys.argv says egg_info for both
+    none = TORCH or archive or sys.version_info < OLDEST_PYTHON
+    return [] if none else ["torch>=2.11"]
 
 
 def compiler():

@@ -85,11 +85,15 @@ def _extension() -> Rest:
         if info["cuda"]
         else "CPU kernels only"
     )
-    yield (
-        "ok",
-        f"{info['version']}: {cuda}; headers of torch {info['torch_headers']}, "
-        f"compiler {info['compiler']}",
-    )
+    found = f"{info['version']}: {cuda}; headers of torch {info['torch_headers']}, "
+    found += f"compiler {info['compiler']}"
+    # In an editable install, after a change or a pull.
+    sources = (Path(__file__).parent.parent / "csrc").rglob("*.*")
+    built = Path(extension().__file__).stat().st_mtime
+    if any(source.stat().st_mtime > built for source in sources):
+        yield "warn", f"{found}; older than csrc", "python setup.py build_ext --inplace"
+    else:
+        yield "ok", found
 
 
 def _gpu() -> Rest:

@@ -1,5 +1,6 @@
 """doctor: a sound installation passes, each fault is a finding of its own with its mend."""
 
+import os
 import sys
 from functools import partial
 
@@ -76,6 +77,18 @@ def test_bf16_convolution_off_is_a_warning(monkeypatch):
     finding = only(doctor(), "bf16 conv3d")
     assert finding.state == "warn"
     assert finding.mend == "train without --amp bf16; training falls back by itself"
+
+
+def test_an_extension_older_than_its_source_is_a_warning(tmp_path, monkeypatch):
+    source = tmp_path / "csrc" / "cpu" / "op.cpp"
+    source.parent.mkdir(parents=True)
+    source.touch()
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "pacecore" / "doctor.py"))
+    for when, state in ((2**40, "warn"), (0, "ok")):
+        os.utime(source, (when, when))
+        (finding,) = [Finding("extension", *rest) for rest in module._extension()]
+        assert finding.state == state
+        assert finding.found.endswith("older than csrc") is (state == "warn")
 
 
 def test_old_torch_is_missing(monkeypatch):

@@ -51,27 +51,23 @@ template <typename Real>
 struct Blocks {
   const NceTileKernels<Real>& kernels = best_tile_kernels<Real>();
   int64_t n, features;
-  int64_t size;   // rows of a block
-  int64_t count;  // blocks
-  Tensor z;       // (n, D) contiguous, Real
-  Tensor panels;  // z packed
-  Tensor scales;  // (2, padded n): of a tile's rows, with 1 / temperature, and of its columns
+  int64_t size;                    // rows of a block
+  int64_t count;                   // blocks
+  Real scale;                      // 1 / temperature
+  Tensor z;                        // (n, D) contiguous, Real, normalised where that is wanted
+  Tensor panels;                   // z packed
   std::vector<NceId<Real>> ids;    // (padded n,) groups numbered from 0, then -1
   std::vector<int64_t> positives;  // (n,)
   Tensor scratch;                  // (threads, scores and product buffer)
   Tensor kept;                     // (kNceTile, kNceTile): all scores, then logits; or undefined
 
-  Blocks(const Tensor& z, const Tensor& groups, const Real* inverse_norms, double temperature,
-         bool gradient_follows)
-      : n(z.size(0)), features(z.size(1)) {
+  Blocks(const Tensor& z, const Tensor& groups, double temperature, bool gradient_follows)
+      : n(z.size(0)), features(z.size(1)), scale(Real(1 / temperature)), z(z) {
     // At least four blocks where they can fill panels, for the threads; the number of threads
     // itself must not decide, or the order of the sums and so the last bits would follow it.
     size = std::min(kNceTile, round_up((n + 3) / 4, 48));
     count = (n + size - 1) / size;
-    this->z = torch::stable::contiguous(torch::stable::to(z, kType<Real>));
-    const int64_t padded = round_up(n, 48);  // whole panels in every instruction set
-    number_groups(torch::stable::contiguous(groups), padded);
-    set_scales(inverse_norms, temperature, padded);
+    number_groups(torch::stable::contiguous(groups));
     pack();
     scratch =
         empty({int64_t(torch::stable::get_num_threads()), kNceTile * (kNceTile + kernels.panel)},
@@ -84,11 +80,12 @@ struct Blocks {
   const Real* panel(int64_t block) const { return data<Real>(panels) + block * size * features; }
 
   NceTile<Real> tile(int64_t row_block, int64_t column_block) const {
-    const Real* scale = data<Real>(scales);
-    const int64_t row = row_block * size, column = column_block * size;
-    return {
-        rows(row_block),     rows(column_block), row_block == column_block,      ids.data() + row,
-        ids.data() + column, scale + row,        scale + scales.size(1) + column};
+    return {rows(row_block),
+            rows(column_block),
+            row_block == column_block,
+            ids.data() + row_block * size,
+            ids.data() + column_block * size,
+            scale};
   }
 
   // This thread's part of `scratch`: scores, then the buffer of a product.
@@ -127,11 +124,11 @@ struct Blocks {
   }
 
  private:
-  void number_groups(const Tensor& groups, int64_t padded) {
+  void number_groups(const Tensor& groups) {
     const int64_t* labels = data<int64_t>(groups);
     std::unordered_map<int64_t, NceId<Real>> numbers;
     std::vector<int64_t> members;
-    ids.assign(padded, NceId<Real>(-1));
+    ids.assign(round_up(n, 48), NceId<Real>(-1));  // whole panels in every instruction set
     for (int64_t i = 0; i < n; ++i) {
       ids[i] = numbers.try_emplace(labels[i], NceId<Real>(numbers.size())).first->second;
       if (size_t(ids[i]) == members.size()) members.push_back(0);
@@ -139,14 +136,6 @@ struct Blocks {
     }
     positives.resize(n);
     for (int64_t i = 0; i < n; ++i) positives[i] = members[ids[i]] - 1;
-  }
-
-  void set_scales(const Real* inverse_norms, double temperature, int64_t padded) {
-    scales = torch::stable::new_zeros(z, {2, padded});
-    for (int64_t i = 0; i < n; ++i) {
-      data<Real>(scales)[i] = Real(double(inverse_norms[i]) / temperature);
-      data<Real>(scales)[padded + i] = inverse_norms[i];
-    }
   }
 
   void pack() {
@@ -161,21 +150,25 @@ struct Blocks {
   }
 };
 
+// z (n, D) as the tiles read it, and the inverse of what each row was divided by. Divided before
+// they are multiplied, rows of any length have products that are finite.
 template <typename Real>
-void inverse_norms(const Tensor& z, bool normalize, Real* inverse /* (n,) */) {
+Tensor prepare(const Tensor& z_any, bool normalize, Real* inverse /* (n,) */) {
+  const Tensor z = torch::stable::contiguous(torch::stable::to(z_any, kType<Real>));
   const int64_t n = z.size(0), features = z.size(1);
-  if (!normalize) {
-    std::fill_n(inverse, n, Real(1));
-    return;
-  }
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(z, kType<Real>));
+  std::fill_n(inverse, n, Real(1));
+  if (!normalize) return z;
+  const Tensor result = torch::stable::empty_like(z);
   for (int64_t i = 0; i < n; ++i) {
-    const Real* row = data<Real>(wide) + i * features;
+    const Real* row = data<Real>(z) + i * features;
     double square = 0;
     for (int64_t k = 0; k < features; ++k) square += double(row[k]) * double(row[k]);
-    const double norm = std::sqrt(square);
-    inverse[i] = norm < kNceSmallestNorm ? Real(0) : Real(1 / norm);
+    const double norm = std::sqrt(square), factor = norm < kNceSmallestNorm ? 0 : 1 / norm;
+    inverse[i] = Real(factor);
+    for (int64_t k = 0; k < features; ++k)
+      data<Real>(result)[i * features + k] = Real(double(row[k]) * factor);
   }
+  return result;
 }
 
 // Whether the block has rows that the loss adds up over.
@@ -287,8 +280,7 @@ Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, const NceOptions
       double along = 0;  // the part along z, which normalising takes out
       if (options.normalize)
         for (int64_t k = 0; k < features; ++k) along += double(z[k]) * (first[k] + second[k]);
-      along *= double(inverse_norm[i]) * double(inverse_norm[i]);
-      const Real pull = Real(along), unit = Real(scale);
+      const Real pull = Real(along), unit = Real(scale * double(inverse_norm[i]));
       for (int64_t k = 0; k < features; ++k) out[k] = unit * (first[k] + second[k] - pull * z[k]);
     }
   });
@@ -321,8 +313,8 @@ Results forward(const Tensor& z, const Tensor& groups, const NceOptions& options
     std::fill_n(data<Real>(summary), 3, Real(NAN));
     return {loss, summary, slope, rows, grad_z};
   }
-  inverse_norms<Real>(z, options.normalize, data<Real>(rows) + 4 * n);
-  const Blocks<Real> blocks(z, groups, data<Real>(rows) + 4 * n, temperature, leave_gradient);
+  const Tensor prepared = prepare<Real>(z, options.normalize, data<Real>(rows) + 4 * n);
+  const Blocks<Real> blocks(prepared, groups, temperature, leave_gradient);
   const auto sums = all_sums(blocks, options);
   const Outcome<Real> outcome(blocks, sums, options, data<Real>(rows));
   *data<Real>(loss) = Real(outcome.loss);
@@ -351,10 +343,12 @@ template <typename Real>
 Tensor backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups, const Tensor& rows,
                 const NceOptions& options) {
   const double temperature = temperature_of(options.temperature, options.temperature_number);
-  const Tensor flat = torch::stable::contiguous(rows);
-  const Blocks<Real> blocks(z, groups, data<Real>(flat) + 4 * z.size(0), temperature, false);
-  return torch::stable::to(gradient(blocks, flat, options, *data<Real>(grad_loss)),
-                           z.scalar_type());
+  std::vector<Real> inverse(z.size(0));
+  const Tensor prepared = prepare(z, options.normalize, inverse.data());
+  const Blocks<Real> blocks(prepared, groups, temperature, false);
+  return torch::stable::to(
+      gradient(blocks, torch::stable::contiguous(rows), options, *data<Real>(grad_loss)),
+      z.scalar_type());
 }
 
 Tensor info_nce_backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups,

@@ -22,7 +22,7 @@ struct NceTile {
   int64_t rows, columns;
   bool diagonal;  // rows and columns are the same clips
   const NceId<Real>*row_ids, *column_ids;
-  const Real *row_scale, *column_scale;  // logit = score * row_scale * column_scale
+  Real scale;  // logit = score * scale
 };
 
 // NceRow of many rows, field by field.
@@ -50,7 +50,7 @@ struct NceTileKernels {
   void (*column_sums)(const NceTile<Real>& tile, const Real* logits, NceSums<double>* sums);
 
   // Turns scores, or with has_logits what row_sums has left, into weights in place: d loss / d
-  // logit of the pair both ways round, times the scales of both. Zero for a clip with itself and
+  // logit of the pair both ways round, times the scale. Zero for a clip with itself and
   // beyond the last row and column.
   void (*weights)(const NceTile<Real>& tile, const NceRows<Real>& row, const NceRows<Real>& column,
                   bool has_logits, Real* scores);

@@ -234,10 +234,8 @@ PACECORE_SHARED_MATH void row_masks(const NceTile<Real>& tile, int64_t row, int6
 // One expression for both passes: the gradient's exponentials are bounded by 1 because its logits
 // have the bits of those whose maximum was taken.
 template <typename Real>
-PACECORE_SHARED_MATH Vector<Real> logit_of(const NceTile<Real>& tile, const Real* scores,
-                                           int64_t row, int64_t column) {
-  const Vector<Real> half = load<Real>(scores + column) * tile.row_scale[row];
-  return half * load<Real>(tile.column_scale + column);
+PACECORE_SHARED_MATH Vector<Real> logit_of(const NceTile<Real>& tile, const Real* score) {
+  return load<Real>(score) * tile.scale;
 }
 
 template <typename Real>
@@ -249,7 +247,7 @@ void tile_row_sums(const NceTile<Real>& tile, Real* scores, NceSums<double>* sum
     LaneSums<Real> part;
     for (int64_t j = 0; j < tile.columns; j += lanes) {
       row_masks(tile, row, j, is_positive, is_negative);
-      const Vector<Real> logit = logit_of(tile, logits, row, j);
+      const Vector<Real> logit = logit_of(tile, logits + j);
       store<Real>(logits + j, logit);
       part.look(logit, is_positive, is_negative);
     }
@@ -326,14 +324,13 @@ void tile_weights(const NceTile<Real>& tile, const NceRows<Real>& row, const Nce
     Real* at = scores + i * kNceTile;
     for (int64_t j = 0; j < all_columns; j += lanes) {
       row_masks(tile, i, j, is_positive, is_negative);
-      const Vector<Real> logit = has_logits ? load<Real>(at + j) : logit_of(tile, at, i, j);
+      const Vector<Real> logit = has_logits ? load<Real>(at + j) : logit_of(tile, at + j);
       Vector<Real> sum = weight<Real>(logit, zero + row.reference[i], zero + row.all[i],
                                       zero + row.positive[i], zero + row.constant[i], is_positive);
       sum += weight<Real>(logit, load<Real>(column.reference + j), load<Real>(column.all + j),
                           load<Real>(column.positive + j), load<Real>(column.constant + j),
                           is_positive);
-      sum = sum * tile.row_scale[i] * load<Real>(tile.column_scale + j);
-      store<Real>(at + j, is_positive | is_negative ? sum : zero);
+      store<Real>(at + j, is_positive | is_negative ? sum * tile.scale : zero);
     }
   }
   for (int64_t i = tile.rows; i < all_rows; ++i)

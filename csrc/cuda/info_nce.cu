@@ -38,8 +38,8 @@ __device__ float inverse_norm(double square) {
   return (large ? 1e-24f : 1.0f) / root;
 }
 
-// z as the tile kernels read it: rows of whole 16-byte chunks, normalised where wanted. One warp a
-// row.
+// The inverse norms, or 1 where not wanted, and, where that is not null, z as the tile kernels read
+// it: rows of whole 16-byte chunks, normalised. One warp a row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     prepare_kernel(const T* z, int n, int features, int pitch, bool normalize, T* prepared,
@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads)
     inverse = inverse_norm(square);
   }
   if (lane == 0) inverse_norms[row] = inverse;
+  if (!prepared) return;
   for (int k = lane; k < pitch; k += 32)
     prepared[int64_t{row} * pitch + k] =
         static_cast<T>(k < features ? static_cast<float>(from[k]) * inverse : 0.0f);
@@ -116,6 +117,14 @@ NceArgs make_args(const Tensor& z, const Tensor& groups, const NceOptions& optio
   return args;
 }
 
+template <typename T>
+void launch_prepare(const Tensor& z, const NceArgs& args, bool normalize, T* prepared,
+                    float* inverse_norms, cudaStream_t stream) {
+  PACECORE_LAUNCH(prepare_kernel<T>, static_cast<unsigned>(ceil_div(args.n, kThreads / 32)),
+                  kThreads, 0, stream, data<T>(z), args.n, args.features, args.pitch, normalize,
+                  prepared, inverse_norms);
+}
+
 // Fills the inverse norms and gives z as the tile kernels read it, `args.pitch` with it.
 template <typename T>
 Tensor prepare(const Tensor& z, bool normalize, float* inverse_norms, NceArgs& args,
@@ -125,9 +134,7 @@ Tensor prepare(const Tensor& z, bool normalize, float* inverse_norms, NceArgs& a
   if (!copies) return z;  // no one reads the inverse norms, which are for what is normalised
   args.pitch = static_cast<int>(ceil_div(args.features, kChunk<T>) * kChunk<T>);
   const Tensor prepared = allocate(z, {args.n, args.pitch}, z.scalar_type());
-  PACECORE_LAUNCH(prepare_kernel<T>, static_cast<unsigned>(ceil_div(args.n, kThreads / 32)),
-                  kThreads, 0, stream, data<T>(z), args.n, args.features, args.pitch, normalize,
-                  data<T>(prepared), inverse_norms);
+  launch_prepare(z, args, normalize, data<T>(prepared), inverse_norms, stream);
   return prepared;
 }
 
@@ -234,15 +241,17 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
   NceArgs args = make_args(z, groups, options);
   const int64_t n = args.n;
   const Tensor sums = allocate(z, {n, static_cast<int64_t>(sizeof(NceRowSums))}, ScalarType::Byte);
+  float* inverse_norms = outputs.rows + 4 * n;
   if (nce_few<T>(args)) {
+    if (options.normalize) launch_prepare<T>(z, args, true, nullptr, inverse_norms, stream);
     const Tensor scores = allocate(z, {n, n}, ScalarType::Float);
     const Tensor counters = torch::stable::new_zeros(z, {2}, ScalarType::Int);
-    launch_nce_few<T>(args, options.normalize, data<T>(z), data<float>(scores),
-                      data<NceRowSums>(sums), data<unsigned>(counters), outputs,
-                      leave_gradient ? data<T>(grad_z) : nullptr, stream);
+    launch_nce_few<T>(args, options.normalize ? inverse_norms : nullptr, data<T>(z),
+                      data<float>(scores), data<NceRowSums>(sums), data<unsigned>(counters),
+                      outputs, leave_gradient ? data<T>(grad_z) : nullptr, stream);
     return;
   }
-  const Tensor prepared = prepare<T>(z, options.normalize, outputs.rows + 4 * n, args, stream);
+  const Tensor prepared = prepare<T>(z, options.normalize, inverse_norms, args, stream);
   const NceTiles tiles = wanted_tiles(args);
   // As many steps at a time as the cache holds the sums of, and as even as that allows.
   const int64_t length = int64_t{tiles.count} * kTile, steps = std::max(1, tiles.steps());

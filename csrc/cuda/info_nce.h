@@ -31,9 +31,9 @@ struct NceOutputs {
 };
 
 // The forward for few rows, in one launch: sums, loss and, where grad_z is not null, gradient.
-// scores: (n, n); sums: (n,); counters: two zeros.
+// inverse_norms: (n,), or null; scores: (n, n); sums: (n,); counters: two zeros.
 template <typename T>
-void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scores,
+void launch_nce_few(const NceArgs& args, const float* inverse_norms, const T* z, float* scores,
                     NceRowSums* sums, unsigned* counters, const NceOutputs& outputs, T* grad_z,
                     cudaStream_t stream);
 

@@ -1,4 +1,5 @@
-// info_nce for few rows in one launch, gradient included.
+// info_nce for few rows in one launch, gradient included. Norms are there before it: a row is
+// divided by its own before it is multiplied, so that no length overflows.
 //
 // A block takes a ticket: its number in the order in which blocks begin. The first tickets compute
 // the scores and sums of a strip of rows; the rest wait until those are done, then turn all sums
@@ -19,7 +20,7 @@ constexpr int kMostGroups = 8;  // of threads that share the columns out in the 
 template <typename T>
 struct FewArgs {
   NceArgs nce;
-  bool normalize;
+  const float* inverse_norms;  // (n,), or null where z is taken as it is
   const T* z;
   float* scores;
   NceRowSums* sums;
@@ -39,11 +40,9 @@ __device__ float warp_largest(float value) {
   return value;
 }
 
-// NaN where the square has overflowed, which is a norm from 2e19 on: to add up in double would take
-// the registers of a block.
-__device__ float inverse_norm(float square) {
-  const float norm = sqrtf(square);
-  return norm < static_cast<float>(kNceSmallestNorm) ? 0.0f : norm / square;
+template <typename T>
+__device__ float inverse_norm(const FewArgs<T>& args, int row) {
+  return args.inverse_norms ? args.inverse_norms[row] : 1.0f;
 }
 
 // Neighbouring elements read as one: 16 bytes, or one element where rows do not allow more.
@@ -94,34 +93,21 @@ __device__ void warp_sums(float (&values)[count]) {
 // The scores of a strip against every row, a warp a few columns at a time. A score is the same bits
 // as that of the same two rows the other way round.
 template <int vector, typename T>
-__device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, float* inverse) {
+__device__ void strip_scores(const FewArgs<T>& args, int first, float* strip) {
   const NceArgs& nce = args.nce;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int i = threadIdx.x; i < kStrip * nce.features; i += kThreads) {
-    const int row = first + i / nce.features;
-    strip[i] = row < nce.n ? static_cast<float>(args.z[int64_t{row} * nce.pitch + i % nce.features])
-                           : 0.0f;
-  }
-  __syncthreads();
-  if (warp < kStrip) {
-    float square = 0;
-    for (int k = lane * vector; k < nce.features; k += 32 * vector) {
-#pragma unroll
-      for (int i = 0; i < vector; ++i) {
-        const float value = strip[warp * nce.features + k + i];
-        square = fmaf(value, value, square);
-      }
-    }
-    square = warp_sum(square);
-    if (lane == 0) {
-      inverse[warp] = args.normalize ? inverse_norm(square) : 1.0f;
-      if (first + warp < nce.n) args.outputs.rows[4 * nce.n + first + warp] = inverse[warp];
-    }
+    const int row = min(first + i / nce.features, nce.n - 1);
+    strip[i] = static_cast<float>(args.z[int64_t{row} * nce.pitch + i % nce.features]) *
+               inverse_norm(args, row);
   }
   __syncthreads();
   for (int first_column = warp * kColumns; first_column < nce.n;
        first_column += kWarps * kColumns) {
-    float dots[kColumns * kStrip] = {}, squares[kColumns] = {};
+    float dots[kColumns * kStrip] = {}, inverse[kColumns];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c)
+      inverse[c] = inverse_norm(args, min(first_column + c, nce.n - 1));
 #pragma unroll(vector > 1 ? 2 : 4)
     for (int k = lane * vector; k < nce.features; k += 32 * vector) {
       float values[kColumns][vector];
@@ -129,6 +115,10 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
       for (int c = 0; c < kColumns; ++c)
         load_elements(values[c],
                       args.z + int64_t{min(first_column + c, nce.n - 1)} * nce.pitch + k);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c)
+#pragma unroll
+        for (int i = 0; i < vector; ++i) values[c][i] *= inverse[c];
 #pragma unroll
       for (int row = 0; row < kStrip; ++row) {
         float mine[vector];
@@ -139,18 +129,12 @@ __device__ void strip_scores(const FewArgs<T>& args, int first, float* strip, fl
           for (int i = 0; i < vector; ++i)
             dots[c * kStrip + row] = fmaf(mine[i], values[c][i], dots[c * kStrip + row]);
       }
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c)
-#pragma unroll
-        for (int i = 0; i < vector; ++i) squares[c] = fmaf(values[c][i], values[c][i], squares[c]);
     }
     warp_sums(dots);
-    if (args.normalize) warp_sums(squares);
     static_assert(kColumns * kStrip == 16);
     const int row = lane / 2 % kStrip, column = first_column + lane / (2 * kStrip);
-    const float scale = args.normalize ? inverse_norm(squares[0]) : 1.0f;
     if (lane % 2 == 0 && first + row < nce.n && column < nce.n)
-      args.scores[int64_t{first + row} * nce.n + column] = dots[0] * (inverse[row] * scale);
+      args.scores[int64_t{first + row} * nce.n + column] = dots[0];
   }
   __syncthreads();
 }
@@ -200,7 +184,6 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
                                float* products) {
   const NceArgs& nce = args.nce;
   const int n = nce.n, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float* inverse = args.outputs.rows + 4 * n;
   const float scale = nce_scale(nce);
   for (int i = threadIdx.x; i < kStrip * n; i += kThreads) {
     const int row = first + i / n, column = i % n;
@@ -210,7 +193,7 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
       const bool is_positive = nce.groups[row] == nce.groups[column];
       weight = nce_weight(load_nce_row(rows, n, row), logit, is_positive) +
                nce_weight(load_nce_row(rows, n, column), logit, is_positive);
-      weight *= scale * inverse[row] * inverse[column];
+      weight *= scale * inverse_norm(args, column);
     }
     weights[i] = weight;
   }
@@ -253,14 +236,16 @@ __device__ void strip_gradient(const FewArgs<T>& args, int first, const float* r
   const int row = first + warp;
   const T* z = args.z + int64_t{row} * nce.pitch;
   const float* product = products + warp * nce.features;
+  const float inverse = inverse_norm(args, row);
   float along = 0;  // the part along z, which normalising takes out
-  if (args.normalize) {
-    for (int k = lane; k < nce.features; k += 32) along += static_cast<float>(z[k]) * product[k];
-    along = warp_sum(along) * inverse[row] * inverse[row];
+  if (args.inverse_norms) {
+    for (int k = lane; k < nce.features; k += 32)
+      along += static_cast<float>(z[k]) * inverse * product[k];
+    along = warp_sum(along);
   }
   for (int k = lane; k < nce.features; k += 32)
     args.grad_z[int64_t{row} * nce.features + k] =
-        static_cast<T>(product[k] - along * static_cast<float>(z[k]));
+        static_cast<T>(inverse * (product[k] - along * (static_cast<float>(z[k]) * inverse)));
 }
 
 // vector: elements that are read as one.
@@ -268,7 +253,6 @@ template <typename T, int vector>
 __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
   PACECORE_DYNAMIC_SHARED(float, shared);
   __shared__ unsigned ticket;
-  __shared__ float inverse[kStrip];
   __shared__ __align__(16) unsigned char merged[kThreads * sizeof(NceTotals)];
   static_assert(sizeof(NceSums<double>) <= sizeof(NceTotals));
   const NceArgs& nce = args.nce;
@@ -277,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
   __syncthreads();
   if (ticket < strips) {
     const int first = ticket * kStrip, warp = threadIdx.x / 32;
-    strip_scores<vector>(args, first, shared, inverse);
+    strip_scores<vector>(args, first, shared);
     if (warp < kStrip && first + warp < nce.n) row_sums(args, first + warp);
     __threadfence();
     __syncthreads();
@@ -309,10 +293,10 @@ __global__ void __launch_bounds__(kThreads, 1) few_kernel(FewArgs<T> args) {
 }  // namespace
 
 template <typename T>
-void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scores,
+void launch_nce_few(const NceArgs& args, const float* inverse_norms, const T* z, float* scores,
                     NceRowSums* sums, unsigned* counters, const NceOutputs& outputs, T* grad_z,
                     cudaStream_t stream) {
-  const FewArgs<T> few = {args, normalize, z, scores, sums, counters, outputs, grad_z};
+  const FewArgs<T> few = {args, inverse_norms, z, scores, sums, counters, outputs, grad_z};
   const int strips = (args.n + kStrip - 1) / kStrip;
   const int grid = strips + (grad_z ? strips : 0) + 1;
   const size_t shared = ((4 + kStrip) * args.n + kStrip * args.features) * sizeof(float);
@@ -323,12 +307,13 @@ void launch_nce_few(const NceArgs& args, bool normalize, const T* z, float* scor
     PACECORE_LAUNCH((few_kernel<T, 1>), grid, kThreads, shared, stream, few);
 }
 
-template void launch_nce_few<float>(const NceArgs&, bool, const float*, float*, NceRowSums*,
+template void launch_nce_few<float>(const NceArgs&, const float*, const float*, float*, NceRowSums*,
                                     unsigned*, const NceOutputs&, float*, cudaStream_t);
-template void launch_nce_few<__nv_bfloat16>(const NceArgs&, bool, const __nv_bfloat16*, float*,
-                                            NceRowSums*, unsigned*, const NceOutputs&,
+template void launch_nce_few<__nv_bfloat16>(const NceArgs&, const float*, const __nv_bfloat16*,
+                                            float*, NceRowSums*, unsigned*, const NceOutputs&,
                                             __nv_bfloat16*, cudaStream_t);
-template void launch_nce_few<__half>(const NceArgs&, bool, const __half*, float*, NceRowSums*,
-                                     unsigned*, const NceOutputs&, __half*, cudaStream_t);
+template void launch_nce_few<__half>(const NceArgs&, const float*, const __half*, float*,
+                                     NceRowSums*, unsigned*, const NceOutputs&, __half*,
+                                     cudaStream_t);
 
 }  // namespace pacecore

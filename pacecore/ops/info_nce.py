@@ -55,8 +55,7 @@ def info_nce(
     groups: (n,) integers, any values, on z's device.
     temperature: above 0 (a normal number of float32), a number or a tensor of one element, then
         learnable; on CUDA a tensor's value is not looked at.
-    normalize: s is the cosine. A row with a norm below 1e-12 counts as zeros, with no gradient; one
-        with a norm above 1e19 is right, or, on CUDA where rows are few, makes the loss NaN.
+    normalize: s is the cosine. A row with a norm below 1e-12 counts as zeros, with no gradient.
     anchor_start, anchor_count: the anchors are rows [anchor_start, anchor_start + anchor_count) of
         z, by default all from anchor_start on; every row is a key. So one rank's share of a batch
         gathered from several. The "batch" denominator runs over all rows whatever the anchors.

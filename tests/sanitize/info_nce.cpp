@@ -49,7 +49,7 @@ void expect(double got, double expected, double allowed, const std::string& what
 template <typename Real>
 struct Side {
   int64_t rows;
-  std::vector<Real> z, panels, scale;
+  std::vector<Real> z, panels;
   std::vector<NceId<Real>> ids;
   std::vector<Real> fields[4];  // of NceRows
 
@@ -60,7 +60,6 @@ struct Side {
     for (int64_t p = 0; p < count; ++p)
       kernels.pack_panel(z.data() + p * width * features, std::min(width, rows - p * width),
                          features, panels.data() + p * width * features);
-    scale = drawn<Real>(ids.size(), 0.1, 0.2);
     for (int64_t i = 0; i < rows; ++i) ids[i] = NceId<Real>(draw(0, rows / 3));
     fields[0] = drawn<Real>(ids.size(), 3, 4);  // above every logit
     for (int field = 1; field < 4; ++field) fields[field] = drawn<Real>(ids.size(), -1, 1);
@@ -94,13 +93,8 @@ void check_tile(const NceTileKernels<Real>& kernels, const std::string& build) {
   const Side<Real> other(kernels, draw(1, kNceTile), features);
   const Side<Real>& right = diagonal ? left : other;
   const int64_t rows = left.rows, columns = right.rows;
-  const NceTile<Real> tile = {rows,
-                              columns,
-                              diagonal,
-                              left.ids.data(),
-                              right.ids.data(),
-                              left.scale.data(),
-                              right.scale.data()};
+  const Real scale = Real(uniform(0.01, 0.04));
+  const NceTile<Real> tile = {rows, columns, diagonal, left.ids.data(), right.ids.data(), scale};
   std::vector<Real> scores(kNceTile * kNceTile, Real(NAN));
   kernels.scores(left.panels.data(), rows, right.panels.data(), columns, features, scores.data());
 
@@ -112,7 +106,7 @@ void check_tile(const NceTileKernels<Real>& kernels, const std::string& build) {
       for (int64_t k = 0; k < features; ++k)
         dot += double(left.z[i * features + k]) * double(right.z[j * features + k]);
       expect(scores[i * kNceTile + j], dot, allowed, name + "score");
-      const double scale = double(left.scale[i]) * double(right.scale[j]), logit = dot * scale;
+      const double logit = dot * double(scale);
       logits[i * columns + j] = logit;
       if (diagonal && i == j) continue;
       const bool positive = left.ids[i] == right.ids[j];
@@ -126,7 +120,7 @@ void check_tile(const NceTileKernels<Real>& kernels, const std::string& build) {
         weight +=
             positive ? side->fields[2][row] * e + side->fields[3][row] : side->fields[1][row] * e;
       }
-      weight *= scale;
+      weight *= double(scale);
     }
 
   std::vector<Real> kept = scores;
