@@ -132,9 +132,13 @@ def version():
 
 def build_torch():
     """The torch to fetch for the build: one only where the target environment has none that serves.
-    Under an older Python none is found, or gigabytes, before pip says that Python is too old.
+    Under an older Python none is found, or gigabytes, before pip says that Python is too old. An
+    archive of the source wants none.
     """
-    return [] if TORCH or sys.version_info < OLDEST_PYTHON else ["torch>=2.11"]
+    none = TORCH or sys.version_info < OLDEST_PYTHON
+    # In sys.argv both kinds of build are egg_info.
+    none = none or "get_requires_for_build_sdist" in sys.orig_argv
+    return [] if none else ["torch>=2.11"]
 
 
 def compiler():

@@ -66,7 +66,7 @@ def test_an_archive_keeps_its_version_whatever_is_built_from_it(tmp_path, monkey
     assert build["version"]() == build["VERSION"]
 
 
-def test_a_python_that_is_too_old_fetches_no_torch(monkeypatch):
+def test_a_python_that_is_too_old_and_an_archive_fetch_no_torch(monkeypatch):
     """pip looks at requires-python only after the build's own requirements are there."""
     monkeypatch.setenv("PACECORE_CUDA", "0")
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
@@ -75,7 +75,12 @@ def test_a_python_that_is_too_old_fetches_no_torch(monkeypatch):
     assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
     monkeypatch.setitem(build["build_torch"].__globals__, "TORCH", None)
     assert build["build_torch"]() == ["torch>=2.11"]
+    with monkeypatch.context() as hook:
+        words = [sys.executable, "_in_process.py", "get_requires_for_build_sdist", "/tmp/x"]
+        hook.setattr(sys, "orig_argv", words)
+        assert build["build_torch"]() == []
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    monkeypatch.delattr(sys, "orig_argv")
     assert build["build_torch"]() == []
 
 
