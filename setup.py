@@ -135,8 +135,9 @@ def build_torch():
     Under an older Python none is found, or gigabytes, before pip says that Python is too old. An
     archive of the source wants none.
     """
-    archive = "get_requires_for_build_sdist" in sys.orig_argv  # sys.argv says egg_info for both
-    none = TORCH or archive or sys.version_info < OLDEST_PYTHON
+    none = TORCH or sys.version_info < OLDEST_PYTHON
+    # In sys.argv both kinds of build are egg_info.
+    none = none or "get_requires_for_build_sdist" in sys.orig_argv
     return [] if none else ["torch>=2.11"]
 
 

@@ -80,6 +80,7 @@ def test_a_python_that_is_too_old_and_an_archive_fetch_no_torch(monkeypatch):
         hook.setattr(sys, "orig_argv", words)
         assert build["build_torch"]() == []
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    monkeypatch.delattr(sys, "orig_argv")
     assert build["build_torch"]() == []
 
 
