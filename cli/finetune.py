@@ -86,7 +86,7 @@ def _options(
             click.echo(f"note: {note}", err=True)
     elif not values.get("data") and preset is None and not config:
         preset = "small"
-    options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "")
+    options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "", given=given)
     return replace(options, out=options.out or next_run_folder("finetune")), trained
 
 

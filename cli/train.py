@@ -52,7 +52,9 @@ def train(
         values, preset = given_values(given, preset, config)
         if not values.get("data") and preset is None:
             preset = "demo"
-        options = from_mapping(TrainOptions, values, preset=preset, source=config or "")
+        options = from_mapping(
+            TrainOptions, values, preset=preset, source=config or "", given=given
+        )
         options = replace(options, out=options.out or next_run_folder("train"))
         summary = pretrain(options)
     say(closing_words(options, summary))

@@ -3,7 +3,9 @@
 import difflib
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pacecore.errors import PacecoreError
@@ -358,12 +360,17 @@ class AttendOptions(MeasureOptions):
 
 
 def from_mapping(
-    kind: type[AnyOptions], values: dict[str, Any], *, preset: str | None = None, source: str = ""
+    kind: type[AnyOptions],
+    values: dict[str, Any],
+    *,
+    preset: str | None = None,
+    source: str = "",
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> AnyOptions:
     """Resolved options of `kind` from the preset's values and, over them, `values`.
 
     Raises OptionError for an unknown key (with the nearest name) or a value that breaks its rule;
-    `source` names the file that the values came from.
+    `source` names the file that the values came from, but those `given` beside it (None: was not).
     """
     known = {each.name: each for each in fields(kind)}
     merged: dict[str, Any] = {}
@@ -386,7 +393,9 @@ def from_mapping(
     try:
         return kind(**merged).resolved()
     except PacecoreError as error:
-        raise OptionError(f"{named}{error}") from None
+        first = str(error).split()[0]  # the option's name; of one pace, without its s
+        own = given.get(first) is given.get(f"{first}s") is None
+        raise OptionError(f"{named if own else ''}{error}") from None
 
 
 def input_scale(normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -80,8 +80,8 @@ def begin(
     options = replace(options, repeat=options.repeat or data.repeat)
     if content and content["identity"] != data.identity:
         raise PacecoreError(
-            f"{options.out}: the run was trained on other videos ({content['identity']}) than"
-            f" {options.data or 'the demo set'} holds now ({data.identity})"
+            f"{options.out}: the run was trained or measured on other videos than"
+            f" {options.data or 'the demo set'} holds now: {data.words}"
         )
     return options, data, content
 

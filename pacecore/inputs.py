@@ -34,7 +34,7 @@ class Inputs:
     train: FrameSource
     held_out: FrameSource | None
     words: str  # what they are, for the user
-    identity: str  # of the training videos: names and frame counts, hashed
+    identity: str  # of all these videos: names and frame counts, hashed
     unreadable: tuple[tuple[str, str], ...]  # left out, and why
     repeat: int = 10  # how often an epoch visits each video, where the options leave it open
 
@@ -89,7 +89,7 @@ def open_inputs(options: RunOptions) -> Inputs:
         words += f"; from the frame store of {store.size[0]} x {store.size[1]} pixels"
         if options.resize and tuple(options.resize) != store.size:
             words += f", which are resized once more, to {options.resize[0]} x {options.resize[1]}"
-    identity = _identity(index)
+    identity = _identity(index, held)
     if len(merge_over_ranks({identity: ""})) > 1:
         raise PacecoreError(
             f"the ranks do not find the same videos in {data}: rank {rank()} has {words}"
@@ -208,8 +208,10 @@ def _after_first_seconds(progress: Progress) -> Callable[[int, int], None]:
     return update
 
 
-def _identity(index: VideoIndex) -> str:
+def _identity(*parts: VideoIndex | None) -> str:
     digest = hashlib.sha256()
-    for entry in index.entries:
-        digest.update(f"{entry.name}\t{entry.num_frames}\n".encode("utf-8", "surrogateescape"))
+    for part in parts:
+        for entry in part.entries if part else ():
+            digest.update(f"{entry.name}\t{entry.num_frames}\n".encode("utf-8", "surrogateescape"))
+        digest.update(b"\n")
     return digest.hexdigest()[:16]

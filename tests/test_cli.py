@@ -89,6 +89,26 @@ def test_what_is_given_wins_over_the_file_and_its_preset(tmp_path):
     assert given_values(values, None, None) == ({"lr": 0.25}, None)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["finetune", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["train", "--paces", "9999"], "pace must be between 1/1000 and 1000 and not 0, got 9999"),
+        (["train", "--seed", "3"], "my.toml: warmup_steps must be at least 0, got -1"),
+    ],
+)
+def test_a_wrong_value_is_the_files_only_where_it_stands_there(
+    words, said, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    Path("my.toml").write_text("warmup_steps = -1\n" if "my.toml" in said else "epochs = 2\n")
+    monkeypatch.setattr("sys.argv", ["pacecore", *words, "--config", "my.toml"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == f"pacecore: {said}\n"
+
+
 def test_a_path_that_is_no_text_is_one_line(monkeypatch, capsys, tmp_path):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff")
     monkeypatch.setattr("sys.argv", ["pacecore", "train", str(tmp_path), "--out", folder])

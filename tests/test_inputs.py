@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -129,6 +130,20 @@ def test_ranks_that_find_other_videos_are_refused(tmp_path, monkeypatch):
     words = rf"the ranks do not find the same videos in {tmp_path}: rank 0 has 1 training videos"
     with pytest.raises(PacecoreError, match=words):
         begin(options_of(tmp_path), torch.device("cpu"), resume=False, fall_back=False)
+
+
+def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
+    """Else its curve of accuracies would be of two sets, and nobody told."""
+    for number, name in enumerate(("train/a.mp4", "test/b.mp4", "test/c.mp4")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tiny(tmp_path / name, 0, number, 20)
+    content = {"identity": open_inputs(options_of(tmp_path)).identity}
+    monkeypatch.setattr("pacecore.engine.load_resume", lambda *_, **__: content)
+    go_on = partial(begin, options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
+    assert go_on()[2] is content
+    (tmp_path / "test" / "c.mp4").unlink()
+    with pytest.raises(PacecoreError, match=r"trained or measured on other videos than .*; 1 held"):
+        go_on()
 
 
 def test_a_run_needs_a_folder(tmp_path):

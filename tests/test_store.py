@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames, concatenate
+from pacecore.isolated import run_jobs
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.resample import resample
 from pacecore.source import VideoFiles
@@ -104,6 +106,20 @@ def test_resample_by_hand():
     # belongs to column 0 of 2, luma 0.5 of 4, chroma 0.25 if on even ones; if centred, 0.5.
     assert planes(False) == [25, 45, 105, 125, 35, 35]
     assert planes(True) == [25, 45, 105, 125, 60, 60]
+
+
+@pytest.mark.parametrize(("frames", "seconds"), [(20, 600), (20_000, 2000)])
+def test_a_long_video_has_longer_to_be_packed(frames, seconds, index, tmp_path, monkeypatch):
+    limits = []
+
+    def jobs(function, jobs, workers, timeout_seconds=600.0):
+        limits.append(timeout_seconds)
+        return run_jobs(function, jobs, workers, timeout_seconds)
+
+    monkeypatch.setattr("pacecore.store.run_jobs", jobs)
+    one, *others = index.entries
+    pack(replace(index, entries=(replace(one, num_frames=frames), *others)), tmp_path, (8, 8), 1)
+    assert limits == [seconds]
 
 
 def test_resample_to_the_same_size_changes_nothing(folder):
