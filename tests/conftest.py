@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
@@ -37,11 +38,21 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def largest_file() -> Iterator[Callable[[int], None]]:
-    """Sets how many bytes a file may have until the test ends: more fail, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def largest_file() -> Callable[[int], AbstractContextManager[None]]:
+    """`with largest_file(size):` more bytes than `size` fail within, in any file, as on a full
+    disk. pytest's own report may be a file too: what it writes after the test must not fail.
+    """
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 def pytest_configure() -> None:

@@ -143,7 +143,6 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path):
 
 
 def test_a_full_disk_is_told_where_the_folder_is_taken(tmp_path, largest_file):
-    largest_file(0)
-    words = r"\.lock: cannot be written: File too large"
-    with pytest.raises(PacecoreError, match=words), for_one_process(tmp_path / ".lock", ""):
+    refused = pytest.raises(PacecoreError, match=r"\.lock: cannot be written: File too large")
+    with largest_file(0), refused, for_one_process(tmp_path / ".lock", ""):
         pass

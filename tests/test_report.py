@@ -297,11 +297,12 @@ def test_a_full_disk_is_told_by_the_picture_that_did_not_fit(tmp_path, largest_f
     pytest.importorskip("matplotlib")
     finetuning(tmp_path / "run", 0.7, {})
     write_png(tmp_path / "run" / "gallery.png", np.zeros((200, 300, 3), np.uint8))
-    largest_file(100)
-    with pytest.raises(PacecoreError, match=r"curves-finetune\.png: cannot be written: File too"):
-        make_report([tmp_path / "run"], tmp_path / "out")
-    with pytest.raises(PacecoreError, match=r"run-gallery\.png: cannot be written: File too"):
-        make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
+    for picture, options in (("curves-finetune", {}), ("run-gallery", {"pictures": False})):
+        refused = pytest.raises(
+            PacecoreError, match=rf"{picture}\.png: cannot be written: File too"
+        )
+        with largest_file(100), refused:
+            make_report([tmp_path / "run"], tmp_path / "out", **options)
     assert not os.listdir(tmp_path / "out")
 
 
