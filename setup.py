@@ -159,13 +159,30 @@ def ninja():
     sys.exit("pacecore: building needs ninja: pip install ninja")
 
 
-def pybind11_include():
+def torch_in(work):
+    """TORCH by its name in the folder `work`."""
+    said = (TORCH / "version.py").read_text()
+    version = re.search(r"__version__ = ['\"]([^'\"]+)", said)[1]
+    return named(TORCH, f"torch-{version}", work)
+
+
+def pybind11_in(work):
     """pybind11's headers: its own package's, else the copy that torch brings along."""
     try:
         import pybind11
     except ImportError:
-        return TORCH / "include"
-    return pybind11.get_include()
+        return torch_in(work) / "include"
+    return named(pybind11.get_include(), f"pybind11-{pybind11.__version__}", work)
+
+
+def named(folder, name, work):
+    """A link `name` in `work` to `folder`. pip puts what it builds with into a new place each time;
+    by a name that tells its version a command stays the same, and ninja knows what is done already.
+    """
+    link = work / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
+    return link
 
 
 def gencode():
@@ -211,22 +228,30 @@ def escaped(path):
 
 
 def ninja_file(sources, work, target):
-    """Text of the build.ninja that compiles `sources` into the folder `work` and links `target`."""
-    toolkit = [CUDA[0] / "include"] if CUDA else []
-    common = ["-std=c++20", "-O3", f"-I{ROOT}/csrc"]
+    """Text of the build.ninja that compiles `sources` into the folder `work` and links `target`.
+
+    Dependencies are our own files. For foreign headers of another version, whose folder has another
+    name, everything is compiled anew.
+    """
+    torch = torch_in(work)
     # Foreign headers are not ours to warn about. pybind11's own come before torch's copy of them.
-    for folder in (pybind11_include(), TORCH / "include", sysconfig.get_path("include"), *toolkit):
-        # A distribution's own packages have theirs here. It is searched anyway, and named it would
-        # come before the standard library's, whose #include_next then finds nothing.
-        if Path(folder) != Path("/usr/include"):
-            common += ["-isystem", folder]
+    foreign = [pybind11_in(work), torch / "include"]
+    # A distribution's own packages have theirs in /usr/include. It is searched anyway, and named it
+    # would come before the standard library's, whose #include_next then finds nothing.
+    if sysconfig.get_path("include") != "/usr/include":
+        foreign.append(sysconfig.get_path("include"))
+    if CUDA and CUDA[0] != Path("/usr"):
+        foreign.append(named(CUDA[0], "cuda-" + ".".join(map(str, CUDA[1])), work) / "include")
+    common = ["-std=c++20", "-O3", f"-I{ROOT}/csrc"]
+    for folder in foreign:
+        common += ["-isystem", folder]
     hidden = ["-fPIC", "-fvisibility=hidden"]
     cxx = [*compiler(), "-MMD", "-MF", "$out.d", *hidden, "-Wall", "-Wextra", *common, "$flags"]
     link = [*compiler(), "-shared", "$in", "-o", "$out", "-Wl,--no-as-needed"]
     # Some compilers have libstdc++ only as an archive. Torch has brought another, and where the two
     # see each other, one's objects meet the other's code: the first ostringstream crashes.
     link.append("-Wl,--exclude-libs,ALL")
-    link += [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    link += [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu"]
     lines = [
         "ninja_required_version = 1.3",
         f"builddir = {escaped(work)}",
@@ -236,9 +261,9 @@ def ninja_file(sources, work, target):
         "  deps = gcc",
     ]
     if CUDA:
-        nvcc = [CUDA[0] / "bin" / "nvcc", "-MD", "-MF", "$out.d", STABLE_ABI, *common, *gencode()]
-        named = [word for word in compiler() if not word.startswith("-")]
-        nvcc += ["-ccbin", named[-1]] if os.environ.get("CXX") else []
+        nvcc = [CUDA[0] / "bin" / "nvcc", "-MMD", "-MF", "$out.d", STABLE_ABI, *common, *gencode()]
+        programs = [word for word in compiler() if not word.startswith("-")]
+        nvcc += ["-ccbin", programs[-1]] if os.environ.get("CXX") else []
         nvcc += [f"-Xcompiler={word}" for word in compiler() if word.startswith("-")]
         nvcc += ["-Xcompiler", ",".join(hidden), "--expt-relaxed-constexpr", "-lineinfo"]
         nvcc += ["-Xptxas", "-v", "-c", "$in", "-o", "$out"]
@@ -266,7 +291,8 @@ class NinjaBuild(build_ext):
         if not (headers / "Python.h").is_file():
             hint = "install python3-dev or python3-devel"
             sys.exit(f"pacecore: building needs Python's headers, {headers} has none: {hint}")
-        work = Path(self.build_temp).resolve()
+        # Not self.build_temp, which for an editable install is another each time.
+        work = ROOT / "build" / f"objects-{sys.implementation.cache_tag}"
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         for folder in (work, target.parent):
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Checkpoints: written aside and renamed, read without running code from the file."""
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,22 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             torch.save({"pacecore": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():  # linked, not moved: there is no moment without a file at `path`
-            previous(path).unlink(missing_ok=True)
-            os.link(path, previous(path))
+        if path.exists():
+            _keep(path, previous(path))
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:
         reason = reason_of(error)
         aside.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: checkpoint cannot be written: {reason}") from None
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Gives the file `path` the name `kept` too; not moved, there is always one at `path`."""
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # the file system has no links, as exFAT and many buckets that are mounted
+        shutil.copyfile(path, kept)
 
 
 def previous(path: Path) -> Path:

@@ -21,6 +21,19 @@ def test_round_trip_keeps_the_file_before(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt"]
 
 
+def test_a_file_system_without_links_keeps_the_file_before_too(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    for step in (1, 2, 3):
+        save_checkpoint(path, {"step": step})
+    assert load_checkpoint(path)["step"] == 3
+    assert load_checkpoint(previous(path))["step"] == 2
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 1})

@@ -92,7 +92,46 @@ def test_the_headers_of_a_distributions_own_toolkit_hide_none(tmp_path, monkeypa
     for home, named in (("/usr", False), ("/opt/cuda", True)):
         monkeypatch.setitem(build["ninja_file"].__globals__, "CUDA", (Path(home), (12, 4)))
         written = build["ninja_file"]([], tmp_path, tmp_path / "x.so")
-        assert (f"-isystem {home}/include " in written) is named
+        assert "-isystem /usr/include " not in written
+        assert (f"-isystem {tmp_path}/cuda-12.4/include " in written) is named
+    assert (tmp_path / "cuda-12.4").readlink() == Path("/opt/cuda")
+
+
+def test_a_second_build_compiles_what_changed_and_all_for_another_torch(tmp_path, monkeypatch):
+    """pip fetches torch and pybind11 into a new folder for every build, with new times of files."""
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    header, work = tmp_path / "own.h", tmp_path / "work"
+    work.mkdir()
+    sources = [tmp_path / "a.cpp", tmp_path / "b.cpp"]
+    for source in sources:
+        source.write_text('#include "own.h"\n#include <foreign.h>\n')
+    sources[1].write_text("#include <foreign.h>\n")
+
+    def compiled(folder: str, version: str) -> set[str]:
+        torch = tmp_path / folder
+        (torch / "include").mkdir(parents=True)
+        (torch / "include" / "foreign.h").write_text("// no matter what\n")
+        (torch / "version.py").write_text(f"__version__ = '{version}'\n")
+        monkeypatch.setitem(build["ninja_file"].__globals__, "TORCH", torch)
+        lines = build["ninja_file"](sources, work, tmp_path / "x.so")
+        (work / "build.ninja").write_text(lines)
+        objects = [line.split()[1][:-1] for line in lines.splitlines() if ": cxx " in line]
+        ran = subprocess.run(
+            [sys.executable, "-m", "ninja", "-v", "-C", str(work), *objects],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {path.name for path in sources if f" -c {path} " in ran.stdout}
+
+    header.write_text("")
+    assert compiled("first", "2.11.0+cpu") == {"a.cpp", "b.cpp"}
+    assert compiled("second", "2.11.0+cpu") == set()
+    header.write_text("// changed\n")
+    assert compiled("third", "2.11.0+cpu") == {"a.cpp"}
+    assert compiled("fourth", "2.12.0+cpu") == {"a.cpp", "b.cpp"}
 
 
 def test_why_there_are_no_cuda_kernels_is_said(tmp_path, monkeypatch):
