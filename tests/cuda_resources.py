@@ -95,7 +95,7 @@ def compile_kernels() -> dict[int, list[Path]]:
     """
     work = build_folder(f"{nvcc()} {release()} cubin")
     flags = (
-        f"-std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -Xptxas -v -I{CSRC} "
+        f"-std=c++20 -O3 --expt-relaxed-constexpr -Xptxas -v -I{CSRC} "
         f"-DTORCH_TARGET_VERSION=0x020b000000000000 -isystem {TORCH / 'include'}"
     )
     lines = [
@@ -225,7 +225,7 @@ def dynamic_shared(kernels: list[str]) -> dict[str, dict[str, int | None]]:
     """{kernel: bytes on sm_80 and sm_90}, by launching on the emulated devices."""
     result: dict[str, dict[str, int | None]] = {name: {} for name in kernels}
     for architecture, emulated in (("sm_80", 86), ("sm_90", 90)):
-        with devices.emulation(emulated):
+        with devices.emulation(emulated), devices.one_schedule():
             launch_at_paper_sizes()
             for name in kernels:
                 result[name][architecture] = devices.shared_bytes(name)

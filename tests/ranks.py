@@ -16,7 +16,7 @@ __all__ = ["PROCESSES", "held_elsewhere", "run_ranks"]
 
 # Forked from one server, which has imported torch and the trainer once for all of them.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pacecore.train", "pacecore.finetune"])
+PROCESSES.set_forkserver_preload(["pacecore.train", "pacecore.finetune", "torch._dynamo"])
 
 
 def run_ranks(function: Callable, ranks: int, *arguments: object) -> list:

@@ -187,6 +187,21 @@ def test_architectures_that_cannot_be_are_refused(monkeypatch, wish, words):
         build["architectures"]()
 
 
+def test_parallel_compilations(monkeypatch):
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    assert 1 <= build["parallel_jobs"]() <= os.cpu_count()
+    monkeypatch.setenv("MAX_JOBS", "3")
+    assert build["parallel_jobs"]() == 3
+    for wish in ("all", "0", "-1", "1.5"):
+        monkeypatch.setenv("MAX_JOBS", wish)
+        words = f"MAX_JOBS must be a whole number above 0, got '{wish}'"
+        with pytest.raises(SystemExit, match=re.escape(words)):
+            build["parallel_jobs"]()
+
+
 def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
     """Older GPUs are left out, intermediate code is named too, and CXX may have options."""
     monkeypatch.setenv("PACECORE_CUDA", "0")
