@@ -68,6 +68,19 @@ def pacecore() -> None:
     """Video representations without labels, by pace prediction."""
 
 
+def _cannot_print() -> bool:
+    """Whether a line more cannot be printed: what stdout goes to is full. Python then shall not try
+    once more at its end.
+    """
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2, without traceback, and
     Ctrl-C one line and 130.
@@ -88,6 +101,9 @@ def main() -> None:
         sys.stderr.write(f"pacecore: {package} cannot be imported: {error}; {advice}\n")
         sys.exit(2)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and _cannot_print():
+            sys.stderr.write(f"pacecore: the output cannot be written: {error.strerror}\n")
+            sys.exit(2)
         # Any path that is looked at, by Path.exists for one, can raise these two.
         if error.errno not in (errno.EACCES, errno.ENAMETOOLONG) or not error.filename:
             raise

@@ -201,3 +201,24 @@ def test_a_compiled_part_that_does_not_load_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("pacecore: pacecore's compiled part does not load: ")
     assert "pip install --force-reinstall --no-deps ." in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a full disk of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["convert", "--help"], ["convert", "none.pt"]])
+def test_an_output_that_is_full_is_one_line(words, unbuffered):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pacecore.cli", *words],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    reason = "the output cannot be written: No space left on device"
+    if words[-1] == "--help":
+        assert done.stderr == f"pacecore: {reason}\n"
+    else:  # the verb's own error is not the output's
+        assert reason not in done.stderr
+        assert "none.pt" in done.stderr
