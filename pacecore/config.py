@@ -298,10 +298,14 @@ class TestOptions(MeasureOptions):
 
     __test__ = False  # not a test case, whatever pytest makes of the name
     average: str = option(
-        "softmax", "What is averaged over the clips of a video.", choices=("softmax", "logits")
+        "softmax",
+        "After a fine-tuning: what is averaged over the clips of a video.",
+        choices=("softmax", "logits"),
     )
-    resamples: int = option(2000, "Resamples of the bootstrap interval.", low=100, high=1_000_000)
-    seed: int = option(0, "Seed of the bootstrap.", low=0)
+    resamples: int = option(
+        2000, "After a fine-tuning: resamples of the interval.", low=100, high=1_000_000
+    )
+    seed: int = option(0, "Seed of these resamples.", low=0)
 
 
 @dataclass(frozen=True)
