@@ -83,7 +83,7 @@ def _options(
             if trained.options.held_out != "none":  # as in a pre-training that measured nothing
                 values.setdefault("held_out", trained.options.held_out)
         for note in notes:
-            click.echo(f"note: {note}", err=True)
+            say(f"note: {note}", err=True)
     elif not values.get("data") and preset is None and not config:
         preset = "small"
     options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "", given=given)

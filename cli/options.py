@@ -113,7 +113,7 @@ def given_values(
     return values, named if preset is None else preset
 
 
-def say(text: str) -> None:
+def say(text: str, *, err: bool = False) -> None:
     """Prints, of the processes that torchrun started, in the first one only."""
     if int(os.environ.get("RANK", "0")) == 0:
-        click.echo(text)
+        click.echo(text, err=err)

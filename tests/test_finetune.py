@@ -277,6 +277,14 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
         assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
 
 
+def test_a_note_is_said_once_by_all_ranks(tmp_path, monkeypatch, capsys):
+    given = {"checkpoint": str(pretrained(tmp_path / "pre.pt")), "normalize": "none", "data": "x"}
+    for rank, said in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        _options(dict(given), None, None)
+        assert capsys.readouterr().err.count("note: normalize is 'none' here") == said
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
