@@ -91,7 +91,7 @@ def build(*, sanitize: bool = False, coverage: bool = False, program: Path | Non
     program: a .cu file with a main, built alone, without torch, to an executable instead.
     Raises BuildError.
     """
-    flags = "-O1 -g1" if sanitize else "-O2 -g1"
+    flags = "-O0 -g1" if sanitize else "-O2 -g1"
     if sanitize:
         flags += f" {SANITIZE}"
     if coverage:
