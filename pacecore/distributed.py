@@ -5,8 +5,9 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "gather_rows",
     "is_main",
     "join",
+    "let_go",
     "local_rank",
     "merge_over_ranks",
     "rank",
@@ -103,10 +105,39 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
             f"rank {rank()} lost another rank, whose own words tell why: {reason}"
         ) from None
     finally:
-        # The group's threads let go of what they sent last, for which they need Python's lock. Who
-        # destroys the group has that lock and waits for them: for ever, if they are not done.
-        time.sleep(0.2)
+        let_go()
         dist.destroy_process_group()
+
+
+def let_go() -> None:
+    """Waits, before a group is destroyed, until its threads are idle; to be called with no
+    collective under way.
+
+    They let go of what they sent last, for which they need Python's lock. Who destroys the group
+    has that lock and waits for them: for ever, if they are not done.
+    """
+    end, before = time.monotonic() + 10.0, None
+    time.sleep(0.2)
+    while time.monotonic() < end and Path("/proc/self/task").is_dir():
+        seen = _threads_of_gloo()
+        # Who waits for the lock looks for it every 5 ms, and this sleep leaves it to them.
+        if seen == before and all(state == "S" for state, _ in seen.values()):
+            return
+        before = seen
+        time.sleep(0.02)
+
+
+def _threads_of_gloo() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """{thread: (state, how often it gave up its processor)} of those that run collectives."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended
+            lines = (task / "status").read_text().splitlines()
+            status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            if status["Name"] == "pt_gloo_runloop":
+                switches = tuple(v for name, v in status.items() if "ctxt_switches" in name)
+                found[task.name] = (status["State"][0], switches)
+    return found
 
 
 def barrier() -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from pacecore.distributed import let_go
+
 __all__ = ["PROCESSES", "held_elsewhere", "run_ranks"]
 
 # Forked from one server, which has imported torch and the trainer once for all of them.
@@ -40,6 +42,7 @@ def _main(rank: int, ranks: int, folder: str, function: Callable, arguments: tup
     try:
         torch.save(function(rank, *arguments), Path(folder) / str(rank))
     finally:
+        let_go()
         dist.destroy_process_group()
 
 

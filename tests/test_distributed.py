@@ -1,9 +1,13 @@
 import functools
+import time
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from pacecore import distributed
 from pacecore.config import TrainOptions
 from pacecore.distributed import fewest, gather_rows, rank, share_of, world_size, wrap
 from pacecore.losses import pretraining_loss
@@ -151,3 +155,24 @@ def test_alone_nothing_is_gathered():
     result = gather_rows(rows, groups)
     assert result.rows is rows
     assert result.start == 0
+
+
+def _idle_threads(rank: int) -> tuple[int, float]:
+    dist.all_reduce(torch.ones(1000))
+    began = time.monotonic()
+    distributed.let_go()
+    return len(distributed._threads_of_gloo()), time.monotonic() - began
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are seen under Linux")
+def test_a_group_is_destroyed_when_its_threads_are_idle(monkeypatch):
+    """Else a rank may hang at its end: it holds Python's lock, for which a thread waits."""
+    for threads, seconds in run_ranks(_idle_threads, 2):
+        assert threads > 0
+        assert seconds < 5
+    # Runs; waits for the lock and has it; is idle, which is known when it is seen again.
+    states = [("R", ("1",)), ("S", ("1",)), ("S", ("2",)), ("S", ("2",)), ("S", ("9",))]
+    shown = iter(states)
+    monkeypatch.setattr(distributed, "_threads_of_gloo", lambda: {"7": next(shown)})
+    distributed.let_go()
+    assert next(shown) == states[4]
