@@ -1,77 +1,22 @@
 import json
 import math
 import os
-import signal
-import sys
-import time
 from functools import partial
 
 import pytest
 import torch
 
-from pacecore.checkpoint import CheckpointError, load_checkpoint, load_resume
+from pacecore.checkpoint import CheckpointError, load_checkpoint
 from pacecore.config import TrainOptions, from_mapping
-from pacecore.distributed import rank, world_size
-from pacecore.engine import TrainingError, fit
-from pacecore.loader import LoaderError, TrainingSchedule
+from pacecore.engine import TrainingError
+from pacecore.loader import LoaderError
 from pacecore.step import learning_rate
-from pacecore.train import PaceTask, pace_model
-from tests.ranks import PROCESSES, run_ranks
+from pacecore.train import PaceTask
+from tests.ranks import run_ranks
 from tests.sources import PacketSource
+from tests.tiny_runs import COUNTS, TINY, assert_close, assert_same, run, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TINY = {
-    "backbone": "r3d",
-    "width": 0.125,
-    "clip_frames": 4,
-    "resize": (18, 20),
-    "crop": 16,
-    "batch": 3,
-    "repeat": 1,
-    "epochs": 2,
-    "workers": 0,
-    "device": "cpu",
-    "log_every": 2,
-    "lr": 0.01,
-}
-COUNTS = (30, 40, 50, 60, 70, 80, 90)
-
-
-def run(out, *, resume=False, source=None, task=PaceTask, steady=False, **changes):
-    """A tiny run; `steady` keeps batch norm at its running averages, so that parts of a batch do
-    not see each other.
-    """
-    options = from_mapping(TrainOptions, {**TINY, "out": str(out), **changes})
-    source = source or PacketSource(COUNTS)
-    schedule = TrainingSchedule(
-        options.sampling(), COUNTS, options.batch, options.repeat, rank(), world_size()
-    )
-    model = pace_model(options)
-    if steady:
-        model.eval().train = lambda mode=True: model
-    content = load_resume(options.out) if resume else None
-    held_out = None if options.held_out == "none" else PacketSource(COUNTS[:2])
-    device = torch.device("cpu")
-    return fit(
-        task(options, model, held_out, device),
-        source,
-        schedule,
-        options,
-        device,
-        identity="numbers",
-        resume=content,
-    )
-
-
-def weights(out):
-    return load_checkpoint(out / "last.pt")["model"]
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 def test_a_run_leaves_its_record(tmp_path):
@@ -128,11 +73,6 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradient(tmp_path):
     run(tmp_path / "whole", steady=True, max_steps=3)
     run(tmp_path / "parts", steady=True, max_steps=3, accumulate=3)
     assert_close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-
-
-def assert_close(one, other):
-    for name, value in one.items():
-        assert torch.allclose(value, other[name], rtol=1e-4, atol=1e-6), name
 
 
 def _rank_run(_, out, resume=False, **changes):
@@ -255,25 +195,6 @@ def test_a_fresh_run_leaves_no_lines_of_one_that_broke_off_before_it_saved(tmp_p
     assert 9.0 not in [line["loss"] for line in lines]
 
 
-def test_a_second_signal_stops_at_once_and_says_what_is_kept(tmp_path):
-    class Signalled(PaceTask):
-        def loss(self, outputs, batch):
-            if batch.number == 4:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1.1)  # one that comes sooner is the same request
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().loss(outputs, batch)
-
-    out = tmp_path / "a run"
-    with pytest.raises(TrainingError) as caught:
-        run(out, task=Signalled, save_minutes=0)
-    assert str(caught.value) == (
-        f"stopped at once after step 4, nothing saved since; the last good checkpoint is"
-        f" {out / 'last.pt'}; go on with: pacecore train --resume '{out}'"
-    )
-    assert load_checkpoint(out / "last.pt")["totals"]["step"] == 4
-
-
 def test_unreadable_videos_are_counted_and_limited(tmp_path):
     summary = run(tmp_path / "a", source=PacketSource(COUNTS, bad={1, 5}), max_bad=2)
     assert set(summary["unreadable"]) == {"video-1.avi", "video-5.avi"}
@@ -331,117 +252,3 @@ def test_learning_rates_are_functions_of_the_step():
     assert learning_rate(cosine, 0, 10, 100) == pytest.approx(1e-4)
     assert learning_rate(cosine, 50, 10, 100) == pytest.approx(5e-4)
     assert learning_rate(cosine, 99, 10, 100) < 1e-6
-
-
-def test_a_signal_in_the_last_step_stops_nothing(tmp_path):
-    class Signalled(PaceTask):
-        def loss(self, outputs, batch):
-            if batch.number == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().loss(outputs, batch)
-
-    assert run(tmp_path, task=Signalled, held_out="none")["steps"] == 6
-
-
-class HangingSource(PacketSource):
-    """Video 3 does not come."""
-
-    def decode(self, video, wanted):
-        if video == 3:
-            time.sleep(600)
-        return super().decode(video, wanted)
-
-
-class DyingSource(PacketSource):
-    """Video 3 kills its worker."""
-
-    def decode(self, video, wanted):
-        if video == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().decode(video, wanted)
-
-
-def _long_run(out, source=None, **changes):
-    torch.set_num_threads(1)
-    options = {"epochs": 8, "save_minutes": 0, "held_out": "none", **changes}
-    try:
-        run(out, resume=(out / "last.pt").exists(), source=source, **options)
-    except TrainingError as error:
-        (out / "stopped").write_text(str(error))
-        sys.exit(3)
-
-
-def start(out, *args, **changes):
-    process = PROCESSES.Process(target=_long_run, args=(out, *args), kwargs=changes)
-    process.start()
-    return process
-
-
-def test_sigterm_saves_and_ends_in_words(tmp_path):
-    process = start(tmp_path)
-    while not (tmp_path / "last.pt").exists():
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 3
-    words = (tmp_path / "stopped").read_text()
-    step = load_checkpoint(tmp_path / "last.pt")["totals"]["step"]
-    assert words.startswith(f"stopped by SIGTERM after step {step} of 24, saved; go on with:")
-    assert words.endswith(f"pacecore train --resume {tmp_path}")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_sigterm_while_a_video_hangs_saves_and_ends(tmp_path, workers):
-    options = {"save_minutes": 60, "epochs": 2, "workers": workers}
-    process = start(tmp_path, HangingSource(COUNTS), **options)
-    while not (tmp_path / "metrics.jsonl").exists():
-        time.sleep(0.01)
-    time.sleep(1)  # by now it waits
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 3
-    _assert_ends_as_if_nothing_had_happened(tmp_path, "stopped by SIGTERM")
-
-
-def test_a_worker_that_dies_costs_no_step(tmp_path):
-    options = {"save_minutes": 60, "epochs": 2, "workers": 1}
-    process = start(tmp_path, DyingSource(COUNTS), **options)
-    process.join(60)
-    assert process.exitcode == 3
-    _assert_ends_as_if_nothing_had_happened(tmp_path, "decoding stopped: ")
-
-
-def _assert_ends_as_if_nothing_had_happened(out, reason):
-    """A run of 6 steps that was stopped in the midst for `reason`, once it has gone on."""
-    words = (out / "stopped").read_text()
-    step = load_checkpoint(out / "last.pt")["totals"]["step"]
-    assert 0 < step < 6
-    assert words.startswith(reason)
-    assert f"after step {step} of 6, saved; go on with: pacecore train --resume {out}" in words
-    for folder in (out, out / "whole"):
-        process = start(folder, epochs=2)
-        process.join(60)
-        assert process.exitcode == 0
-    assert_same(weights(out / "whole"), weights(out))
-
-
-def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_path):
-    process, began = start(tmp_path / "whole"), time.monotonic()
-    process.join(120)
-    assert process.exitcode == 0
-    length = time.monotonic() - began
-    whole = weights(tmp_path / "whole")
-    kills, runs, moment = 0, 0, 0.13
-    while kills < 20:
-        out, runs, ended = tmp_path / f"killed-{runs}", runs + 1, None
-        while ended is None:
-            process = start(out)
-            moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
-            process.join(max(0.05, moment * length / 4) if kills < 20 else 120)
-            ended = process.exitcode
-            if ended is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
-                kills += 1
-        assert ended == 0
-        assert_same(whole, weights(out))

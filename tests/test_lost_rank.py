@@ -14,7 +14,7 @@ from pacecore.checkpoint import load_checkpoint
 from pacecore.distributed import any_rank, join
 from pacecore.errors import PacecoreError
 from tests.ranks import PROCESSES
-from tests.test_engine import assert_same, run, weights
+from tests.tiny_runs import assert_same, run, weights
 
 STEPS = 12  # 7 videos in batches of 3, four epochs
 

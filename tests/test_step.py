@@ -14,7 +14,7 @@ from pacecore.config import TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.rules import OptionError
 from pacecore.step import TrainingStep
-from tests.test_engine import TINY, assert_close, assert_same, run, weights
+from tests.tiny_runs import TINY, assert_close, assert_same, run, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

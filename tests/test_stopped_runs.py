@@ -1,0 +1,151 @@
+"""Runs that a signal, a dead worker or a kill ends: nothing is lost, and they go on alike."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from pacecore.checkpoint import load_checkpoint
+from pacecore.engine import TrainingError
+from pacecore.train import PaceTask
+from tests.ranks import PROCESSES
+from tests.sources import PacketSource
+from tests.tiny_runs import COUNTS, assert_same, run, weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_second_signal_stops_at_once_and_says_what_is_kept(tmp_path):
+    class Signalled(PaceTask):
+        def loss(self, outputs, batch):
+            if batch.number == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1.1)  # one that comes sooner is the same request
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(outputs, batch)
+
+    out = tmp_path / "a run"
+    with pytest.raises(TrainingError) as caught:
+        run(out, task=Signalled, save_minutes=0)
+    assert str(caught.value) == (
+        f"stopped at once after step 4, nothing saved since; the last good checkpoint is"
+        f" {out / 'last.pt'}; go on with: pacecore train --resume '{out}'"
+    )
+    assert load_checkpoint(out / "last.pt")["totals"]["step"] == 4
+
+
+def test_a_signal_in_the_last_step_stops_nothing(tmp_path):
+    class Signalled(PaceTask):
+        def loss(self, outputs, batch):
+            if batch.number == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(outputs, batch)
+
+    assert run(tmp_path, task=Signalled, held_out="none")["steps"] == 6
+
+
+class HangingSource(PacketSource):
+    """Video 3 does not come."""
+
+    def decode(self, video, wanted):
+        if video == 3:
+            time.sleep(600)
+        return super().decode(video, wanted)
+
+
+class DyingSource(PacketSource):
+    """Video 3 kills its worker."""
+
+    def decode(self, video, wanted):
+        if video == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().decode(video, wanted)
+
+
+def _long_run(out, source=None, **changes):
+    torch.set_num_threads(1)
+    options = {"epochs": 8, "save_minutes": 0, "held_out": "none", **changes}
+    try:
+        run(out, resume=(out / "last.pt").exists(), source=source, **options)
+    except TrainingError as error:
+        (out / "stopped").write_text(str(error))
+        sys.exit(3)
+
+
+def start(out, *args, **changes):
+    process = PROCESSES.Process(target=_long_run, args=(out, *args), kwargs=changes)
+    process.start()
+    return process
+
+
+def test_sigterm_saves_and_ends_in_words(tmp_path):
+    process = start(tmp_path)
+    while not (tmp_path / "last.pt").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 3
+    words = (tmp_path / "stopped").read_text()
+    step = load_checkpoint(tmp_path / "last.pt")["totals"]["step"]
+    assert words.startswith(f"stopped by SIGTERM after step {step} of 24, saved; go on with:")
+    assert words.endswith(f"pacecore train --resume {tmp_path}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_while_a_video_hangs_saves_and_ends(tmp_path, workers):
+    options = {"save_minutes": 60, "epochs": 2, "workers": workers}
+    process = start(tmp_path, HangingSource(COUNTS), **options)
+    while not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(1)  # by now it waits
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 3
+    _assert_ends_as_if_nothing_had_happened(tmp_path, "stopped by SIGTERM")
+
+
+def test_a_worker_that_dies_costs_no_step(tmp_path):
+    options = {"save_minutes": 60, "epochs": 2, "workers": 1}
+    process = start(tmp_path, DyingSource(COUNTS), **options)
+    process.join(60)
+    assert process.exitcode == 3
+    _assert_ends_as_if_nothing_had_happened(tmp_path, "decoding stopped: ")
+
+
+def _assert_ends_as_if_nothing_had_happened(out, reason):
+    """A run of 6 steps that was stopped in the midst for `reason`, once it has gone on."""
+    words = (out / "stopped").read_text()
+    step = load_checkpoint(out / "last.pt")["totals"]["step"]
+    assert 0 < step < 6
+    assert words.startswith(reason)
+    assert f"after step {step} of 6, saved; go on with: pacecore train --resume {out}" in words
+    for folder in (out, out / "whole"):
+        process = start(folder, epochs=2)
+        process.join(60)
+        assert process.exitcode == 0
+    assert_same(weights(out / "whole"), weights(out))
+
+
+def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_path):
+    process, began = start(tmp_path / "whole"), time.monotonic()
+    process.join(120)
+    assert process.exitcode == 0
+    length = time.monotonic() - began
+    whole = weights(tmp_path / "whole")
+    kills, runs, moment = 0, 0, 0.13
+    while kills < 20:
+        out, runs, ended = tmp_path / f"killed-{runs}", runs + 1, None
+        while ended is None:
+            process = start(out)
+            moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
+            process.join(max(0.05, moment * length / 4) if kills < 20 else 120)
+            ended = process.exitcode
+            if ended is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+                kills += 1
+        assert ended == 0
+        assert_same(whole, weights(out))
