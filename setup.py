@@ -34,6 +34,14 @@ OLDEST_NVCC = (12, 0)  # the first that compiles C++20
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
 
+def torch_version(folder):
+    """2.13.0+cpu, of the torch in `folder`, without importing it; "" where there is none."""
+    file = folder / "version.py"
+    text = file.read_text() if file.is_file() else ""
+    found = re.search(r"__version__ = ['\"]([^'\"]+)", text)
+    return found[1] if found else ""
+
+
 def torch_folder():
     """Folder of a torch that serves for building, or None: in this environment, else in the target.
 
@@ -54,11 +62,9 @@ def torch_folder():
     origins += done.stdout.split("\n")[:1]
     for origin in filter(None, origins):
         folder = Path(origin).parent
-        version_file = folder / "version.py"
-        if not version_file.is_file() or not (folder / "include").is_dir():
-            continue
-        found = re.search(r"__version__ = ['\"](\d+)\.(\d+)", version_file.read_text())
-        if found and (int(found[1]), int(found[2])) >= OLDEST_TORCH:
+        found = re.match(r"(\d+)\.(\d+)", torch_version(folder))
+        serves = found and (int(found[1]), int(found[2])) >= OLDEST_TORCH
+        if serves and (folder / "include").is_dir():
             return folder
     return None
 
@@ -159,13 +165,6 @@ def ninja():
     sys.exit("pacecore: building needs ninja: pip install ninja")
 
 
-def torch_in(work):
-    """TORCH by its name in the folder `work`."""
-    said = (TORCH / "version.py").read_text()
-    version = re.search(r"__version__ = ['\"]([^'\"]+)", said)[1]
-    return named(TORCH, f"torch-{version}", work)
-
-
 def parallel_jobs():
     """How many compilers run at once. ninja's own default, some more than there are processors,
     keeps the longest from being done first.
@@ -177,6 +176,11 @@ def parallel_jobs():
         return int(wish)
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def torch_in(work):
+    """TORCH by its name in the folder `work`."""
+    return named(TORCH, f"torch-{torch_version(TORCH)}", work)
 
 
 def pybind11_in(work):

@@ -165,7 +165,7 @@ def test_interval_shrinks_with_videos():
 def test_interval_of_three_seeds_holds_the_truth_nineteen_times_in_twenty(of_seeds, of_videos):
     """Trainings that differ, videos of which one method knows more than the other, and both."""
     rng = np.random.default_rng(5)
-    held, trials = 0, 200
+    held, trials = 0, 400
     for _ in range(trials):
         seeds = rng.normal(0, of_seeds, (2, 3, 1))
         mine, theirs = 0.5 + seeds + rng.normal(0, of_videos, (2, 1, 36))

@@ -298,10 +298,8 @@ def test_a_full_disk_is_told_by_the_picture_that_did_not_fit(tmp_path, largest_f
     finetuning(tmp_path / "run", 0.7, {})
     write_png(tmp_path / "run" / "gallery.png", np.zeros((200, 300, 3), np.uint8))
     for picture, options in (("curves-finetune", {}), ("run-gallery", {"pictures": False})):
-        refused = pytest.raises(
-            PacecoreError, match=rf"{picture}\.png: cannot be written: File too"
-        )
-        with largest_file(100), refused:
+        words = rf"{picture}\.png: cannot be written: File too"
+        with largest_file(100), pytest.raises(PacecoreError, match=words):
             make_report([tmp_path / "run"], tmp_path / "out", **options)
     assert not os.listdir(tmp_path / "out")
 

@@ -38,9 +38,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, largest_file):
         (picture, lambda: write_png(picture, frames[0])),
         (video, lambda: write_video(video, frames)),
     ):
-        refused = pytest.raises(
-            PacecoreError, match=rf"{path.name}: cannot be written: File too large"
-        )
-        with largest_file(1000), refused:
+        words = rf"{path.name}: cannot be written: File too large"
+        with largest_file(1000), pytest.raises(PacecoreError, match=words):
             write()
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"old"}

@@ -21,7 +21,6 @@ __all__ = [
     "emulation",
     "emulation_missing",
     "library_path",
-    "one_schedule",
     "shared_bytes",
 ]
 
@@ -108,21 +107,6 @@ def run_every_schedule(kernel: torch._ops.OpOverload, *args, **kwargs) -> object
                     "a barrier is missing, or memory is read that was never written"
                 )
     return results[names[0]]
-
-
-@contextmanager
-def one_schedule() -> Iterator[None]:
-    """Within the block kernels run under one order of their threads: for what is asked of a launch,
-    not of its results.
-    """
-    before = os.environ.get(SCHEDULES_VARIABLE)
-    os.environ[SCHEDULES_VARIABLE] = "forwards"
-    try:
-        yield
-    finally:
-        del os.environ[SCHEDULES_VARIABLE]
-        if before is not None:
-            os.environ[SCHEDULES_VARIABLE] = before
 
 
 @contextmanager
