@@ -1,11 +1,14 @@
 """Jobs on files that may be hostile: each in a process that can die or hang alone."""
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -15,6 +18,19 @@ from pacecore.workers import core_count, end_with_parent, signals_kept
 __all__ = ["JobFailure", "run_jobs"]
 
 _IMPORT_SECONDS = 60.0  # that a new process may take beside its first job
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+
+
+def _context() -> BaseContext:
+    """Not forked from this process, which may have threads, but from a server, which imports torch
+    once for all processes: that takes seconds. It listens at a path in the temporary folder, and a
+    socket's is 107 bytes long at most; below a longer one each process is started by itself.
+    """
+    length = len(os.fsencode(tempfile.gettempdir()))
+    return get_context("forkserver" if length <= _LONGEST_FOLDER else "spawn")
+
+
+get_context("forkserver").set_forkserver_preload(["pacecore.isolated"])
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,7 @@ class _Worker:
         self._process = None
 
     def _start(self) -> None:
-        # Spawned, not forked: this process may have threads.
-        context = get_context("spawn")
+        context = _context()
         self.link, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(self._function, other), daemon=True)
         resource_tracker.ensure_running()  # starting, it would let the signals through again
