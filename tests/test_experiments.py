@@ -179,8 +179,15 @@ def test_interval_of_one_seed_is_of_videos():
     difference, low, high = page.compare(mine, theirs)
     error = (mine - theirs).std(ddof=1) / 50**0.5
     # Student's 0.975 quantile for 49 degrees of freedom.
-    assert (high - difference) / error == pytest.approx(2.0096, rel=0.01)
-    assert (difference - low) / error == pytest.approx(2.0096, rel=0.01)
+    assert (high - difference) / error == pytest.approx(2.00958, rel=1e-5)
+    assert (difference - low) / error == pytest.approx(2.00958, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "table"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (35, 2.03011), (1e5, 1.95999)]
+)
+def test_quantile_of_student_is_that_of_the_tables(freedom, table):
+    assert page._student_quantile(freedom) == pytest.approx(table, rel=1e-5)
 
 
 def test_interval_of_equal_results_is_zero():
