@@ -4,6 +4,7 @@ All weights are trained, or only the head (linear probe), on clips at pace 1 (se
 paper). The best checkpoint is chosen on a share of the training videos, never on the test split.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,7 +33,7 @@ from pacecore.recognition import head_labels, measure_actions
 from pacecore.rules import OptionError
 from pacecore.runlog import alone_in
 from pacecore.source import FrameSource, Subset
-from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained
+from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained, same_network
 
 __all__ = ["ActionModel", "finetune", "inherit_options", "recordings", "validation_split"]
 
@@ -80,6 +81,8 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
         if wanted == stored or (name == "resize" and wanted == list(stored)):  # as TOML has it
             continue
         if name in NETWORK_OPTIONS:
+            if same_network(name, wanted, stored):
+                continue
             raise OptionError(
                 f"{name} must be {stored!r}, as in {trained.path}, or left out; got {wanted!r}"
             )
@@ -154,12 +157,13 @@ class _ActionTask:
         labels: np.ndarray,
         validation: FrameSource | None,
         classes: tuple[str, ...],
-        pretrained: dict[str, Any],
+        origin: dict[str, Any],
         device: torch.device,
     ):
         self.options, self.model, self.validation = options, model, validation
         self.labels = torch.from_numpy(labels).to(device)  # (videos,) int64
-        self.classes, self.pretrained, self.device = classes, pretrained, device
+        self.classes, self.device = classes, device
+        self.origin = origin  # of labels and weights, for the checkpoint
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         logits = outputs[0]
@@ -193,7 +197,7 @@ class _ActionTask:
         }
 
     def extra_state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes), "pretrained": self.pretrained}
+        return {"classes": list(self.classes), **self.origin}
 
 
 def finetune(
@@ -217,6 +221,9 @@ def finetune(
         labels, classes = labels_and_classes(data.train)
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
+        labelling = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+        if content and content.get("labelling", labelling) != labelling:
+            raise PacecoreError(f"{options.out}: the run was trained on other labels of its videos")
         if trained is None and options.checkpoint and not content:
             trained = load_trained(options.checkpoint, partial=options.partial)
         cut_from = recordings(data.train)
@@ -227,13 +234,14 @@ def finetune(
             raise PacecoreError(
                 f"val_share: each class has one {unit}, which is needed for training"
             )
+        pretrained = content["pretrained"] if content else pretraining_of(trained)
         task = _ActionTask(
             options,
             action_model(options, len(classes), trained),
             labels[chosen],
             Subset(data.train, validation.tolist()) if len(validation) else None,
             classes,
-            content["pretrained"] if content else pretraining_of(trained),
+            {"labelling": labelling, "pretrained": pretrained},
             device,
         )
         if is_main():
@@ -257,7 +265,7 @@ def finetune(
                 "validation_videos": len(validation),
                 "validation_by": "group" if grouped else "video",
                 "classes": list(classes),
-                "pretrained": task.pretrained,
+                "pretrained": pretrained,
                 "options": asdict(options),
             }
             if is_main():
@@ -281,7 +289,7 @@ def action_model(options: FinetuneOptions, classes: int, trained: Trained | None
     if trained is not None:
         for name in NETWORK_OPTIONS:
             stored, wanted = getattr(trained.options, name), getattr(options, name)
-            if stored != wanted:
+            if not same_network(name, wanted, stored):
                 raise OptionError(
                     f"{name} must be {stored!r}, as in {trained.path}, got {wanted!r}"
                 )

@@ -20,11 +20,18 @@ __all__ = [
     "Trained",
     "fingerprint",
     "load_trained",
+    "same_network",
     "stored_options",
 ]
 
 # Options that a network's weights belong to.
 NETWORK_OPTIONS = ("backbone", "depth", "width")
+
+
+def same_network(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of one of NETWORK_OPTIONS are of the same network: depth 0 is depth 10."""
+    return (one or 10) == (other or 10) if name == "depth" else one == other
+
 
 _KINDS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}
 

@@ -24,6 +24,7 @@ from pacecore.finetune import (
     recordings,
     validation_split,
 )
+from pacecore.index import write_index
 from pacecore.protocol import ClipRunner
 from pacecore.recognition import run_test
 from pacecore.rules import OptionError
@@ -253,6 +254,20 @@ def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
         assert torch.equal(value, other["model"][name]), name
 
 
+def test_a_run_does_not_go_on_with_other_labels_of_its_videos(videos, tmp_path):
+    index, _ = probe_all(find_videos(videos))
+    listed, count = tmp_path / "listed.jsonl", len(CLASSES)
+    moved = tuple(replace(each, label=(each.label + 1) % count) for each in index.entries)
+    options = tiny_options(listed, tmp_path / "run", max_steps=1)
+    write_index(index, listed)
+    finetune(options)
+    write_index(replace(index, entries=moved), listed)
+    with pytest.raises(PacecoreError, match="run: the run was trained on other labels of its vid"):
+        finetune(replace(options, max_steps=2), resume=True)
+    write_index(index, listed)
+    assert finetune(replace(options, max_steps=2), resume=True)["steps"] == 2
+
+
 def test_a_checkpoint_of_one_view_and_same_context_is_still_read(tmp_path):
     """Such a run is refused now; what it learnt, it learnt from the paces alone."""
     path = pretrained(tmp_path / "pre.pt", views=1, contrast="none")
@@ -271,6 +286,11 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
     assert not notes
     with pytest.raises(OptionError, match=r"width must be 0\.125, as in .*pre\.pt, .* got 0\.5"):
         inherit_options({"width": 0.5}, trained)
+    values, notes = inherit_options({"depth": 10}, trained)  # as the checkpoint's 0 means
+    assert not notes
+    assert action_model(from_mapping(FinetuneOptions, values), 3, trained).head.out_features == 3
+    with pytest.raises(OptionError, match=r"depth must be 0, as in .*pre\.pt, .* got 18"):
+        inherit_options({"depth": 18}, trained)
     for same in ((32, 40), [32, 40]):  # given, or of a file
         _, notes = inherit_options({"normalize": "none", "resize": same}, trained)
         assert len(notes) == 1
