@@ -4,6 +4,7 @@ Files are read with torch's weights_only unpickler, which runs no code. Our own 
 `backbone.*` (the state dict of `build_backbone`), `head.weight` and `head.bias`.
 """
 
+import glob
 import json
 import os
 import re
@@ -157,8 +158,8 @@ def convert(
     out: *.safetensors for that format (plain only), any other suffix for torch's.
 
     Raises PacecoreError as `read_weights` does, for a thinned network as "official", and for an
-    `out` that cannot be written, or in whose place more would be lost: the source, or a checkpoint
-    that training can go on from.
+    `out` that cannot be written, or in whose place more would be lost: the source, a checkpoint
+    that training can go on from, or the .json of other weights.
     """
     if to not in TARGETS:
         raise PacecoreError(f"target must be one of {', '.join(TARGETS)}, got {to!r}")
@@ -176,6 +177,8 @@ def convert(
         found = replace(found, note=f"trained on {words}, but video-pace's code feeds bgr, none")
     if out.is_file():
         _require_no_loss(found.path, out)
+    description = _description(found, to)
+    _require_own_json(out, description)
     with aside(out) as part:
         if out.suffix == ".safetensors":
             weights = {name: tensor.contiguous() for name, tensor in found.weights.items()}
@@ -183,7 +186,7 @@ def convert(
         else:
             with open(part, "wb") as file:  # a file of torch's own does not say why it fails
                 torch.save(found.weights if to == "plain" else _official(found), file)
-    write_json(out.with_suffix(".json"), _description(found, to))
+    write_json(out.with_suffix(".json"), description)
     return found
 
 
@@ -196,6 +199,23 @@ def _require_no_loss(source: Path, out: Path) -> None:
         return
     if isinstance(content, Mapping) and "pacecore" in content:
         raise PacecoreError(f"{out}: is a checkpoint of pacecore, which weights do not replace")
+
+
+def _require_own_json(out: Path, description: Mapping[str, Any]) -> None:
+    """Weights whose names differ in the suffix alone have one .json, which must be true of both."""
+    beside = out.with_suffix(".json")
+    named = out.parent.glob(f"{glob.escape(out.stem)}.*")
+    others = [path for path in named if path.stem == out.stem and path not in (out, beside)]
+    said = json.loads(json.dumps(description, default=str))  # as it would be read
+    if others and beside.is_file() and _json(beside) != said:
+        raise PacecoreError(f"{out}: {beside.name} is of {others[0].name}; give another name")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _read_file(path: Path) -> Any:
@@ -271,11 +291,11 @@ def _said_of(content: Any, path: Path, network: str) -> Mapping[str, Any]:
     """
     if isinstance(content, Mapping) and isinstance(content.get("options"), Mapping):
         return content["options"]
+    beside = _json(path.with_suffix(".json"))
     try:
-        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         same = beside["network"] == network and beside["format"] in TARGETS
         return {**beside["input"], "width": beside["width"]} if same else {}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         return {}
 
 

@@ -367,6 +367,20 @@ def test_neither_the_source_nor_a_checkpoint_is_replaced(tmp_path):
     convert(last, weights)  # weights are replaced as before
 
 
+def test_the_json_of_other_weights_is_not_replaced(tmp_path):
+    one, other = (pretrained(tmp_path / f"run{n}.pt", seed=n, crop=32 - n) for n in (0, 1))
+    plain, same = tmp_path / "w.pt", tmp_path / "w.pth"
+    convert(one, plain)
+    convert(one, same)  # the same is true of both
+    convert(one, plain)
+    with pytest.raises(PacecoreError, match=r"w\.pt: w\.json is of w\.pth; give another name"):
+        convert(other, plain)
+    assert read_weights(plain).input == read_weights(same).input
+    same.unlink()
+    convert(other, plain)
+    assert read_weights(plain).input["crop"] == 31
+
+
 def test_command_line(tmp_path):
     from click.testing import CliRunner
 
