@@ -13,6 +13,8 @@
 
 namespace pacecore {
 
+constexpr double kLargest = 1e38;  // of a clip; twice as much is still a float
+
 // "(128, 171)"
 template <class T>
 std::string describe(const std::vector<T>& values) {
@@ -100,6 +102,10 @@ inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const
   args.crop_height = crop_size[0];
   args.crop_width = crop_size[1];
   for (int channel = 0; channel < 3; ++channel) {
+    const double black = -mean[channel] / std[channel], white = black + 255 / std[channel];
+    check(std::abs(black) <= kLargest && std::abs(white) <= kLargest,
+          "pace_clip: mean and std must leave (0 - mean) / std and (255 - mean) / std within ",
+          kLargest, ", got mean ", describe(mean), " and std ", describe(std));
     args.scale[channel] = static_cast<float>(1 / std[channel]);
     args.shift[channel] = static_cast<float>(-mean[channel] / std[channel]);
   }

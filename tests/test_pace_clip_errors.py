@@ -45,6 +45,8 @@ WRONG_SHAPES = [
     ("mean", lambda s: (1.0,), "mean must be three finite numbers"),
     ("mean", lambda s: (float("nan"), 0, 0), "mean must be three finite numbers"),
     ("std", lambda s: (1.0, 0.0, 1.0), "std must be three finite numbers not 0"),
+    ("std", lambda s: (1.0, 1e-37, 1.0), "(255 - mean) / std within 1e+38, got mean ("),
+    ("mean", lambda s: (0.0, 0.0, -1e40), "must leave (0 - mean) / std and (255 - mean) / std"),
     (
         "dtype",
         lambda s: torch.float64,
