@@ -6,7 +6,8 @@ which refuse a CPU torch, are not used. CUDA kernels are compiled wherever nvcc 
 torch is installed.
 
     PACECORE_CUDA=0 / 1      never / always compile the CUDA kernels (1 without nvcc is an error)
-    CUDA_HOME                the toolkit to use; otherwise nvcc on PATH, then /usr/local/cuda
+    CUDA_HOME                the toolkit to use; otherwise that of nvcc on PATH, then
+                             /usr/local/cuda, then the package cuda-toolkit
     TORCH_CUDA_ARCH_LIST     e.g. "8.0;9.0+PTX"; that is also the default
     CXX                      the C++20 compiler; otherwise g++, c++ or clang++
     MAX_JOBS                 parallel compilations; otherwise one for each usable processor
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -69,36 +71,65 @@ def torch_folder():
     return None
 
 
-def cuda_home():
-    """The CUDA toolkit to compile with and its release, ("/usr/local/cuda", (13, 0)), or None; and
-    why there is none.
-    """
+class Toolkit(NamedTuple):
+    """A CUDA toolkit to compile with."""
+
+    nvcc: Path
+    release: tuple[int, int]
+    include: Path
+    library: Path | None  # folder of libcudart_static.a; None where the linker looks anyway
+
+
+def toolkit():
+    """The Toolkit to compile with, or None; and why there is none."""
     wish = os.environ.get("PACECORE_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"pacecore: PACECORE_CUDA must be 0 or 1, got {wish!r}")
     if wish == "0":
         return None, "PACECORE_CUDA=0"
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    places = [Path(home) / "bin" / "nvcc" for home in homes if home]
     on_path = shutil.which("nvcc")
-    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    places += [Path(on_path).resolve().parent.parent] if on_path else []
-    places += ["/usr/local/cuda"]
+    places += [Path(on_path)] if on_path else []
+    places += [Path("/usr/local/cuda/bin/nvcc")]
+    # Of the package cuda-toolkit[nvcc], beside the torch of the environment to install into.
+    places += sorted(TORCH.parent.glob("nvidia/cu*/bin/nvcc"), reverse=True) if TORCH else []
     reasons = []
-    for home in map(Path, filter(None, places)):
-        nvcc, header = home / "bin" / "nvcc", home / "include" / "cuda_runtime_api.h"
-        if not nvcc.is_file() or not header.is_file():
-            reasons.append(f"{home} lacks bin/nvcc or include/cuda_runtime_api.h")
-            continue
-        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-        found = re.search(r"release (\d+)\.(\d+)", said)
-        release = (int(found[1]), int(found[2])) if found else (0, 0)
-        if release >= OLDEST_NVCC:
-            return (home, release), ""
-        oldest = ".".join(map(str, OLDEST_NVCC))
-        reasons.append(f"nvcc of {home} is release {release[0]}.{release[1]}, {oldest} is needed")
+    for nvcc in places:
+        found = toolkit_of(nvcc.absolute())
+        if isinstance(found, Toolkit):
+            return found, ""
+        reasons.append(found)
     reason = "; ".join(reasons)
     if wish == "1":
         sys.exit(f"pacecore: PACECORE_CUDA=1, but {reason}")
     return None, reason
+
+
+def toolkit_of(nvcc):
+    """The Toolkit of an nvcc, or why it does not serve. Only nvcc itself knows where the rest is:
+    beside it, in targets/x86_64-linux as conda has it, or where a distribution keeps such things.
+    """
+    if not nvcc.is_file():
+        return f"there is no {nvcc}"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    release = (int(found[1]), int(found[2])) if found else (0, 0)
+    if release < OLDEST_NVCC:
+        oldest = ".".join(map(str, OLDEST_NVCC))
+        return f"{nvcc} is of release {release[0]}.{release[1]}, {oldest} is needed"
+    planned = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    said = subprocess.run(planned, capture_output=True, text=True).stderr
+    named = dict(re.findall(r"^#\$ (INCLUDES|LIBRARIES)=(.*)", said, re.MULTILINE))
+    includes = re.findall(r'"-I([^"]+)"', named.get("INCLUDES", ""))
+    for include in map(Path, [*includes, "/usr/include"]):
+        if (include / "cuda_runtime_api.h").is_file():
+            # Some packages of nvcc 13 have lib and speak of lib64.
+            folders = [*re.findall(r'"-L([^"]+)"', named.get("LIBRARIES", "")), include / "../lib"]
+            runtime = (Path(folder).resolve() / "libcudart_static.a" for folder in folders)
+            library = next((path.parent for path in runtime if path.is_file()), None)
+            return Toolkit(nvcc, release, include.resolve(), library)
+    return f"{nvcc} has no cuda_runtime_api.h in {', '.join(includes) or '/usr/include'}"
 
 
 def architectures():
@@ -116,8 +147,8 @@ def architectures():
     return result
 
 
-CUDA, WITHOUT_CUDA = cuda_home()
 TORCH = torch_folder()
+CUDA, WITHOUT_CUDA = toolkit()
 
 
 def local_version():
@@ -125,7 +156,7 @@ def local_version():
     if CUDA is None:
         return VERSION + "+cpu"
     names = [f"sm{number}" for number, _ in architectures()]
-    return ".".join([f"{VERSION}+cu{CUDA[1][0]}{CUDA[1][1]}", *names])
+    return ".".join([f"{VERSION}+cu{CUDA.release[0]}{CUDA.release[1]}", *names])
 
 
 def version():
@@ -257,8 +288,8 @@ def ninja_file(sources, work, target):
     # would come before the standard library's, whose #include_next then finds nothing.
     if sysconfig.get_path("include") != "/usr/include":
         foreign.append(sysconfig.get_path("include"))
-    if CUDA and CUDA[0] != Path("/usr"):
-        foreign.append(named(CUDA[0], "cuda-" + ".".join(map(str, CUDA[1])), work) / "include")
+    if CUDA and CUDA.include != Path("/usr/include"):
+        foreign.append(named(CUDA.include, "cuda-" + ".".join(map(str, CUDA.release)), work))
     common = ["-std=c++20", "-O3", f"-I{ROOT}/csrc"]
     for folder in foreign:
         common += ["-isystem", folder]
@@ -278,14 +309,15 @@ def ninja_file(sources, work, target):
         "  deps = gcc",
     ]
     if CUDA:
-        nvcc = [CUDA[0] / "bin" / "nvcc", "-MMD", "-MF", "$out.d", STABLE_ABI, *common, *gencode()]
+        nvcc = [CUDA.nvcc, "-MMD", "-MF", "$out.d", STABLE_ABI, *common, *gencode()]
         programs = [word for word in compiler() if not word.startswith("-")]
         nvcc += ["-ccbin", programs[-1]] if os.environ.get("CXX") else []
         nvcc += [f"-Xcompiler={word}" for word in compiler() if word.startswith("-")]
         nvcc += ["-Xcompiler", ",".join(hidden), "--expt-relaxed-constexpr", "-lineinfo"]
         nvcc += ["-Xptxas", "-v", "-c", "$in", "-o", "$out"]
         lines += ["rule nvcc", f"  command = {command(nvcc)}", *lines[4:6]]
-        link += [f"-L{CUDA[0]}/lib64", "-lcudart_static", "-lrt", "-lpthread"]
+        link += [f"-L{CUDA.library}"] if CUDA.library else []
+        link += ["-lcudart_static", "-lrt", "-lpthread"]
     lines += ["rule link", f"  command = {command([*link, '-ldl'])}"]
     objects = []
     for source in map(Path, sources):
@@ -324,7 +356,7 @@ class NinjaBuild(build_ext):
             sys.exit(
                 f"pacecore: the extension did not compile; the compiler's words are above{hint}"
             )
-        how = f"CUDA kernels by the nvcc of {CUDA[0]}" if CUDA else f"CPU only: {WITHOUT_CUDA}"
+        how = f"CUDA kernels by {CUDA.nvcc}" if CUDA else f"CPU only: {WITHOUT_CUDA}"
         print(f"pacecore {local_version()}: built with the headers of {TORCH}, {how}")
 
 

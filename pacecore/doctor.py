@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,9 @@ def _tools() -> Rest:
 
     names = (os.environ.get("CXX"), "g++", "c++", "clang++")
     compilers = [name for name in names if name and shutil.which(name)]
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    folders += map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin"))
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
     ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")
     found = f"C++: {compilers[0] if compilers else 'none'}; nvcc: {nvcc or 'none'}; " + (
         "ninja found" if ninja else "ninja: fetched by pip at need"

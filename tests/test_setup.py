@@ -84,17 +84,83 @@ def test_a_python_that_is_too_old_and_an_archive_fetch_no_torch(monkeypatch):
     assert build["build_torch"]() == []
 
 
+def nvcc_like(home: Path, release: str, include: str = "include", library: str = "lib") -> Path:
+    """What speaks like nvcc of itself, and of where the rest of a toolkit in `home` is."""
+    (home / "bin").mkdir(parents=True)
+    (home / include).mkdir(parents=True)
+    (home / include / "cuda_runtime_api.h").touch()
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        f"[ $1 = --version ] && echo Cuda compilation tools, release {release}, V{release}.89\n"
+        f"echo '#$ INCLUDES=\"-I{home}/bin/../{include}\"  ' >&2\n"
+        f'echo \'#$ SYSTEM_INCLUDES="-isystem" "{home}/bin/../{include}/cccl"  \' >&2\n'
+        f'echo \'#$ LIBRARIES=  "-L{home}/bin/../{library}/none" "-L{home}/{library}"\' >&2\n'
+    )
+    nvcc.chmod(0o755)
+    return nvcc
+
+
 def test_the_headers_of_a_distributions_own_toolkit_hide_none(tmp_path, monkeypatch):
     """Named by -isystem, /usr/include comes before the standard library's #include_next."""
     monkeypatch.setenv("PACECORE_CUDA", "0")
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     build = runpy.run_path(str(ROOT / "setup.py"))
     for home, named in (("/usr", False), ("/opt/cuda", True)):
-        monkeypatch.setitem(build["ninja_file"].__globals__, "CUDA", (Path(home), (12, 4)))
+        nvcc, include, library = (Path(home, name) for name in ("bin/nvcc", "include", "lib64"))
+        cuda = build["Toolkit"](nvcc, (12, 4), include, library)
+        monkeypatch.setitem(build["ninja_file"].__globals__, "CUDA", cuda)
         written = build["ninja_file"]([], tmp_path, tmp_path / "x.so")
         assert "-isystem /usr/include " not in written
-        assert (f"-isystem {tmp_path}/cuda-12.4/include " in written) is named
-    assert (tmp_path / "cuda-12.4").readlink() == Path("/opt/cuda")
+        assert (f"-isystem {tmp_path}/cuda-12.4 " in written) is named
+        assert f" -L{library} -lcudart_static" in written
+    assert (tmp_path / "cuda-12.4").readlink() == Path("/opt/cuda/include")
+
+
+@pytest.mark.parametrize(
+    ("include", "library", "said"),
+    [
+        ("include", "lib64", "lib64"),
+        ("targets/x86_64-linux/include", "targets/x86_64-linux/lib", "targets/x86_64-linux/lib"),
+        ("include", "lib", "lib64"),  # as the packages of 13.0 have it
+        ("include", "", "lib64"),  # where the linker looks by itself
+    ],
+)
+def test_a_toolkit_is_where_its_nvcc_says(tmp_path, monkeypatch, include, library, said):
+    nvcc = nvcc_like(tmp_path, "12.4", include, said)
+    folder = tmp_path / library if library else None
+    if folder:
+        folder.mkdir(parents=True)
+        (folder / "libcudart_static.a").touch()
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.delenv("PACECORE_CUDA")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(nvcc.parent), prepend=os.pathsep)
+    expected = build["Toolkit"](nvcc, (12, 4), tmp_path / include, folder)
+    assert build["toolkit"]() == (expected, "")
+
+
+def test_the_toolkit_of_pythons_packages_is_the_last_that_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PACECORE_CUDA", "0")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.delenv("PACECORE_CUDA")
+    monkeypatch.setenv("PATH", "/nowhere")
+    # This machine's own toolkit is not there.
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: os.path.isfile(path) and tmp_path in path.parents
+    )
+    monkeypatch.setitem(build["toolkit"].__globals__, "TORCH", tmp_path / "torch")
+    nvcc = nvcc_like(tmp_path / "nvidia" / "cu13", "13.0")
+    assert build["toolkit"]()[0].nvcc == nvcc
+    (nvcc.parents[1] / "include" / "cuda_runtime_api.h").unlink()
+    found, reason = build["toolkit"]()
+    assert found is None
+    assert reason.startswith("there is no ")
+    assert reason.endswith(f"{nvcc} has no cuda_runtime_api.h in {nvcc.parent}/../include")
 
 
 def test_a_second_build_compiles_what_changed_and_all_for_another_torch(tmp_path, monkeypatch):
@@ -136,30 +202,25 @@ def test_a_second_build_compiles_what_changed_and_all_for_another_torch(tmp_path
 
 def test_why_there_are_no_cuda_kernels_is_said(tmp_path, monkeypatch):
     """Of an nvcc that is there, but too old, the last line is not that there is none."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "include").mkdir()
-    (tmp_path / "include" / "cuda_runtime_api.h").touch()
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8, V11.8.89\n")
-    nvcc.chmod(0o755)
+    nvcc = nvcc_like(tmp_path, "11.8")
     monkeypatch.setenv("PACECORE_CUDA", "0")
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     build = runpy.run_path(str(ROOT / "setup.py"))
-    assert build["cuda_home"]() == (None, "PACECORE_CUDA=0")
+    assert build["toolkit"]() == (None, "PACECORE_CUDA=0")
     monkeypatch.setenv("PACECORE_CUDA", "")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
-    words = f"nvcc of {tmp_path} is release 11.8, 12.0 is needed"
+    words = f"{nvcc} is of release 11.8, 12.0 is needed"
     # This machine's own toolkit, the last place that is looked at.
     monkeypatch.setattr(
         Path, "is_file", lambda path: os.path.isfile(path) and tmp_path in path.parents
     )
-    found, reason = build["cuda_home"]()
+    found, reason = build["toolkit"]()
     assert found is None
     assert reason.startswith(words)
     monkeypatch.setenv("PACECORE_CUDA", "1")
     with pytest.raises(SystemExit, match=f"PACECORE_CUDA=1, but {re.escape(words)}"):
-        build["cuda_home"]()
+        build["toolkit"]()
 
 
 def test_a_python_without_headers_is_told(tmp_path, monkeypatch):
@@ -210,7 +271,7 @@ def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     build = runpy.run_path(str(ROOT / "setup.py"))
     assert build["architectures"]() == [("80", False), ("90a", False), ("120", True)]
-    cuda = (Path("/nowhere"), (13, 0))
+    cuda = build["Toolkit"](Path("/nowhere/nvcc"), (13, 0), Path("/nowhere"), None)
     for function in ("source_flags", "ninja_file", "local_version"):
         monkeypatch.setitem(build[function].__globals__, "CUDA", cuda)
     flags = build["source_flags"](Path("csrc/module.cpp"))
