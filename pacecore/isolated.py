@@ -1,14 +1,11 @@
 """Jobs on files that may be hostile: each in a process that can die or hang alone."""
 
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -18,19 +15,6 @@ from pacecore.workers import core_count, end_with_parent, signals_kept
 __all__ = ["JobFailure", "run_jobs"]
 
 _IMPORT_SECONDS = 60.0  # that a new process may take beside its first job
-_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
-
-
-def _context() -> BaseContext:
-    """Not forked from this process, which may have threads, but from a server, which imports torch
-    once for all processes: that takes seconds. It listens at a path in the temporary folder, and a
-    socket's is 107 bytes long at most; below a longer one each process is started by itself.
-    """
-    length = len(os.fsencode(tempfile.gettempdir()))
-    return get_context("forkserver" if length <= _LONGEST_FOLDER else "spawn")
-
-
-get_context("forkserver").set_forkserver_preload(["pacecore.isolated"])
 
 
 @dataclass(frozen=True)
@@ -44,25 +28,27 @@ def run_jobs(
     function: Callable[[Any], Any],
     jobs: Sequence[Any],
     workers: int = 0,
-    timeout_seconds: float = 600.0,
+    timeout_seconds: float | Callable[[Any], float] = 600.0,
 ) -> Iterator[tuple[int, Any]]:
     """(number of the job, function(job)) as they get done, in `workers` processes (0: one a core).
 
-    A job whose process dies, or that takes longer than timeout_seconds, gives a JobFailure, and
-    another process takes the place. An exception of the function is raised here. function and jobs
-    must be picklable. workers=1 runs in this process, without that protection.
+    A job whose process dies, or that takes longer than timeout_seconds, which may be a function of
+    the job, gives a JobFailure, and another process takes the place. An exception of the function
+    is raised here. function and jobs must be picklable. workers=1 runs in this process, without
+    that protection.
     """
     if workers == 1:
         yield from _run_here(function, jobs)
         return
-    waiting = iter(enumerate(jobs))
+    limit = timeout_seconds if callable(timeout_seconds) else lambda _: timeout_seconds
+    waiting = ((number, job, limit(job)) for number, job in enumerate(jobs))
     running = [_Worker(function) for _ in range(min(len(jobs), workers or core_count()))]
     try:
         busy = [worker for worker in running if worker.take(waiting)]
         while busy:
-            _wait(busy, timeout_seconds)
+            _wait(busy)
             for worker in list(busy):
-                result = worker.poll(timeout_seconds)
+                result = worker.poll()
                 if result is None:
                     continue
                 yield result
@@ -84,9 +70,9 @@ def _run_here(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[t
         yield number, result
 
 
-def _wait(busy: list["_Worker"], timeout_seconds: float) -> None:
+def _wait(busy: list["_Worker"]) -> None:
     """Until one is done, dead, or out of time."""
-    first = min(worker.since for worker in busy) + timeout_seconds
+    first = min(worker.since + worker.limit for worker in busy)
     wait([worker.link for worker in busy], max(0.0, first - time.monotonic()) + 0.01)
 
 
@@ -98,29 +84,31 @@ class _Worker:
         self._process = None
 
     def _start(self) -> None:
-        context = _context()
+        # Spawned, not forked: this process may have threads.
+        context = get_context("spawn")
         self.link, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._function, other), daemon=True)
+        process = context.Process(target=_serve, args=(self._function, other), daemon=True)
         resource_tracker.ensure_running()  # starting, it would let the signals through again
         with signals_kept():
-            self._process.start()
+            process.start()
+        self._process = process  # only now: Ctrl-C may come by another thread of this process
         other.close()
         self._ready = False
 
-    def take(self, waiting: Iterator[tuple[int, Any]]) -> bool:
-        """Begins the next job, if there is one."""
-        job = next(waiting, None)
-        if job is None:
+    def take(self, waiting: Iterator[tuple[int, Any, float]]) -> bool:
+        """Begins the next job, if there is one: its number, itself, and the seconds it may take."""
+        following = next(waiting, None)
+        if following is None:
             return False
         if self._process is None:
             self._start()
-        self._number = job[0]
+        self._number, job, self.limit = following
         self.since = time.monotonic() + (0 if self._ready else _IMPORT_SECONDS)
         with suppress(OSError):  # it died between two jobs: poll finds it dead at this one
-            self.link.send(job[1])
+            self.link.send(job)
         return True
 
-    def poll(self, timeout_seconds: float) -> tuple[int, Any] | None:
+    def poll(self) -> tuple[int, Any] | None:
         """The job's number and result, once there is one."""
         try:
             if self.link.poll():
@@ -137,8 +125,8 @@ class _Worker:
             code = self._process.exitcode or 0
             reason = f"by signal {-code}" if code < 0 else f"with code {code}"
             return self._replaced(f"the process reading it ended {reason}")
-        if time.monotonic() - self.since > timeout_seconds:
-            return self._replaced(f"took longer than {timeout_seconds:g} s")
+        if time.monotonic() - self.since > self.limit:
+            return self._replaced(f"took longer than {self.limit:g} s")
         return None
 
     def _replaced(self, reason: str) -> tuple[int, JobFailure]:
@@ -156,14 +144,12 @@ class _Worker:
 def _serve(function: Callable[[Any], Any], link: Connection) -> None:
     end_with_parent()
     torch.set_num_threads(1)  # cores are shared out by process
-    link.send(None)
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # nobody is there any more
+        link.send(None)
+        while True:
             job = link.recv()
-        except EOFError:
-            return
-        try:
-            result = False, function(job)
-        except Exception as error:
-            result = True, error
-        link.send(result)
+            try:
+                result = False, function(job)
+            except Exception as error:
+                result = True, error
+            link.send(result)

@@ -160,12 +160,15 @@ def _journal_lines(journal: Path) -> Iterator[dict]:
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict]]:
     """(video, {"format": code} or {"bad": reason}) as they get done."""
-    # Ten frames a second are a slow machine's at 4K: whoever takes longer hangs.
-    patience = max([600.0, *(job.frames / 10 for job in jobs)])
-    for number, result in run_jobs(_pack_video, jobs, workers, patience):
+    for number, result in run_jobs(_pack_video, jobs, workers, _patience):
         if isinstance(result, JobFailure):
             result = {"bad": result.reason}
         yield jobs[number].video, result
+
+
+def _patience(job: _Job) -> float:
+    """Seconds. Ten frames a second are a slow machine's at 4K: whoever takes longer hangs."""
+    return max(600.0, job.frames / 10)
 
 
 def _pack_video(job: _Job) -> dict:

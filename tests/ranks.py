@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-import pacecore.isolated  # noqa: F401  it names fewer modules for the same server
 from pacecore.distributed import let_go
 
 __all__ = ["PROCESSES", "held_elsewhere", "run_ranks"]

@@ -2,15 +2,10 @@
 
 import os
 import signal
-import socket
-import tempfile
 import time
-from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 
-from pacecore import isolated
 from pacecore.errors import PacecoreError
 from pacecore.isolated import JobFailure, run_jobs
 
@@ -42,6 +37,12 @@ def test_jobs_that_die_or_hang_cost_no_other():
     assert results[5] == JobFailure("the process reading it ended with code 7")
 
 
+def test_a_job_may_have_a_limit_of_its_own():
+    limits = {"hang": 1.0, 2: 600.0}
+    results = dict(run_jobs(job, ["hang", 2], workers=2, timeout_seconds=limits.get))
+    assert results == {0: JobFailure("took longer than 1 s"), 1: 4}
+
+
 def test_a_single_job_is_ended_too_when_its_own_time_is_over():
     failed, before = JobFailure("took longer than 1 s"), time.monotonic()
     assert list(run_jobs(job, ["hang"], timeout_seconds=1)) == [(0, failed)]
@@ -59,20 +60,6 @@ def test_a_process_for_each_core_that_may_be_used(monkeypatch):
     assert len({result for _, result in run_jobs(process, range(6))}) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert len({result for _, result in run_jobs(process, range(3))}) == 1
-
-
-@pytest.mark.parametrize(("more", "method"), [(0, "forkserver"), (1, "spawn")])
-def test_a_temporary_folder_may_have_any_name(tmp_path, monkeypatch, more, method):
-    """Of a socket in it, at a path as multiprocessing gives it one, the system takes no longer."""
-    folder = tmp_path / "x"
-    folder = Path(f"{folder}{'x' * (isolated._LONGEST_FOLDER + more - len(str(folder)))}")
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    assert isolated._context().get_start_method() == method
-    path = tempfile.mktemp(prefix="listener-", dir=tempfile.mkdtemp(prefix="pymp-"))
-    refused = pytest.raises(OSError, match="too long") if more else nullcontext()
-    with socket.socket(socket.AF_UNIX) as listener, refused:
-        listener.bind(path)
 
 
 def test_nothing_to_do():

@@ -112,14 +112,14 @@ def test_resample_by_hand():
 def test_a_long_video_has_longer_to_be_packed(frames, seconds, index, tmp_path, monkeypatch):
     limits = []
 
-    def jobs(function, jobs, workers, timeout_seconds=600.0):
-        limits.append(timeout_seconds)
+    def jobs(function, jobs, workers, timeout_seconds):
+        limits.extend(map(timeout_seconds, jobs))
         return run_jobs(function, jobs, workers, timeout_seconds)
 
     monkeypatch.setattr("pacecore.store.run_jobs", jobs)
     one, *others = index.entries
     pack(replace(index, entries=(replace(one, num_frames=frames), *others)), tmp_path, (8, 8), 1)
-    assert limits == [seconds]
+    assert limits == [seconds, *[600] * len(others)]
 
 
 def test_resample_to_the_same_size_changes_nothing(folder):
