@@ -291,9 +291,16 @@ def _require_same(gallery: Features, queries: Features) -> None:
 
 def _common_labels(gallery: Features, queries: Features) -> tuple[np.ndarray, dict[int, str]]:
     """The queries' labels as the gallery numbers its classes, and the names of all numbers;
-    classes that the gallery does not know come after its own.
+    classes that the gallery does not know come after its own. Raises PacecoreError where one side
+    has names and the other numbers alone.
     """
     theirs, ours = queries.order["classes"], gallery.order["classes"]
+    if bool(theirs) != bool(ours):
+        bare, named = (queries, gallery) if ours else (gallery, queries)
+        raise PacecoreError(
+            f"{bare.path}: its labels are numbers without names of classes, and those of"
+            f" {named.path} have names"
+        )
     number = {name: place for place, name in enumerate(ours)}
     for name in theirs:
         number.setdefault(name, len(number))

@@ -254,6 +254,17 @@ def test_classes_are_matched_by_name_and_missing_ones_told(tmp_path):
     assert result["top"]["50"] == 0.5
 
 
+def test_labels_without_names_are_not_matched_with_names(tmp_path):
+    """Number 0 of one side need not be class 0 of the other."""
+    named = features_of(tmp_path / "a.npy", [0, 1])
+    bare = features_of(tmp_path / "b.npy", [0, 1], classes=())
+    for gallery, queries in ((named, bare), (bare, named)):
+        with pytest.raises(PacecoreError, match=r"b\.npy: its labels are numbers without names"):
+            retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
+    result, _ = retrieve_features(bare, bare, options_of(tmp_path), "cpu")
+    assert result["top"]["1"] == 1
+
+
 def test_what_two_files_hold_is_written_down_not_what_options_say(tmp_path):
     kept = {"stage": "p4", "clips": 3}
     one, two = (features_of(tmp_path / name, [0, 1], **kept) for name in ("a.npy", "b.npy"))
