@@ -58,7 +58,7 @@ def main() -> None:
     record: dict = {"benchmark": "install", "command": "python -m benchmarks.install"}
     record |= {"machine": machine_info(), "cases": _recorded(arguments.out)}
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        for state in arguments.states.split(","):
+        for state in sorted(arguments.states.split(","), key=list(STATES).index):
             case = {"state": STATES[state], **_case(state, Path(work) / state, arguments)}
             case |= {"commit": record["machine"]["commit"], "load_average": os.getloadavg()}
             print(json.dumps(case, indent=1), flush=True)
@@ -75,6 +75,8 @@ def _recorded(path: Path) -> list[dict]:
 
 
 def _case(state: str, folder: Path, arguments: argparse.Namespace) -> dict:
+    if state != "none":  # it is the first; the others have the torch that they name
+        os.environ.pop("PIP_CONSTRAINT", None)
     source = _source(folder)
     python = _environment(folder / "venv")
     if state == "cpu-newest-pip":
