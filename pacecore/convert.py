@@ -202,12 +202,19 @@ def _require_no_loss(source: Path, out: Path) -> None:
 
 
 def _require_own_json(out: Path, description: Mapping[str, Any]) -> None:
-    """Weights whose names differ in the suffix alone have one .json, which must be true of both."""
+    """Weights whose names differ in the suffix alone have one .json, which must be true of both.
+    What is no such .json at all, as a run's test.json beside test.pt, stays too.
+    """
     beside = out.with_suffix(".json")
+    if not beside.is_file():
+        return
+    there = _json(beside)
+    if not isinstance(there, Mapping) or there.get("format") not in TARGETS:
+        raise PacecoreError(f"{out}: {beside.name} is there and not of weights; give another name")
     named = out.parent.glob(f"{glob.escape(out.stem)}.*")
     others = [path for path in named if path.stem == out.stem and path not in (out, beside)]
     said = json.loads(json.dumps(description, default=str))  # as it would be read
-    if others and beside.is_file() and _json(beside) != said:
+    if others and there != said:
         raise PacecoreError(f"{out}: {beside.name} is of {others[0].name}; give another name")
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from pacecore.backbones import build_backbone
+from pacecore.cli.convert import convert as command
 from pacecore.convert import convert, load_weights, read_weights
 from pacecore.errors import PacecoreError
 from pacecore.trained import load_trained
@@ -379,13 +381,13 @@ def test_the_json_of_other_weights_is_not_replaced(tmp_path):
     same.unlink()
     convert(other, plain)
     assert read_weights(plain).input["crop"] == 31
+    (tmp_path / "test.json").write_text('{"top1": 0.5}')
+    with pytest.raises(PacecoreError, match=r"test\.pt: test\.json is there and not of weights;"):
+        convert(one, tmp_path / "test.pt")
+    assert (tmp_path / "test.json").read_text() == '{"top1": 0.5}'
 
 
 def test_command_line(tmp_path):
-    from click.testing import CliRunner
-
-    from pacecore.cli.convert import convert as command
-
     torch.save(r21d("base_network.") | {"fc7.bias": torch.zeros(1)}, tmp_path / "vcop.pt")
     out = tmp_path / "ours.pt"
     shown = CliRunner().invoke(command, [str(tmp_path / "vcop.pt")], catch_exceptions=False)
