@@ -6,17 +6,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pacecore.check import data_check, data_index
 from pacecore.cli.demo import demo
-from pacecore.datasets import find_videos, probe_all
+from pacecore.datasets import data_index, find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.files import writing
 from pacecore.index import BadVideo, VideoIndex
 from pacecore.sampling import parse_paces
-from pacecore.store import FrameStore, folder_to_pack, pack, store_bytes
+
+if TYPE_CHECKING:  # loads torch, which takes seconds
+    from pacecore.store import FrameStore
 
 __all__ = ["data"]
 
@@ -127,6 +129,9 @@ def check(
 
     Of a frame store, every frame is compared with its checksum.
     """
+    from pacecore.check import data_check
+    from pacecore.store import FrameStore
+
     if FrameStore.is_at(source):
         if not _verify(FrameStore.open(source)):
             context.exit(1)
@@ -214,6 +219,8 @@ def pack_command(
 
     A pack that was broken off goes on where it stood.
     """
+    from pacecore.store import folder_to_pack, pack, store_bytes
+
     found = find_videos(source, **how)
     folder_to_pack(folder)  # told before the counting
     with _progress("counting frames", len(found)) as progress:
@@ -229,7 +236,7 @@ def pack_command(
     click.echo(f"{folder}: {len(store)} videos of {size[0]} x {size[1]}")
 
 
-def _verify(store: FrameStore) -> bool:
+def _verify(store: "FrameStore") -> bool:
     with _progress("checking", len(store)) as progress:
         bad = store.verify(progress)
     for one in bad[:_SHOWN]:

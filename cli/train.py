@@ -8,11 +8,9 @@ from typing import Any
 
 import click
 
-from pacecore.checkpoint import check_kind, load_resume
 from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.config import AnyOptions, TrainOptions, from_mapping
 from pacecore.rules import OptionError
-from pacecore.trained import stored_options
 
 __all__ = ["train"]
 
@@ -86,6 +84,9 @@ def options_of_run(
 
     fall_back: from the checkpoint before the last, where that is damaged.
     """
+    from pacecore.checkpoint import check_kind, load_resume
+    from pacecore.trained import stored_options
+
     if preset or config:
         raise OptionError(
             "--resume takes its options from the run: leave out --preset and --config"

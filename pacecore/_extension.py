@@ -2,8 +2,6 @@
 
 from types import ModuleType
 
-import torch  # noqa: F401  before _C, which finds libtorch already loaded
-
 from pacecore.errors import PacecoreError
 
 __all__ = ["REBUILD", "ExtensionError", "extension"]
@@ -21,6 +19,8 @@ def extension() -> ModuleType:
     Raises ExtensionError with the loader's reason and the line that rebuilds it. Nothing falls back
     in silence.
     """
+    import torch  # noqa: F401  before _C, which finds libtorch loaded; here, as it takes seconds
+
     try:
         from pacecore import _C
     except ImportError as error:

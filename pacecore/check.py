@@ -1,4 +1,4 @@
-"""`pacecore data check` and `index`: what is wrong with a data set, before training finds it."""
+"""`pacecore data check`: what is wrong with a data set, before training finds it."""
 
 import hashlib
 import os
@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pacecore.datasets import probe_all
-from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.index import BadVideo, VideoIndex, is_index, write_index
+from pacecore.index import VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.sampling import loop_share
 from pacecore.video import VideoError, VideoInfo, decode, decode_all, probe
 
-__all__ = ["data_check", "data_index"]
+__all__ = ["data_check"]
 
 # Videos of the whole sets, as published: (classes, fold): train, test.
 _KNOWN_TOTALS = {
@@ -238,27 +236,3 @@ def _histogram(lengths: np.ndarray) -> dict:
     quartiles = dict(zip(words, places, strict=True))
     bins = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
     return quartiles | {"bins": bins}
-
-
-def data_index(
-    index: VideoIndex,
-    path: str | Path,
-    *,
-    workers: int = 0,
-    timeout_seconds: float = 60.0,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts every video in processes of their own, and writes the index as JSON lines.
-
-    Returns the index of the readable ones and the others with the reason; both are in the file.
-    Raises PacecoreError, before it counts, for a `path` in no folder that can be written in, or
-    where something else than an index is.
-    """
-    path = Path(path)
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PacecoreError(f"{path}: cannot be written: {path.parent} is no folder for new files")
-    if path.exists() and not is_index(path):
-        raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
-    counted, bad = probe_all(index, workers, on_progress, timeout_seconds)
-    write_index(counted, path, bad)
-    return counted, bad

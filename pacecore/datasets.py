@@ -4,37 +4,40 @@ The position of a video in its index is the number that all randomness is keyed 
 fixed: by path relative to the root, whatever the file system says.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from pacecore.errors import PacecoreError
 from pacecore.index import (
     SPLITS,
     BadVideo,
     DatasetError,
     VideoEntry,
     VideoIndex,
+    is_index,
     read_index,
     write_index,
 )
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.layouts import read_source
 from pacecore.video import VideoError, VideoInfo, probe
-from pacecore.workers import core_count
 
 __all__ = [
     "BadVideo",
     "DatasetError",
     "VideoEntry",
     "VideoIndex",
+    "data_index",
     "find_videos",
     "probe_all",
     "read_index",
     "write_index",
 ]
+
+_JOBS_EACH = 64  # videos that are counted in the time that a process takes to start
 
 
 def find_videos(
@@ -82,23 +85,25 @@ def probe_all(
     index: VideoIndex,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-    timeout_seconds: float | None = None,
+    timeout_seconds: float = 600.0,
 ) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts the frames of every video, `workers` at a time (0: one a core).
+    """Counts the frames of every video that has none counted, `workers` at a time (0: one a core).
 
-    timeout_seconds: for one video, each in a process that may die or hang alone (run_jobs); None:
-    in threads of this one. Returns the index of the readable ones, with num_frames and info, and
-    the others with the reason. on_progress(done, total) is called after each.
+    Each in a process that may die, or hang for timeout_seconds, alone (run_jobs); workers=1: in
+    this one. Returns the index of the readable ones, with num_frames and info, and the others with
+    the reason. on_progress(done, total) is called after each.
     """
-    if timeout_seconds is None:
-        found = _in_threads(_probe_entry, index.entries, workers)
-    else:
-        found = run_jobs(_probe_entry, index.entries, workers, timeout_seconds)
-    results: dict[int, VideoInfo | str] = {}
-    for done, (number, result) in enumerate(found, 1):
-        results[number] = result.reason if isinstance(result, JobFailure) else result
+    results: dict[int, VideoInfo | str] = {
+        number: entry.info for number, entry in enumerate(index.entries) if entry.info
+    }
+    left = [number for number in range(len(index)) if number not in results]
+    paths = [index.entries[number].path for number in left]
+    if results and on_progress:
+        on_progress(len(results), len(index))
+    for place, result in run_jobs(_probe, paths, workers, timeout_seconds, _JOBS_EACH):
+        results[left[place]] = result.reason if isinstance(result, JobFailure) else result
         if on_progress:
-            on_progress(done, len(index))
+            on_progress(len(results), len(index))
     kept: list[VideoEntry] = []
     bad: list[BadVideo] = []
     for number, entry in enumerate(index.entries):
@@ -110,15 +115,32 @@ def probe_all(
     return replace(index, entries=tuple(kept)), bad
 
 
-def _in_threads(function: Callable, jobs: Sequence, workers: int) -> Iterator[tuple[int, Any]]:
-    with ThreadPoolExecutor(workers or core_count()) as pool:
-        yield from enumerate(pool.map(function, jobs))
-
-
-def _probe_entry(entry: VideoEntry) -> VideoInfo | str:
-    if entry.info is not None:
-        return entry.info
+def _probe(path: str) -> VideoInfo | str:
     try:
-        return probe(entry.path)
+        return probe(path)
     except VideoError as error:
         return error.reason
+
+
+def data_index(
+    index: VideoIndex,
+    path: str | Path,
+    *,
+    workers: int = 0,
+    timeout_seconds: float = 600.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[VideoIndex, list[BadVideo]]:
+    """Counts every video in processes of their own, and writes the index as JSON lines.
+
+    Returns the index of the readable ones and the others with the reason; both are in the file.
+    Raises PacecoreError, before it counts, for a `path` in no folder that can be written in, or
+    where something else than an index is.
+    """
+    path = Path(path)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PacecoreError(f"{path}: cannot be written: {path.parent} is no folder for new files")
+    if path.exists() and not is_index(path):
+        raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
+    counted, bad = probe_all(index, workers, on_progress, timeout_seconds)
+    write_index(counted, path, bad)
+    return counted, bad

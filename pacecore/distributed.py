@@ -31,6 +31,7 @@ __all__ = [
     "join",
     "let_go",
     "local_rank",
+    "local_world_size",
     "merge_over_ranks",
     "rank",
     "share_buffers",
@@ -62,6 +63,11 @@ def rank() -> int:
 def local_rank() -> int:
     """Number of this process on its machine, from 0; known before the processes are joined."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0)
+
+
+def local_world_size() -> int:
+    """Processes of the run on this machine; known before they are joined."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 
 def is_main() -> bool:

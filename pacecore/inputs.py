@@ -12,7 +12,7 @@ import torch
 from pacecore.config import RunOptions
 from pacecore.datasets import VideoIndex, find_videos, probe_all
 from pacecore.demo import make_demo
-from pacecore.distributed import barrier, is_main, merge_over_ranks, rank
+from pacecore.distributed import barrier, is_main, local_world_size, merge_over_ranks, rank
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.runlog import Progress
@@ -186,7 +186,8 @@ def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
 def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[str, str]]]:
     """`index` with counted frames and without the unreadable videos, which come beside it."""
     progress = Progress("reading", len(index), shows=is_main())
-    counted, bad = probe_all(index, on_progress=_after_first_seconds(progress))
+    processes = max(2, core_count() // local_world_size())
+    counted, bad = probe_all(index, processes, _after_first_seconds(progress))
     if len(bad) > max_bad:
         raise PacecoreError(
             f"more than max_bad = {max_bad} videos cannot be read ({len(bad)} of {len(index)});"

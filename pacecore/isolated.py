@@ -1,20 +1,26 @@
 """Jobs on files that may be hostile: each in a process that can die or hang alone."""
 
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context, resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-import torch
-
-from pacecore.workers import core_count, end_with_parent, signals_kept
+from pacecore.workers import core_count, signals_kept
 
 __all__ = ["JobFailure", "run_jobs"]
 
 _IMPORT_SECONDS = 60.0  # that a new process may take beside its first job
+# Not a process of multiprocessing, which would run the script that called us once more.
+_PROCESS = (
+    "import sys; sys.path[:] = sys.argv[2:];"
+    "from pacecore.isolated import _serve; _serve(int(sys.argv[1]))"
+)
 
 
 @dataclass(frozen=True)
@@ -29,20 +35,23 @@ def run_jobs(
     jobs: Sequence[Any],
     workers: int = 0,
     timeout_seconds: float | Callable[[Any], float] = 600.0,
+    jobs_each: int = 1,
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the job, function(job)) as they get done, in `workers` processes (0: one a core).
+    """(number of the job, function(job)) as they get done, in `workers` processes (0: one a core),
+    or fewer, so that each has `jobs_each`: short jobs are not worth the start of many.
 
     A job whose process dies, or that takes longer than timeout_seconds, which may be a function of
     the job, gives a JobFailure, and another process takes the place. An exception of the function
-    is raised here. function and jobs must be picklable. workers=1 runs in this process, without
-    that protection.
+    is raised here. function and jobs must be picklable, by what modules hold, not the script that
+    runs. workers=1 runs in this process, without that protection.
     """
     if workers == 1:
         yield from _run_here(function, jobs)
         return
     limit = timeout_seconds if callable(timeout_seconds) else lambda _: timeout_seconds
     waiting = ((number, job, limit(job)) for number, job in enumerate(jobs))
-    running = [_Worker(function) for _ in range(min(len(jobs), workers or core_count()))]
+    count = min(-(-len(jobs) // jobs_each), workers or core_count())
+    running = [_Worker(function) for _ in range(count)]
     try:
         busy = [worker for worker in running if worker.take(waiting)]
         while busy:
@@ -60,14 +69,25 @@ def run_jobs(
 
 
 def _run_here(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    threads = torch.get_num_threads()
     for number, job in enumerate(jobs):
-        torch.set_num_threads(1)
+        before = _torch_threads(1)
         try:
             result = function(job)
         finally:
-            torch.set_num_threads(threads)
+            _torch_threads(before)
         yield number, result
+
+
+def _torch_threads(count: int | None) -> int | None:
+    """Sets how many threads torch takes, and gives how many it took: cores are shared out by
+    process. None where no module of the job has loaded torch, which would take seconds.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or count is None:
+        return None
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    return before
 
 
 def _wait(busy: list["_Worker"]) -> None:
@@ -84,16 +104,15 @@ class _Worker:
         self._process = None
 
     def _start(self) -> None:
-        # Spawned, not forked: this process may have threads.
-        context = get_context("spawn")
-        self.link, other = context.Pipe()
-        process = context.Process(target=_serve, args=(self._function, other), daemon=True)
-        resource_tracker.ensure_running()  # starting, it would let the signals through again
-        with signals_kept():
-            process.start()
-        self._process = process  # only now: Ctrl-C may come by another thread of this process
-        other.close()
+        self.link, other = Pipe()
+        command = [sys.executable, "-c", _PROCESS, str(other.fileno()), *sys.path]
+        with signals_kept(), other:  # its stdin, which nothing is written to, ends as we do
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, pass_fds=[other.fileno()]
+            )
         self._ready = False
+        with suppress(OSError):  # it died at once, which poll finds
+            self.link.send(self._function)
 
     def take(self, waiting: Iterator[tuple[int, Any, float]]) -> bool:
         """Begins the next job, if there is one: its number, itself, and the seconds it may take."""
@@ -121,8 +140,7 @@ class _Worker:
                     raise result
                 return self._number, result
         except (EOFError, ConnectionError):
-            self._process.join()
-            code = self._process.exitcode or 0
+            code = self._process.wait()
             reason = f"by signal {-code}" if code < 0 else f"with code {code}"
             return self._replaced(f"the process reading it ended {reason}")
         if time.monotonic() - self.since > self.limit:
@@ -136,15 +154,19 @@ class _Worker:
     def end(self) -> None:
         if self._process:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
+            self._process.stdin.close()
             self.link.close()
             self._process = None
 
 
-def _serve(function: Callable[[Any], Any], link: Connection) -> None:
-    end_with_parent()
-    torch.set_num_threads(1)  # cores are shared out by process
+def _serve(number: int) -> None:
+    """What a process does, by the file descriptor of its link."""
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    link = Connection(number)
     with suppress(EOFError, ConnectionError):  # nobody is there any more
+        function = link.recv()
+        _torch_threads(1)
         link.send(None)
         while True:
             job = link.recv()
@@ -153,3 +175,10 @@ def _serve(function: Callable[[Any], Any], link: Connection) -> None:
             except Exception as error:
                 result = True, error
             link.send(result)
+
+
+def _end_with_input() -> None:
+    """Ends this process at once when the one that started it has ended, of whatever."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)

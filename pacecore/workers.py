@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
-
-from torch.utils.data import DataLoader
+from typing import TYPE_CHECKING, Any
 
 from pacecore.errors import PacecoreError
 from pacecore.stopping import REQUESTS
+
+if TYPE_CHECKING:  # processes that probe videos do without torch
+    from torch.utils.data import DataLoader
 
 __all__ = ["WorkerError", "Workers", "core_count", "end_with_parent", "signals_kept"]
 
@@ -57,7 +58,7 @@ class WorkerError(PacecoreError):
 class Workers:
     """The batches of a DataLoader, whose processes end with the block `with Workers(loader)`."""
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: "DataLoader") -> None:
         before = set(multiprocessing.active_children())
         previous = signal.getsignal(signal.SIGCHLD)
         with signals_kept():

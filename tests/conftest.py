@@ -9,12 +9,13 @@ threads, whose results must agree bit for bit; there the tensors are on the CPU.
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
 
+from pacecore import datasets, isolated
 from tests.cuda_on_cpu import devices
 
 DEVICES = ("cpu", "emulated", "cuda")
@@ -35,6 +36,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def videos_counted_here() -> Iterator[None]:
+    """The few videos of a test are counted in its own process, not in others, whose start would
+    take as long as all else of many a test. Verbs that run as processes have them.
+    """
+
+    def jobs_here(function: Callable, jobs: Sequence, *_: object) -> Iterator[tuple[int, object]]:
+        return isolated.run_jobs(function, jobs, workers=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "run_jobs", jobs_here)
+        yield
 
 
 @pytest.fixture

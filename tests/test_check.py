@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pacecore.check import data_check, data_index
+from pacecore.check import data_check
 from pacecore.cli.data import data
-from pacecore.datasets import find_videos, read_index
+from pacecore.datasets import data_index, find_videos, read_index
 from pacecore.errors import PacecoreError
 from pacecore.store import FrameStore
 from pacecore.video import VideoError
@@ -143,7 +143,7 @@ def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
     entries = find_videos(whole).entries  # known by its first line, whatever its name
     assert [(entry.name, entry.num_frames) for entry in entries] == [("other.avi", 25)]
     before = {path: path.read_bytes() for path in (mine, whole, source / "other.avi")}
-    monkeypatch.setattr("pacecore.check.probe_all", None)  # refused before any video is counted
+    monkeypatch.setattr("pacecore.datasets.probe_all", None)  # refused before any video is counted
     for given, output, message in (
         (source, mine, r"mine\.txt: exists and is no index of pacecore"),
         (source, source / "other.avi", r"other\.avi: exists and is no index of pacecore"),
@@ -160,7 +160,7 @@ def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
 
 def test_a_folder_that_takes_no_index_is_told_before_the_counting(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root all are open
-    monkeypatch.setattr("pacecore.check.probe_all", None)
+    monkeypatch.setattr("pacecore.datasets.probe_all", None)
     with pytest.raises(
         PacecoreError, match=r"index\.jsonl: cannot be written: .* is no folder for"
     ):

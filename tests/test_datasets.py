@@ -2,10 +2,13 @@
 
 import errno
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from pacecore import datasets
 from pacecore.datasets import (
     DatasetError,
     find_videos,
@@ -13,7 +16,9 @@ from pacecore.datasets import (
     read_index,
     write_index,
 )
+from pacecore.isolated import run_jobs
 from pacecore.media import picture_files
+from pacecore.video import probe
 from tests.trees import labels, names, text, tree
 from tests.video_files import write_pictures, write_video
 
@@ -277,6 +282,36 @@ def test_the_index_of_videos_outside_a_linked_folder_has_their_paths(tmp_path):
     assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
     for one, other in zip(index.entries, again.entries, strict=True):
         assert os.path.samefile(one.path, other.path)
+
+
+def probe_or_die(path):
+    if path.endswith("2.avi"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if path.endswith("3.avi"):
+        time.sleep(1000)
+    return probe(path)
+
+
+def test_a_video_whose_reader_dies_or_hangs_is_left_out_by_name(tmp_path, monkeypatch):
+    for number in range(1, 5):
+        write_video(tmp_path / f"{number}.avi", frames=7)
+    monkeypatch.setattr(datasets, "run_jobs", run_jobs)
+    monkeypatch.setattr(datasets, "_probe", probe_or_die)
+    index, bad = probe_all(find_videos(tmp_path), timeout_seconds=1)
+    assert names(index) == ["1.avi", "4.avi"]
+    assert [(Path(each.path).name, each.reason) for each in bad] == [
+        ("2.avi", "the process reading it ended by signal 11"),
+        ("3.avi", "took longer than 1 s"),
+    ]
+
+
+def test_what_an_index_has_counted_is_not_counted_again(tmp_path, monkeypatch):
+    write_video(tmp_path / "1.avi", frames=7)
+    counted, _ = probe_all(find_videos(tmp_path))
+    monkeypatch.setattr(datasets, "_probe", None)
+    seen = []
+    assert probe_all(counted, 0, lambda *a: seen.append(a)) == (counted, [])
+    assert seen == [(1, 1)]
 
 
 def test_probe_all_and_the_index_file(tmp_path):

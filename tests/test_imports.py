@@ -103,7 +103,7 @@ def test_tests_and_benchmarks_are_not_imported_by_the_package():
             assert not any(name.startswith("pacecore.benchmarks") for name in names), path
 
 
-@pytest.mark.parametrize("module", ["pacecore.cli", "pacecore.demo"])
+@pytest.mark.parametrize("module", ["pacecore.cli", "pacecore.datasets", "pacecore.demo"])
 def test_what_must_start_fast_does_not_load_torch(module, tmp_path):
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == 0

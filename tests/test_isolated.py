@@ -2,12 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from pacecore.errors import PacecoreError
 from pacecore.isolated import JobFailure, run_jobs
+from tests.video_files import write_video
 
 
 def job(what):
@@ -60,6 +65,45 @@ def test_a_process_for_each_core_that_may_be_used(monkeypatch):
     assert len({result for _, result in run_jobs(process, range(6))}) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert len({result for _, result in run_jobs(process, range(3))}) == 1
+
+
+def test_few_short_jobs_share_a_process():
+    assert len({result for _, result in run_jobs(process, range(3), 2, jobs_each=2)}) == 2
+    assert len({result for _, result in run_jobs(process, range(2), 2, jobs_each=2)}) == 1
+
+
+def test_a_script_is_not_run_again_by_its_processes(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name in "ab":
+        write_video(tmp_path / "videos" / f"{name}.avi", frames=7)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pacecore.datasets import find_videos, probe_all\n"
+        "print([each.num_frames for each in probe_all(find_videos('videos'))[0].entries])\n"
+    )
+    ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[7, 7]\n", "")
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script = (
+        "import os, signal; from pacecore.isolated import run_jobs; from tests.test_isolated import"
+        " process\nfor _, number in run_jobs(process, range(99), 2): print(number, flush=True)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    numbers = {int(starter.stdout.readline()) for _ in range(2)}
+    starter.kill()
+    starter.communicate()
+    end = time.monotonic() + 20
+    while any(running(number) for number in numbers):
+        assert time.monotonic() < end, numbers
+        time.sleep(0.05)
+
+
+def running(number):
+    with suppress(OSError):  # one that nobody waits for stays in the list, as Z
+        return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    return False
 
 
 def test_nothing_to_do():

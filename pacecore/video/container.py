@@ -8,14 +8,12 @@ from pathlib import Path
 import av
 
 from pacecore.errors import PacecoreError
-from pacecore.planes import FrameSink, UnsupportedFrameError
 from pacecore.timeline import Follower
 
 __all__ = [
     "MAX_PIXELS",
     "READ_AS_IT_IS",
     "VideoError",
-    "add_frame",
     "decode_packets",
     "decoded",
     "opened",
@@ -139,10 +137,3 @@ def decode_packets(
     finally:
         if skipping:
             context.skip_frame = "DEFAULT"
-
-
-def add_frame(path: str | Path, sink: FrameSink, frame: av.VideoFrame) -> None:
-    try:
-        sink.add(frame)
-    except UnsupportedFrameError as error:
-        raise VideoError(path, str(error)) from None

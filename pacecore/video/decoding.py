@@ -14,11 +14,10 @@ import numpy as np
 
 from pacecore.frames import Frames
 from pacecore.media import picture_files
-from pacecore.planes import FrameSink
+from pacecore.planes import FrameSink, UnsupportedFrameError
 from pacecore.timeline import Follower, Timeline
 from pacecore.video.container import (
     VideoError,
-    add_frame,
     decode_packets,
     decoded,
     opened,
@@ -70,7 +69,7 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
     with opened(path) as (container, stream):
         sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
         for frame in decoded(path, stream, container):
-            add_frame(path, sink, frame)
+            _add(path, sink, frame)
             if sink.full:
                 yield sink.frames()
                 sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
@@ -86,7 +85,7 @@ def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline)
             number = follower.number(frame)
             shown += 1
             if taken < len(wanted) and number == wanted[taken]:
-                add_frame(path, sink, frame)
+                _add(path, sink, frame)
                 taken += 1
             if taken == len(wanted) and timeline.coded is None:
                 return sink.frames()
@@ -142,7 +141,7 @@ def _decode_run(
         if number is None or number > wanted[taken]:
             raise _OutOfStep
         if number == wanted[taken]:
-            add_frame(path, sink, frame)
+            _add(path, sink, frame)
             taken += 1
             if taken == len(wanted):
                 return
@@ -182,5 +181,12 @@ def _decode_pictures(path: str | Path, wanted: np.ndarray, *, planar: bool = Fal
             picture = next(decoded(files[number], stream, container), None)
             if picture is None:
                 raise VideoError(files[number], "holds no picture")
-            add_frame(files[number], sink, picture)
+            _add(files[number], sink, picture)
     return sink.frames()
+
+
+def _add(path: str | Path, sink: FrameSink, frame: av.VideoFrame) -> None:
+    try:
+        sink.add(frame)
+    except UnsupportedFrameError as error:
+        raise VideoError(path, str(error)) from None
