@@ -253,6 +253,6 @@ def data_folder() -> Path:
 
 
 if __name__ == "__main__":
-    from benchmarks import hostile  # its processes find read_hostile in the module alone
+    from . import hostile  # its processes find read_hostile in the module alone
 
     hostile.main()

@@ -53,6 +53,19 @@ def stacked(frames: Frames) -> list[np.ndarray]:
     return [np.concatenate([p.ravel() for p in planes_of(frames, r)]) for r in range(len(frames))]
 
 
+def torch_threads(_):
+    return torch.get_num_threads()
+
+
+@pytest.mark.parametrize("workers", [0, 1], ids=["its own process", "this process"])
+def test_a_job_takes_one_core(workers):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert list(run_jobs(torch_threads, ["a job"], workers)) == [(0, 1)]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
 def test_serves_what_was_decoded_and_resampled(store, index):
     assert store.size == (24, 33)
     assert len(store) == 3

@@ -2,12 +2,15 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 
-from pacecore.frames import Frames
 from pacecore.video.container import READ_AS_IT_IS
+
+if TYPE_CHECKING:  # what only writes videos starts without torch
+    from pacecore.frames import Frames
 
 __all__ = [
     "luma",
@@ -138,12 +141,12 @@ def _luma(frame: av.VideoFrame) -> np.ndarray:
     return rows.reshape(frame.height, plane.line_size)[:, : frame.width].copy()
 
 
-def luma(frames: Frames, row: int) -> np.ndarray:
+def luma(frames: "Frames", row: int) -> np.ndarray:
     """Luma of one row of Frames."""
     return planes_of(frames, row)[0]
 
 
-def planes_of(frames: Frames, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def planes_of(frames: "Frames", row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Y, U and V of one row of planar Frames."""
     y, u, v, height, width, stride, chroma_stride, code = frames.table[row].tolist()
     assert code & 1
