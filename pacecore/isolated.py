@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
+from pacecore.errors import PacecoreError
+from pacecore.files import reason_of
 from pacecore.workers import core_count, signals_kept
 
 __all__ = ["JobFailure", "run_jobs"]
@@ -106,10 +108,14 @@ class _Worker:
     def _start(self) -> None:
         self.link, other = Pipe()
         command = [sys.executable, "-c", _PROCESS, str(other.fileno()), *sys.path]
-        with signals_kept(), other:  # its stdin, which nothing is written to, ends as we do
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, pass_fds=[other.fileno()]
-            )
+        try:
+            with signals_kept(), other:  # its stdin, which nothing is written to, ends as we do
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, pass_fds=[other.fileno()]
+                )
+        except OSError as error:
+            reason = reason_of(error)
+            raise PacecoreError(f"no process can be started to read videos: {reason}") from None
         self._ready = False
         with suppress(OSError):  # it died at once, which poll finds
             self.link.send(self._function)

@@ -1,5 +1,6 @@
 """Jobs whose process dies or hangs are named, and the others get done."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -104,6 +105,15 @@ def running(number):
     with suppress(OSError):  # one that nobody waits for stays in the list, as Z
         return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0] != "Z"
     return False
+
+
+def test_where_no_process_can_be_started_one_line_says_so(monkeypatch):
+    def refused(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(PacecoreError, match="to read videos: Resource temporarily unavail"):
+        list(run_jobs(job, [1, 2]))
 
 
 def test_nothing_to_do():
