@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pacecore import inputs
 from pacecore.cli import test as test_verb
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
@@ -103,6 +104,22 @@ def test_a_store_and_an_index_hold_one_fold(tmp_path):
             assert found.train.path(0).name == "b.mp4"
         with pytest.raises(PacecoreError, match=f"{data}: was made of lists 02, and fold '3' is"):
             open_inputs(TrainOptions(data=str(data), fold="3"))
+
+
+@pytest.mark.parametrize(("ranks", "processes"), [("1", 12), ("4", 3), ("12", 2)])
+def test_ranks_share_the_cores_that_count(ranks, processes, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(inputs, "core_count", lambda: 12)
+    asked = []
+
+    def counting(index, workers, _):
+        asked.append(workers)
+        return index, []
+
+    monkeypatch.setattr(inputs, "probe_all", counting)
+    write_tiny(tmp_path / "a.mp4", 0, 0, 20)
+    inputs.open_index(find_videos(tmp_path), max_bad=0)
+    assert asked == [processes]
 
 
 def test_frame_counts_that_are_not_those_listed_are_told(tmp_path):
