@@ -63,12 +63,11 @@ def test_by_hand_whole_batch_denominator(device):
     assert loss.item() == pytest.approx(2 * (math.log(total) - 2) / 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-11, 1e20, 1e35])
 @on_devices([(6, 32), (200, 32), (600, 8)], [(6, 32), (530, 8)])
-def test_rows_whose_squares_no_float32_holds(device, n, features, scale):
+def test_rows_whose_squares_no_float32_holds(device, n, features):
     """Row by row, as the gradient of so long a row is nothing beside the others'."""
     z, groups = embeddings(n, features), labels(n, "pairs")
-    z[1:5] *= scale
+    z[1:5] *= torch.tensor([[1e-11], [1e20], [1e35], [1e35]])
     exact = outcome(reference, z, groups, torch.float64, normalize=True)
     got = outcome(info_nce, z.to(device), groups, normalize=True)
     assert error(got[0], exact[0]) <= 1e-6
