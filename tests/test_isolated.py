@@ -86,18 +86,30 @@ def test_a_script_is_not_run_again_by_its_processes(tmp_path):
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[7, 7]\n", "")
 
 
-def test_processes_end_with_the_one_that_started_them(tmp_path):
+def process_that_hangs(number):
+    """In the third job and those after it."""
+    if number >= 2:
+        time.sleep(1000)
+    return os.getpid()
+
+
+def test_processes_end_with_the_one_that_started_them():
+    """Also those at a job that never ends."""
     script = (
-        "import os, signal; from pacecore.isolated import run_jobs; from tests.test_isolated import"
-        " process\nfor _, number in run_jobs(process, range(99), 2): print(number, flush=True)"
+        "from pacecore.isolated import run_jobs; from tests.test_isolated import process_that_hangs"
+        "\nfor _, number in run_jobs(process_that_hangs, range(9), 2): print(number, flush=True)"
     )
     starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     numbers = {int(starter.stdout.readline()) for _ in range(2)}
     starter.kill()
-    starter.communicate()
+    starter.wait()  # not for the end of its output, which they hold too
+    starter.stdout.close()
     end = time.monotonic() + 20
-    while any(running(number) for number in numbers):
-        assert time.monotonic() < end, numbers
+    while left := [number for number in numbers if running(number)]:
+        if time.monotonic() > end:
+            for number in left:
+                os.kill(number, signal.SIGKILL)
+            pytest.fail(f"{left} of {numbers} went on")
         time.sleep(0.05)
 
 
