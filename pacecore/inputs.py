@@ -186,6 +186,7 @@ def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
 def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[str, str]]]:
     """`index` with counted frames and without the unreadable videos, which come beside it."""
     progress = Progress("reading", len(index), shows=is_main())
+    # At least 2, as 1 would be this process, which a video then could take along.
     processes = max(2, core_count() // local_world_size())
     counted, bad = probe_all(index, processes, _after_first_seconds(progress))
     if len(bad) > max_bad:
