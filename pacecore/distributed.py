@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,12 +33,16 @@ __all__ = [
     "local_rank",
     "local_world_size",
     "merge_over_ranks",
+    "of_all_ranks",
+    "patient_group",
     "rank",
     "share_buffers",
     "share_of",
     "world_size",
     "wrap",
 ]
+
+T = TypeVar("T")
 
 # A rank that waits longer than this for the others ends with an error. One that died is noticed at
 # once, by its closed connection; this is for one that hangs. It covers uneven evaluations.
@@ -294,6 +298,25 @@ def merge_over_ranks(found: dict[str, str]) -> dict[str, str]:
     """The entries that any rank found, on every rank; every rank must call it."""
     if world_size() == 1:
         return dict(found)
-    every: list[dict[str, str]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(every, found)
-    return {name: value for each in every for name, value in each.items()}
+    return {name: value for each in of_all_ranks(found) for name, value in each.items()}
+
+
+def patient_group() -> dist.ProcessGroup | None:
+    """All ranks, as a group whose members wait a day for each other where they do uneven work that
+    has limits of its own; every rank must call it, soon after the others. None where one is alone.
+    """
+    if world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+
+def of_all_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Each rank's `value`, in rank order, on every rank; every rank must call it.
+
+    value: what pickle takes. group: of all ranks, where it is not the one of `join`.
+    """
+    if world_size() == 1:
+        return [value]
+    every: list[T] = [value] * world_size()
+    dist.all_gather_object(every, value, group)
+    return every

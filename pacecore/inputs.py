@@ -12,7 +12,16 @@ import torch
 from pacecore.config import RunOptions
 from pacecore.datasets import VideoIndex, find_videos, probe_all
 from pacecore.demo import make_demo
-from pacecore.distributed import barrier, is_main, local_world_size, merge_over_ranks, rank
+from pacecore.distributed import (
+    barrier,
+    is_main,
+    local_world_size,
+    merge_over_ranks,
+    of_all_ranks,
+    patient_group,
+    rank,
+    world_size,
+)
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.runlog import Progress
@@ -69,6 +78,11 @@ def open_inputs(options: RunOptions) -> Inputs:
             held, held_store = _found(options.held_out, options.fold)
             held = held.select(next((name for name in _MEASURED if name in held.splits), None))
             missing += len(held.missing)
+    if len(merge_over_ranks({_identity(index, held): ""})) > 1:
+        raise PacecoreError(
+            f"the ranks do not find the same videos in {data}: rank {rank()} has {len(index):,}"
+            f" training videos, {index.layout} in {index.root}; {len(held or ()):,} held out"
+        )
     bad: list[tuple[str, str]] = []
     listed = {entry.name: entry.num_frames for entry in index.entries}
     if not store:
@@ -89,16 +103,11 @@ def open_inputs(options: RunOptions) -> Inputs:
         words += f"; from the frame store of {store.size[0]} x {store.size[1]} pixels"
         if options.resize and tuple(options.resize) != store.size:
             words += f", which are resized once more, to {options.resize[0]} x {options.resize[1]}"
-    identity = _identity(index, held)
-    if len(merge_over_ranks({identity: ""})) > 1:
-        raise PacecoreError(
-            f"the ranks do not find the same videos in {data}: rank {rank()} has {words}"
-        )
     return Inputs(
         _source(index, store),
         _source(held, held_store) if held else None,
         words,
-        identity,
+        _identity(index, held),
         tuple(bad),
         1 if index.layout == "Kinetics" else 10,
     )
@@ -184,19 +193,27 @@ def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
 
 
 def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[str, str]]]:
-    """`index` with counted frames and without the unreadable videos, which come beside it."""
-    progress = Progress("reading", len(index), shows=is_main())
+    """`index` with counted frames and without the unreadable videos, which come beside it.
+
+    Each rank counts a share of the videos; every rank must call it, with the same index.
+    """
+    share = replace(index, entries=index.entries[rank() :: world_size()])
+    progress = Progress("reading", len(share), shows=is_main())
     # At least 2, as 1 would be this process, which a video then could take along.
     processes = max(2, core_count() // local_world_size())
-    counted, bad = probe_all(index, processes, _after_first_seconds(progress))
+    patient = patient_group()  # a rank may have all the videos that hang
+    parts = of_all_ranks(probe_all(share, processes, _after_first_seconds(progress)), patient)
+    counted = {entry.name: entry for part, _ in parts for entry in part.entries}
+    kept = tuple(counted[entry.name] for entry in index.entries if entry.name in counted)
+    bad = sorted((each.path, each.reason) for _, part in parts for each in part)
     if len(bad) > max_bad:
         raise PacecoreError(
             f"more than max_bad = {max_bad} videos cannot be read ({len(bad)} of {len(index)});"
-            f" the first one: {bad[0].path}: {bad[0].reason}"
+            f" the first one: {bad[0][0]}: {bad[0][1]}"
         )
-    if not len(counted):
+    if not kept:
         raise PacecoreError(f"{index.root}: none of its {len(index)} videos can be read")
-    return counted, [(each.path, each.reason) for each in bad]
+    return replace(index, entries=kept), bad
 
 
 def _after_first_seconds(progress: Progress) -> Callable[[int, int], None]:

@@ -17,6 +17,7 @@ from pacecore.engine import begin
 from pacecore.errors import PacecoreError
 from pacecore.inputs import learned_from, open_inputs
 from pacecore.store import pack
+from tests.ranks import run_ranks
 from tests.tiny import pretrained, tiny_set, write_tiny
 
 HEAD = "label,youtube_id,time_start,time_end,split\n"
@@ -120,6 +121,33 @@ def test_ranks_share_the_cores_that_count(ranks, processes, tmp_path, monkeypatc
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
     inputs.open_index(find_videos(tmp_path), max_bad=0)
     assert asked == [processes]
+
+
+def _shared_out(number, folder):
+    seen = []
+
+    def counting(index, *_):
+        seen.extend(entry.name for entry in index.entries)
+        return probe_all(index, workers=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "probe_all", counting)
+        data = open_inputs(replace(options_of(folder), max_bad=1))
+    return seen, data.words, data.identity, data.unreadable
+
+
+def test_each_rank_counts_a_share_of_the_videos(tmp_path):
+    """Not all of them, which would take as long as one rank alone, whose cores they share."""
+    for number, name in enumerate("acde"):
+        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20 + number)
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    alone = _shared_out(0, tmp_path)
+    ranks = run_ranks(_shared_out, 3, tmp_path)
+    assert [seen for seen, *_ in ranks] == [["a.mp4", "d.mp4"], ["b.mp4", "e.mp4"], ["c.mp4"]]
+    for _, *told in ranks:
+        assert told == list(alone[1:])
+    assert "4 training videos with 86 frames" in alone[1]
+    assert "1 unreadable: " in alone[1]
 
 
 def test_frame_counts_that_are_not_those_listed_are_told(tmp_path):

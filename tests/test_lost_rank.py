@@ -5,15 +5,19 @@ import signal
 import socket
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
+from pacecore import inputs
 from pacecore.checkpoint import load_checkpoint
+from pacecore.datasets import find_videos, probe_all
 from pacecore.distributed import any_rank, join
 from pacecore.errors import PacecoreError
 from tests.ranks import PROCESSES
+from tests.tiny import write_tiny
 from tests.tiny_runs import assert_same, run, weights
 
 STEPS = 12  # 7 videos in batches of 3, four epochs
@@ -45,6 +49,20 @@ def _meet_again_and_again(number, port, times):
     for _ in range(times):
         with join(torch.device("cpu")):
             assert any_rank(number == 1) == (True,)
+
+
+def _count_slowly_on_one(number, port, folder):
+    _begin(number, port)
+
+    def counting(index, *_):
+        time.sleep(4 * number)
+        return probe_all(index, workers=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "probe_all", counting)
+        with join(torch.device("cpu"), patience=timedelta(seconds=2)):
+            counted, _ = inputs.open_index(find_videos(folder), max_bad=0)
+    assert [entry.num_frames for entry in counted.entries] == [20, 21]
 
 
 def start(argument, target=_rank):
@@ -81,6 +99,13 @@ def test_no_thread_of_the_group_is_left(whole):
 
 def test_processes_meet_again_for_the_next_verb():
     finish(start(10, _meet_again_and_again))
+
+
+def test_ranks_wait_for_the_one_whose_videos_take_long_to_count(tmp_path):
+    """One may have all the videos that hang, each of which has minutes to do so."""
+    for number in range(2):
+        write_tiny(tmp_path / f"{number}.mp4", 0, number, 20 + number)
+    finish(start(tmp_path, _count_slowly_on_one))
 
 
 @pytest.mark.parametrize("victim", [0, 1])
