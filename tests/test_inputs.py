@@ -115,7 +115,7 @@ def test_ranks_share_the_cores_that_count(ranks, processes, tmp_path, monkeypatc
 
     def counting(index, workers, _):
         asked.append(workers)
-        return index, []
+        return probe_all(index, workers=1)
 
     monkeypatch.setattr(inputs, "probe_all", counting)
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
@@ -130,24 +130,30 @@ def _shared_out(number, folder):
         seen.extend(entry.name for entry in index.entries)
         return probe_all(index, workers=1)
 
+    mine = folder / f"machine{number}"  # where this rank has the set
+    mine.symlink_to(folder / "set")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "probe_all", counting)
-        data = open_inputs(replace(options_of(folder), max_bad=1))
-    return seen, data.words, data.identity, data.unreadable
+        data = open_inputs(replace(options_of(mine), max_bad=1))
+    words = data.words.replace(f"{mine};", "-;")
+    paths = [data.train.path(place) for place in range(len(data.train))]
+    assert [path.parent for path in paths] == [mine] * 4
+    return seen, [path.name for path in paths], words, data.identity
 
 
 def test_each_rank_counts_a_share_of_the_videos(tmp_path):
     """Not all of them, which would take as long as one rank alone, whose cores they share."""
     for number, name in enumerate("acde"):
-        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20 + number)
-    (tmp_path / "b.mp4").write_bytes(b"no video")
-    alone = _shared_out(0, tmp_path)
+        write_tiny(tmp_path / "set" / f"{name}.mp4", 0, number, 20 + number)
+    (tmp_path / "set" / "b.mp4").write_bytes(b"no video")
     ranks = run_ranks(_shared_out, 3, tmp_path)
     assert [seen for seen, *_ in ranks] == [["a.mp4", "d.mp4"], ["b.mp4", "e.mp4"], ["c.mp4"]]
-    for _, *told in ranks:
-        assert told == list(alone[1:])
-    assert "4 training videos with 86 frames" in alone[1]
-    assert "1 unreadable: " in alone[1]
+    _, names, words, identity = ranks[0]
+    assert names == ["a.mp4", "c.mp4", "d.mp4", "e.mp4"]
+    assert words.startswith("4 training videos with 86 frames")
+    assert words.endswith("; 1 unreadable: " + str(tmp_path / "machine1" / "b.mp4"))
+    for _, *others in ranks[1:]:
+        assert others == [names, words, identity]
 
 
 def test_frame_counts_that_are_not_those_listed_are_told(tmp_path):
