@@ -149,7 +149,7 @@ class _Run:
         where = Path(self.options.out) / "last.pt"
         try:
             self.task.model.load_state_dict(content["model"])
-            self.step.optimizer.load_state_dict(content["optimizer"])
+            self.step.restore(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{where}: a checkpoint of another model: {reason}") from None

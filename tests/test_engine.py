@@ -48,6 +48,17 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, before, after):
     assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6]
 
 
+def test_a_run_goes_on_in_another_layout(tmp_path, monkeypatch):
+    """As on another device: the weights lie otherwise in memory than when the run was stopped."""
+    run(tmp_path / "whole", steady=True)
+    run(tmp_path / "parts", steady=True, max_steps=2)
+    for module in ("backbones.tuning", "step"):
+        layout = f"pacecore.{module}.memory_format"
+        monkeypatch.setattr(layout, lambda *_: torch.contiguous_format)
+    run(tmp_path / "parts", steady=True, resume=True)
+    assert_close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run(tmp_path, max_steps=2, held_out="none")
     with pytest.raises(CheckpointError, match=r"last\.pt: a checkpoint of another model: Error"):
