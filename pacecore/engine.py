@@ -112,6 +112,14 @@ def fit(
             f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
             f" go on with: {run.resuming()}"
         ) from None
+    except RuntimeError as error:  # of C3D's and S3D-G's max-pooling on CUDA in torch until lately
+        function, lacks, _ = str(error).partition(" does not have a deterministic implementation")
+        if not lacks:
+            raise
+        raise TrainingError(
+            f"deterministic: torch {torch.__version__} has no repeatable {function} on {device},"
+            f" which {options.backbone} needs; leave it out"
+        ) from None
 
 
 class _Run:

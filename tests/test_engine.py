@@ -182,6 +182,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 3
 
 
+class _Scattering(PaceTask):
+    """Needs what torch does in no fixed order, as max-pooling's gradient on CUDA until lately."""
+
+    def loss(self, outputs, batch):
+        torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
+        return super().loss(outputs, batch)
+
+
+def test_what_torch_cannot_repeat_bit_for_bit_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    told = r"^deterministic: torch \S+ has no repeatable put_ on cpu, which r3d needs; leave"
+    try:
+        with pytest.raises(TrainingError, match=told):
+            run(tmp_path, task=_Scattering, deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     class Broken(PaceTask):
         def loss(self, outputs, batch):
