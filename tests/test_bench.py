@@ -286,6 +286,7 @@ def test_what_is_only_tried_is_not_called_ours():
     ]
     plain, unasked, ours, tried = rows_of("backbones", cases, LIMITS)
     assert (plain.times, unasked.times) == (3.0, 2.0)
+    assert not rows_of("backbones", cases[:2], LIMITS)  # as where ours failed
     assert unasked.share is None  # no limit of that arithmetic was measured
     assert plain.note.endswith("ours is bf16")
     assert (ours.way, tried.way) == ("ours, bf16", "tried, bf16 in 2D")
@@ -317,6 +318,8 @@ def test_end_to_end_rows_compare_our_best_with_each_peer():
     peer, ours = rows_of("pretrain", cases, LIMITS)
     assert (peer.times, ours.times) == (4.5, None)
     assert ours.share == 0.9
+    failed = {"way": "pacecore, store", "failed": "RuntimeError", **common}
+    assert not rows_of("pretrain", [cases[0], failed], LIMITS)  # else the README calls theirs ours
 
 
 def test_contenders_are_timed_in_turn_after_a_run_to_warm_up():
