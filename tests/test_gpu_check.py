@@ -181,6 +181,7 @@ XML = """<testsuites><testsuite>
 <testcase name="bad"><failure message="x">y</failure></testcase>
 <testcase name="left out"><skipped message="no"/></testcase>
 <testcase name="of videos"><skipped message="PACECORE_DATA does not name them"/></testcase>
+<testcase name="tests.test_official"><skipped message="collection skipped"/></testcase>
 <testcase name="tests.test_video"><error message="collection failure">{}</error></testcase>
 </testsuite></testsuites>"""
 
@@ -202,6 +203,7 @@ def test_counts_of_tests_by_outcome(tmp_path, monkeypatch, has_av, text, where):
         passed=1, failed=1, skipped=1
     )
     assert counts["needs_videos"] == 1
+    assert counts["left_out"] == ["tests.test_official"]
     assert counts[where] == ["tests.test_video"]
 
 
@@ -214,6 +216,15 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(context, monkeypatch
     for step in (gpu_steps.tests, gpu_steps.benchmark("limits")):
         result = step(context)
         assert (result.state, result.values) == ("failed", {})
+
+
+def test_a_file_that_needs_what_is_not_installed_fails_no_step(context, monkeypatch):
+    cases = '<testcase name="good"/><testcase name="file"><skipped message="collection skipped"/>'
+    xml = f"<testsuite>{cases}</testcase></testsuite>"
+    write = (context.out / "tests.xml").write_text
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (0, f"{write(xml)} characters"))
+    result = gpu_steps.tests(context)
+    assert (result.state, result.said) == ("passed", "1 passed, 0 failed, 0 skipped; without: file")
 
 
 def test_a_sanitizer_that_reports_nothing_has_failed(context, monkeypatch):
