@@ -227,6 +227,17 @@ def test_a_file_that_needs_what_is_not_installed_fails_no_step(context, monkeypa
     assert (result.state, result.said) == ("passed", "1 passed, 0 failed, 0 skipped; without: file")
 
 
+def test_what_passed_in_time_is_counted(context, monkeypatch):
+    slow = context.tree / "tests"
+    slow.mkdir(parents=True)
+    body = "import pytest, time\n\n@pytest.mark.cuda\ndef test_{}():\n    time.sleep({})\n"
+    (slow / "test_a.py").write_text(body.format("quick", 0) + body.format("slow", 60))
+    monkeypatch.setattr(gpu_steps, "_TESTS_SECONDS", 5)
+    result = gpu_steps.tests(context)
+    assert (result.state, result.values["passed"]) == ("failed", 1)
+    assert result.said.startswith("1 passed, 0 failed, 0 skipped; not done after 5 s")
+
+
 def test_a_sanitizer_that_reports_nothing_has_failed(context, monkeypatch):
     monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: "/bin/true")
     assert gpu_steps.sanitizer("memcheck")(context).state == "failed"
