@@ -349,6 +349,10 @@ class _Run:
 
     def save(self, name: str = "last.pt") -> None:
         """Writes a checkpoint; only after losses and weights are known to be finite."""
+        if self.device.type == "cuda":
+            # A signal calls this wherever a batch is waited for, so also where `on_device` has its
+            # own stream current, on which nothing waits for the step before.
+            torch.cuda.synchronize(self.device)
         self._log()
         model = self.task.model.state_dict()
         spoilt = [n for n, value in model.items() if not torch.isfinite(value).all()]
