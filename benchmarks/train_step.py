@@ -73,7 +73,9 @@ def main() -> None:
             for case in CASES[name](arguments):
                 cases.append({"case": name, **case})
                 print(json.dumps(cases[-1]), flush=True)
-    print(f"written: {write_record(arguments.out, 'train_step', arguments.device, cases)}")
+                # Again after each case, so that a run which is cut off leaves what it has.
+                path = write_record(arguments.out, "train_step", arguments.device, cases)
+    print(f"written: {path}")
 
 
 class Marked(PaceTask):

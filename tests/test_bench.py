@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import suite
+from benchmarks import suite, train_step
 from benchmarks.backbones import Apart, Way, factors_in_2d, kernels_of
 from benchmarks.common import RESULTS, Timing, run_limited, time_in_turn
 from benchmarks.info_nce import loss_alone
@@ -148,6 +148,17 @@ def test_a_benchmark_ends_in_words(monkeypatch, capsys, tmp_path, command, words
         runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_benchmark_that_breaks_off_leaves_what_it_has(monkeypatch, tmp_path):
+    record = tmp_path / "record.json"
+    cases = {"memory": lambda _: [{"held": 1}], "start": lambda _: 1 / 0}
+    monkeypatch.setattr(train_step, "CASES", cases)
+    options = f"train_step --data videos --only memory start --out {record}"
+    monkeypatch.setattr(sys, "argv", options.split())
+    with pytest.raises(ZeroDivisionError):
+        train_step.main()
+    assert json.loads(record.read_text())["cases"] == [{"case": "memory", "held": 1}]
 
 
 def test_the_verb_says_each_benchmark_and_exits_1_when_one_failed(monkeypatch, tmp_path):
