@@ -217,8 +217,6 @@ def sanitizer(tool: str) -> Callable[[Context], Result]:
 
 def benchmark(name: str) -> Callable[[Context], Result]:
     def step(context: Context) -> Result:
-        if not (context.tree / "benchmarks" / f"{name}.py").is_file():
-            return Result(name, "skipped", f"benchmarks/{name}.py is not in this tree")
         if not find_spec("av") and name not in _WITHOUT_VIDEO:
             return Result(name, "skipped", "PyAV is not installed, so no video can be read")
         record = context.result_file(f"{name}-{context.device}.json")
