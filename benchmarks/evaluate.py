@@ -132,14 +132,14 @@ def main() -> None:
         store, _ = pack(few, Path(folder) / "store", size)
         rounds = 1 if quick else 3
         slow = device.type == "cpu"  # the full width, whose clips take a second each there
-        cases = [
-            case(VideoFiles(few), "files", "small", device, rounds),
-            case(store, "packed store", "small", device, rounds),
-        ]
+        ways = [(VideoFiles(few), "files", "small"), (store, "packed store", "small")]
         if not (slow and quick):
-            wide = VideoFiles(spread(few, 16) if slow else few)
-            cases.append(case(wide, "files", "paper", device, rounds))
-    path = write_record(arguments.out, "evaluate", arguments.device, cases)
+            ways.append((VideoFiles(spread(few, 16) if slow else few), "files", "paper"))
+        cases = []
+        for way in ways:
+            cases.append(case(*way, device, rounds))
+            # Again after each case, so that a run which is cut off leaves what it has.
+            path = write_record(arguments.out, "evaluate", arguments.device, cases)
     print(f"record: {path}")
 
 

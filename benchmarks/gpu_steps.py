@@ -19,6 +19,7 @@ from .suite import BENCHMARKS, LIMITS
 
 __all__ = ["STEPS", "TOGETHER", "Context", "Result", "breaks", "run_step"]
 
+_TESTS_SECONDS = 140
 _KEPT_CHARACTERS = 4000  # of a step's output, in the record; the whole of it is in DIR/STEP.log
 _PROGRAM = [sys.executable, "-c", "from pacecore.cli import main; main()"]
 
@@ -130,41 +131,49 @@ def exercise(context: Context) -> Result:
 
 
 def tests(context: Context) -> Result:
-    """The CUDA tests, where a skip counts as a failure, but for those of videos that are not there.
+    """The CUDA tests, where a skip counts as a failure, but for those of videos that are not there
+    and of whole files, which hold none on CUDA: they need a package that is not here.
 
     In several processes where pytest-xdist is installed, as the references are computed on the CPU.
     The comparison with the kernels run on the CPU is left to `pytest -m cuda`: what it compares
     with takes a minute to compile.
     """
     report = context.result_file("tests.xml")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
+    # Interrupted, pytest still writes what had passed; killed, it does not.
+    command = ["timeout", "-s", "INT", str(_TESTS_SECONDS), sys.executable, "-m", "pytest"]
+    command += ["-q", "-m", "cuda", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", f"--junitxml={report}", "tests"]
     command += ["--ignore", "tests/test_cuda_against_emulation.py"]
     cores = os.cpu_count() or 1
     processes = min(6, cores) if find_spec("xdist") else 1
     command += ["-n", str(processes)] if processes > 1 else []
     settings = {"PACECORE_REQUIRE_CUDA": "1", "OMP_NUM_THREADS": str(max(1, cores // processes))}
-    code, output = context.run("tests", command, 150, **settings)
-    result = _judged("tests", code, output, 150)
+    code, output = context.run("tests", command, _TESTS_SECONDS + 10, **settings)
+    in_time = code not in (None, 124)  # as `timeout` says it
+    result = _judged("tests", code if in_time else None, output, _TESTS_SECONDS)
     if report.is_file():
         result.values = counts = _counts(report)
         bad = counts["failed"] + counts["skipped"] + len(counts["not_collected"])
-        result.state = "passed" if counts["passed"] and not bad and code is not None else "failed"
-        result.said = ", ".join(f"{counts[k]} {k}" for k in ("passed", "failed", "skipped"))
+        result.state = "passed" if counts["passed"] and not bad and in_time else "failed"
+        found = ", ".join(f"{counts[k]} {k}" for k in ("passed", "failed", "skipped"))
+        result.said = found if in_time else f"{found}; {result.said}"
         if counts["needs_videos"]:
             result.said += f"; {counts['needs_videos']} of real videos, which are not here"
-        if counts["needs_av"]:
-            result.said += f"; without av not collected: {' '.join(counts['needs_av'])}"
-        if counts["not_collected"]:
-            result.said += f"; not collected: {' '.join(counts['not_collected'])}"
+        words = {"needs_av": "without av not collected", "not_collected": "not collected"}
+        for kind, said in {**words, "left_out": "without"}.items():
+            result.said += f"; {said}: {' '.join(counts[kind])}" if counts[kind] else ""
     return result
 
 
 def _counts(report: Path) -> dict:
-    """Tests by outcome from pytest's XML; files that did not import for want of av stand apart."""
+    """Tests by outcome from pytest's XML; files that did not import for want of av stand apart, and
+    those that left themselves out.
+    """
     counts: dict = {"passed": 0, "failed": 0, "skipped": 0, "needs_videos": 0}
-    counts |= {"needs_av": [], "not_collected": []}
+    counts |= {"needs_av": [], "not_collected": [], "left_out": []}
     for case in ElementTree.parse(report).iter("testcase"):
+        if "name" not in case.attrib:  # interrupted
+            continue
         error = case.find("error")
         if error is not None and error.get("message") == "collection failure":
             lacks_av = re.search(r"No module named 'av'", error.text or "") and not find_spec("av")
@@ -172,8 +181,11 @@ def _counts(report: Path) -> dict:
         elif error is not None or case.find("failure") is not None:
             counts["failed"] += 1
         elif (skipped := case.find("skipped")) is not None:
-            no_videos = "PACECORE_DATA" in skipped.get("message", "")
-            counts["needs_videos" if no_videos else "skipped"] += 1
+            why = skipped.get("message", "")
+            if why == "collection skipped":
+                counts["left_out"].append(case.get("name"))
+            else:
+                counts["needs_videos" if "PACECORE_DATA" in why else "skipped"] += 1
         else:
             counts["passed"] += 1
     return counts
@@ -205,8 +217,6 @@ def sanitizer(tool: str) -> Callable[[Context], Result]:
 
 def benchmark(name: str) -> Callable[[Context], Result]:
     def step(context: Context) -> Result:
-        if not (context.tree / "benchmarks" / f"{name}.py").is_file():
-            return Result(name, "skipped", f"benchmarks/{name}.py is not in this tree")
         if not find_spec("av") and name not in _WITHOUT_VIDEO:
             return Result(name, "skipped", "PyAV is not installed, so no video can be read")
         record = context.result_file(f"{name}-{context.device}.json")

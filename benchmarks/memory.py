@@ -85,7 +85,9 @@ def main() -> None:
                 for parts in arguments.accumulate:
                     cases.append(case(network, arguments, bf16, checkpointing, parts))
                     print(cases[-1], flush=True)
-    print(write_record(arguments.out, "memory", arguments.device, cases))
+                    # Again after each case, so that a run which is cut off leaves what it has.
+                    path = write_record(arguments.out, "memory", arguments.device, cases)
+    print(path)
 
 
 def case(

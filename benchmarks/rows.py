@@ -81,7 +81,7 @@ def info_nce(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
         took = 1000 * case["seconds"]["p50"]
         if case["name"] == "pacecore":
             ours[name] = took
-        if name not in ours:  # it failed, which the run says; no peer stands for it
+        if name not in ours:  # it failed, which the run says; no peer stands for it, nor below
             continue
         rate = case["tflops"] / case["share"]
         yield Row(
@@ -124,17 +124,18 @@ def backbones(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             and "trial" not in other
         ]
         best = max(beside, key=lambda c: c["times_plain"], default=None)
+        if peer and not best:
+            continue
         ours = "tried" if "trial" in case else "ours"
         yield Row(
             f"{name}, {case['frames']} x {case['crop']} x {case['crop']}, a training step",
             peer or f"{ours}, {case['way']}",
             case["clips_per_second"],
             "clips/s",
-            best["times_plain"] / case["times_plain"] if peer and best else None,
+            best["times_plain"] / case["times_plain"] if peer else None,
             f"matrix product at {short(rate / 1e12)} TFLOP/s" if rate else "",
             1e12 * case["tflop_per_second"] / rate if rate else None,
-            f"{case['peak_bytes'] / 1e6:,.0f} MB"
-            + (f"; ours is {best['way']}" if peer and best else ""),
+            f"{case['peak_bytes'] / 1e6:,.0f} MB" + (f"; ours is {best['way']}" if peer else ""),
         )
 
 
@@ -234,17 +235,17 @@ def pretrain(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
         default=None,
     )
     for case in cases:
-        if "failed" in case:
+        peer = not case["way"].startswith("pacecore")
+        if "failed" in case or (peer and not best):
             continue
         clip = " x ".join(map(str, case["clip"]))
-        peer = not case["way"].startswith("pacecore")
         alone = case["network_alone"]
         yield Row(
             f"r21d, {clip}, batch {case['batch']}, {case['workers']} workers, end to end",
             case["way"],
             case["clips_per_second"],
             "clips/s",
-            best / case["clips_per_second"] if peer and best else None,
+            best / case["clips_per_second"] if peer else None,
             f"network alone, {short(alone)} clips/s" if alone else "",
             case["clips_per_second"] / alone if alone else None,
             f"waiting for data {100 * case['waiting_share']:.0f} %"

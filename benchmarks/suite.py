@@ -21,7 +21,7 @@ from .common import machine_info, processor, run_limited
 from .official import Official
 from .rows import Row, rows_of, short
 
-__all__ = ["BENCHMARKS", "PEERS", "Benchmark", "Run", "available", "page", "run_suite", "tables"]
+__all__ = ["BENCHMARKS", "PEERS", "Benchmark", "Run", "page", "run_suite", "tables"]
 
 LIMITS = "limits"
 _PACKAGE = __package__  # benchmarks in a source tree, else pacecore.benchmarks
@@ -68,11 +68,6 @@ class Run:
     said: str = ""
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
-
-
-def available() -> list[str]:
-    """Benchmarks that this tree has."""
-    return [name for name in BENCHMARKS if (Path(__file__).parent / f"{name}.py").is_file()]
 
 
 def run_suite(
@@ -124,11 +119,10 @@ def run_suite(
 
 
 def _chosen(only: Sequence[str]) -> list[str]:
-    known = available()
-    unknown = [name for name in only if name not in known]
+    unknown = [name for name in only if name not in BENCHMARKS]
     if unknown:
-        raise PacecoreError(f"only must be of {', '.join(known)}, got {', '.join(unknown)}")
-    return [name for name in known if not only or name in only or name == LIMITS]
+        raise PacecoreError(f"only must be of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
+    return [name for name in BENCHMARKS if not only or name in only or name == LIMITS]
 
 
 def _version(distribution: str) -> str | None:

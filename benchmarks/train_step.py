@@ -73,7 +73,9 @@ def main() -> None:
             for case in CASES[name](arguments):
                 cases.append({"case": name, **case})
                 print(json.dumps(cases[-1]), flush=True)
-    print(f"written: {write_record(arguments.out, 'train_step', arguments.device, cases)}")
+                # Again after each case, so that a run which is cut off leaves what it has.
+                path = write_record(arguments.out, "train_step", arguments.device, cases)
+    print(f"written: {path}")
 
 
 class Marked(PaceTask):
@@ -159,6 +161,7 @@ class BareLoop:
     def __init__(self, options: TrainOptions, source: FrameSource):
         self.device, self.options = torch.device(options.device), options
         self.model = prepare(pace_model(options), self.device).train()
+        torch.backends.cudnn.benchmark = True  # as training sets it, from its first run in here on
         layout = memory_format(self.model, self.device)
         counts = tuple(source.num_frames(video) for video in range(len(source)))
         schedule = TrainingSchedule(options.sampling(), counts, options.batch, options.repeat)

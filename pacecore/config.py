@@ -160,12 +160,14 @@ class RunOptions:
             raise OptionError(
                 f"accumulate must be at most batch, {self.batch}, got {self.accumulate}"
             )
-        if self.graph:
-            for name, off in (("accumulate", 1), ("checkpointing", False), ("compile", False)):
-                if getattr(self, name) != off:
-                    raise OptionError(
-                        f"graph does not work with {name}, got {name} = {getattr(self, name)}"
-                    )
+        refused = {
+            "graph": {"accumulate": 1, "checkpointing": False, "compile": False},
+            "compile": {"checkpointing": False},  # torch compiles no context of one's own there
+        }
+        for each, others in refused.items():
+            for name, off in others.items():
+                if getattr(self, each) and (value := getattr(self, name)) != off:
+                    raise OptionError(f"{each} does not work with {name}, got {name} = {value}")
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
     """Within the block the processes that torchrun started form one group; alone, it does nothing.
 
     Gloo for what lies on the CPU, NCCL for what lies on CUDA devices. patience: how long a rank
-    waits for the others. Raises PacecoreError when the others do not come, or one of them is lost
-    on the way.
+    waits for the others. Raises PacecoreError when the others do not come, two of them have one
+    GPU, or one of them is lost on the way.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
@@ -106,6 +106,8 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
             f"the processes cannot be joined: {str(error).splitlines()[0]}"
         ) from None
     try:
+        if device.type == "cuda":
+            _check_gpus(device)
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -117,6 +119,18 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
     finally:
         let_go()
         dist.destroy_process_group()
+
+
+def _check_gpus(device: torch.device) -> None:
+    """Raises PacecoreError where ranks share a GPU: NCCL would refuse them in words of its own, and
+    where videos are measured only at the end.
+    """
+    count = len(merge_over_ranks({str(torch.cuda.get_device_properties(device).uuid): ""}))
+    if count < world_size():
+        raise PacecoreError(
+            f"each rank needs a GPU of its own, got {count} for {world_size()} ranks; start one for"
+            " each GPU, with --device cuda"
+        )
 
 
 def let_go() -> None:

@@ -112,6 +112,14 @@ def fit(
             f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
             f" go on with: {run.resuming()}"
         ) from None
+    except RuntimeError as error:  # of C3D's and S3D-G's max-pooling on CUDA in torch until lately
+        function, lacks, _ = str(error).partition(" does not have a deterministic implementation")
+        if not lacks:
+            raise
+        raise TrainingError(
+            f"deterministic: torch {torch.__version__} has no repeatable {function} on {device},"
+            f" which {options.backbone} needs; leave it out"
+        ) from None
 
 
 class _Run:
@@ -149,7 +157,7 @@ class _Run:
         where = Path(self.options.out) / "last.pt"
         try:
             self.task.model.load_state_dict(content["model"])
-            self.step.optimizer.load_state_dict(content["optimizer"])
+            self.step.restore(content["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{where}: a checkpoint of another model: {reason}") from None
@@ -341,6 +349,10 @@ class _Run:
 
     def save(self, name: str = "last.pt") -> None:
         """Writes a checkpoint; only after losses and weights are known to be finite."""
+        if self.device.type == "cuda":
+            # A signal calls this wherever a batch is waited for, so also where `on_device` has its
+            # own stream current, on which nothing waits for the step before.
+            torch.cuda.synchronize(self.device)
         self._log()
         model = self.task.model.state_dict()
         spoilt = [n for n, value in model.items() if not torch.isfinite(value).all()]

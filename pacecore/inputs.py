@@ -52,10 +52,11 @@ def worker_count(wish: int, device: torch.device) -> int:
     """Decoding processes: `wish`, or for -1 one a core but what the training device needs itself.
 
     On a CPU the network takes the cores and decoding is a small share: one in eight, at least one.
+    The ranks on a machine share its cores.
     """
     if wish >= 0:
         return wish
-    cores = core_count()
+    cores = core_count() // local_world_size()
     return max(1, cores // 8) if device.type == "cpu" else max(1, min(cores - 1, 16))
 
 

@@ -86,6 +86,15 @@ class TrainingStep:
         self.optimizer.step()
         return loss.detach(), metrics
 
+    def restore(self, state: dict) -> None:
+        """Goes on with the optimiser's state of a checkpoint."""
+        self.optimizer.load_state_dict(state)
+        for weight, kept in self.optimizer.state.items():
+            if (momentum := kept.get("momentum_buffer")) is not None:
+                # On another device weights may be laid out otherwise than where the run began, and
+                # fused SGD pairs weight and momentum by their places in memory.
+                kept["momentum_buffer"] = torch.empty_like(weight).copy_(momentum)
+
     def _seed(self, number: int, part: int = 0) -> None:
         """Makes dropout a function of seed, step, part and rank, so that a resume repeats it."""
         words = np.random.SeedSequence((self.options.seed, number, part, rank()))

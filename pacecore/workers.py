@@ -4,6 +4,7 @@ that none outlives its work, or this process.
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -83,7 +84,9 @@ class Workers:
                 return next(self._batches, None)
         except RuntimeError as error:  # what DataLoader raises for a dead or silent process
             _Deaths.asked = False
-            reason = self._death() or str(error).splitlines()[0]
+            lines = str(error).splitlines()  # of an error elsewhere its traceback, where, first
+            told = [line for line in lines if re.match(r"[\w.]+Error: ", line)]
+            reason = self._death() or (told[-1:] or lines)[0]
         finally:
             _Deaths.asked = False
         raise WorkerError(reason)  # out here, where no traceback keeps the loader alive

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import suite
+from benchmarks import suite, train_step
 from benchmarks.backbones import Apart, Way, factors_in_2d, kernels_of
 from benchmarks.common import RESULTS, Timing, run_limited, time_in_turn
 from benchmarks.info_nce import loss_alone
@@ -150,6 +150,17 @@ def test_a_benchmark_ends_in_words(monkeypatch, capsys, tmp_path, command, words
     assert words in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_benchmark_that_breaks_off_leaves_what_it_has(monkeypatch, tmp_path):
+    record = tmp_path / "record.json"
+    cases = {"memory": lambda _: [{"held": 1}], "start": lambda _: 1 / 0}
+    monkeypatch.setattr(train_step, "CASES", cases)
+    options = f"train_step --data videos --only memory start --out {record}"
+    monkeypatch.setattr(sys, "argv", options.split())
+    with pytest.raises(ZeroDivisionError):
+        train_step.main()
+    assert json.loads(record.read_text())["cases"] == [{"case": "memory", "held": 1}]
+
+
 def test_the_verb_says_each_benchmark_and_exits_1_when_one_failed(monkeypatch, tmp_path):
     import pacecore.benchmarks.suite as installed
 
@@ -208,7 +219,7 @@ def test_benchmarks_import_each_other_by_dots(path):
 
 
 def test_every_benchmark_of_the_suite_has_rows():
-    assert set(suite.available()) - {"limits"} <= set(ADAPTERS)
+    assert set(suite.BENCHMARKS) - {"limits"} <= set(ADAPTERS)
 
 
 @pytest.mark.parametrize("name", ["pace_clip-cpu", "data-cpu", "backbones-small-cpu"])
@@ -286,6 +297,7 @@ def test_what_is_only_tried_is_not_called_ours():
     ]
     plain, unasked, ours, tried = rows_of("backbones", cases, LIMITS)
     assert (plain.times, unasked.times) == (3.0, 2.0)
+    assert not rows_of("backbones", cases[:2], LIMITS)  # as where ours failed
     assert unasked.share is None  # no limit of that arithmetic was measured
     assert plain.note.endswith("ours is bf16")
     assert (ours.way, tried.way) == ("ours, bf16", "tried, bf16 in 2D")
@@ -317,6 +329,8 @@ def test_end_to_end_rows_compare_our_best_with_each_peer():
     peer, ours = rows_of("pretrain", cases, LIMITS)
     assert (peer.times, ours.times) == (4.5, None)
     assert ours.share == 0.9
+    failed = {"way": "pacecore, store", "failed": "RuntimeError", **common}
+    assert not rows_of("pretrain", [cases[0], failed], LIMITS)  # else the README calls theirs ours
 
 
 def test_contenders_are_timed_in_turn_after_a_run_to_warm_up():

@@ -1,6 +1,7 @@
 import functools
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from pacecore import distributed
 from pacecore.config import TrainOptions
 from pacecore.distributed import fewest, gather_rows, rank, share_of, world_size, wrap
+from pacecore.errors import PacecoreError
 from pacecore.losses import pretraining_loss
 from tests.ranks import run_ranks
 from tests.test_losses import batch
@@ -176,3 +178,18 @@ def test_a_group_is_destroyed_when_its_threads_are_idle(monkeypatch):
     monkeypatch.setattr(distributed, "_threads_of_gloo", lambda: {"7": next(shown)})
     distributed.let_go()
     assert next(shown) == states[4]
+
+
+def checked(rank_number, gpus):
+    torch.cuda.get_device_properties = lambda _: SimpleNamespace(uuid=gpus[rank_number])
+    try:
+        distributed._check_gpus(torch.device("cuda"))
+    except PacecoreError as error:
+        return str(error)
+    return "fine"
+
+
+def test_ranks_that_share_a_gpu_are_told():
+    shared = "each rank needs a GPU of its own, got 1 for 2 ranks; start one for each GPU, with"
+    assert run_ranks(checked, 2, "aa") == [f"{shared} --device cuda"] * 2
+    assert run_ranks(checked, 2, "ab") == ["fine"] * 2

@@ -48,6 +48,17 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, before, after):
     assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6]
 
 
+def test_a_run_goes_on_in_another_layout(tmp_path, monkeypatch):
+    """As on another device: the weights lie otherwise in memory than when the run was stopped."""
+    run(tmp_path / "whole", steady=True)
+    run(tmp_path / "parts", steady=True, max_steps=2)
+    for module in ("backbones.tuning", "step"):
+        layout = f"pacecore.{module}.memory_format"
+        monkeypatch.setattr(layout, lambda *_: torch.contiguous_format)
+    run(tmp_path / "parts", steady=True, resume=True)
+    assert_close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run(tmp_path, max_steps=2, held_out="none")
     with pytest.raises(CheckpointError, match=r"last\.pt: a checkpoint of another model: Error"):
@@ -169,6 +180,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert words.startswith("step 5: the loss is nan; the last good checkpoint is")
     assert "video-" in words
     assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 3
+
+
+class _Scattering(PaceTask):
+    """Needs what torch does in no fixed order, as max-pooling's gradient on CUDA until lately."""
+
+    def loss(self, outputs, batch):
+        torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
+        return super().loss(outputs, batch)
+
+
+def test_what_torch_cannot_repeat_bit_for_bit_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    told = r"^deterministic: torch \S+ has no repeatable put_ on cpu, which r3d needs; leave"
+    try:
+        with pytest.raises(TrainingError, match=told):
+            run(tmp_path, task=_Scattering, deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

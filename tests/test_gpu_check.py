@@ -154,8 +154,6 @@ def test_options_reach_the_benchmarks_that_take_them(context, monkeypatch):
     )
     chosen = replace(context, data="videos", official="copy")
     for name in ("pretrain", "data", "scaling", "retrieve"):
-        (context.tree / "benchmarks").mkdir(exist_ok=True)
-        (context.tree / "benchmarks" / f"{name}.py").touch()
         gpu_steps.benchmark(name)(chosen)
     both = ["--data", "videos", "--official", "copy"]
     assert commands["pretrain"][-4:] == commands["data"][-4:] == both
@@ -181,6 +179,7 @@ XML = """<testsuites><testsuite>
 <testcase name="bad"><failure message="x">y</failure></testcase>
 <testcase name="left out"><skipped message="no"/></testcase>
 <testcase name="of videos"><skipped message="PACECORE_DATA does not name them"/></testcase>
+<testcase name="tests.test_official"><skipped message="collection skipped"/></testcase>
 <testcase name="tests.test_video"><error message="collection failure">{}</error></testcase>
 </testsuite></testsuites>"""
 
@@ -202,6 +201,7 @@ def test_counts_of_tests_by_outcome(tmp_path, monkeypatch, has_av, text, where):
         passed=1, failed=1, skipped=1
     )
     assert counts["needs_videos"] == 1
+    assert counts["left_out"] == ["tests.test_official"]
     assert counts[where] == ["tests.test_video"]
 
 
@@ -209,11 +209,29 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(context, monkeypatch
     monkeypatch.setattr(Context, "run", lambda *_, **__: (-11, "it crashed"))
     (context.out / "tests.xml").write_text('<testsuite><testcase name="good"/></testsuite>')
     (context.out / "limits-cuda.json").write_text(json.dumps({"cases": [{"threads": 1}]}))
-    (context.tree / "benchmarks").mkdir()
-    (context.tree / "benchmarks" / "limits.py").touch()
     for step in (gpu_steps.tests, gpu_steps.benchmark("limits")):
         result = step(context)
         assert (result.state, result.values) == ("failed", {})
+
+
+def test_a_file_that_needs_what_is_not_installed_fails_no_step(context, monkeypatch):
+    cases = '<testcase name="good"/><testcase name="file"><skipped message="collection skipped"/>'
+    xml = f"<testsuite>{cases}</testcase></testsuite>"
+    write = (context.out / "tests.xml").write_text
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (0, f"{write(xml)} characters"))
+    result = gpu_steps.tests(context)
+    assert (result.state, result.said) == ("passed", "1 passed, 0 failed, 0 skipped; without: file")
+
+
+def test_what_passed_in_time_is_counted(context, monkeypatch):
+    slow = context.tree / "tests"
+    slow.mkdir(parents=True)
+    body = "import pytest, time\n\n@pytest.mark.cuda\ndef test_{}():\n    time.sleep({})\n"
+    (slow / "test_a.py").write_text(body.format("quick", 0) + body.format("slow", 60))
+    monkeypatch.setattr(gpu_steps, "_TESTS_SECONDS", 8)
+    result = gpu_steps.tests(context)
+    assert (result.state, result.values["passed"]) == ("failed", 1)
+    assert result.said.startswith("1 passed, 0 failed, 0 skipped; not done after 8 s")
 
 
 def test_a_sanitizer_that_reports_nothing_has_failed(context, monkeypatch):

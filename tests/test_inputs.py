@@ -15,7 +15,7 @@ from pacecore.config import TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.engine import begin
 from pacecore.errors import PacecoreError
-from pacecore.inputs import learned_from, open_inputs
+from pacecore.inputs import learned_from, open_inputs, worker_count
 from pacecore.store import pack
 from tests.ranks import run_ranks
 from tests.tiny import pretrained, tiny_set, write_tiny
@@ -200,3 +200,12 @@ def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
 def test_a_run_needs_a_folder(tmp_path):
     with pytest.raises(PacecoreError, match="out must name the folder of the run, got ''"):
         begin(TrainOptions(), torch.device("cpu"), resume=False, fall_back=False)
+
+
+def test_ranks_of_a_machine_share_its_cores_for_decoding(monkeypatch):
+    monkeypatch.setattr("pacecore.inputs.core_count", lambda: 64)
+    places = [torch.device(name) for name in ("cuda", "cpu")]
+    assert [worker_count(-1, place) for place in places] == [16, 8]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [worker_count(-1, place) for place in places] == [7, 1]
+    assert worker_count(3, places[0]) == 3

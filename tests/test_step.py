@@ -160,11 +160,18 @@ def test_a_compiled_run_resumes_and_its_checkpoint_has_plain_names(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("accumulate", 2), ("checkpointing", True), ("compile", True)]
+    ("option", "name", "value"),
+    [
+        ("graph", "accumulate", 2),
+        ("graph", "checkpointing", True),
+        ("graph", "compile", True),
+        ("compile", "checkpointing", True),
+    ],
 )
-def test_what_a_graph_does_not_work_with_is_refused(name, value):
-    with pytest.raises(OptionError, match=f"graph does not work with {name}, got {name} = {value}"):
-        from_mapping(TrainOptions, {**TINY, "graph": True, name: value})
+def test_what_does_not_work_together_is_refused(option, name, value):
+    told = f"{option} does not work with {name}, got {name} = {value}"
+    with pytest.raises(OptionError, match=told):
+        from_mapping(TrainOptions, {**TINY, option: True, name: value})
 
 
 def test_a_graph_needs_cuda():

@@ -178,3 +178,16 @@ def test_a_death_is_told_where_a_batch_is_asked_for_and_nowhere_else():
     assert str(caught.value) == (
         "decoding stopped: a worker was killed by SIGKILL; reading video-3.avi"
     )
+
+
+class FailingSource(PacketSource):
+    def decode(self, video, wanted):
+        raise RuntimeError("CUDA error: out of memory\nSearch for it in the manual.")
+
+
+def test_why_a_thread_or_process_of_the_loader_failed_is_told():
+    """torch's first line names only the place, as the thread that pins memory for a GPU."""
+    plan = schedule()
+    batches = load_batches(FailingSource(plan.frame_counts), plan, [0], clip_frames=4, workers=1)
+    with pytest.raises(LoaderError, match=r"RuntimeError: CUDA error: out of memory; reading"):
+        next(batches)
