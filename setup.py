@@ -313,7 +313,7 @@ def ninja_file(sources, work, target):
         programs = [word for word in compiler() if not word.startswith("-")]
         nvcc += ["-ccbin", programs[-1]] if os.environ.get("CXX") else []
         nvcc += [f"-Xcompiler={word}" for word in compiler() if word.startswith("-")]
-        nvcc += ["-Xcompiler", ",".join(hidden), "--expt-relaxed-constexpr", "-lineinfo"]
+        nvcc += ["-Xcompiler", ",".join(hidden), "--expt-relaxed-constexpr"]
         nvcc += ["-Xptxas", "-v", "-c", "$in", "-o", "$out"]
         lines += ["rule nvcc", f"  command = {command(nvcc)}", *lines[4:6]]
         link += [f"-L{CUDA.library}"] if CUDA.library else []

@@ -93,6 +93,7 @@ def build(context: Context) -> Result:
     if context.device == "cuda":
         architecture = "{}.{}".format(*torch.cuda.get_device_capability())
         settings = {"PACECORE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture}
+        settings["NVCC_APPEND_FLAGS"] = "-lineinfo"  # which the sanitizer then names
     code, output = context.run("build", command, 180, **settings)
     result = _judged("build", code, output, 180)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)

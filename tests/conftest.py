@@ -2,8 +2,9 @@
 
 `device` is a fixture that runs a test on each of DEVICES, or of the test file's own DEVICES.
 "emulated" runs the CUDA kernels on the CPU (tests/cuda_on_cpu) as a GPU of sm_90 would, and
-"emulated_sm86" as one without clusters and with less shared memory, under three orders of their
-threads, whose results must agree bit for bit; there the tensors are on the CPU.
+"emulated_sm86" as one without clusters and with less shared memory, "emulated_sm80_code" as the
+first with code for sm_80, under three orders of their threads, whose results must agree bit for
+bit; there the tensors are on the CPU.
 """
 
 import os
@@ -19,7 +20,7 @@ from pacecore import datasets, isolated
 from tests.cuda_on_cpu import devices
 
 DEVICES = ("cpu", "emulated", "cuda")
-ARCHITECTURES = {"emulated": 90, "emulated_sm86": 86}
+ARCHITECTURES = {"emulated": 90, "emulated_sm86": 86, "emulated_sm80_code": 80}
 
 
 def require(variable: str, reason: str) -> None:

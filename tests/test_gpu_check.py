@@ -123,6 +123,15 @@ def test_those_that_are_not_timed_run_side_by_side_and_are_told_in_order(context
     assert all(result.state == "passed" for result in results)
 
 
+def test_the_build_knows_its_lines_for_the_sanitizer(context, monkeypatch):
+    settings = {}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(Context, "run", lambda *_, **given: (settings.update(given), (0, ""))[1])
+    assert gpu_steps.build(context).values["architecture"] == "9.0"
+    assert settings["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    assert settings["NVCC_APPEND_FLAGS"] == "-lineinfo"
+
+
 def test_nothing_is_begun_with_a_build_that_crashes(context, monkeypatch):
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     code, output = context.run("exercise", [sys.executable, "-c", crash], 30)

@@ -67,6 +67,22 @@ def test_errors(change, message):
         info_nce(arguments.pop("z"), arguments.pop("groups"), **arguments)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "no kernel image is available for execution on the device",
+        "the provided PTX was compiled with an unsupported toolchain.",
+        "CUDA driver version is insufficient for CUDA runtime version",
+    ],
+)
+def test_a_gpu_that_the_kernels_do_not_serve(words):
+    """The verbs look beforehand; who calls an op is told by CUDA."""
+    said = f"info_nce: prepare_kernel<T>: {words}; pacecore doctor says what was built"
+    with pytest.raises(PacecoreError) as caught, library.expected_errors("info_nce"):
+        raise RuntimeError(f"prepare_kernel<T>: {words}\nException raised from")
+    assert str(caught.value) == said
+
+
 def test_the_kernel_checks_for_itself():
     z, groups = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
     op = library.ops().info_nce

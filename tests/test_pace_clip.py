@@ -10,6 +10,7 @@ from pacecore.errors import PacecoreError
 from pacecore.frames import FrameFormat, Frames, Matrix, concatenate
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
+from tests.conftest import ARCHITECTURES
 from tests.pace_clip_cases import (
     DEVICES,  # noqa: F401
     DTYPES,
@@ -27,6 +28,7 @@ from tests.pace_clip_cases import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+_CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 # ---- By hand ----
@@ -178,6 +180,7 @@ def test_jitter_types_and_layouts(device, dtype, channels_last):
     assert_rounded_once(got, expected)
 
 
+@pytest.mark.parametrize("device", ["cpu", *ARCHITECTURES, _CUDA], indirect=True)
 def test_mean_grey_of_a_frame_that_many_blocks_share(device):
     # 4,480 pixels: more than a block keeps, so on sm_90 a cluster adds up their grey.
     generator = torch.Generator().manual_seed(9)

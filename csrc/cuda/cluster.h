@@ -13,28 +13,24 @@
 
 namespace pacecore {
 
-// Blocks of a cluster that every GPU of compute capability 9 runs; 1 before. And the most dynamic
-// shared memory that a block may have beside kStaticShared bytes of its own.
+// Blocks of a cluster that every GPU runs which knows clusters; 1 where the kernel's code does not:
+// code for sm_80, translated by the driver for a later GPU, has no cluster_sum. And the most
+// dynamic shared memory that a block may have beside kStaticShared bytes of its own.
 constexpr int kStaticShared = 1024;
 struct ClusterLimits {
   int blocks;
   int64_t shared_bytes;
 };
 
-inline ClusterLimits cluster_limits(const Tensor& tensor) {
-#ifdef PACECORE_EMULATED
-  (void)tensor;
-  return {static_cast<int>(cuda_on_cpu::device().cluster_blocks),
-          static_cast<int64_t>(cuda_on_cpu::device().shared_bytes) - kStaticShared};
-#else
-  int major = 0, shared_bytes = 0;
-  const int device = tensor.get_device_index();
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "pacecore: compute capability");
+// On the current device.
+inline ClusterLimits cluster_limits(const void* kernel, const char* name) {
+  cudaFuncAttributes attributes{};
+  int device = 0, shared_bytes = 0;
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), name);
+  check_cuda(cudaGetDevice(&device), name);
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-             "pacecore: shared memory of a block");
-  return {major >= 9 ? 8 : 1, shared_bytes - kStaticShared};
-#endif
+             name);
+  return {attributes.ptxVersion >= 90 ? 8 : 1, shared_bytes - kStaticShared};
 }
 
 // Sum over the blocks of a cluster, in the order of their ranks, of a value that all threads of a

@@ -151,28 +151,30 @@ Bands bands_of(const PaceClip& args, const ClusterLimits& limits) {
   return bands;
 }
 
-template <class Out, bool ChannelsLast>
-void launch(const PaceClip& args, const Bands& bands, cudaStream_t stream) {
+template <class Out, bool ChannelsLast, bool Jittered>
+void launch(const PaceClip& args, cudaStream_t stream) {
+  constexpr auto kernel = &pace_clip_kernel<Out, ChannelsLast, Jittered>;
+  constexpr const char* name = "pace_clip_kernel";
+  const Bands bands = bands_of(args, cluster_limits(reinterpret_cast<const void*>(kernel), name));
   const int64_t grid = args.batch * args.clip_frames * bands.blocks;
   check(grid < (int64_t{1} << 31), "pace_clip: plan must have fewer than ",
         (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ", args.batch * args.clip_frames);
-  const auto start = [&]<bool jittered>(std::bool_constant<jittered>) {
-    launch_clusters<&pace_clip_kernel<Out, ChannelsLast, jittered>>(
-        "pace_clip_kernel", static_cast<unsigned>(grid), bands.threads, bands.shared_bytes, stream,
-        bands.cluster, args, bands);
-  };
-  if (args.jitter_order)
-    start(std::true_type{});
-  else
-    start(std::false_type{});
+  launch_clusters<kernel>(name, static_cast<unsigned>(grid), bands.threads, bands.shared_bytes,
+                          stream, bands.cluster, args, bands);
 }
 
 template <class Out>
-void launch_as(const PaceClip& args, const Bands& bands, cudaStream_t stream) {
+void launch_as(const PaceClip& args, cudaStream_t stream) {
+  const auto launch_in = [&]<bool channels_last>(std::bool_constant<channels_last>) {
+    if (args.jitter_order)
+      launch<Out, channels_last, true>(args, stream);
+    else
+      launch<Out, channels_last, false>(args, stream);
+  };
   if (args.channels_last)
-    launch<Out, true>(args, bands, stream);
+    launch_in(std::true_type{});
   else
-    launch<Out, false>(args, bands, stream);
+    launch_in(std::false_type{});
 }
 
 Tensor pace_clip(const Tensor& data_, const Tensor& table_, const Tensor& plan_,
@@ -195,17 +197,16 @@ Tensor pace_clip(const Tensor& data_, const Tensor& table_, const Tensor& plan_,
   if (clips.numel() == 0) return clips;
   args.clips = clips.mutable_data_ptr();
   for (float& scale : args.scale) scale *= 255.f / kWhite;
-  const Bands bands = bands_of(args, cluster_limits(data));
   const cudaStream_t stream = current_stream(data);
   switch (args.element) {
     case Element::f32:
-      launch_as<float>(args, bands, stream);
+      launch_as<float>(args, stream);
       break;
     case Element::f16:
-      launch_as<__half>(args, bands, stream);
+      launch_as<__half>(args, stream);
       break;
     case Element::bf16:
-      launch_as<__nv_bfloat16>(args, bands, stream);
+      launch_as<__nv_bfloat16>(args, stream);
   }
   return clips;
 }

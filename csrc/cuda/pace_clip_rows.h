@@ -9,8 +9,8 @@ namespace {
 
 // ---- Samples ----
 
-// How samples are read: one by one from global memory or from the tile, or in 32-bit words from the
-// tile.
+// How samples are read: one by one from global memory, where planar and packed frames are one code,
+// or from the tile, or in 32-bit words from the tile.
 enum class Reading { global, bytes, words };
 
 // Samples across, of one thread's four columns. They are `zero` + sample * denominator of Source.
@@ -28,12 +28,12 @@ struct Sampler {
 
   // The taps are read again for each row: registers limit the blocks on a multiprocessor.
   __device__ __forceinline__ void across(int plane, int row, float (&values)[kQuad]) const {
-    constexpr int step = Planar ? 1 : 3;
+    const int step = (reading == Reading::global ? s.planar : Planar) ? 1 : 3;
     const int kind = Planar && plane ? 1 : 0;
     const uint8_t* bytes = reading == Reading::global
                                ? s.planes[plane] + row * s.strides[plane]
                                : tile + (s.origins[plane] + row * s.pitch[kind]);
-    const int last = step * ((kind ? (s.width + 1) / 2 : s.width) - 1);
+    const int last = step * ((kind && s.planar ? (s.width + 1) / 2 : s.width) - 1);
 #pragma unroll
     for (int k = 0; k < kQuad; k += 2) {
       const TapPair pair = *reinterpret_cast<const TapPair*>(columns[kind] + k);
@@ -198,7 +198,7 @@ __device__ __forceinline__ void make_quads(const Source& s, const Memory& memory
           value[plane] = (rows.upper[k] - zero) +
                          taps[Planar && plane ? 1 : 0].weight * (rows.lower[k] - rows.upper[k]);
         }
-        if constexpr (Planar)
+        if (reading == Reading::global ? s.planar : Planar)
           c[k] = to_rgb(s.matrix, value[0], value[1], value[2]);
         else
           c[k] = {quotient(value[0], s), quotient(value[1], s), quotient(value[2], s)};
@@ -238,10 +238,7 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
   }
   if (s.tile_rows == 0) {
     if (threadIdx.x == 0) s.taps_from = first;
-    if (s.planar)
-      make_run<Reading::global, true>(args, s, memory, 0, rows, sink);
-    else
-      make_run<Reading::global, false>(args, s, memory, 0, rows, sink);
+    make_run<Reading::global, true>(args, s, memory, 0, rows, sink);
     __syncthreads();
     return;
   }

@@ -36,7 +36,8 @@ struct Bands {
   int tile, columns, chroma_columns, row_taps, chroma_row_taps, shared_bytes;
 };
 
-// What all threads of a block know of their frame. Of packed RGB the planes are its channels.
+// What all threads of a block know of their frame. Of packed RGB the planes are its channels, and
+// the taps of chroma those of the first.
 struct Source {
   int frame;        // b * T + t
   int first, rows;  // of the crop: the block's band, maybe no rows
@@ -154,7 +155,7 @@ __device__ void find_source(const PaceClip& args, const Bands& bands, Source& s)
   s.matrix = yuv_to_rgb(row[kFormat]);
   s.height = static_cast<int>(row[kHeight]);
   s.width = static_cast<int>(row[kWidth]);
-  s.chroma_height = (s.height + 1) / 2;
+  s.chroma_height = s.planar ? (s.height + 1) / 2 : s.height;
   s.top = crop[0];
   s.left = crop[1];
   s.flip = crop[2];
@@ -240,10 +241,11 @@ __device__ void place_tile(Source& s, int first, int chroma_first) {
 // Of rows [first, first + rows) of the crop.
 __device__ __forceinline__ void find_rows(const PaceClip& args, const Memory& memory,
                                           const Source& s, int first, int rows) {
+  const Plane chroma = s.planar ? Plane::chroma_between : Plane::luma;
   for (int row = threadIdx.x; row < rows; row += num_threads()) {
     const int64_t at = s.top + first + row;
     memory.rows[row] = tap_at(at, s.height, args.resize_height, Plane::luma);
-    memory.chroma_rows[row] = tap_at(at, s.height, args.resize_height, Plane::chroma_between);
+    memory.chroma_rows[row] = tap_at(at, s.height, args.resize_height, chroma);
   }
 }
 
@@ -278,7 +280,7 @@ __device__ void find_taps(const PaceClip& args, const Bands& bands, const Memory
     ColumnTap tap = column_tap(args, s, at, Plane::luma);
     tap.index *= channels;
     memory.columns[i] = tap;
-    if (s.planar) memory.chroma_columns[i] = column_tap(args, s, at, chroma);
+    memory.chroma_columns[i] = s.planar ? column_tap(args, s, at, chroma) : tap;
   }
   find_rows(args, memory, s, s.first, min(bands.kept_rows, s.rows));
   __syncthreads();

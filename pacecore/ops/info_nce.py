@@ -51,7 +51,8 @@ def info_nce(
         z = encoder(clips)                               # (60, 512): two views of 30 videos
         info_nce(z, video).loss.backward()               # video: (60,) int64, each number twice
 
-    z: (n, D) float32, bfloat16, float16 or float64; sums are float32, for float64 float64.
+    z: (n, D) float32, bfloat16, float16 or, on the CPU, float64; sums are float32, for float64
+        float64.
     groups: (n,) integers, any values, on z's device.
     temperature: above 0 (a normal number of float32), a number or a tensor of one element, then
         learnable; on CUDA a tensor's value is not looked at.

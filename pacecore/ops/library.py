@@ -83,13 +83,16 @@ def expected_errors(op: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
+        line = text.partition("\n")[0]
         if text.startswith(f"{op}: "):
-            raise PacecoreError(text.partition("\n")[0]) from None
+            raise PacecoreError(line) from None
         if wrong := _WRONG_TYPE.match(text):
             kind, name, value = wrong.groups()
             raise PacecoreError(f"{op}: {name} must be of type {kind}, got {value}") from None
+        there = "pacecore doctor says what was built"
+        if re.search("no kernel image|unsupported toolchain|driver version is insufficient", text):
+            raise PacecoreError(f"{op}: {line}; {there}") from None
         if none := re.match(r"Could not run .* from the '(\w+)' backend", text):
-            there = "pacecore doctor says what was built"
             raise PacecoreError(f"{op}: has no kernel for {none[1]} tensors; {there}") from None
         if "API call failed" in text:
             words = _words()

@@ -47,7 +47,7 @@ def pace_clip(
             lowest: the operation of step i is (order >> 2 * i) & 3, with 0 brightness, 1 contrast,
             2 saturation, 3 hue, each of them once.
         resize: (height, width) that every frame is scaled to before the crop.
-        crop_size: (H, W), at most resize.
+        crop_size: (H, W), at most resize, and on CUDA 2048 wide.
         mean, std: three numbers each, for red, green and blue whatever the channel order, in the
             unit 0..255.
         channel_order: "rgb" or "bgr".

@@ -113,7 +113,8 @@ def run_every_schedule(kernel: torch._ops.OpOverload, *args, **kwargs) -> object
 def emulation(architecture: int) -> Iterator[None]:
     """Within the block the ops run the CUDA kernels on CPU tensors, and torch.empty gives NaN.
 
-    architecture: of the GPU that is played, 86 (no clusters, little shared memory) or 90.
+    architecture: of the GPU that is played, 86 (no clusters, little shared memory) or 90; or 80,
+        which is code for sm_80 on the GPU of 90.
     """
     ctypes.CDLL(str(library_path())).cuda_on_cpu_set_device(architecture)
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -360,7 +360,7 @@ extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_schedule(
   cuda_on_cpu::now.seed = seed;
 }
 
-// 86 or 90.
+// 86, 90 or 80.
 extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_device(int architecture) {
   const std::lock_guard lock(cuda_on_cpu::one_launch);
   for (const cuda_on_cpu::Device& device : cuda_on_cpu::kDevices)

@@ -20,9 +20,9 @@ using Site = std::source_location;
 
 // The limits of the GPU that is played.
 struct Device {
-  int architecture;         // 90: sm_90
+  int architecture;         // 90: sm_90, for which the code is
   size_t shared_bytes;      // shared memory that a block may have once its kernel's limit is raised
-  unsigned cluster_blocks;  // that every GPU of the architecture runs; 1: it has no clusters
+  unsigned cluster_blocks;  // that every GPU of the architecture runs; 1: its code has none
   int64_t cache_bytes;      // so few that what is sized by them takes several parts in the tests
 };
 const Device& device();

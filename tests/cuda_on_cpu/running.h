@@ -16,7 +16,10 @@ extern "C" __attribute__((visibility("hidden"))) unsigned char __stop_cuda_share
 
 namespace cuda_on_cpu {
 
-constexpr Device kDevices[] = {{86, 99 * 1024, 1, 96 * 1024}, {90, 227 * 1024, 8, 2400 * 1024}};
+// 80 is code for sm_80 on a GPU of sm_90, whose driver has translated it.
+constexpr Device kDevices[] = {{86, 99 * 1024, 1, 96 * 1024},
+                               {90, 227 * 1024, 8, 2400 * 1024},
+                               {80, 227 * 1024, 1, 2400 * 1024}};
 
 enum class Schedule : int { forwards = 0, backwards = 1, shuffled = 2 };
 enum class State { ready, at_barrier, at_cluster_barrier, at_collective, ended };

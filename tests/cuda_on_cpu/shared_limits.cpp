@@ -108,6 +108,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   *attributes = {};
+  attributes->ptxVersion = cuda_on_cpu::device().architecture;
   attributes->sharedSizeBytes = cuda_on_cpu::static_shared_bytes(kernel);
   return cudaSuccess;
 }
