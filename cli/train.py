@@ -37,8 +37,9 @@ def train(
 ) -> None:
     """Learn from the videos of DATA, without labels, by predicting the pace of clips.
 
-    DATA is a folder of videos, of class folders, a data set in its official layout, a list of
-    videos, or an index. With no DATA: the built-in demo set, made on the spot, and preset demo.
+    DATA is a folder of videos, of class folders, a data set in its official layout, a text or csv
+    file with a path or path,label a line, or an index. With no DATA: the built-in demo set, made
+    on the spot, and preset demo.
     """
     from pacecore.train import pretrain
 
