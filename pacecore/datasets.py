@@ -87,7 +87,7 @@ def probe_all(
     on_progress: Callable[[int, int], None] | None = None,
     timeout_seconds: float = 600.0,
 ) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts the frames of every video, `workers` at a time (0: one a core), but of those with info.
+    """Counts the frames of every video without info, `workers` at a time (0: one a core).
 
     An index that was read back tells numbers of frames, but not where decoding can begin.
 
