@@ -17,8 +17,9 @@ __all__ = ["train"]
 # What may change when a run goes on: nothing that its result depends on.
 FREE_TO_CHANGE = (
     "device", "workers", "data_on", "max_bad", "decode_timeout", "save_minutes", "log_every",
-    "tensorboard", "max_steps", "compile", "graph",
+    "tensorboard", "compile", "graph",
 )  # fmt: skip
+_LENGTH = ("epochs", "max_steps")  # free too, but of a cosine, whose every step depends on its end
 
 _NEXT = {
     "test": "accuracy on the held-out videos, with its confusions",
@@ -97,8 +98,7 @@ def options_of_run(
     options = stored_options(content)
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():
-        # A cosine ends where the run does, so its length sets every step's learning rate.
-        free = name in FREE_TO_CHANGE and (name, options.schedule) != ("max_steps", "cosine")
+        free = name in FREE_TO_CHANGE or (name in _LENGTH and options.schedule != "cosine")
         if not free and value != getattr(options, name):
             was = getattr(options, name)
             raise OptionError(f"{name} must stay {was!r} in the resumed run {run}, got {value!r}")
