@@ -96,7 +96,8 @@ def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:
     kept = folder / ("best.pt" if summary["best"] else "last.pt")
     lines = [
         f"trained {summary['clips']:,} clips of {summary['videos']:,} videos in"
-        f" {summary['time']} on {summary['device']}, {summary['clips_per_second']:.1f} clips/s"
+        f" {summary['time']} with the measuring, on {summary['device']}:"
+        f" {summary['clips_per_second']:.1f} clips/s"
     ]
     if summary["best"]:
         best = summary["best"]

@@ -17,8 +17,9 @@ __all__ = ["train"]
 # What may change when a run goes on: nothing that its result depends on.
 FREE_TO_CHANGE = (
     "device", "workers", "data_on", "max_bad", "decode_timeout", "save_minutes", "log_every",
-    "tensorboard", "max_steps", "compile", "graph",
+    "tensorboard", "compile", "graph",
 )  # fmt: skip
+_LENGTH = ("epochs", "max_steps")  # free too, but of a cosine, whose every step depends on its end
 
 _NEXT = {
     "test": "accuracy on the held-out videos, with its confusions",
@@ -37,8 +38,9 @@ def train(
 ) -> None:
     """Learn from the videos of DATA, without labels, by predicting the pace of clips.
 
-    DATA is a folder of videos, of class folders, a data set in its official layout, a list of
-    videos, or an index. With no DATA: the built-in demo set, made on the spot, and preset demo.
+    DATA is a folder of videos, of class folders, a data set in its official layout, a text or csv
+    file with a path or path,label a line, or an index. With no DATA: the built-in demo set, made
+    on the spot, and preset demo.
     """
     from pacecore.train import pretrain
 
@@ -96,8 +98,7 @@ def options_of_run(
     options = stored_options(content)
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():
-        # A cosine ends where the run does, so its length sets every step's learning rate.
-        free = name in FREE_TO_CHANGE and (name, options.schedule) != ("max_steps", "cosine")
+        free = name in FREE_TO_CHANGE or (name in _LENGTH and options.schedule != "cosine")
         if not free and value != getattr(options, name):
             was = getattr(options, name)
             raise OptionError(f"{name} must stay {was!r} in the resumed run {run}, got {value!r}")
@@ -108,8 +109,8 @@ def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
     """What a person reads at the end: what came out, and what to do with it."""
     results, kept = summary["results"], Path(options.out) / "last.pt"
     lines = [
-        f"trained {summary['clips']:,} clips in {summary['time']} on {summary['device']},"
-        f" {summary['clips_per_second']:.1f} clips/s,"
+        f"trained {summary['clips']:,} clips in {summary['time']} with the measuring, on"
+        f" {summary['device']}: {summary['clips_per_second']:.1f} clips/s,"
         f" {100 * summary['waiting_share']:.0f} % of the time waiting for data"
     ]
     if "pace_accuracy" in results:

@@ -270,7 +270,11 @@ class MeasureOptions:
     """What the verbs that only use a network share; how clips are made is the checkpoint's."""
 
     data: str = option("", "Folder, list or index of videos; empty: what it was trained on.")
-    held_out: str = option("", "Videos to measure on; empty: as it was trained.")
+    held_out: str = option(
+        "",
+        "Videos to measure on; empty: the test split of DATA, else a tenth, or with no DATA as it"
+        " was trained.",
+    )
     fold: str = option("", "Which of the data set's splits; empty: as it was trained.")
     out: str = option("", "Folder for the results; empty: beside the checkpoint.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.")

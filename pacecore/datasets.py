@@ -87,7 +87,9 @@ def probe_all(
     on_progress: Callable[[int, int], None] | None = None,
     timeout_seconds: float = 600.0,
 ) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts the frames of every video that has none counted, `workers` at a time (0: one a core).
+    """Counts the frames of every video without info, `workers` at a time (0: one a core).
+
+    An index that was read back tells numbers of frames, but not where decoding can begin.
 
     Each in a process that may die, or hang for timeout_seconds, alone (run_jobs); workers=1: in
     this one. Returns the index of the readable ones, with num_frames and info, and the others with

@@ -324,6 +324,7 @@ class _Run:
 
     def _measure(self) -> None:
         """Measures on held-out videos, and keeps the best."""
+        began = time.monotonic()
         share_buffers(self.task.model)  # those that are saved
         self.task.model.eval()
         try:
@@ -333,6 +334,7 @@ class _Run:
             # Were it saved now, a resumed run would not measure this step again.
             raise TrainingError(f"{error}; {self.kept()}; go on with: {self.resuming()}") from None
         self.task.model.train()
+        self.totals.measured_seconds += time.monotonic() - began
         if not results:
             return
         self.results = results

@@ -94,6 +94,8 @@ def open_inputs(options: RunOptions) -> Inputs:
     frames = sum(entry.num_frames or 0 for entry in index.entries)
     words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
     words += f"; {len(held):,} held out" if held else "; none held out"
+    if held and options.held_out == "auto" and not set(held.splits) & set(_MEASURED):
+        words += f", each {_EVERY}th as there is no test split; --held-out names others"
     if missing:
         words += f"; {missing:,} more are listed but not there"
     if others := sum(listed[each.name] not in (None, each.num_frames) for each in index.entries):

@@ -192,7 +192,10 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
         if "/" in text and any(f.name.casefold() == head for f in root.iterdir() if f.is_dir()):
             return root
     tried = ", ".join(map(str, roots[:4]))
-    raise DatasetError(f"{where}: {text!r} begins with no video under {tried}; name the root")
+    raise DatasetError(
+        f"{where}: {text!r} begins with no video under {tried}; a list has no header, and pacecore"
+        " data index names another root by --root"
+    )
 
 
 def _parse_exact(text: str, root: Path) -> bool:

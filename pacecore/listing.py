@@ -81,7 +81,8 @@ class Listing:
         """A listed video is not there."""
         if self.missing_rule == "error":
             raise DatasetError(
-                f"{where}: no video {name} under {self.root} (missing=skip leaves such out)"
+                f"{where}: no video {name} under {self.root} (pacecore data index leaves such out"
+                " by --missing skip)"
             )
         self.missing.append((name, split))
 
@@ -128,14 +129,21 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
-    """(video, columns after it). Names may hold spaces: the longest text that is a video wins."""
-    cuts = [(gap.start(), gap.end()) for gap in re.finditer(r"[\s,]+", text)]
-    cuts = [(len(text), len(text)), *reversed(cuts[-2:])]
+    """(video, columns after it). Names may hold spaces and commas, and labels of a csv too: the
+    longest text that is a video wins.
+    """
+    field = r'"[^"]*"|[^\t]+' if "\t" in text else r'"[^"]*"|[^,]+'
+    fields = [each.strip(' "') for each in re.findall(field, text)]
+    readings = [(text.strip('"'), []), ("".join(fields[:1]), fields[1:])]
+    for gap in list(re.finditer(r"[\s,]+", text))[-2:]:
+        name, rest = text[: gap.start()], text[gap.end() :]
+        readings.append((name.strip('"'), re.findall(r'[^\s,"]+', rest)))
+    readings.sort(key=lambda reading: -len(reading[0]))
     for look in (find.direct, find.alike):
-        for stop, rest in cuts:
-            path = look(text[:stop].strip('"'))
+        for name, columns in readings:
+            path = look(name)
             if path is not None:
-                return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
+                return path, columns
     return None, []
 
 

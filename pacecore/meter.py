@@ -19,15 +19,21 @@ class Totals:
     clips: int = 0
     seconds: float = 0.0
     waited_seconds: float = 0.0
+    measured_seconds: float = 0.0  # on held-out videos
+
+    @property
+    def _training_seconds(self) -> float:
+        return max(self.seconds - self.measured_seconds, 1e-9)
 
     @property
     def clips_per_second(self) -> float:
-        return self.clips / max(self.seconds, 1e-9)
+        """While training."""
+        return self.clips / self._training_seconds
 
     @property
     def waiting_share(self) -> float:
-        """Of the time, what went by waiting for data."""
-        return self.waited_seconds / max(self.seconds, 1e-9)
+        """Of the time of training, what went by waiting for data."""
+        return self.waited_seconds / self._training_seconds
 
 
 class NotFinite(ArithmeticError):

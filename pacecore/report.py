@@ -195,15 +195,17 @@ def _pace_accuracy(run: Run) -> float | None:
 def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     heads = ["network", "pre-training", "paces", "trained", "data", "top-1 %", "top-5 %"]
     heads += ["mean per class %", "clip top-1 %", "paper %", "differs in"]
-    table = Table("Action recognition, 10 clips a video (Tables 1 to 4)", heads)
     measured = [run for run in runs if run.kind == "finetune" and "top1" in run.test]
+    clips = " or ".join(str(n) for n in sorted({run.test["clips_per_video"] for run in measured}))
+    table = Table(f"Action recognition, {clips} clips a video (Tables 1 to 4)", heads)
     for members, folder, other in _rows(measured, lambda run: run.test):
         run = members[0]
         tests = [each.test for each in members]
         data = data_set_of(folder, run.test)
         frozen = run.options.get("freeze") == "backbone"
         setting = run.options, run.learning, folder, data
-        paper = "" if frozen else matching(known, "top1", *setting)
+        usual = run.test["clips_per_video"] == 10 and run.test.get("average") != "logits"
+        paper = matching(known, "top1", *setting) if usual and not frozen else ""
         table.rows.append(
             [
                 _network(run.options),
@@ -243,7 +245,7 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
             if run.kind == "finetune":
                 weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
             paper = {}
-            if run.kind == "pretrain" and unit == "video":
+            if run.kind == "pretrain" and unit == "video" and results[0].get("clips", 10) == 10:
                 setting = run.options, run.learning, folder, data
                 paper = {k: matching(known, f"{stage}-top{k}", *setting) for k in ks}
             table.rows.append(

@@ -209,10 +209,14 @@ def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
         find_videos(tmp_path, fold=3)
 
 
-def test_quotes_around_names_of_a_csv(tmp_path):
+def test_names_and_classes_of_a_csv_may_hold_commas_and_spaces(tmp_path):
     tree(tmp_path, "a b/c, d.avi", "e/f.avi")
     source = text(tmp_path / "all.csv", '"a b/c, d.avi",0\n"e/f.avi",1\n')
     assert names(find_videos(source)) == ["a b/c, d.avi", "e/f.avi"]
+    source = text(tmp_path / "all.csv", '"a b/c, d.avi","sit, stand up"\ne/f.avi,jump\n')
+    assert find_videos(source).classes == ("jump", "sit, stand up")
+    source = text(tmp_path / "all.tsv", "a b/c, d.avi\ttwo words\ne/f.avi\tand three more\n")
+    assert find_videos(source).classes == ("and three more", "two words")
 
 
 def test_lists_leave_the_ending_out(tmp_path):
@@ -225,7 +229,7 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
     folder = tree(tmp_path / "set" / "lists", "a.avi", "b.avi")  # two folders up a root is sought
     for content, message in {
         "": "is empty",
-        "none/x.avi 1\n": "line 1: .*begins with no video under",
+        "none/x.avi 1\n": "line 1: .*begins with no video under .*; a list has no header.* --root$",
         "a.avi 0\nc.avi 1\n": "line 2: no video c.avi 1 under",
         "a.avi 0\nb.avi -1\n": "line 2: label must be from 0 to 1000000, got -1$",
         "a.avi 0\nb.avi 1000001\n": "line 2: label must be from 0 to 1000000, got 1000001$",

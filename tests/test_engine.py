@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import time
 from functools import partial
 
 import pytest
@@ -70,6 +71,16 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
     with pytest.raises(CheckpointError, match=r"a run of pacecore train; resume it with that"):
         run(tmp_path, resume=True, held_out="none", task=Other)
+
+
+def test_the_time_of_measuring_is_not_that_of_training(tmp_path):
+    class Slow(PaceTask):
+        def evaluate(self):
+            time.sleep(0.2)
+            return {}
+
+    summary = run(tmp_path, task=Slow, epochs=2)
+    assert summary["seconds"] - summary["clips"] / summary["clips_per_second"] >= 0.4
 
 
 def test_the_seed_decides_the_weights(tmp_path):

@@ -60,7 +60,16 @@ def test_of_videos_to_measure_on_their_training_split_is_none(split, tmp_path):
     assert [found.path(0).name] == ["b.mp4"]
     assert found.decode(0, np.array([3])).table[0, 3:5].tolist() == [16, 16]
     assert "1 training videos" in open_inputs(options).words
-    assert "; 1 held out" in open_inputs(options).words
+    assert open_inputs(options).words.endswith("; 1 held out")
+
+
+def test_a_tenth_that_is_held_out_for_want_of_a_split_is_told(tmp_path):
+    for number in range(10):
+        write_tiny(tmp_path / f"{number}.mp4", 0, number, 20)
+    (tmp_path / "train.txt").write_text("".join(f"{number}.mp4 0\n" for number in range(10)))
+    for data in (tmp_path, tmp_path / "train.txt"):
+        words = open_inputs(replace(options_of(tmp_path), data=str(data))).words
+        assert "; 1 held out, each 10th as there is no test split; --held-out names" in words
 
 
 def test_what_a_network_learned_from_is_told_where_it_is_tested_on_it(tmp_path):

@@ -134,6 +134,10 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--out", run)
     assert code == 0, err
     assert load_checkpoint(run / "last.pt")["totals"]["step"] == 3
+    longer = ["--epochs", "2", "--max-steps", "0"]
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", run, *longer)
+    assert code == 0, err
+    assert load_checkpoint(run / "last.pt")["totals"]["step"] == 6
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--lr", "0.5")
     assert (code, err) == (
         2,
@@ -141,9 +145,10 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     )
     turning = tmp_path / "cosine"
     train(monkeypatch, capsys, videos, "--out", turning, "--max-steps", "2", "--schedule", "cosine")
-    code, _, err = call(monkeypatch, capsys, "train", "--resume", turning, "--max-steps", "3")
-    assert code == 2
-    assert "max_steps must stay 2 in the resumed run" in err
+    for length in ("max-steps", "epochs"):
+        code, _, err = call(monkeypatch, capsys, "train", "--resume", turning, f"--{length}", "3")
+        assert code == 2
+        assert f"{length.replace('-', '_')} must stay" in err
     whole = (run / "last.pt").read_bytes()
     (run / "last.pt").write_bytes(whole[:-500])
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run)
