@@ -6,17 +6,13 @@ import re
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import Listing, add_list, lines_of, walk
+from pacecore.listing import SPLIT_WORDS, Listing, add_list, first_listed, lines_of, walk
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
 
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
-_SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
-    "validation": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 _LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.txt$", re.I)
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
@@ -90,7 +86,7 @@ def _plain(path: Path) -> VideoIndex:
     if videos == [path]:  # a folder of still pictures
         return _one_video(path)
     parts = [video.relative_to(path).parts for video in videos]
-    split_of = {p[0]: _SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in _SPLIT_WORDS}
+    split_of = {p[0]: SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in SPLIT_WORDS}
     outside = next((p for p in parts if p[0] not in split_of), None)
     if outside and len(set(split_of.values())) > 1:
         folders, video = ", ".join(sorted(split_of)), "/".join(outside)
@@ -146,10 +142,7 @@ def _listed(
 ) -> VideoIndex:
     """UCF101, and any folder with train and test lists in it."""
     name = _fold_name(lists, list(pairs), fold)
-    first = next(iter(lines_of(pairs[name]["train"])), None)
-    if first is None:
-        raise DatasetError(f"{pairs[name]['train']}: is empty")
-    listing = Listing(_find_root(first, roots), missing)
+    listing = Listing(_find_root(first_listed(pairs[name]["train"]), roots), missing)
     for split, one in pairs[name].items():
         add_list(listing, one, split)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
@@ -193,15 +186,14 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
             return root
     tried = ", ".join(map(str, roots[:4]))
     raise DatasetError(
-        f"{where}: {text!r} begins with no video under {tried}; a list has no header, and pacecore"
-        " data index names another root by --root"
+        f"{where}: {text!r} begins with no video under {tried}; pacecore data index takes another"
+        " root by --root, and the first line of a .csv may name its columns: path, label, split"
     )
 
 
 def _parse_exact(text: str, root: Path) -> bool:
-    words = re.split(r"[\s,]+", text)
-    starts = (text[: text.find(word) + len(word)].strip('"') for word in words[:4] if word)
-    return any((root / start).exists() for start in starts)
+    ends = [*(gap.start() for gap in re.finditer(r"[\s,]+", text)), len(text)]
+    return any(os.path.exists(root / text[:end].strip('"')) for end in ends)
 
 
 def _class_file(path: Path) -> tuple[str, ...]:
@@ -281,9 +273,7 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     match = _LIST_NAME.match(path.name)
     pair = _list_pairs(path.parent).get(match[2].lower(), {}) if match and split else {}
     lists = {name: one for name, one in pair.items()} or {match[1].lower() if match else None: path}
-    first = next(iter(lines_of(path)), None)
-    if first is None:
-        raise DatasetError(f"{path}: is empty")
+    first = first_listed(path)
     roots = [root] if root else _roots(path.parent, path.parent)
     listing = Listing(_find_root(first, roots), missing)
     for name, one in lists.items():
@@ -351,16 +341,16 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
                 raise DatasetError(f"{where}: time_start and time_end must be seconds") from None
             found = by_stem.get(row["youtube_id"] + span) or by_stem.get(row["youtube_id"])
             split = (row.get("split") or _split_word(table)).lower()
-            if split not in _SPLIT_WORDS:
+            if split not in SPLIT_WORDS:
                 raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
             if found is None:
-                listing.lose(row["youtube_id"] + span, _SPLIT_WORDS[split], where)
+                listing.lose(row["youtube_id"] + span, SPLIT_WORDS[split], where)
                 continue
-            listing.rows.append((found, _SPLIT_WORDS[split], row["label"] or None, where, None))
+            listing.rows.append((found, SPLIT_WORDS[split], row["label"] or None, where, None))
     labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
     return listing.index("Kinetics", tuple(sorted(labels)))
 
 
 def _split_word(table: Path) -> str:
     words = re.split(r"[^a-z]+", table.stem.lower())
-    return next((word for word in words if word in _SPLIT_WORDS), "train")
+    return next((word for word in words if word in SPLIT_WORDS), "train")

@@ -1,5 +1,6 @@
 """Videos that lists name: found under a root, with what each line says of them."""
 
+import csv
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +10,18 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = ["Listing", "add_list", "lines_of", "walk"]
+__all__ = ["SPLIT_WORDS", "Listing", "add_list", "first_listed", "lines_of", "walk"]
+
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
+    "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+_COLUMNS = {
+    "path": ("path", "video", "filename", "file", "videopath", "filepath", "videofile", "clippath"),
+    "label": ("label", "class", "classname", "category", "action", "target"),
+    "frames": ("frames", "numframes", "framecount", "nframes"),
+    "split": ("split", "subset", "partition"),
+}  # names in a table's first line, by what they stand for; case and what is no letter left out
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
@@ -106,13 +118,66 @@ class Listing:
 
 def add_list(listing: Listing, path: Path, split: str | None) -> None:
     find = _Lookup(listing.root)
-    for where, text in lines_of(path):
-        video, columns = _parse_line(text, find)
+    for where, text, cells in _listed(path):
+        if cells is None:
+            video, columns = _parse_line(text, find)
+            named = None
+        else:
+            video = find.direct(text) or find.alike(text)
+            columns, named = [cells.get("label", ""), cells.get("frames", "")], cells.get("split")
+        if named is not None and named.lower() not in SPLIT_WORDS:
+            raise DatasetError(f"{where}: split must be train, val or test, got {named!r}")
+        part = split if named is None else SPLIT_WORDS[named.lower()]
         if video is None:
-            listing.lose(text, split, where)
+            listing.lose(text, part, where)
             continue
         label, frames = _columns(columns, where)
-        listing.rows.append((video, split, label, where, frames))
+        listing.rows.append((video, part, label, where, frames))
+
+
+def first_listed(path: Path) -> tuple[str, str]:
+    """Where the first video of a list stands, and what the list says there, of a table its path.
+
+    Raises DatasetError for an empty list.
+    """
+    for where, text, _ in _listed(path):
+        return where, text
+    raise DatasetError(f"{path}: is empty")
+
+
+def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
+    """(where, line, None) of each line; in a table whose first line names its columns, (where,
+    path, what stands in the columns known).
+    """
+    tab, places = False, None
+    for number, (where, text) in enumerate(lines_of(path)):
+        if number == 0 and path.suffix.lower() in (".csv", ".tsv"):
+            tab = "\t" in text
+            if places := _places(_cells(text, tab)):
+                continue
+        if places:
+            row = _cells(text, tab)
+            cells = {name: row[at] for name, at in places.items() if at < len(row)}
+            if not cells.get("path"):
+                raise DatasetError(f"{where}: names no video, got {text!r}")
+            yield where, cells["path"], cells
+        else:
+            yield where, text, None
+
+
+def _cells(text: str, tab: bool) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([text], delimiter="\t" if tab else ","))]
+
+
+def _places(names: list[str]) -> dict[str, int] | None:
+    """Where the columns known are, by a table's first line; None where it names none of videos."""
+    plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
+    found = {
+        what: next((plain.index(word) for word in words if word in plain), None)
+        for what, words in _COLUMNS.items()
+    }
+    known = {what: place for what, place in found.items() if place is not None}
+    return known if "path" in known else None
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:
@@ -150,11 +215,11 @@ def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
 def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | None]:
     """(label or class name, frames) from the columns after the path."""
     label: int | str | None = None
-    if columns:
+    if columns and columns[0]:
         label = columns[0]
         if re.fullmatch(r"-?\d+", label):
             label = _number(label, 0, _MOST_LABEL, f"{where}: label")
-    if len(columns) < 2:
+    if len(columns) < 2 or not columns[1]:
         return label, None
     return label, _number(columns[1], 1, _MOST_FRAMES, f"{where}: frames")
 

@@ -219,6 +219,33 @@ def test_names_and_classes_of_a_csv_may_hold_commas_and_spaces(tmp_path):
     assert find_videos(source).classes == ("and three more", "two words")
 
 
+def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
+    """As tables that programs write have it, in whichever order, and with other columns."""
+    tree(tmp_path, "a long name of six words.avi", "e/f.avi", "e/g.avi")
+    source = text(
+        tmp_path / "all.csv",
+        ",Num_Frames,label,video path,subset\n"
+        '0,80,"sit, stand up",a long name of six words.avi,train\n'
+        "1,70,jump,e/f.avi,training\n2,,jump,e/g,val\n",
+    )
+    index = find_videos(source)
+    assert names(index) == ["a long name of six words.avi", "e/f.avi", "e/g.avi"]
+    assert [entry.class_name for entry in index.entries] == ["sit, stand up", "jump", "jump"]
+    assert [entry.num_frames for entry in index.entries] == [80, 70, None]
+    assert [entry.split for entry in index.entries] == ["train", "train", "val"]
+    source = text(tmp_path / "test.tsv", "class\tfilename\n1\te/f.avi\n0\te/g.avi\n")
+    assert [entry.label for entry in find_videos(source).entries] == [1, 0]
+    for content, message in {
+        "path,split\ne/f.avi,dev\n": "line 2: split must be train, val or test, got 'dev'$",
+        "path,split\n,train\n": "line 2: names no video, got ',train'$",
+        "path,frames\ne/f.avi,x\n": "line 2: frames must be from 1 to 1000000000, got x$",
+        "path,label\ne/h.avi,x\n": "line 2: no video e/h.avi under",
+        "path,label\n": "is empty$",
+    }.items():
+        with pytest.raises(DatasetError, match=message):
+            find_videos(text(tmp_path / "wrong.csv", content))
+
+
 def test_lists_leave_the_ending_out(tmp_path):
     tree(tmp_path, "walk/a.avi", "walk/b.avi", "run/c.avi")
     listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b 1\nrun/c 0\n")
@@ -229,7 +256,7 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
     folder = tree(tmp_path / "set" / "lists", "a.avi", "b.avi")  # two folders up a root is sought
     for content, message in {
         "": "is empty",
-        "none/x.avi 1\n": "line 1: .*begins with no video under .*; a list has no header.* --root$",
+        "none/x.avi 1\n": "line 1: .*begins with no video under .* another root by --root, and the",
         "a.avi 0\nc.avi 1\n": "line 2: no video c.avi 1 under",
         "a.avi 0\nb.avi -1\n": "line 2: label must be from 0 to 1000000, got -1$",
         "a.avi 0\nb.avi 1000001\n": "line 2: label must be from 0 to 1000000, got 1000001$",

@@ -141,7 +141,7 @@ def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
     tree(videos, "a/1.avi", "b/2.avi", "wave/3.avi")
     for split, line in (("train", "a/1.avi"), ("test", "b/2.avi")):
         text(lists / f"{split}.txt", line + "\n")
-    with pytest.raises(DatasetError, match="names another root by --root"):
+    with pytest.raises(DatasetError, match="takes another root by --root"):
         find_videos(lists)
     assert names(find_videos(lists, root=videos)) == ["a/1.avi", "b/2.avi"]
     hmdb = lists / "testTrainMulti_7030_splits"
