@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import Listing, add_list, lines_of, walk
+from pacecore.listing import Listing, add_list, lines_of, shortened, walk
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
@@ -182,8 +182,10 @@ def _roots(path: Path, lists: Path) -> list[Path]:
 
 
 def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
-    """The folder under which the first listed video, or at least its folder, is."""
+    """The folder under which the first listed video, or at least its folder, is; the only one."""
     where, text = first
+    if len(roots) == 1:
+        return roots[0]
     for root in roots:
         if _parse_exact(text, root):
             return root
@@ -191,14 +193,14 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
     for root in roots:
         if "/" in text and any(f.name.casefold() == head for f in root.iterdir() if f.is_dir()):
             return root
-    tried = ", ".join(map(str, roots[:4]))
-    raise DatasetError(f"{where}: {text!r} begins with no video under {tried}; name the root")
+    tried, said = ", ".join(map(str, roots[:4])), shortened(text)
+    raise DatasetError(f"{where}: {said!r} begins with no video under {tried}; name the root")
 
 
 def _parse_exact(text: str, root: Path) -> bool:
-    words = re.split(r"[\s,]+", text)
+    words = re.split(r"[\s,;]+", text)
     starts = (text[: text.find(word) + len(word)].strip('"') for word in words[:4] if word)
-    return any((root / start).exists() for start in starts)
+    return any(os.path.exists(root / start) for start in starts)  # False also of what is no path
 
 
 def _class_file(path: Path) -> tuple[str, ...]:

@@ -1,15 +1,17 @@
 """Videos that lists name: found under a root, with what each line says of them."""
 
+import csv
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = ["Listing", "add_list", "lines_of", "walk"]
+__all__ = ["Listing", "add_list", "lines_of", "shortened", "walk"]
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
@@ -104,14 +106,33 @@ class Listing:
 
 
 def add_list(listing: Listing, path: Path, split: str | None) -> None:
-    find = _Lookup(listing.root)
+    find, rows = _Lookup(listing.root), []
     for where, text in lines_of(path):
         video, columns = _parse_line(text, find)
         if video is None:
-            listing.lose(text, split, where)
-            continue
-        label, frames = _columns(columns, where)
+            listing.lose(shortened(text), split, where)
+        else:
+            rows.append((video, columns, where))
+    swapped = _frames_come_first(rows)
+    for video, columns, where in rows:
+        label, frames = _columns(columns[1::-1] if swapped else columns, where)
         listing.rows.append((video, split, label, where, frames))
+
+
+def _frames_come_first(rows: list[tuple[str, list[str], str]]) -> bool:
+    """Whether lines over folders of pictures are "path frames label", as those of TSN and MMAction2
+    are: by which of the two numbers is nearer to what the folders hold.
+    """
+    said = ((video, *map(int, columns)) for video, columns, _ in rows if _two_numbers(columns))
+    nearer = 0
+    for video, first, second in islice((one for one in said if os.path.isdir(one[0])), 100):
+        held = len(picture_files(video))
+        nearer += abs(second - held) - abs(first - held)
+    return nearer > 0
+
+
+def _two_numbers(columns: list[str]) -> bool:
+    return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:
@@ -127,16 +148,33 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path} line {number}", line.strip()
 
 
+def shortened(text: str) -> str:
+    """A line as errors name it: a file that is no list may be all one line."""
+    return text if len(text) <= 200 else text[:200] + " ..."
+
+
 def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
-    """(video, columns after it). Names may hold spaces: the longest text that is a video wins."""
-    cuts = [(gap.start(), gap.end()) for gap in re.finditer(r"[\s,]+", text)]
-    cuts = [(len(text), len(text)), *reversed(cuts[-2:])]
+    """(video, columns after it). Names may hold spaces: the longest text that is a video wins, but
+    where the line is a table's, whose columns may hold them too.
+    """
+    gaps = list(re.finditer(r"[\s,]+", text))[:-3:-1]
+    cuts = [(text[: gap.start()], re.split(r"[\s,]+", text[gap.end() :])) for gap in gaps]
+    tables = [_cells(text, mark) for mark in "\t;," if mark in text]
+    cuts = [(text, []), *((cells[0], cells[1:]) for cells in tables), *cuts]
     for look in (find.direct, find.alike):
-        for stop, rest in cuts:
-            path = look(text[:stop].strip('"'))
+        for name, columns in cuts:
+            path = look(name.strip('"'))
             if path is not None:
-                return path, re.split(r"[\s,]+", text[rest:]) if text[rest:] else []
+                return path, columns
     return None, []
+
+
+def _cells(text: str, mark: str) -> list[str]:
+    try:
+        cells = next(csv.reader([text], delimiter=mark, skipinitialspace=True))
+        return [cell.strip() for cell in cells]
+    except csv.Error:  # too long for it
+        return [text]
 
 
 def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | None]:

@@ -196,6 +196,12 @@ def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
         ("Archery/v2", 1, 4),
     ]
     assert find_videos(listed).entries == index.entries  # the root is found next to the list
+    # As TSN and MMAction2 write them; what was extracted since may differ from what was listed.
+    text(listed, "ApplyLipstick/v 1 4 1\nArchery/v2 5 2\n")
+    assert [(e.label, e.class_name, e.num_frames) for e in find_videos(listed).entries] == [
+        (0, "ApplyLipstick", 4),
+        (1, "Archery", 5),
+    ]
 
 
 def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
@@ -215,6 +221,14 @@ def test_quotes_around_names_of_a_csv(tmp_path):
     assert names(find_videos(source)) == ["a b/c, d.avi", "e/f.avi"]
 
 
+@pytest.mark.parametrize("mark", [",", ", ", "\t", ";"])
+def test_classes_of_a_table_may_hold_spaces(mark, tmp_path):
+    tree(tmp_path / "videos", "a b.webm", "2.webm")
+    source = text(tmp_path / "t.csv", f'a b{mark}"put, on"\n2.webm{mark}air drumming in it\n')
+    index = find_videos(source, root=tmp_path / "videos")  # no line begins with a video as it is
+    assert [e.class_name for e in index.entries] == ["air drumming in it", "put, on"]
+
+
 def test_lists_leave_the_ending_out(tmp_path):
     tree(tmp_path, "walk/a.avi", "walk/b.avi", "run/c.avi")
     listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b 1\nrun/c 0\n")
@@ -226,6 +240,8 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
     for content, message in {
         "": "is empty",
         "none/x.avi 1\n": "line 1: .*begins with no video under",
+        f"none {'x' * 999}\n": r"line 1: .*x \.\.\.' begins with no video under",
+        f"a.avi 0\nc {',' * 200_000}\n": r"line 2: no video c ,*, \.\.\. under",
         "a.avi 0\nc.avi 1\n": "line 2: no video c.avi 1 under",
         "a.avi 0\nb.avi -1\n": "line 2: label must be from 0 to 1000000, got -1$",
         "a.avi 0\nb.avi 1000001\n": "line 2: label must be from 0 to 1000000, got 1000001$",
