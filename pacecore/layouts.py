@@ -1,22 +1,27 @@
 """The layouts that data sets of videos come in, and their quirks. Used through find_videos."""
 
-import csv
 import os
 import re
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import Listing, add_list, lines_of, shortened, walk
+from pacecore.listing import (
+    SPLIT_WORDS,
+    VIDEO_COLUMNS,
+    Listing,
+    add_list,
+    add_table,
+    lines_of,
+    shortened,
+    table_rows,
+    walk,
+)
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
 
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
-_SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
-    "validation": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 _LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.txt$", re.I)
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
@@ -31,8 +36,11 @@ def read_source(
         return read_index(path).of_fold(fold, path)
     if is_video_name(path.name):
         return _one_video(path)
-    if path.suffix.lower() == ".csv" and (rows := _kinetics_rows(path)) is not None:
+    rows = table_rows(path) if path.suffix.lower() in (".csv", ".json") else []
+    if _is_kinetics(rows):
         return _kinetics(root or path.parent, [(path, rows)])
+    if any(name in rows[0] for name in VIDEO_COLUMNS if rows):
+        return _table(path, rows, root, missing)
     return _read_list(path, split, root, missing)
 
 
@@ -49,8 +57,8 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
     pairs = _list_pairs(lists)
     if pairs:
         return _listed([root] if root else _roots(path, lists), lists, pairs, fold, missing)
-    tables = [(table, _kinetics_rows(table)) for table in sorted(path.glob("*.csv"))]
-    tables = [(table, rows) for table, rows in tables if rows is not None]
+    tables = [(table, table_rows(table)) for table in sorted(path.glob("*.csv"))]
+    tables = [(table, rows) for table, rows in tables if _is_kinetics(rows)]
     if tables:
         return _kinetics(root or path, tables)
     return _plain(path)
@@ -90,7 +98,7 @@ def _plain(path: Path) -> VideoIndex:
     if videos == [path]:  # a folder of still pictures
         return _one_video(path)
     parts = [video.relative_to(path).parts for video in videos]
-    split_of = {p[0]: _SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in _SPLIT_WORDS}
+    split_of = {p[0]: SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in SPLIT_WORDS}
     outside = next((p for p in parts if p[0] not in split_of), None)
     if outside and len(set(split_of.values())) > 1:
         folders, video = ", ".join(sorted(split_of)), "/".join(outside)
@@ -186,21 +194,24 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
     where, text = first
     if len(roots) == 1:
         return roots[0]
-    for root in roots:
-        if _parse_exact(text, root):
+    words = re.split(r"[\s,;]+", text)
+    starts = [text[: text.find(word) + len(word)].strip('"') for word in words[:4] if word]
+    for root in roots:  # False also of what is no path
+        if any(os.path.exists(root / start) for start in starts):
             return root
-    head = text.split("/")[0].casefold()
+    heads = {start.split("/")[0].casefold() for start in starts}
     for root in roots:
-        if "/" in text and any(f.name.casefold() == head for f in root.iterdir() if f.is_dir()):
+        if any(_head(f, "/" in text) in heads for f in root.iterdir()):
             return root
     tried, said = ", ".join(map(str, roots[:4])), shortened(text)
     raise DatasetError(f"{where}: {said!r} begins with no video under {tried}; name the root")
 
 
-def _parse_exact(text: str, root: Path) -> bool:
-    words = re.split(r"[\s,;]+", text)
-    starts = (text[: text.find(word) + len(word)].strip('"') for word in words[:4] if word)
-    return any(os.path.exists(root / start) for start in starts)  # False also of what is no path
+def _head(path: Path, is_folder: bool) -> str | None:
+    """How a listed path may begin: a folder's name, or a video's, whose ending lists leave out."""
+    if is_folder:
+        return path.name.casefold() if path.is_dir() else None
+    return path.stem.casefold() if is_video_name(path.name) else None
 
 
 def _class_file(path: Path) -> tuple[str, ...]:
@@ -247,19 +258,27 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     if numbers:
         where = next(row[3] for row in listing.rows if not isinstance(row[2], int))
         raise DatasetError(f"{where}: has no number for a label, as other lines have")
-    if any(label is None for label in said):
-        folders = [Path(os.path.relpath(row[0], listing.root)).parts for row in listing.rows]
-        if not all(len(parts) > 1 for parts in folders):
+    if None in said:
+        known = set(said)
+        rows = [_with_its_folder(row, known, listing.root) for row in listing.rows]
+        if any(row[2] is None for row in rows):
             return listing.index(layout, ())
-        listing.rows = [
-            (row[0], row[1], parts[-2], row[3], row[4])
-            for row, parts in zip(listing.rows, folders, strict=True)
-        ]
+        listing.rows = rows
     classes = tuple(sorted({row[2] for row in listing.rows}))
     if len(classes) == 1:  # one folder around all is no class
         listing.rows = [(p, s, None, w, f) for p, s, _, w, f in listing.rows]
         classes = ()
     return listing.index(layout, classes)
+
+
+def _with_its_folder(row: tuple, known: set[str | None], root: Path) -> tuple:
+    """Where no class is said, the folder's name, which must be one that other lines say."""
+    path, split, name, where, frames = row
+    if name is None:
+        name = next(iter(Path(os.path.relpath(path, root)).parts[-2:-1]), None)
+        if len(known) > 1 and name not in known:
+            raise DatasetError(f"{where}: has no class, as other lines have")
+    return path, split, name, where, frames
 
 
 def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
@@ -291,6 +310,16 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     if class_file:
         return _with_folder_classes(listing, class_file, "a list of UCF101")
     return _with_classes(listing, "a list")
+
+
+def _table(path: Path, rows: list[dict[str, str]], root: Path | None, missing: str) -> VideoIndex:
+    """A table with named columns: of the video, its class, its split."""
+    first = f"{path} row 1", next(rows[0][name] for name in VIDEO_COLUMNS if name in rows[0])
+    listing = Listing(
+        _find_root(first, [root] if root else _roots(path.parent, path.parent)), missing
+    )
+    add_table(listing, path, rows)
+    return _with_classes(listing, "a table")
 
 
 # HMDB51
@@ -325,16 +354,8 @@ def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
 # Kinetics
 
 
-def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
-    """Rows of an official Kinetics table, or None if this is none."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            rows = csv.DictReader(text)
-            if not _KINETICS_COLUMNS.issubset(rows.fieldnames or ()):
-                return None
-            return list(rows)
-    except (UnicodeDecodeError, csv.Error):
-        return None
+def _is_kinetics(rows: list[dict[str, str]]) -> bool:
+    return bool(rows) and _KINETICS_COLUMNS.issubset(rows[0])
 
 
 def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:
@@ -350,16 +371,16 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
                 raise DatasetError(f"{where}: time_start and time_end must be seconds") from None
             found = by_stem.get(row["youtube_id"] + span) or by_stem.get(row["youtube_id"])
             split = (row.get("split") or _split_word(table)).lower()
-            if split not in _SPLIT_WORDS:
+            if split not in SPLIT_WORDS:
                 raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
             if found is None:
-                listing.lose(row["youtube_id"] + span, _SPLIT_WORDS[split], where)
+                listing.lose(row["youtube_id"] + span, SPLIT_WORDS[split], where)
                 continue
-            listing.rows.append((found, _SPLIT_WORDS[split], row["label"] or None, where, None))
+            listing.rows.append((found, SPLIT_WORDS[split], row["label"] or None, where, None))
     labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
     return listing.index("Kinetics", tuple(sorted(labels)))
 
 
 def _split_word(table: Path) -> str:
     words = re.split(r"[^a-z]+", table.stem.lower())
-    return next((word for word in words if word in _SPLIT_WORDS), "train")
+    return next((word for word in words if word in SPLIT_WORDS), "train")

@@ -1,6 +1,7 @@
 """Videos that lists name: found under a root, with what each line says of them."""
 
 import csv
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,10 +12,25 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = ["Listing", "add_list", "lines_of", "shortened", "walk"]
+__all__ = [
+    "SPLIT_WORDS", "VIDEO_COLUMNS", "Listing", "add_list", "add_table", "lines_of", "shortened",
+    "table_rows", "walk",
+]  # fmt: skip
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
+    "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+# Of the named columns of a table, the first that it has says which video and which class.
+# fmt: off
+VIDEO_COLUMNS = (
+    "path", "video_path", "clip_path", "file_path", "filepath", "filename", "file_name", "file",
+    "video", "video_name", "vid_name", "id",
+)
+_CLASS_COLUMNS = ("template", "label", "class", "class_name", "category", "action")
+# fmt: on
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
 
 
@@ -133,6 +149,42 @@ def _frames_come_first(rows: list[tuple[str, list[str], str]]) -> bool:
 
 def _two_numbers(columns: list[str]) -> bool:
     return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
+
+
+def table_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a csv whose first line names its columns, or of a JSON array of objects, as those of
+    Something-Something and Diving48; none of anything else.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            is_json = path.suffix.lower() == ".json"
+            rows = json.load(text) if is_json else list(csv.DictReader(text))
+        return [{str(name).strip().lower(): _said(row[name]) for name in row} for row in rows]
+    except (ValueError, TypeError, RecursionError, csv.Error):
+        return []
+
+
+def _said(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def add_table(listing: Listing, path: Path, rows: list[dict[str, str]]) -> None:
+    find = _Lookup(listing.root)
+    video, label = (
+        next((name for name in names if name in rows[0]), "")
+        for names in (VIDEO_COLUMNS, _CLASS_COLUMNS)
+    )
+    for number, row in enumerate(rows, 1):
+        where, name = f"{path} row {number}", row.get(video, "")
+        split = row.get("split", "").lower()
+        if split and split not in SPLIT_WORDS:
+            raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
+        found = find.direct(name) or find.alike(name)
+        if found is None:
+            listing.lose(shortened(name), SPLIT_WORDS.get(split), where)
+            continue
+        said, _ = _columns([row[label]] if row.get(label) else [], where)
+        listing.rows.append((found, SPLIT_WORDS.get(split), said, where, None))
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:

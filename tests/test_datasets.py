@@ -221,6 +221,36 @@ def test_quotes_around_names_of_a_csv(tmp_path):
     assert names(find_videos(source)) == ["a b/c, d.avi", "e/f.avi"]
 
 
+def test_tables_with_named_columns(tmp_path):
+    folder = tree(tmp_path, "clips/1.webm", "clips/2.webm", "clips/3.webm")
+    table = "nr,File_Name, split,label\r\n7,clips/1.webm,train,put it\r\n8,clips/2,val,drop it\r\n"
+    index = find_videos(text(folder / "all.csv", table))
+    assert [(e.name, e.split, e.class_name) for e in index.entries] == [
+        ("clips/1.webm", "train", "put it"),
+        ("clips/2.webm", "val", "drop it"),
+    ]
+    text(folder / "all.csv", table + "9,clips/3,,\n")
+    with pytest.raises(DatasetError, match=r"row 3: has no class, as other lines have"):
+        find_videos(folder / "all.csv")
+    text(folder / "all.csv", table + "9,clips/3,dev,put it\n")
+    with pytest.raises(DatasetError, match=r"all\.csv row 3: split must be .*, got 'dev'"):
+        find_videos(folder / "all.csv")
+
+
+def test_lists_of_something_something_and_diving48(tmp_path):
+    folder = tree(tmp_path / "videos", "1.webm", "2.webm")
+    some = '[{"id": "2", "label": "Holding a cup", "template": "Holding [something]"}, {"id": "9"}]'
+    index = find_videos(text(tmp_path / "some.json", some), missing="skip")
+    assert [(e.name, e.class_name) for e in index.entries] == [("2.webm", None)]
+    assert index.missing == (("9", None),)
+    diving = '[{"vid_name": "1", "label": 3, "end_frame": 9}, {"vid_name": "2", "label": 0}]'
+    index = find_videos(text(tmp_path / "diving.json", diving), root=folder)
+    assert [(e.name, e.label) for e in index.entries] == [("1.webm", 3), ("2.webm", 0)]
+    for other in ("{}", "[1]", "[[]]", "[" * 99999, '[{"url": "2.webm"}]'):
+        with pytest.raises(DatasetError, match="begins with no video"):
+            find_videos(text(tmp_path / "other.json", other))
+
+
 @pytest.mark.parametrize("mark", [",", ", ", "\t", ";"])
 def test_classes_of_a_table_may_hold_spaces(mark, tmp_path):
     tree(tmp_path / "videos", "a b.webm", "2.webm")
@@ -233,6 +263,9 @@ def test_lists_leave_the_ending_out(tmp_path):
     tree(tmp_path, "walk/a.avi", "walk/b.avi", "run/c.avi")
     listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b 1\nrun/c 0\n")
     assert names(find_videos(listed)) == ["run/c.avi", "walk/a.avi", "walk/b.avi"]
+    tree(tmp_path / "flat", "one a.avi", "one_b.avi")
+    for flat in (tmp_path / "flat", tmp_path):  # beside the list, and in a folder beside it
+        assert len(find_videos(text(flat / "l.txt", "one a 1\none_b 0\n"))) == 2
 
 
 def test_list_errors_name_file_line_rule_and_value(tmp_path):
