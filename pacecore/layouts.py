@@ -7,10 +7,9 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
 from pacecore.listing import (
     SPLIT_WORDS,
-    VIDEO_COLUMNS,
     Listing,
     add_list,
-    add_table,
+    first_of,
     lines_of,
     shortened,
     table_rows,
@@ -22,7 +21,7 @@ __all__ = ["read_source"]
 
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
-_LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.txt$", re.I)
+_LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.(?:txt|csv)$", re.I)
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
 
@@ -36,11 +35,9 @@ def read_source(
         return read_index(path).of_fold(fold, path)
     if is_video_name(path.name):
         return _one_video(path)
-    rows = table_rows(path) if path.suffix.lower() in (".csv", ".json") else []
+    rows = table_rows(path)
     if _is_kinetics(rows):
         return _kinetics(root or path.parent, [(path, rows)])
-    if any(name in rows[0] for name in VIDEO_COLUMNS if rows):
-        return _table(path, rows, root, missing)
     return _read_list(path, split, root, missing)
 
 
@@ -138,9 +135,9 @@ def _plain(path: Path) -> VideoIndex:
 def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
     """Lists by name and split: {"01": {"train": trainlist01.txt, "test": testlist01.txt}}."""
     pairs: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted([*folder.glob("*.csv"), *folder.glob("*.txt")]):
         match = _LIST_NAME.match(path.name)
-        if match:
+        if match and not _is_kinetics(table_rows(path)):
             pairs.setdefault(match[2].lower(), {})[match[1].lower()] = path
     return {name: pair for name, pair in pairs.items() if len(pair) > 1 and "train" in pair}
 
@@ -154,10 +151,7 @@ def _listed(
 ) -> VideoIndex:
     """UCF101, and any folder with train and test lists in it."""
     name = _fold_name(lists, list(pairs), fold)
-    first = next(iter(lines_of(pairs[name]["train"])), None)
-    if first is None:
-        raise DatasetError(f"{pairs[name]['train']}: is empty")
-    listing = Listing(_find_root(first, roots), missing)
+    listing = Listing(_find_root(first_of(pairs[name]["train"]), roots), missing)
     for split, one in pairs[name].items():
         add_list(listing, one, split)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
@@ -199,7 +193,7 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
     for root in roots:  # False also of what is no path
         if any(os.path.exists(root / start) for start in starts):
             return root
-    heads = {start.split("/")[0].casefold() for start in starts}
+    heads = {start.lstrip("/").split("/")[0].casefold() for start in starts}
     for root in roots:
         if any(_head(f, "/" in text) in heads for f in root.iterdir()):
             return root
@@ -299,27 +293,14 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     match = _LIST_NAME.match(path.name)
     pair = _list_pairs(path.parent).get(match[2].lower(), {}) if match and split else {}
     lists = {name: one for name, one in pair.items()} or {match[1].lower() if match else None: path}
-    first = next(iter(lines_of(path)), None)
-    if first is None:
-        raise DatasetError(f"{path}: is empty")
     roots = [root] if root else _roots(path.parent, path.parent)
-    listing = Listing(_find_root(first, roots), missing)
+    listing = Listing(_find_root(first_of(path), roots), missing)
     for name, one in lists.items():
         add_list(listing, one, name)
     class_file = next((p for p in path.parent.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:
         return _with_folder_classes(listing, class_file, "a list of UCF101")
     return _with_classes(listing, "a list")
-
-
-def _table(path: Path, rows: list[dict[str, str]], root: Path | None, missing: str) -> VideoIndex:
-    """A table with named columns: of the video, its class, its split."""
-    first = f"{path} row 1", next(rows[0][name] for name in VIDEO_COLUMNS if name in rows[0])
-    listing = Listing(
-        _find_root(first, [root] if root else _roots(path.parent, path.parent)), missing
-    )
-    add_table(listing, path, rows)
-    return _with_classes(listing, "a table")
 
 
 # HMDB51

@@ -13,9 +13,15 @@ from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
 __all__ = [
-    "SPLIT_WORDS", "VIDEO_COLUMNS", "Listing", "add_list", "add_table", "lines_of", "shortened",
-    "table_rows", "walk",
-]  # fmt: skip
+    "SPLIT_WORDS",
+    "Listing",
+    "add_list",
+    "first_of",
+    "lines_of",
+    "shortened",
+    "table_rows",
+    "walk",
+]
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
@@ -25,7 +31,7 @@ SPLIT_WORDS = {
 }  # fmt: skip
 # Of the named columns of a table, the first that it has says which video and which class.
 # fmt: off
-VIDEO_COLUMNS = (
+_VIDEO_COLUMNS = (
     "path", "video_path", "clip_path", "file_path", "filepath", "filename", "file_name", "file",
     "video", "video_name", "vid_name", "id",
 )
@@ -81,7 +87,7 @@ class _Lookup:
                 key = video.relative_to(self.root).as_posix().casefold()
                 self._folded.setdefault(key, str(video))
                 self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
-        key = name.removeprefix("./").casefold()
+        key = name.removeprefix("./").lstrip("/").casefold()
         stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
         return self._folded.get(key) or self._folded.get(stem)
 
@@ -122,6 +128,10 @@ class Listing:
 
 
 def add_list(listing: Listing, path: Path, split: str | None) -> None:
+    table = table_rows(path)
+    if _column(table, _VIDEO_COLUMNS):
+        _add_table(listing, path, table, split)
+        return
     find, rows = _Lookup(listing.root), []
     for where, text in lines_of(path):
         video, columns = _parse_line(text, find)
@@ -155,10 +165,12 @@ def table_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a csv whose first line names its columns, or of a JSON array of objects, as those of
     Something-Something and Diving48; none of anything else.
     """
+    ending = path.suffix.lower()
+    if ending not in (".csv", ".json"):
+        return []
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            is_json = path.suffix.lower() == ".json"
-            rows = json.load(text) if is_json else list(csv.DictReader(text))
+            rows = json.load(text) if ending == ".json" else list(csv.DictReader(text))
         return [{str(name).strip().lower(): _said(row[name]) for name in row} for row in rows]
     except (ValueError, TypeError, RecursionError, csv.Error):
         return []
@@ -168,23 +180,42 @@ def _said(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def add_table(listing: Listing, path: Path, rows: list[dict[str, str]]) -> None:
+def _column(rows: list[dict[str, str]], names: tuple[str, ...]) -> str:
+    return next((name for name in names if rows and name in rows[0]), "")
+
+
+def _add_table(
+    listing: Listing, path: Path, rows: list[dict[str, str]], of_list: str | None
+) -> None:
     find = _Lookup(listing.root)
-    video, label = (
-        next((name for name in names if name in rows[0]), "")
-        for names in (VIDEO_COLUMNS, _CLASS_COLUMNS)
-    )
+    video, label = _column(rows, _VIDEO_COLUMNS), _column(rows, _CLASS_COLUMNS)
     for number, row in enumerate(rows, 1):
-        where, name = f"{path} row {number}", row.get(video, "")
-        split = row.get("split", "").lower()
-        if split and split not in SPLIT_WORDS:
-            raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
+        where, name, split = f"{path} row {number}", row.get(video, ""), of_list
+        if row.get("split"):
+            split = SPLIT_WORDS.get(row["split"].lower())
+            if split is None:
+                raise DatasetError(
+                    f"{where}: split must be train, val or test, got {row['split']!r}"
+                )
         found = find.direct(name) or find.alike(name)
         if found is None:
-            listing.lose(shortened(name), SPLIT_WORDS.get(split), where)
+            listing.lose(shortened(name), split, where)
             continue
         said, _ = _columns([row[label]] if row.get(label) else [], where)
-        listing.rows.append((found, SPLIT_WORDS.get(split), said, where, None))
+        listing.rows.append((found, split, said, where, None))
+
+
+def first_of(path: Path) -> tuple[str, str]:
+    """Where a list names its first video, and the text that begins with it. Raises DatasetError for
+    an empty list.
+    """
+    rows = table_rows(path)
+    if column := _column(rows, _VIDEO_COLUMNS):
+        return f"{path} row 1", rows[0][column]
+    first = next(iter(lines_of(path)), None)
+    if first is None:
+        raise DatasetError(f"{path}: is empty")
+    return first
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:

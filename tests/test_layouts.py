@@ -152,6 +152,19 @@ def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
     assert names(find_videos(tmp_path / "tables", root=videos)) == ["wave/3.avi"]
 
 
+def test_lists_of_train_and_test_as_csv(tmp_path):
+    tree(tmp_path, "a/1.avi", "a/2.avi", "b/1.avi", "b/2.avi")
+    text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")  # as SlowFast has them
+    text(tmp_path / "test.csv", "a/2.avi 0\nb/2.avi 1\n")
+    named = [("a/1.avi", "train"), ("a/2.avi", "test"), ("b/1.avi", "train"), ("b/2.avi", "test")]
+    assert [(e.name, e.split) for e in find_videos(tmp_path).entries] == named
+    text(tmp_path / "test.csv", "clip_name,clip_path,label\n2,/a/2.avi,a\n2,/b/2.avi,b\n")
+    text(tmp_path / "train.csv", "clip_name,clip_path,label\n1,/a/1.avi,a\n1,/b/1.avi,b\n")
+    index = find_videos(tmp_path)
+    assert [(e.name, e.split) for e in index.entries] == named
+    assert [e.class_name for e in index.entries] == ["a", "a", "b", "b"]
+
+
 def test_kinetics(tmp_path):
     tree(
         tmp_path, "train/riding a bike/aB-_1_000010_000020.mp4", "val/abseiling/x_000001_000011.mp4"
