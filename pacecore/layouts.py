@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
@@ -67,13 +68,21 @@ def _beside_or_inside(path: Path, name: str) -> Path | None:
     """
     if path.name == name:
         return path
-    places = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
-    inside = next((place / name for place in places if (place / name).is_dir()), None)
+    places = [path, *_folders_in(path)]
+    inside = next((place / name for place in places if os.path.isdir(place / name)), None)
     beside = path.resolve().parent / name
     if inside or not beside.is_dir():
         return inside
     classes = _folders_listed(beside)
-    return beside if any((place / each).is_dir() for place in places for each in classes) else None
+    found = any(os.path.isdir(place / each) for place in places for each in classes)
+    return beside if found else None
+
+
+def _folders_in(path: Path) -> list[Path]:
+    """By name; none where that may not be looked at, as in the lost+found of a disk."""
+    with suppress(OSError):
+        return sorted(each for each in path.iterdir() if os.path.isdir(each))
+    return []
 
 
 def _folders_listed(lists: Path) -> set[str]:
@@ -179,7 +188,7 @@ def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
 def _roots(path: Path, lists: Path) -> list[Path]:
     """Where listed paths may begin, likeliest first."""
     near = [path, lists, lists.parent, lists.parent.parent]
-    inside = [f for p in (path, lists.parent) for f in sorted(p.iterdir()) if f.is_dir()]
+    inside = [folder for p in (path, lists.parent) for folder in _folders_in(p)]
     return list(dict.fromkeys(near + inside))
 
 
@@ -195,17 +204,19 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
             return root
     heads = {start.lstrip("/").split("/")[0].casefold() for start in starts}
     for root in roots:
-        if any(_head(f, "/" in text) in heads for f in root.iterdir()):
+        if heads & _heads(root, "/" in text):
             return root
     tried, said = ", ".join(map(str, roots[:4])), shortened(text)
     raise DatasetError(f"{where}: {said!r} begins with no video under {tried}; name the root")
 
 
-def _head(path: Path, is_folder: bool) -> str | None:
-    """How a listed path may begin: a folder's name, or a video's, whose ending lists leave out."""
-    if is_folder:
-        return path.name.casefold() if path.is_dir() else None
-    return path.stem.casefold() if is_video_name(path.name) else None
+def _heads(root: Path, with_folder: bool) -> set[str]:
+    """How paths below `root` may begin: with a folder's name, or a video's without its ending."""
+    if with_folder:
+        return {folder.name.casefold() for folder in _folders_in(root)}
+    with suppress(OSError):
+        return {f.stem.casefold() for f in root.iterdir() if is_video_name(f.name)}
+    return set()
 
 
 def _class_file(path: Path) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """UCF101, HMDB51 and Kinetics as they are published, with the quirks they come with."""
 
+import errno
 import os
 from collections import Counter
 from pathlib import Path
@@ -134,6 +135,25 @@ def test_sets_that_share_a_folder_keep_to_their_own_lists(tmp_path):
     assert find_videos(tmp_path / "UCF-101").layout == "UCF101, split 01"
     assert find_videos(tmp_path / "hmdb51").layout == "HMDB51, split 1"
     assert find_videos(tmp_path / "mine").layout == "class folders"
+
+
+def test_a_folder_that_may_not_be_looked_at_ends_no_search(tmp_path, monkeypatch):
+    folder = tree(tmp_path / "disk", "a/1.avi", "b/2.avi", "lost+found/3.avi")
+
+    def refused(function, what):
+        def call(path, *args, **keywords):
+            if what in str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *args, **keywords)
+
+        return call
+
+    monkeypatch.setattr(os, "stat", refused(os.stat, "lost+found/"))
+    for listing in ("listdir", "scandir"):
+        monkeypatch.setattr(os, listing, refused(getattr(os, listing), "lost+found"))
+    assert names(find_videos(folder)) == ["a/1.avi", "b/2.avi"]
+    with pytest.raises(DatasetError, match="begins with no video"):
+        find_videos(text(folder / "list.txt", "3 0\n"))
 
 
 def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
