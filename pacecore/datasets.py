@@ -53,9 +53,9 @@ def find_videos(
     A folder: UCF101 and HMDB51 with their lists of splits, Kinetics with its tables, folders named
     train, val, test, lists train_NAME and test_NAME (.txt or .csv), class folders, folders of
     still pictures, or just videos. A file: a list of "path", "path label", "path label frames" or,
-    over folders of pictures, "path frames label"; a csv of either kind, or one that names its
-    columns; a JSON array of objects, as Something-Something and Diving48 have; an index written by
-    write_index, or one video.
+    over folders of pictures, "path frames label"; a csv of either kind, or whose first line names
+    its columns (path, label, frames, split; others are left alone); a JSON array of objects, as
+    Something-Something and Diving48 have; an index written by write_index, or one video.
 
     split: only this one. fold: 1 to 3 of UCF101 and HMDB51; of other lists the name, the number in
     it, or the rank.
@@ -89,7 +89,9 @@ def probe_all(
     on_progress: Callable[[int, int], None] | None = None,
     timeout_seconds: float = 600.0,
 ) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts the frames of every video that has none counted, `workers` at a time (0: one a core).
+    """Counts the frames of every video without info, `workers` at a time (0: one a core).
+
+    An index that was read back tells numbers of frames, but not where decoding can begin.
 
     Each in a process that may die, or hang for timeout_seconds, alone (run_jobs); workers=1: in
     this one. Returns the index of the readable ones, with num_frames and info, and the others with

@@ -1,21 +1,13 @@
 """The layouts that data sets of videos come in, and their quirks. Used through find_videos."""
 
+import csv
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import (
-    SPLIT_WORDS,
-    Listing,
-    add_list,
-    first_of,
-    lines_of,
-    shortened,
-    table_rows,
-    walk,
-)
+from pacecore.listing import SPLIT_WORDS, Listing, add_list, first_listed, lines_of, shortened, walk
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
@@ -36,8 +28,7 @@ def read_source(
         return read_index(path).of_fold(fold, path)
     if is_video_name(path.name):
         return _one_video(path)
-    rows = table_rows(path)
-    if _is_kinetics(rows):
+    if path.suffix.lower() == ".csv" and (rows := _kinetics_rows(path)) is not None:
         return _kinetics(root or path.parent, [(path, rows)])
     return _read_list(path, split, root, missing)
 
@@ -55,8 +46,8 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
     pairs = _list_pairs(lists)
     if pairs:
         return _listed([root] if root else _roots(path, lists), lists, pairs, fold, missing)
-    tables = [(table, table_rows(table)) for table in sorted(path.glob("*.csv"))]
-    tables = [(table, rows) for table, rows in tables if _is_kinetics(rows)]
+    tables = [(table, _kinetics_rows(table)) for table in sorted(path.glob("*.csv"))]
+    tables = [(table, rows) for table, rows in tables if rows is not None]
     if tables:
         return _kinetics(root or path, tables)
     return _plain(path)
@@ -146,7 +137,7 @@ def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
     pairs: dict[str, dict[str, Path]] = {}
     for path in sorted([*folder.glob("*.csv"), *folder.glob("*.txt")]):
         match = _LIST_NAME.match(path.name)
-        if match and not _is_kinetics(table_rows(path)):
+        if match and (path.suffix.lower() != ".csv" or _kinetics_rows(path) is None):
             pairs.setdefault(match[2].lower(), {})[match[1].lower()] = path
     return {name: pair for name, pair in pairs.items() if len(pair) > 1 and "train" in pair}
 
@@ -160,7 +151,7 @@ def _listed(
 ) -> VideoIndex:
     """UCF101, and any folder with train and test lists in it."""
     name = _fold_name(lists, list(pairs), fold)
-    listing = Listing(_find_root(first_of(pairs[name]["train"]), roots), missing)
+    listing = Listing(_find_root(first_listed(pairs[name]["train"]), roots), missing)
     for split, one in pairs[name].items():
         add_list(listing, one, split)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
@@ -197,9 +188,9 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
     where, text = first
     if len(roots) == 1:
         return roots[0]
-    words = re.split(r"[\s,;]+", text)
-    starts = [text[: text.find(word) + len(word)].strip('"') for word in words[:4] if word]
-    for root in roots:  # False also of what is no path
+    ends = [*(gap.start() for gap in re.finditer(r"[\s,]+", text[:4096])), len(text)]
+    starts = [text[:end].strip('"') for end in ends]
+    for root in roots:
         if any(os.path.exists(root / start) for start in starts):
             return root
     heads = {start.lstrip("/").split("/")[0].casefold() for start in starts}
@@ -207,7 +198,10 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
         if heads & _heads(root, "/" in text):
             return root
     tried, said = ", ".join(map(str, roots[:4])), shortened(text)
-    raise DatasetError(f"{where}: {said!r} begins with no video under {tried}; name the root")
+    raise DatasetError(
+        f"{where}: {said!r} begins with no video under {tried}; pacecore data index takes another"
+        " root by --root, and the first line of a .csv may name its columns: path, label, split"
+    )
 
 
 def _heads(root: Path, with_folder: bool) -> set[str]:
@@ -264,7 +258,7 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
         where = next(row[3] for row in listing.rows if not isinstance(row[2], int))
         raise DatasetError(f"{where}: has no number for a label, as other lines have")
     if None in said:
-        known = set(said)
+        known = set(said) - {None}
         rows = [_with_its_folder(row, known, listing.root) for row in listing.rows]
         if any(row[2] is None for row in rows):
             return listing.index(layout, ())
@@ -276,12 +270,12 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     return listing.index(layout, classes)
 
 
-def _with_its_folder(row: tuple, known: set[str | None], root: Path) -> tuple:
+def _with_its_folder(row: tuple, known: set[str], root: Path) -> tuple:
     """Where no class is said, the folder's name, which must be one that other lines say."""
     path, split, name, where, frames = row
     if name is None:
         name = next(iter(Path(os.path.relpath(path, root)).parts[-2:-1]), None)
-        if len(known) > 1 and name not in known:
+        if known and name not in known:
             raise DatasetError(f"{where}: has no class, as other lines have")
     return path, split, name, where, frames
 
@@ -304,8 +298,9 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     match = _LIST_NAME.match(path.name)
     pair = _list_pairs(path.parent).get(match[2].lower(), {}) if match and split else {}
     lists = {name: one for name, one in pair.items()} or {match[1].lower() if match else None: path}
+    first = first_listed(path)
     roots = [root] if root else _roots(path.parent, path.parent)
-    listing = Listing(_find_root(first_of(path), roots), missing)
+    listing = Listing(_find_root(first, roots), missing)
     for name, one in lists.items():
         add_list(listing, one, name)
     class_file = next((p for p in path.parent.glob("*") if p.name.lower() == "classind.txt"), None)
@@ -346,8 +341,16 @@ def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
 # Kinetics
 
 
-def _is_kinetics(rows: list[dict[str, str]]) -> bool:
-    return bool(rows) and _KINETICS_COLUMNS.issubset(rows[0])
+def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
+    """Rows of an official Kinetics table, or None if this is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            rows = csv.DictReader(text)
+            if not _KINETICS_COLUMNS.issubset(rows.fieldnames or ()):
+                return None
+            return list(rows)
+    except (UnicodeDecodeError, csv.Error):
+        return None
 
 
 def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:

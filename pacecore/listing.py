@@ -12,31 +12,21 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = [
-    "SPLIT_WORDS",
-    "Listing",
-    "add_list",
-    "first_of",
-    "lines_of",
-    "shortened",
-    "table_rows",
-    "walk",
-]
+__all__ = ["SPLIT_WORDS", "Listing", "add_list", "first_listed", "lines_of", "shortened", "walk"]
 
-_MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
-_MOST_FRAMES = 10**9
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
     "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-# Of the named columns of a table, the first that it has says which video and which class.
-# fmt: off
-_VIDEO_COLUMNS = (
-    "path", "video_path", "clip_path", "file_path", "filepath", "filename", "file_name", "file",
-    "video", "video_name", "vid_name", "id",
-)
-_CLASS_COLUMNS = ("template", "label", "class", "class_name", "category", "action")
-# fmt: on
+_COLUMNS = {
+    "path": ("path", "video", "filename", "file", "videopath", "filepath", "videofile", "clippath"),
+    "label": ("label", "class", "classname", "category", "action", "target"),
+    "frames": ("frames", "numframes", "framecount", "nframes"),
+    "split": ("split", "subset", "partition"),
+}  # names in a table's first line, by what they stand for; case and what is no letter left out
+
+_MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
+_MOST_FRAMES = 10**9
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
 
 
@@ -105,7 +95,8 @@ class Listing:
         """A listed video is not there."""
         if self.missing_rule == "error":
             raise DatasetError(
-                f"{where}: no video {name} under {self.root} (missing=skip leaves such out)"
+                f"{where}: no video {shortened(name)} under {self.root} (pacecore data index leaves"
+                " such out by --missing skip)"
             )
         self.missing.append((name, split))
 
@@ -128,28 +119,32 @@ class Listing:
 
 
 def add_list(listing: Listing, path: Path, split: str | None) -> None:
-    table = table_rows(path)
-    if _column(table, _VIDEO_COLUMNS):
-        _add_table(listing, path, table, split)
-        return
-    find, rows = _Lookup(listing.root), []
-    for where, text in lines_of(path):
-        video, columns = _parse_line(text, find)
-        if video is None:
-            listing.lose(shortened(text), split, where)
+    find, rows, named_columns = _Lookup(listing.root), [], False
+    for where, text, cells in _listed(path):
+        if cells is None:
+            video, columns = _parse_line(text, find)
+            named = None
         else:
-            rows.append((video, columns, where))
-    swapped = _frames_come_first(rows)
-    for video, columns, where in rows:
+            video, named_columns = find.direct(text) or find.alike(text), True
+            columns, named = [cells.get("label", ""), cells.get("frames", "")], cells.get("split")
+        if named is not None and named.lower() not in SPLIT_WORDS:
+            raise DatasetError(f"{where}: split must be train, val or test, got {named!r}")
+        part = split if named is None else SPLIT_WORDS[named.lower()]
+        if video is None:
+            listing.lose(text, part, where)
+        else:
+            rows.append((video, part, columns, where))
+    swapped = not named_columns and _frames_come_first(rows)
+    for video, part, columns, where in rows:
         label, frames = _columns(columns[1::-1] if swapped else columns, where)
-        listing.rows.append((video, split, label, where, frames))
+        listing.rows.append((video, part, label, where, frames))
 
 
-def _frames_come_first(rows: list[tuple[str, list[str], str]]) -> bool:
+def _frames_come_first(rows: list[tuple]) -> bool:
     """Whether lines over folders of pictures are "path frames label", as those of TSN and MMAction2
     are: by which of the two numbers is nearer to what the folders hold.
     """
-    said = ((video, *map(int, columns)) for video, columns, _ in rows if _two_numbers(columns))
+    said = ((video, *map(int, columns)) for video, _, columns, _ in rows if _two_numbers(columns))
     nearer = 0
     for video, first, second in islice((one for one in said if os.path.isdir(one[0])), 100):
         held = len(picture_files(video))
@@ -161,61 +156,73 @@ def _two_numbers(columns: list[str]) -> bool:
     return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
 
 
-def table_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a csv whose first line names its columns, or of a JSON array of objects, as those of
-    Something-Something and Diving48; none of anything else.
+def first_listed(path: Path) -> tuple[str, str]:
+    """Where the first video of a list stands, and what the list says there, of a table its path.
+
+    Raises DatasetError for an empty list.
     """
-    ending = path.suffix.lower()
-    if ending not in (".csv", ".json"):
-        return []
+    for where, text, _ in _listed(path):
+        return where, text
+    raise DatasetError(f"{path}: is empty")
+
+
+def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
+    """(where, line, None) of each line; in a table whose first line names its columns, (where,
+    path, what stands in the columns known).
+    """
+    if path.suffix.lower() == ".json":
+        yield from _objects(path)
+        return
+    tab, places = False, None
+    for number, (where, text) in enumerate(lines_of(path)):
+        if number == 0 and path.suffix.lower() in (".csv", ".tsv"):
+            tab = "\t" in text
+            if places := _places(_cells(text, tab)):
+                continue
+        if places:
+            row = _cells(text, tab)
+            cells = {name: row[at] for name, at in places.items() if at < len(row)}
+            if not cells.get("path"):
+                raise DatasetError(f"{where}: names no video, got {text!r}")
+            yield where, cells["path"], cells
+        else:
+            yield where, text, None
+
+
+def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """As of a table, of a JSON array of objects: those of Something-Something and Diving48."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            rows = json.load(text) if ending == ".json" else list(csv.DictReader(text))
-        return [{str(name).strip().lower(): _said(row[name]) for name in row} for row in rows]
-    except (ValueError, TypeError, RecursionError, csv.Error):
-        return []
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        for number, row in enumerate(rows, 1):
+            name = row["id"] if "id" in row else row["vid_name"]
+            label = row.get("template", row.get("label"))
+            yield f"{path} row {number}", str(name), {"label": "" if label is None else str(label)}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        rule = "must be an array of objects that name a video by id or vid_name"
+        raise DatasetError(f"{path}: {rule}") from None
 
 
-def _said(value: object) -> str:
-    return "" if value is None else str(value).strip()
+def _cells(text: str, tab: bool) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([text], delimiter="\t" if tab else ","))]
+    except csv.Error:  # a field too long for it
+        return [text]
 
 
-def _column(rows: list[dict[str, str]], names: tuple[str, ...]) -> str:
-    return next((name for name in names if rows and name in rows[0]), "")
+def shortened(text: str) -> str:
+    """A line as errors name it: a file that is no list may be all one line."""
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
-def _add_table(
-    listing: Listing, path: Path, rows: list[dict[str, str]], of_list: str | None
-) -> None:
-    find = _Lookup(listing.root)
-    video, label = _column(rows, _VIDEO_COLUMNS), _column(rows, _CLASS_COLUMNS)
-    for number, row in enumerate(rows, 1):
-        where, name, split = f"{path} row {number}", row.get(video, ""), of_list
-        if row.get("split"):
-            split = SPLIT_WORDS.get(row["split"].lower())
-            if split is None:
-                raise DatasetError(
-                    f"{where}: split must be train, val or test, got {row['split']!r}"
-                )
-        found = find.direct(name) or find.alike(name)
-        if found is None:
-            listing.lose(shortened(name), split, where)
-            continue
-        said, _ = _columns([row[label]] if row.get(label) else [], where)
-        listing.rows.append((found, split, said, where, None))
-
-
-def first_of(path: Path) -> tuple[str, str]:
-    """Where a list names its first video, and the text that begins with it. Raises DatasetError for
-    an empty list.
-    """
-    rows = table_rows(path)
-    if column := _column(rows, _VIDEO_COLUMNS):
-        return f"{path} row 1", rows[0][column]
-    first = next(iter(lines_of(path)), None)
-    if first is None:
-        raise DatasetError(f"{path}: is empty")
-    return first
+def _places(names: list[str]) -> dict[str, int] | None:
+    """Where the columns known are, by a table's first line; None where it names none of videos."""
+    plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
+    found = {
+        what: next((plain.index(word) for word in words if word in plain), None)
+        for what, words in _COLUMNS.items()
+    }
+    known = {what: place for what, place in found.items() if place is not None}
+    return known if "path" in known else None
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:
@@ -231,43 +238,33 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path} line {number}", line.strip()
 
 
-def shortened(text: str) -> str:
-    """A line as errors name it: a file that is no list may be all one line."""
-    return text if len(text) <= 200 else text[:200] + " ..."
-
-
 def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
-    """(video, columns after it). Names may hold spaces: the longest text that is a video wins, but
-    where the line is a table's, whose columns may hold them too.
+    """(video, columns after it). Names may hold spaces and commas, and labels of a csv too: the
+    longest text that is a video wins.
     """
-    gaps = list(re.finditer(r"[\s,]+", text))[:-3:-1]
-    cuts = [(text[: gap.start()], re.split(r"[\s,]+", text[gap.end() :])) for gap in gaps]
-    tables = [_cells(text, mark) for mark in "\t;," if mark in text]
-    cuts = [(text, []), *((cells[0], cells[1:]) for cells in tables), *cuts]
+    field = r'"[^"]*"|[^\t]+' if "\t" in text else r'"[^"]*"|[^,]+'
+    fields = [each.strip(' "') for each in re.findall(field, text)]
+    readings = [(text.strip('"'), []), ("".join(fields[:1]), fields[1:])]
+    for gap in list(re.finditer(r"[\s,]+", text))[-2:]:
+        name, rest = text[: gap.start()], text[gap.end() :]
+        readings.append((name.strip('"'), re.findall(r'[^\s,"]+', rest)))
+    readings.sort(key=lambda reading: -len(reading[0]))
     for look in (find.direct, find.alike):
-        for name, columns in cuts:
-            path = look(name.strip('"'))
+        for name, columns in readings:
+            path = look(name)
             if path is not None:
                 return path, columns
     return None, []
 
 
-def _cells(text: str, mark: str) -> list[str]:
-    try:
-        cells = next(csv.reader([text], delimiter=mark, skipinitialspace=True))
-        return [cell.strip() for cell in cells]
-    except csv.Error:  # too long for it
-        return [text]
-
-
 def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | None]:
     """(label or class name, frames) from the columns after the path."""
     label: int | str | None = None
-    if columns:
+    if columns and columns[0]:
         label = columns[0]
         if re.fullmatch(r"-?\d+", label):
             label = _number(label, 0, _MOST_LABEL, f"{where}: label")
-    if len(columns) < 2:
+    if len(columns) < 2 or not columns[1]:
         return label, None
     return label, _number(columns[1], 1, _MOST_FRAMES, f"{where}: frames")
 

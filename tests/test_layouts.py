@@ -161,7 +161,7 @@ def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
     tree(videos, "a/1.avi", "b/2.avi", "wave/3.avi")
     for split, line in (("train", "a/1.avi"), ("test", "b/2.avi")):
         text(lists / f"{split}.txt", line + "\n")
-    with pytest.raises(DatasetError, match="name the root"):
+    with pytest.raises(DatasetError, match="takes another root by --root"):
         find_videos(lists)
     assert names(find_videos(lists, root=videos)) == ["a/1.avi", "b/2.avi"]
     hmdb = lists / "testTrainMulti_7030_splits"
@@ -183,6 +183,19 @@ def test_lists_of_train_and_test_as_csv(tmp_path):
     index = find_videos(tmp_path)
     assert [(e.name, e.split) for e in index.entries] == named
     assert [e.class_name for e in index.entries] == ["a", "a", "b", "b"]
+
+
+def test_lists_of_something_something_and_diving48(tmp_path):
+    folder = tree(tmp_path / "videos", "1.webm", "2.webm")
+    some = '[{"id": "2", "label": "Holding a cup", "template": "Holding [something]"}, {"id": "1"}]'
+    with pytest.raises(DatasetError, match="row 2: has no class, as other lines have"):
+        find_videos(text(tmp_path / "some.json", some))  # the root is found
+    diving = '[{"vid_name": "1", "label": 3, "end_frame": 9}, {"vid_name": "2", "label": 0}]'
+    index = find_videos(text(tmp_path / "diving.json", diving), root=folder)
+    assert [(e.name, e.label) for e in index.entries] == [("1.webm", 3), ("2.webm", 0)]
+    for other in ("{}", "[1]", "[[]]", "[" * 99999, '[{"url": "2.webm"}]', "x"):
+        with pytest.raises(DatasetError, match=r"must be an array of objects|is empty"):
+            find_videos(text(tmp_path / "other.json", other))
 
 
 def test_kinetics(tmp_path):
