@@ -16,7 +16,7 @@ from pacecore.frames import Frames
 from pacecore.index import VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.sampling import loop_share
-from pacecore.video import VideoError, VideoInfo, decode, decode_all, probe
+from pacecore.video import VideoError, VideoInfo, decode, decode_all, probe, turned
 
 __all__ = ["data_check"]
 
@@ -108,6 +108,8 @@ def _check_video(clip_frames: int, path: str) -> _Checked:
         for part in decode_all(path):
             digests += _digests(part)
             sizes |= dict.fromkeys(map(tuple, part.table[:, 3:5].tolist()))
+        if degrees := turned(path):
+            find("turned", f"is to be shown turned by {degrees} degrees, and taken as it is stored")
     except VideoError as error:
         after = f" (after {len(digests)} frames)" if digests else ""
         find("unreadable", error.reason + after)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,17 @@ def test_finds_what_is_planted(folder):
     assert shares == sorted(shares)
     assert seen == [(n, 9) for n in range(1, 10)]
     json.dumps(report)
+
+
+def test_a_video_that_a_phone_held_upright_is_named(tmp_path):
+    video = write_video(tmp_path / "phone.mp4", "libx264", frames=16)
+    content = bytearray(video.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # a, b, u, c, d; ISO/IEC 14496-12, 8.3.2
+    content[matrix : matrix + 20] = struct.pack(">5i", 0, 1 << 16, 0, -(1 << 16), 0)
+    video.write_bytes(content)
+    (finding,) = data_check(find_videos(tmp_path), workers=1)["findings"]
+    assert finding["kind"] == "turned"
+    assert finding["detail"].startswith("is to be shown turned by 90 degrees")
 
 
 def test_sizes_within_a_video_are_told_in_their_order(tmp_path):

@@ -6,9 +6,9 @@ from pacecore.video.container import MAX_PIXELS, VideoError
 from pacecore.video.probing import VideoInfo, probe
 
 if TYPE_CHECKING:  # else at first use: frames are torch's, which a process that probes does without
-    from pacecore.video.decoding import decode, decode_all
+    from pacecore.video.decoding import decode, decode_all, turned
 
-__all__ = ["MAX_PIXELS", "VideoError", "VideoInfo", "decode", "decode_all", "probe"]
+__all__ = ["MAX_PIXELS", "VideoError", "VideoInfo", "decode", "decode_all", "probe", "turned"]
 
 
 def __getattr__(name: str) -> Any:

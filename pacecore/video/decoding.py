@@ -25,7 +25,7 @@ from pacecore.video.container import (
 )
 from pacecore.video.probing import VideoInfo, by_presentation, probe
 
-__all__ = ["decode", "decode_all"]
+__all__ = ["decode", "decode_all", "turned"]
 
 # Frames between two wanted ones that cost about as much to decode as a seek and its flush.
 _SEEK_GAP = 1
@@ -75,6 +75,17 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
                 sink = FrameSink(chunk, stream.codec_context.name, planar=planar)
         if len(sink):
             yield sink.frames()
+
+
+def turned(path: str | Path) -> int:
+    """Degrees clockwise that the file says its frames be turned by to be shown; of pictures 0.
+
+    Raises VideoError where its first frame cannot be read.
+    """
+    if Path(path).is_dir():
+        return 0
+    with opened(path) as (container, stream):
+        return next((-frame.rotation % 360 for frame in decoded(path, stream, container)), 0)
 
 
 def _decode_from_start(path: str | Path, wanted: np.ndarray, timeline: Timeline) -> Frames:
