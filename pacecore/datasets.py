@@ -51,10 +51,11 @@ def find_videos(
     """Reads `source` in whichever layout it has.
 
     A folder: UCF101 and HMDB51 with their lists of splits, Kinetics with its tables, folders named
-    train, val, test, pairs of lists train_NAME.txt and test_NAME.txt, class folders, folders of
-    still pictures, or just videos. A file: a list of "path", "path label" or "path label frames",
-    a csv of either kind, or whose first line names its columns (path, label, frames, split; others
-    are left alone), an index written by write_index, or one video.
+    train, val, test, lists train_NAME and test_NAME (.txt or .csv), class folders, folders of
+    still pictures, or just videos. A file: a list of "path", "path label", "path label frames" or,
+    over folders of pictures, "path frames label"; a csv of either kind, or whose first line names
+    its columns (path, label, frames, split; others are left alone); a JSON array of objects, as
+    Something-Something and Diving48 have; an index written by write_index, or one video.
 
     split: only this one. fold: 1 to 3 of UCF101 and HMDB51; of other lists the name, the number in
     it, or the rank.

@@ -3,17 +3,18 @@
 import csv
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import SPLIT_WORDS, Listing, add_list, first_listed, lines_of, walk
+from pacecore.listing import SPLIT_WORDS, Listing, add_list, first_listed, lines_of, shortened, walk
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
 
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
-_LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.txt$", re.I)
+_LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.(?:txt|csv)$", re.I)
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
 
@@ -58,13 +59,21 @@ def _beside_or_inside(path: Path, name: str) -> Path | None:
     """
     if path.name == name:
         return path
-    places = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
-    inside = next((place / name for place in places if (place / name).is_dir()), None)
+    places = [path, *_folders_in(path)]
+    inside = next((place / name for place in places if os.path.isdir(place / name)), None)
     beside = path.resolve().parent / name
     if inside or not beside.is_dir():
         return inside
     classes = _folders_listed(beside)
-    return beside if any((place / each).is_dir() for place in places for each in classes) else None
+    found = any(os.path.isdir(place / each) for place in places for each in classes)
+    return beside if found else None
+
+
+def _folders_in(path: Path) -> list[Path]:
+    """By name; none where that may not be looked at, as in the lost+found of a disk."""
+    with suppress(OSError):
+        return sorted(each for each in path.iterdir() if os.path.isdir(each))
+    return []
 
 
 def _folders_listed(lists: Path) -> set[str]:
@@ -126,9 +135,9 @@ def _plain(path: Path) -> VideoIndex:
 def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
     """Lists by name and split: {"01": {"train": trainlist01.txt, "test": testlist01.txt}}."""
     pairs: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted([*folder.glob("*.csv"), *folder.glob("*.txt")]):
         match = _LIST_NAME.match(path.name)
-        if match:
+        if match and (path.suffix.lower() != ".csv" or _kinetics_rows(path) is None):
             pairs.setdefault(match[2].lower(), {})[match[1].lower()] = path
     return {name: pair for name, pair in pairs.items() if len(pair) > 1 and "train" in pair}
 
@@ -170,30 +179,38 @@ def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
 def _roots(path: Path, lists: Path) -> list[Path]:
     """Where listed paths may begin, likeliest first."""
     near = [path, lists, lists.parent, lists.parent.parent]
-    inside = [f for p in (path, lists.parent) for f in sorted(p.iterdir()) if f.is_dir()]
+    inside = [folder for p in (path, lists.parent) for folder in _folders_in(p)]
     return list(dict.fromkeys(near + inside))
 
 
 def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
-    """The folder under which the first listed video, or at least its folder, is."""
+    """The folder under which the first listed video, or at least its folder, is; the only one."""
     where, text = first
+    if len(roots) == 1:
+        return roots[0]
+    ends = [*(gap.start() for gap in re.finditer(r"[\s,]+", text[:4096])), len(text)]
+    starts = [text[:end].strip('"') for end in ends]
     for root in roots:
-        if _parse_exact(text, root):
+        if any(os.path.exists(root / start) for start in starts):
             return root
-    head = text.split("/")[0].casefold()
+    heads = {start.lstrip("/").split("/")[0].casefold() for start in starts}
     for root in roots:
-        if "/" in text and any(f.name.casefold() == head for f in root.iterdir() if f.is_dir()):
+        if heads & _heads(root, "/" in text):
             return root
-    tried = ", ".join(map(str, roots[:4]))
+    tried, said = ", ".join(map(str, roots[:4])), shortened(text)
     raise DatasetError(
-        f"{where}: {text!r} begins with no video under {tried}; pacecore data index takes another"
+        f"{where}: {said!r} begins with no video under {tried}; pacecore data index takes another"
         " root by --root, and the first line of a .csv may name its columns: path, label, split"
     )
 
 
-def _parse_exact(text: str, root: Path) -> bool:
-    ends = [*(gap.start() for gap in re.finditer(r"[\s,]+", text)), len(text)]
-    return any(os.path.exists(root / text[:end].strip('"')) for end in ends)
+def _heads(root: Path, with_folder: bool) -> set[str]:
+    """How paths below `root` may begin: with a folder's name, or a video's without its ending."""
+    if with_folder:
+        return {folder.name.casefold() for folder in _folders_in(root)}
+    with suppress(OSError):
+        return {f.stem.casefold() for f in root.iterdir() if is_video_name(f.name)}
+    return set()
 
 
 def _class_file(path: Path) -> tuple[str, ...]:
@@ -240,19 +257,27 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     if numbers:
         where = next(row[3] for row in listing.rows if not isinstance(row[2], int))
         raise DatasetError(f"{where}: has no number for a label, as other lines have")
-    if any(label is None for label in said):
-        folders = [Path(os.path.relpath(row[0], listing.root)).parts for row in listing.rows]
-        if not all(len(parts) > 1 for parts in folders):
+    if None in said:
+        known = set(said) - {None}
+        rows = [_with_its_folder(row, known, listing.root) for row in listing.rows]
+        if any(row[2] is None for row in rows):
             return listing.index(layout, ())
-        listing.rows = [
-            (row[0], row[1], parts[-2], row[3], row[4])
-            for row, parts in zip(listing.rows, folders, strict=True)
-        ]
+        listing.rows = rows
     classes = tuple(sorted({row[2] for row in listing.rows}))
     if len(classes) == 1:  # one folder around all is no class
         listing.rows = [(p, s, None, w, f) for p, s, _, w, f in listing.rows]
         classes = ()
     return listing.index(layout, classes)
+
+
+def _with_its_folder(row: tuple, known: set[str], root: Path) -> tuple:
+    """Where no class is said, the folder's name, which must be one that other lines say."""
+    path, split, name, where, frames = row
+    if name is None:
+        name = next(iter(Path(os.path.relpath(path, root)).parts[-2:-1]), None)
+        if known and name not in known:
+            raise DatasetError(f"{where}: has no class, as other lines have")
+    return path, split, name, where, frames
 
 
 def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:

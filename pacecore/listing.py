@@ -1,16 +1,18 @@
 """Videos that lists name: found under a root, with what each line says of them."""
 
 import csv
+import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = ["SPLIT_WORDS", "Listing", "add_list", "first_listed", "lines_of", "walk"]
+__all__ = ["SPLIT_WORDS", "Listing", "add_list", "first_listed", "lines_of", "shortened", "walk"]
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
@@ -75,7 +77,7 @@ class _Lookup:
                 key = video.relative_to(self.root).as_posix().casefold()
                 self._folded.setdefault(key, str(video))
                 self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
-        key = name.removeprefix("./").casefold()
+        key = name.removeprefix("./").lstrip("/").casefold()
         stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
         return self._folded.get(key) or self._folded.get(stem)
 
@@ -93,8 +95,8 @@ class Listing:
         """A listed video is not there."""
         if self.missing_rule == "error":
             raise DatasetError(
-                f"{where}: no video {name} under {self.root} (pacecore data index leaves such out"
-                " by --missing skip)"
+                f"{where}: no video {shortened(name)} under {self.root} (pacecore data index leaves"
+                " such out by --missing skip)"
             )
         self.missing.append((name, split))
 
@@ -117,22 +119,41 @@ class Listing:
 
 
 def add_list(listing: Listing, path: Path, split: str | None) -> None:
-    find = _Lookup(listing.root)
+    find, rows, named_columns = _Lookup(listing.root), [], False
     for where, text, cells in _listed(path):
         if cells is None:
             video, columns = _parse_line(text, find)
             named = None
         else:
-            video = find.direct(text) or find.alike(text)
+            video, named_columns = find.direct(text) or find.alike(text), True
             columns, named = [cells.get("label", ""), cells.get("frames", "")], cells.get("split")
         if named is not None and named.lower() not in SPLIT_WORDS:
             raise DatasetError(f"{where}: split must be train, val or test, got {named!r}")
         part = split if named is None else SPLIT_WORDS[named.lower()]
         if video is None:
             listing.lose(text, part, where)
-            continue
-        label, frames = _columns(columns, where)
+        else:
+            rows.append((video, part, columns, where))
+    swapped = not named_columns and _frames_come_first(rows)
+    for video, part, columns, where in rows:
+        label, frames = _columns(columns[1::-1] if swapped else columns, where)
         listing.rows.append((video, part, label, where, frames))
+
+
+def _frames_come_first(rows: list[tuple]) -> bool:
+    """Whether lines over folders of pictures are "path frames label", as those of TSN and MMAction2
+    are: by which of the two numbers is nearer to what the folders hold.
+    """
+    said = ((video, *map(int, columns)) for video, _, columns, _ in rows if _two_numbers(columns))
+    nearer = 0
+    for video, first, second in islice((one for one in said if os.path.isdir(one[0])), 100):
+        held = len(picture_files(video))
+        nearer += abs(second - held) - abs(first - held)
+    return nearer > 0
+
+
+def _two_numbers(columns: list[str]) -> bool:
+    return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
 
 
 def first_listed(path: Path) -> tuple[str, str]:
@@ -149,6 +170,9 @@ def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
     """(where, line, None) of each line; in a table whose first line names its columns, (where,
     path, what stands in the columns known).
     """
+    if path.suffix.lower() == ".json":
+        yield from _objects(path)
+        return
     tab, places = False, None
     for number, (where, text) in enumerate(lines_of(path)):
         if number == 0 and path.suffix.lower() in (".csv", ".tsv"):
@@ -165,8 +189,29 @@ def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
             yield where, text, None
 
 
+def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """As of a table, of a JSON array of objects: those of Something-Something and Diving48."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        for number, row in enumerate(rows, 1):
+            name = row["id"] if "id" in row else row["vid_name"]
+            label = row.get("template", row.get("label"))
+            yield f"{path} row {number}", str(name), {"label": "" if label is None else str(label)}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        rule = "must be an array of objects that name a video by id or vid_name"
+        raise DatasetError(f"{path}: {rule}") from None
+
+
 def _cells(text: str, tab: bool) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([text], delimiter="\t" if tab else ","))]
+    try:
+        return [cell.strip() for cell in next(csv.reader([text], delimiter="\t" if tab else ","))]
+    except csv.Error:  # a field too long for it
+        return [text]
+
+
+def shortened(text: str) -> str:
+    """A line as errors name it: a file that is no list may be all one line."""
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 def _places(names: list[str]) -> dict[str, int] | None:

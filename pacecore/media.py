@@ -11,6 +11,8 @@ _VIDEO_ENDINGS = {
     "asf", "ogv", "3gp", "3g2", "vob", "gif", "mxf", "y4m",
 }
 # fmt: on
+# What TSN and MMAction2 lay beside the frames img_00001.jpg: the optical flow, in pictures too.
+_FLOW = re.compile(r"(flow_)?[xy]_\d+")
 _PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -21,8 +23,9 @@ def is_video_name(name: str) -> bool:
 
 def picture_files(folder: str | Path) -> list[Path]:
     """The pictures in a folder, by the numbers in their names: img_2 before img_10; not hidden
-    ones, such as the ._img_2 that macOS leaves beside each.
+    ones, such as the ._img_2 that macOS leaves beside each, nor optical flow beside frames.
     """
     visible = (p for p in Path(folder).iterdir() if not p.name.startswith("."))
     pictures = [p for p in visible if p.suffix.lower() in _PICTURE_ENDINGS]
+    pictures = [p for p in pictures if not _FLOW.fullmatch(p.stem)] or pictures
     return sorted(pictures, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))

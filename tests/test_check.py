@@ -78,6 +78,15 @@ def test_a_video_that_a_phone_held_upright_is_named(tmp_path):
     assert finding["detail"].startswith("is to be shown turned by 90 degrees")
 
 
+def test_sizes_within_a_video_are_told_in_their_order(tmp_path):
+    sizes = (64, 48)
+    parts = [write_video(tmp_path / f"{h}.ts", "mpeg2video", size=(h, 64)) for h in sizes]
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    report = data_check(find_videos(tmp_path / "all"), workers=1)
+    assert [f["detail"] for f in report["findings"]] == ["64 x 64 then 48 x 64"]
+
+
 def test_a_frame_that_seeking_gets_wrong_is_found(folder, monkeypatch):
     from pacecore.video import decoding
 

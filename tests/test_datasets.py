@@ -196,6 +196,12 @@ def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
         ("Archery/v2", 1, 4),
     ]
     assert find_videos(listed).entries == index.entries  # the root is found next to the list
+    # As TSN and MMAction2 write them; what was extracted since may differ from what was listed.
+    text(listed, "ApplyLipstick/v 1 4 1\nArchery/v2 5 2\n")
+    assert [(e.label, e.class_name, e.num_frames) for e in find_videos(listed).entries] == [
+        (0, "ApplyLipstick", 4),
+        (1, "Archery", 5),
+    ]
 
 
 def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
@@ -241,6 +247,8 @@ def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
         "path,frames\ne/f.avi,x\n": "line 2: frames must be from 1 to 1000000000, got x$",
         "path,label\ne/h.avi,x\n": "line 2: no video e/h.avi under",
         "path,label\n": "is empty$",
+        "path,label\ne/f.avi,jump\ne/g.avi,\n": "line 3: has no class, as other lines have$",
+        "x" * 200_000 + "\n": "line 1: .* begins with no video under",
     }.items():
         with pytest.raises(DatasetError, match=message):
             find_videos(text(tmp_path / "wrong.csv", content))
@@ -250,6 +258,9 @@ def test_lists_leave_the_ending_out(tmp_path):
     tree(tmp_path, "walk/a.avi", "walk/b.avi", "run/c.avi")
     listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b 1\nrun/c 0\n")
     assert names(find_videos(listed)) == ["run/c.avi", "walk/a.avi", "walk/b.avi"]
+    tree(tmp_path / "flat", "one a.avi", "one_b.avi")
+    for flat in (tmp_path / "flat", tmp_path):  # beside the list, and in a folder beside it
+        assert len(find_videos(text(flat / "l.txt", "one a 1\none_b 0\n"))) == 2
 
 
 def test_list_errors_name_file_line_rule_and_value(tmp_path):
@@ -257,6 +268,8 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
     for content, message in {
         "": "is empty",
         "none/x.avi 1\n": "line 1: .*begins with no video under .* another root by --root, and the",
+        f"none {'x' * 999}\n": r"line 1: .*x \.\.\.' begins with no video under",
+        f"a.avi 0\nc {',' * 200_000}\n": r"line 2: no video c ,*, \.\.\. under",
         "a.avi 0\nc.avi 1\n": "line 2: no video c.avi 1 under",
         "a.avi 0\nb.avi -1\n": "line 2: label must be from 0 to 1000000, got -1$",
         "a.avi 0\nb.avi 1000001\n": "line 2: label must be from 0 to 1000000, got 1000001$",

@@ -1,5 +1,6 @@
 """UCF101, HMDB51 and Kinetics as they are published, with the quirks they come with."""
 
+import errno
 import os
 from collections import Counter
 from pathlib import Path
@@ -136,6 +137,25 @@ def test_sets_that_share_a_folder_keep_to_their_own_lists(tmp_path):
     assert find_videos(tmp_path / "mine").layout == "class folders"
 
 
+def test_a_folder_that_may_not_be_looked_at_ends_no_search(tmp_path, monkeypatch):
+    folder = tree(tmp_path / "disk", "a/1.avi", "b/2.avi", "lost+found/3.avi")
+
+    def refused(function, what):
+        def call(path, *args, **keywords):
+            if what in str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *args, **keywords)
+
+        return call
+
+    monkeypatch.setattr(os, "stat", refused(os.stat, "lost+found/"))
+    for listing in ("listdir", "scandir"):
+        monkeypatch.setattr(os, listing, refused(getattr(os, listing), "lost+found"))
+    assert names(find_videos(folder)) == ["a/1.avi", "b/2.avi"]
+    with pytest.raises(DatasetError, match="begins with no video"):
+        find_videos(text(folder / "list.txt", "3 0\n"))
+
+
 def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
     lists, videos = tmp_path / "deep" / "down" / "lists", tmp_path / "elsewhere" / "videos"
     tree(videos, "a/1.avi", "b/2.avi", "wave/3.avi")
@@ -150,6 +170,32 @@ def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
     kinetics = "label,youtube_id,time_start,time_end\n"
     text(tmp_path / "tables" / "train.csv", kinetics + "x,3,0,10\n")
     assert names(find_videos(tmp_path / "tables", root=videos)) == ["wave/3.avi"]
+
+
+def test_lists_of_train_and_test_as_csv(tmp_path):
+    tree(tmp_path, "a/1.avi", "a/2.avi", "b/1.avi", "b/2.avi")
+    text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")  # as SlowFast has them
+    text(tmp_path / "test.csv", "a/2.avi 0\nb/2.avi 1\n")
+    named = [("a/1.avi", "train"), ("a/2.avi", "test"), ("b/1.avi", "train"), ("b/2.avi", "test")]
+    assert [(e.name, e.split) for e in find_videos(tmp_path).entries] == named
+    text(tmp_path / "test.csv", "clip_name,clip_path,label\n2,/a/2.avi,a\n2,/b/2.avi,b\n")
+    text(tmp_path / "train.csv", "clip_name,clip_path,label\n1,/a/1.avi,a\n1,/b/1.avi,b\n")
+    index = find_videos(tmp_path)
+    assert [(e.name, e.split) for e in index.entries] == named
+    assert [e.class_name for e in index.entries] == ["a", "a", "b", "b"]
+
+
+def test_lists_of_something_something_and_diving48(tmp_path):
+    folder = tree(tmp_path / "videos", "1.webm", "2.webm")
+    some = '[{"id": "2", "label": "Holding a cup", "template": "Holding [something]"}, {"id": "1"}]'
+    with pytest.raises(DatasetError, match="row 2: has no class, as other lines have"):
+        find_videos(text(tmp_path / "some.json", some))  # the root is found
+    diving = '[{"vid_name": "1", "label": 3, "end_frame": 9}, {"vid_name": "2", "label": 0}]'
+    index = find_videos(text(tmp_path / "diving.json", diving), root=folder)
+    assert [(e.name, e.label) for e in index.entries] == [("1.webm", 3), ("2.webm", 0)]
+    for other in ("{}", "[1]", "[[]]", "[" * 99999, '[{"url": "2.webm"}]', "x"):
+        with pytest.raises(DatasetError, match=r"must be an array of objects|is empty"):
+            find_videos(text(tmp_path / "other.json", other))
 
 
 def test_kinetics(tmp_path):

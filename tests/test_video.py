@@ -1,6 +1,7 @@
 """Frames out of files: the ones asked for, as the decoder gives them, whatever the container."""
 
 import os
+import shutil
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -243,6 +244,12 @@ def test_a_folder_of_pictures_is_a_video(tmp_path):
         expected = reference_luma(folder / f"img_{number}.jpg")[0]
         np.testing.assert_array_equal(luma(frames, row), expected)
     assert sum(len(part) for part in decode_all(folder, chunk=5)) == 12
+    for flow in ("x_00001.jpg", "flow_y_00001.jpg"):  # as TSN and MMAction2 lay beside frames
+        shutil.copy(folder / "img_1.jpg", folder / flow)
+    assert probe(folder).num_frames == 12
+    (folder / "img_3.jpg").unlink()
+    with pytest.raises(VideoError, match="frames: has 11 pictures, frame 11 was asked for"):
+        decode(folder, np.array([0, 11]), info)
 
 
 def test_decode_all_in_parts(tmp_path):

@@ -185,6 +185,8 @@ def _packets_from(
 
 def _decode_pictures(path: str | Path, wanted: np.ndarray, *, planar: bool = False) -> Frames:
     files = picture_files(path)
+    if wanted[-1] >= len(files):  # some went after they were counted
+        raise VideoError(path, f"has {len(files)} pictures, frame {wanted[-1]} was asked for")
     sink = None
     for number in wanted:
         with opened(files[number]) as (container, stream):
