@@ -32,7 +32,7 @@ def write(path, content):
 def pretraining(folder, accuracy, **changes):
     options = asdict(TrainOptions(data="/data/ucf", **changes).resolved())
     write(folder / "summary.json", {"options": options, "results": {}, "time": "3 s"})
-    write(folder / "test.json", {"kind": "pretrain", "pace_accuracy": accuracy})
+    write(folder / "test.json", {"pace_accuracy": accuracy, "trained_with": options})
     return options
 
 
@@ -377,9 +377,10 @@ def test_folders_without_results(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PacecoreError, match=r"empty: holds no summary\.json, test\.json or"):
         read_run(tmp_path / "empty")
-    (tmp_path / "empty" / "test.json").write_text("{")
-    with pytest.raises(PacecoreError, match=r"test\.json: not a record of pacecore"):
-        read_run(tmp_path / "empty")
+    for name, text in (("retrieve-a", '{"top1": 1}'), ("test", '["a"]'), ("summary", "{")):
+        (tmp_path / "empty" / f"{name}.json").write_text(text)
+        with pytest.raises(PacecoreError, match=rf"{name}\.json: not a record of pacecore"):
+            read_run(tmp_path / "empty")
     finetuning(tmp_path / "run", 0.7, {})
     with pytest.raises(PacecoreError, match="named twice"):
         make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")
