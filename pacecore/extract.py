@@ -260,13 +260,15 @@ class _Writer:
             fresh.clear()
 
         any_rank(False)  # all ranks have the same list before any writes
-        for video, outputs in self.runner.run(self.source, remaining):
-            rows = outputs[0]
-            values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
-            fresh.append(video)
-            if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
-                flush()
-        flush()
+        try:
+            for video, outputs in self.runner.run(self.source, remaining):
+                rows = outputs[0]
+                values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
+                fresh.append(video)
+                if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
+                    flush()
+        finally:  # also of Ctrl-C
+            flush()
         self.bad |= merge_over_ranks(self.runner.unreadable)
 
     def _feature_size(self) -> int:

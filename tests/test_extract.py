@@ -105,7 +105,6 @@ def test_a_stopped_run_goes_on_and_a_whole_one_is_not_made_again(checkpoint, tmp
     trained = load_trained(checkpoint)
     options = options_of(tmp_path / "stopped", stage="gap", split="train", batch_clips=4)
     with monkeypatch.context() as patch:
-        patch.setattr("pacecore.extract._ROWS_BETWEEN_FLUSHES", 1)
         counting(patch, stop_after=4)
         with pytest.raises(KeyboardInterrupt):
             run_extract(trained, options)
