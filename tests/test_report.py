@@ -22,17 +22,24 @@ from pacecore.runs import read_run
 from pacecore.video_writer import write_png
 
 CLASSES = ["a", "b"]
+FIGURE = {
+    "table": "5", "network": "r21d", "method": "pace + same context", "paces": "",
+    "pretraining": "UCF101", "data": "UCF101", "source": "made for the test",
+}  # fmt: skip
 
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+    return path
 
 
 def pretraining(folder, accuracy, **changes):
     options = asdict(TrainOptions(data="/data/ucf", **changes).resolved())
-    write(folder / "summary.json", {"options": options, "results": {}, "time": "3 s"})
-    write(folder / "test.json", {"pace_accuracy": accuracy, "trained_with": options})
+    results = {"pace_accuracy": accuracy - 0.2}  # by fewer clips
+    write(folder / "summary.json", {"options": options, "results": results, "time": "3 s"})
+    test = {"pace_accuracy": accuracy, "measured_with": {"clips": 10}, "trained_with": options}
+    write(folder / "test.json", test)
     return options
 
 
@@ -44,7 +51,7 @@ def finetuning(folder, top1, learning, *, videos=40, classes=CLASSES, **changes)
         "top5": 1.0,
         "mean_per_class": top1,
         "clip_top1": top1 - 0.05,
-        "clips_per_video": 10,
+        "measured_with": {"clips": 10},
         "top1_interval_95": [top1 - 0.1, top1 + 0.1],
         "per_class": dict.fromkeys(classes, top1),
         "confusion": [[3, 1], [0, 4]],
@@ -140,18 +147,9 @@ def test_retrieval_figures_of_every_k_stand_beside_the_layer_they_are_of(tmp_pat
         content = {"stage": stage, "pool": "max", "unit": unit, "query_videos": 3783}
         content |= {"top": shares, "trained_with": options, "pretrained": {}}
         write(tmp_path / "pre" / f"retrieve-{stage}-{unit}.json", content)
-    figures = [
-        {
-            "table": "5", "network": "r21d", "method": "pace + same context", "paces": "",
-            "pretraining": "UCF101", "data": "UCF101", "measure": f"p5-top{k}", "percent": k + 0.5,
-            "source": "made for the test",
-        }
-        for k in (1, 5, 50)
-    ]  # fmt: skip
-    write(tmp_path / "figures.json", figures)
-    result = make_report(
-        [tmp_path / "pre"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
-    )
+    figures = [{**FIGURE, "measure": f"p5-top{k}", "percent": k + 0.5} for k in (1, 5, 50)]
+    path = write(tmp_path / "figures.json", figures)
+    result = make_report([tmp_path / "pre"], tmp_path / "out", figures=path, pictures=False)
     rows = table_of(result, "Retrieval")
     assert [(row["features"], row["by"], row["paper %"]) for row in rows] == [
         ("p4", "video", "-"),
@@ -163,20 +161,14 @@ def test_retrieval_figures_of_every_k_stand_beside_the_layer_they_are_of(tmp_pat
 def test_more_figures_of_the_paper_from_a_file(tmp_path):
     learning = pretraining(tmp_path / "pre", 0.5, contrast="none")
     finetuning(tmp_path / "ft", 0.7, learning, videos=3783, classes=[str(n) for n in range(101)])
-    figure = {
-        "table": "1", "network": "r21d", "method": "pace", "paces": "1,2,3,4",
-        "pretraining": "UCF101", "data": "UCF101", "measure": "top1", "percent": 12.5,
-        "source": "made for the test",
-    }  # fmt: skip
-    write(tmp_path / "figures.json", [figure])
-    result = make_report(
-        [tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
-    )
+    figure = {**FIGURE, "method": "pace", "paces": "1,2,3,4", "measure": "top1", "percent": 12.5}
+    path = write(tmp_path / "figures.json", [figure])
+    result = make_report([tmp_path / "ft"], tmp_path / "out", figures=path, pictures=False)
     assert table_of(result, "Action")[0]["paper %"] == "12.5"
     for wrong in ({"table": "1"}, {**figure, "percent": "12,5"}, {**figure, "percent": None}):
-        write(tmp_path / "figures.json", [wrong])
+        write(path, [wrong])
         with pytest.raises(PacecoreError, match=r"figures\.json: not a list of the paper's figur"):
-            make_report([tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json")
+            make_report([tmp_path / "ft"], tmp_path / "out", figures=path)
 
 
 def test_data_sets_are_known_by_their_official_counts():
@@ -222,8 +214,8 @@ def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
     for run in runs:
         finetuning(run, 0.5, {})
     changed(runs[2] / "test.json", data="/data/other", top1=0.9)
-    changed(runs[3] / "test.json", measured_with={"held_out": "/data/third"}, top1=0.7)
-    changed(runs[4] / "test.json", clips_per_video=3, top1=0.4)
+    changed(runs[3] / "test.json", measured_with={"held_out": "/data/third", "clips": 10}, top1=0.7)
+    changed(runs[4] / "test.json", measured_with={"clips": 3}, top1=0.4)
     result = make_report(runs, tmp_path / "out", pictures=False)
     assert [(r["data"], r["top-1 %"], r["differs in"]) for r in table_of(result, "Action")] == [
         ("ucf", "50.0 ± 0.0 (2)", "clips 10"),
@@ -231,6 +223,16 @@ def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
         ("third", "70.0", "clips 10"),
         ("ucf", "40.0", "clips 3"),
     ]
+
+
+def test_accuracy_in_training_is_not_averaged_with_that_of_a_test_by_more_clips(tmp_path):
+    runs = [tmp_path / name for name in ("tested", "trained")]
+    for seed, run in enumerate(runs):
+        pretraining(run, 0.5, seed=seed)
+    (runs[1] / "test.json").unlink()
+    rows = table_of(make_report(runs, tmp_path / "out", pictures=False), "Pace")
+    found = [(row["accuracy %"], row["differs in"]) for row in rows]
+    assert found == [("50.0", "clips 10"), ("30.0", "clips as in training")]
 
 
 def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training(tmp_path):
@@ -243,9 +245,8 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
     write(tmp_path / "weights" / "retrieve-p5-video.json", {**found, **weights})
     files = {"data": "a.npy, b/p5-test.npy", "backbone": "c3d", "width": 0.25}
     write(tmp_path / "files" / "retrieve-p5-video.json", {**found, **files})
-    figure = {"table": "5", "network": "r21d", "method": "pace + same context", "paces": ""}
-    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "source": "page 1"}
-    write(tmp_path / "figures.json", [{**figure, "percent": 1.0}])
+    figure = {**FIGURE, "data": "HMDB51", "measure": "p5-top1", "percent": 1.0}
+    write(tmp_path / "figures.json", [figure])
     options["data"] = "/data/ucf101"
     changed(tmp_path / "pre" / "summary.json", options=options)
     runs = [tmp_path / name for name in ("pre", "weights", "files")]
@@ -374,13 +375,12 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
 def test_folders_without_results(tmp_path):
     with pytest.raises(PacecoreError, match="nothing: no such run folder"):
         read_run(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(PacecoreError, match=r"empty: holds no summary\.json, test\.json or"):
-        read_run(tmp_path / "empty")
+    with pytest.raises(PacecoreError, match=r"holds no summary\.json, test\.json or"):
+        read_run(tmp_path)
     for name, text in (("retrieve-a", '{"top1": 1}'), ("test", '["a"]'), ("summary", "{")):
-        (tmp_path / "empty" / f"{name}.json").write_text(text)
+        (tmp_path / f"{name}.json").write_text(text)
         with pytest.raises(PacecoreError, match=rf"{name}\.json: not a record of pacecore"):
-            read_run(tmp_path / "empty")
+            read_run(tmp_path)
     finetuning(tmp_path / "run", 0.7, {})
     with pytest.raises(PacecoreError, match="named twice"):
         make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")
