@@ -291,7 +291,7 @@ def _named_groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
 
 _PICTURES = (
     ("clips.png", "what the network is fed"),
-    ("gallery.png", "queries and neighbours"),
+    ("gallery-*.png", "queries and neighbours"),
     ("attend-*.png", "attention, a row a pace"),
 )
 

@@ -276,14 +276,14 @@ def test_pictures_are_drawn_and_copied(tmp_path):
     finetuning(tmp_path / "b" / "run", 0.6, {}, seed=1)
     finetuning(tmp_path / "c" / "run", 0.5, {}, batch=8)
     grey = np.full((8, 8, 3), 99, np.uint8)
-    for name in ("gallery.png", "attend-v1.png", "attend-v2.png"):
+    for name in ("gallery-p5-video.png", "attend-v1.png", "attend-v2.png"):
         write_png(tmp_path / "a" / "run" / name, grey)
     folders = [tmp_path / name / "run" for name in "abc"]
     result = make_report(folders, tmp_path / "out")
     files = {picture["file"] for picture in result["pictures"]}
     assert files == {
-        "curves-finetune.png", "a-run-confusion.png", "c-run-confusion.png", "a-run-gallery.png",
-        "a-run-attend-v1.png",
+        "curves-finetune.png", "a-run-confusion.png", "c-run-confusion.png", "a-run-attend-v1.png",
+        "a-run-gallery-p5-video.png",
     }  # fmt: skip
     what = [picture["what"] for picture in result["pictures"]]
     assert "from scratch, all (2 runs): confusion, summed, rows true, columns predicted" in what
@@ -297,8 +297,8 @@ def test_pictures_are_drawn_and_copied(tmp_path):
 def test_a_full_disk_is_told_by_the_picture_that_did_not_fit(tmp_path, largest_file):
     pytest.importorskip("matplotlib")
     finetuning(tmp_path / "run", 0.7, {})
-    write_png(tmp_path / "run" / "gallery.png", np.zeros((200, 300, 3), np.uint8))
-    for picture, options in (("curves-finetune", {}), ("run-gallery", {"pictures": False})):
+    write_png(tmp_path / "run" / "gallery-p5.png", np.zeros((200, 300, 3), np.uint8))
+    for picture, options in (("curves-finetune", {}), ("run-gallery-p5", {"pictures": False})):
         words = rf"{picture}\.png: cannot be written: File too"
         with largest_file(100), pytest.raises(PacecoreError, match=words):
             make_report([tmp_path / "run"], tmp_path / "out", **options)
