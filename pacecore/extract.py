@@ -248,8 +248,12 @@ class _Writer:
         if is_main() and not self._goes_on(shape):
             self._begin(shape)
         any_rank(False)
-        values = np.load(self.part, mmap_mode="r+")
-        state = np.load(self.state_part, mmap_mode="r+")
+        try:
+            values, state = (np.load(path, mmap_mode="r+") for path in (self.part, self.state_part))
+        except OSError as error:
+            raise PacecoreError(
+                f"{self.part}: cannot be opened: {error.strerror}; ranks need a folder in common"
+            ) from None
         remaining = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
         fresh: list[int] = []
 

@@ -132,6 +132,12 @@ def test_one_process_at_a_time_writes_a_file(checkpoint, tmp_path):
     run_extract(trained, options)
 
 
+def test_a_rank_that_has_not_the_folder_of_the_first_is_told(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("pacecore.extract.is_main", lambda: False)  # the first makes the file
+    with pytest.raises(PacecoreError, match=r"opened: No such .*; ranks need a folder in common"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap"))
+
+
 def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):
     options = options_of(tmp_path, stage="gap", split="test")
     (one,) = run_extract(load_trained(checkpoint), options)
