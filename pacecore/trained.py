@@ -107,9 +107,13 @@ def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:
     except PacecoreError as reason:
         # Of a file that torch cannot read, `error` says it better.
         raise CheckpointError(str(error if reason.__cause__ else reason)) from None
-    width = {} if found.width is None else {"width": found.width}
+    if found.width is None:
+        raise CheckpointError(
+            f"{path}: {found.network} of another width than 1; pacecore convert writes the width"
+            f" into {path.with_suffix('.json').name}, which is not there or of other weights"
+        )
     options = TrainOptions(
-        backbone=found.network, depth=found.depth or 0, **width, **found.input
+        backbone=found.network, depth=found.depth or 0, width=found.width, **found.input
     ).resolved()
     return Trained(
         path=path,
