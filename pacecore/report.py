@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, made_folder, write_json, write_text
@@ -348,7 +349,7 @@ def _page(
         )
     parts.append("")
     for file, what in drawn:
-        parts += [f"### {what}", "", f"![{what}]({file})", ""]
+        parts += [f"### {what}", "", f"![{what}]({quote(file)})", ""]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -91,9 +91,9 @@ def test_seeds_and_splits_are_averaged_and_settings_are_not(tmp_path):
 
 
 def test_what_differs_without_a_column_is_named(tmp_path):
-    for number, jitter in enumerate((True, False)):
-        pretraining(tmp_path / f"pre{number}", 0.5, jitter=jitter)
     folders = [tmp_path / "pre0", tmp_path / "pre1"]
+    for folder, jitter in zip(folders, (True, False), strict=True):
+        pretraining(folder, 0.5, jitter=jitter)
     rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Pace")
     assert [row["differs in"] for row in rows] == ["jitter True", "jitter False"]
     assert [row["chance %"] for row in rows] == ["25.0", "25.0"]
@@ -226,7 +226,7 @@ def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
 
 
 def test_accuracy_in_training_is_not_averaged_with_that_of_a_test_by_more_clips(tmp_path):
-    runs = [tmp_path / name for name in ("tested", "trained")]
+    runs = [tmp_path / "tested", tmp_path / "trained"]
     for seed, run in enumerate(runs):
         pretraining(run, 0.5, seed=seed)
     (runs[1] / "test.json").unlink()
@@ -320,6 +320,7 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     finetuning(tmp_path / "_a $x^$", 0.5, {}, classes=["$x^$", "_b"])
     make_report([tmp_path / "_a $x^$"], tmp_path / "out")
     assert shown == ["_a $x^$", "$x^$", "_b"]
+    assert "](_a%20%24x%5E%24-confusion.png)" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):
@@ -346,9 +347,7 @@ def test_curves_of_many_settings_keep_their_size(tmp_path):
     pytest.importorskip("matplotlib")
     from pacecore.plots import draw_curves
 
-    lines = [
-        {"step": step, "epoch": step / 4, "loss": 1 / step, "accuracy": 0.5} for step in (1, 9)
-    ]
+    lines = [{"step": n, "epoch": n / 4, "loss": 1 / n, "accuracy": 0.5} for n in (1, 9)]
     runs = [SimpleNamespace(name="", kind="finetune", metrics=lines, test={})] * 2
     heights = []
     for settings in (1, 40):
