@@ -49,14 +49,13 @@ class Trained:
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
     missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
 
-    def require_actions(self) -> nn.Linear:
-        """The head over actions. Raises PacecoreError where the checkpoint has none."""
-        if self.head is None or self.kind != "finetune":
+    def require_head(self) -> None:
+        """Raises PacecoreError where the checkpoint has no head."""
+        if self.head is None:
             command = shlex.join(["pacecore", "finetune", str(self.path)])
             raise PacecoreError(
                 f"{self.path}: a checkpoint without a head for actions; make one with: {command}"
             )
-        return self.head
 
 
 def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
