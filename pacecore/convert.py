@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pacecore.checkpoint import FORMAT
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, damaged_part, safetensors, unread, write_json
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
@@ -243,6 +244,8 @@ def _read_file(path: Path) -> Any:
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what was read, without DataParallel's "module." """
     if isinstance(content, Mapping):
+        if (form := content.get("pacecore", FORMAT)) != FORMAT:
+            raise PacecoreError(f"{path}: format {FORMAT} is read, and this has format {form}")
         for key in ("model", "state_dict"):
             if isinstance(content.get(key), Mapping):
                 content = content[key]

@@ -267,17 +267,17 @@ def gather_rows(rows: Tensor, groups: Tensor) -> Gathered:
     """
     if world_size() == 1:
         return Gathered(rows, groups, 0)
-    counts = _gather_counts(len(rows), rows.device)
+    counts = _gather_counts(len(rows))
     gathered = _GatherRows.apply(rows, counts)
     with torch.no_grad():
         all_groups = _gather_uneven(groups, counts)
     return Gathered(gathered, all_groups, sum(counts[: rank()]))
 
 
-def _gather_counts(count: int, device: torch.device) -> list[int]:
-    counts = torch.empty(world_size(), dtype=torch.int64, device=device)
-    own = torch.tensor([count], dtype=torch.int64, device=device)
-    dist.all_gather(list(counts.split(1)), own)
+def _gather_counts(count: int) -> list[int]:
+    """Each rank's `count`. They travel by gloo: no rank waits for its GPU to learn of them."""
+    counts = torch.empty(world_size(), dtype=torch.int64)
+    dist.all_gather(list(counts.split(1)), torch.tensor([count]))
     return counts.tolist()
 
 

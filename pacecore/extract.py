@@ -248,8 +248,12 @@ class _Writer:
         if is_main() and not self._goes_on(shape):
             self._begin(shape)
         any_rank(False)
-        values = np.load(self.part, mmap_mode="r+")
-        state = np.load(self.state_part, mmap_mode="r+")
+        try:
+            values, state = (np.load(path, mmap_mode="r+") for path in (self.part, self.state_part))
+        except OSError as error:
+            raise PacecoreError(
+                f"{self.part}: cannot be opened: {error.strerror}; ranks need a folder in common"
+            ) from None
         remaining = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
         fresh: list[int] = []
 
@@ -260,13 +264,15 @@ class _Writer:
             fresh.clear()
 
         any_rank(False)  # all ranks have the same list before any writes
-        for video, outputs in self.runner.run(self.source, remaining):
-            rows = outputs[0]
-            values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
-            fresh.append(video)
-            if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
-                flush()
-        flush()
+        try:
+            for video, outputs in self.runner.run(self.source, remaining):
+                rows = outputs[0]
+                values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
+                fresh.append(video)
+                if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
+                    flush()
+        finally:  # also of Ctrl-C
+            flush()
         self.bad |= merge_over_ranks(self.runner.unreadable)
 
     def _feature_size(self) -> int:

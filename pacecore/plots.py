@@ -113,19 +113,24 @@ def _draw_run(run: _Measured, loss: Axes, accuracy: Axes, look: dict[str, str], 
 
 @_PLAIN_TEXT
 def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """counts (C, C): row the true class, column the predicted one; shown as shares of rows."""
+    """counts (C, C): row the true class, column the predicted one; shown as shares of rows. Of more
+    than 20 classes without the counts, of more than 150 without the names.
+    """
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
-    few = len(classes) <= 20
-    side = 2.5 + 0.45 * len(classes) if few else 9
+    few, named = len(classes) <= 20, len(classes) <= 150
+    side = 2.5 + (0.45 if few else 0.15) * len(classes) if named else 9
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="predicted", ylabel="true")
+    places = range(len(classes))
+    if named:
+        size = "medium" if few else 7  # points, of which a row has 11
+        turned = {"rotation": 45, "ha": "right"} if few else {"rotation": 90}
+        axes.set_xticks(places, classes, fontsize=size, **turned)
+        axes.set_yticks(places, classes, fontsize=size)
     if few:
-        places = range(len(classes))
-        axes.set_xticks(places, classes, rotation=45, ha="right")
-        axes.set_yticks(places, classes)
         for row in places:
             for column in places:
                 if counts[row, column]:

@@ -240,8 +240,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
     Writes test.json and, of actions, predictions.jsonl into options.out. Raises PacecoreError for
     input that cannot be used.
     """
-    if trained.head is None:
-        trained.require_actions()
+    trained.require_head()
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
@@ -255,7 +254,10 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             figures = _test_pace(model, trained, data, options, device)
             predictions = None
         else:
-            predictions = _test_actions(model, trained, data, options, device)
+            runner = ClipRunner.of(model, trained, options, device, "test")
+            predictions = measure_actions(
+                runner, data.held_out, trained.classes, average=options.average
+            )
             figures = predictions.summary(options)
         result = {
             "kind": trained.kind,
@@ -276,14 +278,6 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             if predictions:
                 predictions.write_predictions(folder / "predictions.jsonl")
         return result
-
-
-def _test_actions(
-    model: nn.Module, trained: Trained, data: Inputs, options: TestOptions, device: torch.device
-) -> ActionResult:
-    trained.require_actions()
-    runner = ClipRunner.of(model, trained, options, device, "test")
-    return measure_actions(runner, data.held_out, trained.classes, average=options.average)
 
 
 def _test_pace(

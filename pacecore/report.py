@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, made_folder, write_json, write_text
@@ -110,10 +111,11 @@ def _settings(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     def kept(options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name not in _INCIDENTAL}
 
-    path = result.get("measured_with", {}).get("held_out", "auto")
+    by = result.get("measured_with", {})
+    path = by.get("held_out", "auto")
     measured = {
         "data": path if path not in ("", "auto", "none") else result.get("data") or run.data,
-        "clips": result.get("clips" if "stage" in result else "clips_per_video"),
+        "clips": by.get("clips"),
         "average": result.get("average"),
     }
     return {
@@ -166,8 +168,8 @@ def _pace_table(runs: list[Run]) -> Table:
         "Pace prediction, held out (supplement, Table 1)",
         ["network", "method", "paces", "data", "accuracy %", "chance %", "differs in"],
     )
-    measured = [run for run in runs if run.kind == "pretrain" and _pace_accuracy(run) is not None]
-    for members, folder, other in _rows(measured, lambda run: run.test):
+    measured = [run for run in runs if run.kind == "pretrain" and _pace_result(run)]
+    for members, folder, other in _rows(measured, _pace_result):
         run = members[0]
         count = len(str(run.options["paces"]).split(","))
         count *= 2 if run.options.get("reverse") == "label" else 1
@@ -177,7 +179,7 @@ def _pace_table(runs: list[Run]) -> Table:
                 method_of(run.options),
                 run.options["paces"],
                 data_set_of(folder, {}),
-                mean_words([_pace_accuracy(each) for each in members]),
+                mean_words([_pace_result(each)["pace_accuracy"] for each in members]),
                 f"{100 / count:.1f}",
                 other,
             ]
@@ -185,11 +187,13 @@ def _pace_table(runs: list[Run]) -> Table:
     return table
 
 
-def _pace_accuracy(run: Run) -> float | None:
-    for source in (run.test, run.summary.get("results", {})):
-        if "pace_accuracy" in source:
-            return source["pace_accuracy"]
-    return None
+def _pace_result(run: Run) -> dict[str, Any]:
+    """What `test` measured, else what the training did, by fewer clips; {} where neither has."""
+    if "pace_accuracy" in run.test:
+        return run.test
+    results = run.summary.get("results", {})
+    by = {"measured_with": {"clips": "as in training"}}
+    return {**results, **by} if "pace_accuracy" in results else {}
 
 
 def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
@@ -290,7 +294,7 @@ def _named_groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
 
 _PICTURES = (
     ("clips.png", "what the network is fed"),
-    ("gallery.png", "queries and neighbours"),
+    ("gallery-*.png", "queries and neighbours"),
     ("attend-*.png", "attention, a row a pace"),
 )
 
@@ -347,7 +351,7 @@ def _page(
         )
     parts.append("")
     for file, what in drawn:
-        parts += [f"### {what}", "", f"![{what}]({file})", ""]
+        parts += [f"### {what}", "", f"![{what}]({quote(file)})", ""]
     return "\n".join(parts).rstrip() + "\n"
 
 

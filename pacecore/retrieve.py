@@ -180,8 +180,8 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
     """Retrieval with a checkpoint's features, which are kept for the next time.
 
     Writes retrieve-STAGE-UNIT.json, neighbours-STAGE-UNIT.jsonl, the features, and with
-    options.gallery gallery.png into options.out. Raises PacecoreError for input that cannot be
-    used.
+    options.gallery gallery-STAGE-UNIT.png into options.out. Raises PacecoreError for input that
+    cannot be used.
     """
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
@@ -204,10 +204,10 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
             "pretrained": trained.pretrained,
         }
         if is_main():
-            _write(folder, result, neighbours, gallery, queries)
+            name = _write(folder, result, neighbours, gallery, queries)
             if options.gallery:
                 picture = _gallery_picture(data, gallery, queries, neighbours[0], options.gallery)
-                write_png(folder / "gallery.png", picture)
+                write_png(folder / f"gallery-{name}.png", picture)
         return result
 
 
@@ -316,7 +316,8 @@ def _write(
     neighbours: tuple[np.ndarray, np.ndarray],
     gallery: Features,
     queries: Features,
-) -> None:
+) -> str:
+    """Writes figures and neighbours; returns what their names end in."""
     name = features_name(result["stage"], result["pool"], result["unit"])
     write_json(folder / f"retrieve-{name}.json", result)
     answers, asked = gallery.paths(), queries.paths()
@@ -336,6 +337,7 @@ def _write(
                 ],
             }
             file.write(json.dumps(line) + "\n")
+    return name
 
 
 def _gallery_picture(

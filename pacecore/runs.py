@@ -43,8 +43,10 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise PacecoreError(f"{folder}: no such run folder")
-    summary, test = _read(folder / "summary.json"), _read(folder / "test.json")
-    retrievals = [_read(path) for path in sorted(folder.glob("retrieve-*.json"))]
+    summary = _read(folder / "summary.json", "options")
+    test = _read(folder / "test.json", "trained_with")
+    found = sorted(folder.glob("retrieve-*.json"))
+    retrievals = [_read(path, "top", "stage", "pool", "unit") for path in found]
     if not (summary or test or retrievals):
         raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
     first = next(each for each in (summary, test, *retrievals) if each)
@@ -89,9 +91,13 @@ def told_apart(runs: list[Run]) -> list[Run]:
     return result
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *needed: str) -> dict[str, Any]:
+    """The record, {} where there is none; other programs write files of such names too."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not record.keys() >= set(needed):
+            raise ValueError(f"it must have {', '.join(needed)}")
+        return record
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

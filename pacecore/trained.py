@@ -49,14 +49,13 @@ class Trained:
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
     missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
 
-    def require_actions(self) -> nn.Linear:
-        """The head over actions. Raises PacecoreError where the checkpoint has none."""
-        if self.head is None or self.kind != "finetune":
+    def require_head(self) -> None:
+        """Raises PacecoreError where the checkpoint has no head."""
+        if self.head is None:
             command = shlex.join(["pacecore", "finetune", str(self.path)])
             raise PacecoreError(
                 f"{self.path}: a checkpoint without a head for actions; make one with: {command}"
             )
-        return self.head
 
 
 def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
@@ -107,9 +106,13 @@ def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:
     except PacecoreError as reason:
         # Of a file that torch cannot read, `error` says it better.
         raise CheckpointError(str(error if reason.__cause__ else reason)) from None
-    width = {} if found.width is None else {"width": found.width}
+    if found.width is None:
+        raise CheckpointError(
+            f"{path}: {found.network} of another width than 1; pacecore convert writes the width"
+            f" into {path.with_suffix('.json').name}, which is not there or of other weights"
+        )
     options = TrainOptions(
-        backbone=found.network, depth=found.depth or 0, **width, **found.input
+        backbone=found.network, depth=found.depth or 0, width=found.width, **found.input
     ).resolved()
     return Trained(
         path=path,

@@ -110,3 +110,11 @@ def test_other_files_are_refused(tmp_path):
     path.write_bytes(pickle.dumps({"pacecore": 1}))
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_later_format_is_not_taken_for_bare_weights(tmp_path):
+    path = pretrained(tmp_path / "run")
+    torch.save({**torch.load(path, weights_only=True), "pacecore": 2}, path)
+    for read in (read_weights, load_trained):
+        with pytest.raises(PacecoreError, match="format 1 is read, and this has format 2"):
+            read(path)

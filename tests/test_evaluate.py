@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from pacecore import protocol, recognition
 from pacecore.cli import test as test_verb
 from pacecore.config import TestOptions, from_mapping
+from pacecore.convert import convert
 from pacecore.errors import PacecoreError
 from pacecore.ops import pace_clip
 from pacecore.protocol import _within_memory, evenly_spaced
@@ -299,11 +300,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, name):
     content = torch.load(path, weights_only=True)
     content["model"][name].view(-1)[0] = float("nan")
     torch.save(content, path)
-    with pytest.raises(PacecoreError, match=rf"last\.pt: 1 of its \d+ weights are not .* {name}"):
-        load_trained(path)
-    torch.save(content["model"], path)
-    with pytest.raises(PacecoreError, match=rf"last\.pt: 1 of its \d+ weights are not .* {name}"):
-        load_trained(path)
+    convert(path, bare := tmp_path / "bare-last.pt")
+    for each in (path, bare):
+        with pytest.raises(PacecoreError, match=rf"last\.pt: 1 of its \d+ weights are .* {name}"):
+            load_trained(each)
 
 
 def test_an_unreadable_video_is_named_not_counted_and_not_hidden(checkpoint, tmp_path):
@@ -366,9 +366,9 @@ def test_bad_labels_are_one_clear_line(source, message):
 
 
 def test_a_checkpoint_without_a_head_says_how_to_get_one(checkpoint, tmp_path):
-    trained = load_trained(pretrained(tmp_path / "pre.pt"))
+    convert(checkpoint, tmp_path / "bare.pt")
     with pytest.raises(PacecoreError, match="without a head for actions; make one with: pacecore"):
-        trained.require_actions()
+        run_test(load_trained(tmp_path / "bare.pt"), options_of())
 
 
 def test_data_without_held_out_videos(checkpoint, tmp_path):

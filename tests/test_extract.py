@@ -105,7 +105,6 @@ def test_a_stopped_run_goes_on_and_a_whole_one_is_not_made_again(checkpoint, tmp
     trained = load_trained(checkpoint)
     options = options_of(tmp_path / "stopped", stage="gap", split="train", batch_clips=4)
     with monkeypatch.context() as patch:
-        patch.setattr("pacecore.extract._ROWS_BETWEEN_FLUSHES", 1)
         counting(patch, stop_after=4)
         with pytest.raises(KeyboardInterrupt):
             run_extract(trained, options)
@@ -131,6 +130,12 @@ def test_one_process_at_a_time_writes_a_file(checkpoint, tmp_path):
         with pytest.raises(PacecoreError, match=words):
             run_extract(trained, options)
     run_extract(trained, options)
+
+
+def test_a_rank_that_has_not_the_folder_of_the_first_is_told(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("pacecore.extract.is_main", lambda: False)  # the first makes the file
+    with pytest.raises(PacecoreError, match=r"opened: No such .*; ranks need a folder in common"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap"))
 
 
 def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):

@@ -352,6 +352,9 @@ def test_bare_weights_name_no_videos(tmp_path):
     convert(pretrained(tmp_path / "last.pt"), tmp_path / "weights.pt")
     with pytest.raises(OptionError, match=r"weights\.pt: bare weights name no videos; name the da"):
         _options({"checkpoint": str(tmp_path / "weights.pt")}, None, None)
+    (tmp_path / "weights.json").unlink()
+    with pytest.raises(PacecoreError, match=r"another width than 1; .* weights\.json, which is"):
+        load_trained(tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize(("backbone", "rate"), [("r21d", 3e-3), ("s3dg", 1e-2)])

@@ -64,3 +64,17 @@ def test_stills_keep_their_shape_between_grey_bars(size, bars):
     assert abs(rows[0] - (47 - rows[-1])) <= 1
     assert abs(columns[0] - (63 - columns[-1])) <= 1
     assert (unreadable == 127).all()
+
+
+@pytest.mark.parametrize("count", [3, 101, 400])
+def test_a_confusion_names_its_classes_while_there_is_room(tmp_path, monkeypatch, count):
+    pytest.importorskip("matplotlib")
+    from pacecore import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure.axes[0]))
+    names = [f"class{number}" for number in range(count)]
+    plots.draw_confusion(np.eye(count, dtype=int), names, tmp_path / "c.png")
+    for labels in (drawn[0].get_xticklabels(), drawn[0].get_yticklabels()):
+        assert ([label.get_text() for label in labels] == names) == (count < 400)
+    assert len(drawn[0].texts) == (3 if count == 3 else 0)

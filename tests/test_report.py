@@ -22,17 +22,24 @@ from pacecore.runs import read_run
 from pacecore.video_writer import write_png
 
 CLASSES = ["a", "b"]
+FIGURE = {
+    "table": "5", "network": "r21d", "method": "pace + same context", "paces": "",
+    "pretraining": "UCF101", "data": "UCF101", "source": "made for the test",
+}  # fmt: skip
 
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+    return path
 
 
 def pretraining(folder, accuracy, **changes):
     options = asdict(TrainOptions(data="/data/ucf", **changes).resolved())
-    write(folder / "summary.json", {"options": options, "results": {}, "time": "3 s"})
-    write(folder / "test.json", {"kind": "pretrain", "pace_accuracy": accuracy})
+    results = {"pace_accuracy": accuracy - 0.2}  # by fewer clips
+    write(folder / "summary.json", {"options": options, "results": results, "time": "3 s"})
+    test = {"pace_accuracy": accuracy, "measured_with": {"clips": 10}, "trained_with": options}
+    write(folder / "test.json", test)
     return options
 
 
@@ -45,6 +52,7 @@ def finetuning(folder, top1, learning, *, videos=40, classes=CLASSES, clips=10, 
         "mean_per_class": top1,
         "clip_top1": top1 - 0.05,
         "clips_per_video": clips,
+        "measured_with": {"clips": clips},
         "top1_interval_95": [top1 - 0.1, top1 + 0.1],
         "per_class": dict.fromkeys(classes, top1),
         "confusion": [[3, 1], [0, 4]],
@@ -84,9 +92,9 @@ def test_seeds_and_splits_are_averaged_and_settings_are_not(tmp_path):
 
 
 def test_what_differs_without_a_column_is_named(tmp_path):
-    for number, jitter in enumerate((True, False)):
-        pretraining(tmp_path / f"pre{number}", 0.5, jitter=jitter)
     folders = [tmp_path / "pre0", tmp_path / "pre1"]
+    for folder, jitter in zip(folders, (True, False), strict=True):
+        pretraining(folder, 0.5, jitter=jitter)
     rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Pace")
     assert [row["differs in"] for row in rows] == ["jitter True", "jitter False"]
     assert [row["chance %"] for row in rows] == ["25.0", "25.0"]
@@ -140,18 +148,9 @@ def test_retrieval_figures_of_every_k_stand_beside_the_layer_they_are_of(tmp_pat
         content = {"stage": stage, "pool": "max", "unit": unit, "query_videos": 3783}
         content |= {"top": shares, "trained_with": options, "pretrained": {}}
         write(tmp_path / "pre" / f"retrieve-{stage}-{unit}.json", content)
-    figures = [
-        {
-            "table": "5", "network": "r21d", "method": "pace + same context", "paces": "",
-            "pretraining": "UCF101", "data": "UCF101", "measure": f"p5-top{k}", "percent": k + 0.5,
-            "source": "made for the test",
-        }
-        for k in (1, 5, 50)
-    ]  # fmt: skip
-    write(tmp_path / "figures.json", figures)
-    result = make_report(
-        [tmp_path / "pre"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
-    )
+    figures = [{**FIGURE, "measure": f"p5-top{k}", "percent": k + 0.5} for k in (1, 5, 50)]
+    path = write(tmp_path / "figures.json", figures)
+    result = make_report([tmp_path / "pre"], tmp_path / "out", figures=path, pictures=False)
     rows = table_of(result, "Retrieval")
     assert [(row["features"], row["by"], row["paper %"]) for row in rows] == [
         ("p4", "video", "-"),
@@ -163,20 +162,14 @@ def test_retrieval_figures_of_every_k_stand_beside_the_layer_they_are_of(tmp_pat
 def test_more_figures_of_the_paper_from_a_file(tmp_path):
     learning = pretraining(tmp_path / "pre", 0.5, contrast="none")
     finetuning(tmp_path / "ft", 0.7, learning, videos=3783, classes=[str(n) for n in range(101)])
-    figure = {
-        "table": "1", "network": "r21d", "method": "pace", "paces": "1,2,3,4",
-        "pretraining": "UCF101", "data": "UCF101", "measure": "top1", "percent": 12.5,
-        "source": "made for the test",
-    }  # fmt: skip
-    write(tmp_path / "figures.json", [figure])
-    result = make_report(
-        [tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json", pictures=False
-    )
+    figure = {**FIGURE, "method": "pace", "paces": "1,2,3,4", "measure": "top1", "percent": 12.5}
+    path = write(tmp_path / "figures.json", [figure])
+    result = make_report([tmp_path / "ft"], tmp_path / "out", figures=path, pictures=False)
     assert table_of(result, "Action")[0]["paper %"] == "12.5"
     for wrong in ({"table": "1"}, {**figure, "percent": "12,5"}, {**figure, "percent": None}):
-        write(tmp_path / "figures.json", [wrong])
+        write(path, [wrong])
         with pytest.raises(PacecoreError, match=r"figures\.json: not a list of the paper's figur"):
-            make_report([tmp_path / "ft"], tmp_path / "out", figures=tmp_path / "figures.json")
+            make_report([tmp_path / "ft"], tmp_path / "out", figures=path)
 
 
 def test_data_sets_are_known_by_their_official_counts():
@@ -222,8 +215,8 @@ def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
     for run in runs:
         finetuning(run, 0.5, {})
     changed(runs[2] / "test.json", data="/data/other", top1=0.9)
-    changed(runs[3] / "test.json", measured_with={"held_out": "/data/third"}, top1=0.7)
-    changed(runs[4] / "test.json", clips_per_video=3, top1=0.4)
+    changed(runs[3] / "test.json", measured_with={"held_out": "/data/third", "clips": 10}, top1=0.7)
+    changed(runs[4] / "test.json", measured_with={"clips": 3}, top1=0.4)
     result = make_report(runs, tmp_path / "out", pictures=False)
     assert [(r["data"], r["top-1 %"], r["differs in"]) for r in table_of(result, "Action")] == [
         ("ucf", "50.0 ± 0.0 (2)", "clips 10"),
@@ -231,6 +224,16 @@ def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
         ("third", "70.0", "clips 10"),
         ("ucf", "40.0", "clips 3"),
     ]
+
+
+def test_accuracy_in_training_is_not_averaged_with_that_of_a_test_by_more_clips(tmp_path):
+    runs = [tmp_path / "tested", tmp_path / "trained"]
+    for seed, run in enumerate(runs):
+        pretraining(run, 0.5, seed=seed)
+    (runs[1] / "test.json").unlink()
+    rows = table_of(make_report(runs, tmp_path / "out", pictures=False), "Pace")
+    found = [(row["accuracy %"], row["differs in"]) for row in rows]
+    assert found == [("50.0", "clips 10"), ("30.0", "clips as in training")]
 
 
 def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training(tmp_path):
@@ -243,9 +246,8 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
     write(tmp_path / "weights" / "retrieve-p5-video.json", {**found, **weights})
     files = {"data": "a.npy, b/p5-test.npy", "backbone": "c3d", "width": 0.25}
     write(tmp_path / "files" / "retrieve-p5-video.json", {**found, **files})
-    figure = {"table": "5", "network": "r21d", "method": "pace + same context", "paces": ""}
-    figure |= {"pretraining": "UCF101", "data": "HMDB51", "measure": "p5-top1", "source": "page 1"}
-    write(tmp_path / "figures.json", [{**figure, "percent": 1.0}])
+    figure = {**FIGURE, "data": "HMDB51", "measure": "p5-top1", "percent": 1.0}
+    write(tmp_path / "figures.json", [figure])
     options["data"] = "/data/ucf101"
     changed(tmp_path / "pre" / "summary.json", options=options)
     runs = [tmp_path / name for name in ("pre", "weights", "files")]
@@ -275,14 +277,14 @@ def test_pictures_are_drawn_and_copied(tmp_path):
     finetuning(tmp_path / "b" / "run", 0.6, {}, seed=1)
     finetuning(tmp_path / "c" / "run", 0.5, {}, batch=8)
     grey = np.full((8, 8, 3), 99, np.uint8)
-    for name in ("gallery.png", "attend-v1.png", "attend-v2.png"):
+    for name in ("gallery-p5-video.png", "attend-v1.png", "attend-v2.png"):
         write_png(tmp_path / "a" / "run" / name, grey)
     folders = [tmp_path / name / "run" for name in "abc"]
     result = make_report(folders, tmp_path / "out")
     files = {picture["file"] for picture in result["pictures"]}
     assert files == {
-        "curves-finetune.png", "a-run-confusion.png", "c-run-confusion.png", "a-run-gallery.png",
-        "a-run-attend-v1.png",
+        "curves-finetune.png", "a-run-confusion.png", "c-run-confusion.png", "a-run-attend-v1.png",
+        "a-run-gallery-p5-video.png",
     }  # fmt: skip
     what = [picture["what"] for picture in result["pictures"]]
     assert "from scratch, all (2 runs): confusion, summed, rows true, columns predicted" in what
@@ -296,8 +298,8 @@ def test_pictures_are_drawn_and_copied(tmp_path):
 def test_a_full_disk_is_told_by_the_picture_that_did_not_fit(tmp_path, largest_file):
     pytest.importorskip("matplotlib")
     finetuning(tmp_path / "run", 0.7, {})
-    write_png(tmp_path / "run" / "gallery.png", np.zeros((200, 300, 3), np.uint8))
-    for picture, options in (("curves-finetune", {}), ("run-gallery", {"pictures": False})):
+    write_png(tmp_path / "run" / "gallery-p5.png", np.zeros((200, 300, 3), np.uint8))
+    for picture, options in (("curves-finetune", {}), ("run-gallery-p5", {"pictures": False})):
         words = rf"{picture}\.png: cannot be written: File too"
         with largest_file(100), pytest.raises(PacecoreError, match=words):
             make_report([tmp_path / "run"], tmp_path / "out", **options)
@@ -319,6 +321,7 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     finetuning(tmp_path / "_a $x^$", 0.5, {}, classes=["$x^$", "_b"])
     make_report([tmp_path / "_a $x^$"], tmp_path / "out")
     assert shown == ["_a $x^$", "$x^$", "_b"]
+    assert "](_a%20%24x%5E%24-confusion.png)" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):
@@ -345,9 +348,7 @@ def test_curves_of_many_settings_keep_their_size(tmp_path):
     pytest.importorskip("matplotlib")
     from pacecore.plots import draw_curves
 
-    lines = [
-        {"step": step, "epoch": step / 4, "loss": 1 / step, "accuracy": 0.5} for step in (1, 9)
-    ]
+    lines = [{"step": n, "epoch": n / 4, "loss": 1 / n, "accuracy": 0.5} for n in (1, 9)]
     runs = [SimpleNamespace(name="", kind="finetune", metrics=lines, test={})] * 2
     heights = []
     for settings in (1, 40):
@@ -374,12 +375,12 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
 def test_folders_without_results(tmp_path):
     with pytest.raises(PacecoreError, match="nothing: no such run folder"):
         read_run(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(PacecoreError, match=r"empty: holds no summary\.json, test\.json or"):
-        read_run(tmp_path / "empty")
-    (tmp_path / "empty" / "test.json").write_text("{")
-    with pytest.raises(PacecoreError, match=r"test\.json: not a record of pacecore"):
-        read_run(tmp_path / "empty")
+    with pytest.raises(PacecoreError, match=r"holds no summary\.json, test\.json or"):
+        read_run(tmp_path)
+    for name, text in (("retrieve-a", '{"top1": 1}'), ("test", '["a"]'), ("summary", "{")):
+        (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises(PacecoreError, match=rf"{name}\.json: not a record of pacecore"):
+            read_run(tmp_path)
     finetuning(tmp_path / "run", 0.7, {})
     with pytest.raises(PacecoreError, match="named twice"):
         make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")

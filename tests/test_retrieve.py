@@ -184,7 +184,7 @@ def test_end_to_end(videos, tmp_path, unit, monkeypatch):
         for line in lines
     ]
     assert result["top"]["1"] == np.mean(right)
-    assert (tmp_path / "gallery.png").stat().st_size > 1000
+    assert (tmp_path / f"gallery-gap-{unit}.png").stat().st_size > 1000
 
     def refuse(self, video, wanted):
         raise AssertionError("decoded again")
