@@ -91,8 +91,6 @@ def probe_all(
 ) -> tuple[VideoIndex, list[BadVideo]]:
     """Counts the frames of every video without info, `workers` at a time (0: one a core).
 
-    An index that was read back tells numbers of frames, but not where decoding can begin.
-
     Each in a process that may die, or hang for timeout_seconds, alone (run_jobs); workers=1: in
     this one. Returns the index of the readable ones, with num_frames and info, and the others with
     the reason. on_progress(done, total) is called after each.

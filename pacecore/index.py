@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pacecore.errors import PacecoreError
 from pacecore.files import write_text
-from pacecore.video import VideoInfo
+from pacecore.video import VideoInfo, counted_from, counted_text
 
 __all__ = [
     "SPLITS",
@@ -136,6 +136,8 @@ def _entry_line(entry: VideoEntry) -> dict:
         line |= {"height": info.height, "width": info.width, "codec": info.codec}
         line |= {"rate": str(info.rate) if info.rate else None}
         line |= {"seconds": info.duration_seconds, "variable_rate": info.variable_rate}
+        if counted := counted_text(info, entry.path):
+            line["counted"] = counted
     return line
 
 
@@ -145,7 +147,9 @@ def _relative(path: str, root: Path) -> str:
 
 
 def read_index(path: str | Path) -> VideoIndex:
-    """What write_index wrote, without the videos that it marks unusable."""
+    """What write_index wrote, without the videos that it marks unusable; counted where the file is
+    still the one that was counted.
+    """
     path = Path(path)
     entries: list[VideoEntry] = []
     head: dict = {}
@@ -158,14 +162,17 @@ def read_index(path: str | Path) -> VideoIndex:
                     head["classes"] = tuple(line["classes"])
                     root = (path.resolve().parent / line["root"]).resolve()
                 elif line["state"] == "ok":
+                    file = line.get("file") or str(root / line["path"])
+                    counted = line.get("counted")
                     entries.append(
                         VideoEntry(
-                            path=line.get("file") or str(root / line["path"]),
+                            path=file,
                             name=line["path"],
                             label=line["label"],
                             class_name=line["class"],
                             split=line["split"],
                             num_frames=line["frames"],
+                            info=counted_from(counted, file) if counted else None,
                         )
                     )
             except (ValueError, KeyError, TypeError) as error:

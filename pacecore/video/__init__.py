@@ -3,12 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 from pacecore.video.container import MAX_PIXELS, VideoError
+from pacecore.video.counted import counted_from, counted_text
 from pacecore.video.probing import VideoInfo, probe
 
 if TYPE_CHECKING:  # else at first use: frames are torch's, which a process that probes does without
     from pacecore.video.decoding import decode, decode_all, turned
 
-__all__ = ["MAX_PIXELS", "VideoError", "VideoInfo", "decode", "decode_all", "probe", "turned"]
+__all__ = [
+    "MAX_PIXELS", "VideoError", "VideoInfo", "counted_from", "counted_text", "decode", "decode_all",
+    "probe", "turned",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
