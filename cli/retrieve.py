@@ -1,5 +1,6 @@
 """pacecore retrieve: nearest neighbours."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,12 +44,13 @@ def retrieve(checkpoint: str | None, features: tuple[str, str] | None, **given: 
             raise OptionError(
                 f"with --features only --k, --out and --device apply, got {names} too"
             )
-        result = retrieve_files(features, options)
+        beside, result = features[1], retrieve_files(features, options)
     elif checkpoint:
-        result = run_retrieve(load_trained(checkpoint), options)
+        beside, result = checkpoint, run_retrieve(load_trained(checkpoint), options)
     else:
         raise OptionError("CHECKPOINT is missing; or name --features GALLERY QUERIES")
     say(_words(result))
+    say(f"figures, neighbours and features: {options.out or Path(beside).parent}")
 
 
 def _words(result: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """pacecore test: accuracy on held-out videos."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +28,7 @@ def test(checkpoint: str, **given: Any) -> None:
     options = collect(TestOptions, given)
     result = run_test(load_trained(checkpoint), options)
     say(_words(result))
+    say(f"written: {Path(options.out or Path(checkpoint).parent) / 'test.json'}")
 
 
 def _words(result: dict[str, Any]) -> str:
