@@ -278,7 +278,7 @@ def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
     assert '-DPACECORE_CUDA_ARCHITECTURES="sm_80 sm_90a sm_120 compute_120"' in flags
     written = build["ninja_file"]([Path("csrc/cuda/x.cu")], tmp_path, tmp_path / "x.so")
     assert "-ccbin g++ -Xcompiler=-m64" in written
-    assert "-lineinfo" not in written  # a quarter more to compile, and three times the size
+    assert "-lineinfo" not in written  # the build would be three times as large
 
 
 def test_type_hints_reach_who_installs(tmp_path):
