@@ -94,9 +94,10 @@ def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:
     """What a person reads at the end: what came out, and what to do with it."""
     folder = Path(options.out)
     kept = folder / ("best.pt" if summary["best"] else "last.pt")
+    measured = " with the measuring" if summary["best"] else ""
     lines = [
         f"trained {summary['clips']:,} clips of {summary['videos']:,} videos in"
-        f" {summary['time']} with the measuring, on {summary['device']}:"
+        f" {summary['time']}{measured} on {summary['device']},"
         f" {summary['clips_per_second']:.1f} clips/s"
     ]
     if summary["best"]:

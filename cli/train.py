@@ -108,9 +108,10 @@ def options_of_run(
 def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
     """What a person reads at the end: what came out, and what to do with it."""
     results, kept = summary["results"], Path(options.out) / "last.pt"
+    measured = " with the measuring" if results else ""
     lines = [
-        f"trained {summary['clips']:,} clips in {summary['time']} with the measuring, on"
-        f" {summary['device']}: {summary['clips_per_second']:.1f} clips/s,"
+        f"trained {summary['clips']:,} clips in {summary['time']}{measured} on"
+        f" {summary['device']}, {summary['clips_per_second']:.1f} clips/s,"
         f" {100 * summary['waiting_share']:.0f} % of the time waiting for data"
     ]
     if "pace_accuracy" in results:
