@@ -1,11 +1,10 @@
 """pacecore attend: where a network looks."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, say
+from pacecore.cli.options import collect, options_of, results_beside, say
 from pacecore.config import AttendOptions
 
 __all__ = ["attend"]
@@ -26,6 +25,6 @@ def attend(checkpoint: str, **given: Any) -> None:
 
     options = collect(AttendOptions, given)
     result = run_attend(load_trained(checkpoint), options)
-    folder = Path(options.out or Path(checkpoint).parent)
+    folder = results_beside(checkpoint, options.out)
     for video in result["videos"]:
         say(f"{video['path']}: {folder / video['sheet']}, {folder / video['film']}")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from pacecore.config import AnyOptions, from_mapping
 from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, option_type, read_toml
 
-__all__ = ["collect", "given_values", "options_of", "run_options", "say"]
+__all__ = ["collect", "given_values", "options_of", "results_beside", "run_options", "say"]
 
 
 class _Pair(click.ParamType):
@@ -91,6 +92,11 @@ def run_options(command: Callable) -> Callable:
 def collect(kind: type[AnyOptions], given: dict[str, Any]) -> AnyOptions:
     """Options of a verb that measures, from what was given. Raises OptionError."""
     return from_mapping(kind, given_values(given, None, None)[0])
+
+
+def results_beside(file: str, out: str) -> Path:
+    """The folder that a verb which measures by `file` writes into, where `out` names no other."""
+    return Path(out or Path(file).parent)
 
 
 def given_values(

@@ -1,11 +1,10 @@
 """pacecore retrieve: nearest neighbours."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, say
+from pacecore.cli.options import collect, options_of, results_beside, say
 from pacecore.config import RetrieveOptions
 from pacecore.rules import OptionError
 
@@ -50,7 +49,7 @@ def retrieve(checkpoint: str | None, features: tuple[str, str] | None, **given: 
     else:
         raise OptionError("CHECKPOINT is missing; or name --features GALLERY QUERIES")
     say(_words(result))
-    say(f"figures, neighbours and features: {options.out or Path(beside).parent}")
+    say(f"written to {results_beside(beside, options.out)}")
 
 
 def _words(result: dict[str, Any]) -> str:

@@ -1,11 +1,10 @@
 """pacecore test: accuracy on held-out videos."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, say
+from pacecore.cli.options import collect, options_of, results_beside, say
 from pacecore.config import TestOptions
 
 __all__ = ["test"]
@@ -28,7 +27,7 @@ def test(checkpoint: str, **given: Any) -> None:
     options = collect(TestOptions, given)
     result = run_test(load_trained(checkpoint), options)
     say(_words(result))
-    say(f"written: {Path(options.out or Path(checkpoint).parent) / 'test.json'}")
+    say(f"written: {results_beside(checkpoint, options.out) / 'test.json'}")
 
 
 def _words(result: dict[str, Any]) -> str:

@@ -322,7 +322,7 @@ def test_the_command_prints_the_table(videos, tmp_path):
     assert shown.exit_code == 0
     assert "6 query videos, 6 gallery videos" in shown.output
     assert "top-50" in shown.output
-    assert shown.output.endswith(f"figures, neighbours and features: {tmp_path}\n")
+    assert shown.output.endswith(f"written to {tmp_path}\n")
     files = [str(tmp_path / f"features-gap-video-{split}.npy") for split in ("train", "test")]
     again = CliRunner().invoke(
         retrieve_verb.retrieve, ["--features", *files, "--device", "cpu"], catch_exceptions=False
