@@ -46,9 +46,9 @@ def counted_from(text: str, path: str) -> VideoInfo | None:
     and date, or would be counted otherwise, by these rules or another FFmpeg.
     """
     try:
-        content = zlib.decompressobj().decompress(base64.b64decode(text), _MOST_BYTES)
-        kept = json.loads(content)
-        if kept["file"] != _identity(path):
+        reader = zlib.decompressobj()
+        kept = json.loads(reader.decompress(base64.b64decode(text), _MOST_BYTES))
+        if not reader.eof or kept["file"] != _identity(path):  # before its end is its checksum
             return None
         said, timeline = kept["info"], kept["info"]["timeline"]
         arrays = {name: _array(timeline[name]) for name in _ARRAYS}
