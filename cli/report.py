@@ -28,6 +28,8 @@ def report(runs: tuple[str, ...], out: str, figures: str | None, pictures: bool)
         click.echo(table["title"])
         for line in aligned([table["heads"], *table["rows"]]):
             click.echo("  " + line)
+    for words in result["left_out"]:
+        click.echo(f"left out: {words}")
     click.echo(f"{out}/report.md: {len(result['runs'])} runs, {len(result['pictures'])} pictures")
 
 

@@ -240,26 +240,24 @@ class _Batches(Dataset):
         rows, plans, videos, bad = [], [], [], []
         start, writer = 0, RoomWriter(self.arena, _writer())
         for request in self.requests(number):
-            if self.resident:
-                first = self.source.first_row(request.video)
-                rows += [first + plan.frame_numbers for plan in request.plans]
-                plans += request.plans
-                videos += [request.video] * len(request.plans)
-                continue
             wanted = np.unique(np.concatenate([plan.frame_numbers for plan in request.plans]))
             self._announce(request.video)
             try:
-                part = self.source.decode(request.video, wanted)
+                if self.resident:
+                    lying = self.source.rows(request.video, wanted)
+                else:
+                    part = self.source.decode(request.video, wanted)
+                    lying = np.arange(start, start + len(part))
+                    writer.add(part)
+                    start += len(part)
             except PacecoreError as error:
                 path = str(self.source.path(request.video))
                 bad.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
             for plan in request.plans:
-                rows.append(start + np.searchsorted(wanted, plan.frame_numbers))
+                rows.append(lying[np.searchsorted(wanted, plan.frame_numbers)])
                 plans.append(plan)
                 videos.append(request.video)
-            writer.add(part)
-            start += len(part)
         return self._collate(number, *writer.finish(), rows, plans, videos, bad)
 
     def _announce(self, video: int) -> None:
@@ -328,7 +326,7 @@ def load_batches(
     """Batches `numbers` in order, prefetched two a worker; workers=0 decodes in this process.
 
     resident: the batches carry no frames; their plans are rows of one table of all frames of the
-    source, which gives each video's first one (FrameStore).
+    source, which knows them (FrameStore.rows).
     give_way: workers decode while this process waits for them, for a network on the same cores,
     whose threads would otherwise wait for the one whose core a worker has taken.
     Unreadable videos are left out of their batch and named in its `bad`. Raises LoaderError, with

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, made_folder, write_json, write_text
 from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
-from pacecore.runs import Run, read_run, told_apart
+from pacecore.runs import NoResults, Run, read_run, told_apart
 
 __all__ = ["Table", "make_report", "mean_words"]
 
@@ -63,12 +63,11 @@ def make_report(
 ) -> dict[str, Any]:
     """Writes out/report.md, report.json and pictures of the runs in `folders`; returns the JSON.
 
-    figures: JSON file of more of the paper's figures (see pacecore.paper). Raises PacecoreError for
-    a folder without results, and with `pictures` where matplotlib is not installed.
+    figures: JSON file of more of the paper's figures (see pacecore.paper). A folder without results
+    yet is left out and named. Raises PacecoreError where no folder has any, and with `pictures`
+    where matplotlib is not installed.
     """
-    if not folders:
-        raise PacecoreError("report: no run folder named")
-    runs = told_apart([read_run(folder) for folder in folders])
+    runs, left_out = _read_runs(folders)
     known = paper_figures(figures)
     out = made_folder(out)
     tables = [
@@ -84,13 +83,27 @@ def make_report(
     drawn += _copied(groups, out)
     result = {
         "runs": [_run_words(run) for run in runs],
+        "left_out": left_out,
         "tables": [asdict(table) for table in tables],
         "paper": [asdict(figure) for figure in known],
         "pictures": [{"file": file, "what": what} for file, what in drawn],
     }
     write_json(out / "report.json", result)
-    write_text(out / "report.md", _page(runs, tables, known, drawn))
+    write_text(out / "report.md", _page(runs, left_out, tables, known, drawn))
     return result
+
+
+def _read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
+    """The runs in `folders`, and why others are left out. Raises PacecoreError: none is a run's."""
+    runs, left_out = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except NoResults as error:
+            left_out.append(str(error))
+    if not runs:
+        raise PacecoreError(left_out[0] if left_out else "report: no run folder named")
+    return told_apart(runs), left_out
 
 
 def _grouped(
@@ -326,6 +339,7 @@ def _run_words(run: Run) -> dict[str, Any]:
 
 def _page(
     runs: list[Run],
+    left_out: list[str],
     tables: list[Table],
     known: tuple[PaperFigure, ...],
     drawn: list[tuple[str, str]],
@@ -349,6 +363,7 @@ def _page(
         parts.append(
             f"- `{run.folder}`: {run.kind}, seed {seed}, split {fold}, {state}{_top1_words(run)}"
         )
+    parts += [f"- left out: {words}" for words in left_out]
     parts.append("")
     for file, what in drawn:
         parts += [f"### {what}", "", f"![{what}]({quote(file)})", ""]

@@ -11,7 +11,11 @@ from pacecore.errors import PacecoreError
 from pacecore.runlog import RunFolder
 from pacecore.trained import NETWORK_OPTIONS
 
-__all__ = ["Run", "read_run", "told_apart"]
+__all__ = ["NoResults", "Run", "read_run", "told_apart"]
+
+
+class NoResults(PacecoreError):
+    """A folder in which no verb has left results, as of a run that is still going on."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The results in a run folder. Raises PacecoreError for one without any, or a broken file."""
+    """The results in a run folder. Raises NoResults for one without any, PacecoreError for a broken
+    file.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise PacecoreError(f"{folder}: no such run folder")
@@ -48,7 +54,7 @@ def read_run(folder: str | Path) -> Run:
     found = sorted(folder.glob("retrieve-*.json"))
     retrievals = [_read(path, "top", "stage", "pool", "unit") for path in found]
     if not (summary or test or retrievals):
-        raise PacecoreError(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
+        raise NoResults(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
     first = next(each for each in (summary, test, *retrievals) if each)
     options = first.get("options") or first.get("trained_with") or {}
     trained = "pretrain" if "paces" in options else "finetune"

@@ -85,6 +85,6 @@ class Subset:
     def decode(self, video: int, wanted: np.ndarray) -> Frames:
         return self.source.decode(self.videos[video], wanted)
 
-    def first_row(self, video: int) -> int:
-        """As the other source's: where its table of all frames has the video's frame 0."""
-        return self.source.first_row(self.videos[video])
+    def rows(self, video: int, wanted: np.ndarray) -> np.ndarray:
+        """As the other source's: where its table of all frames has these."""
+        return self.source.rows(self.videos[video], wanted)

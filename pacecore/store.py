@@ -296,9 +296,13 @@ class FrameStore:
     def num_frames(self, video: int) -> int:
         return self._videos[video]["frames"]
 
-    def first_row(self, video: int) -> int:
-        """Row of the video's frame 0 in `whole()` and in what `to_device` gives."""
-        return self._videos[video]["first"]
+    def rows(self, video: int, wanted: np.ndarray) -> np.ndarray:
+        """Rows of frames `wanted`, (N,) int64 in any order, in `whole()` and in what `to_device`
+        gives. Raises StoreError for a damaged frame, as `decode` does.
+        """
+        rows = self._rows(video, wanted)
+        self._check(rows, video)
+        return rows
 
     def whole(self) -> Frames:
         """Every frame of the store, one row each, mapped and not yet checked."""
@@ -313,8 +317,7 @@ class FrameStore:
 
         wanted: (N,) int64; row i is frame wanted[i]. Raises StoreError for a damaged frame.
         """
-        rows = self._rows(video, wanted)
-        self._check(rows, video)
+        rows = self.rows(video, wanted)
         record = record_bytes(self.size)
         records = self._data.view(-1, record)
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
@@ -325,12 +328,15 @@ class FrameStore:
     def to_device(
         self, device: torch.device | str, on_progress: Callable[[int, int], None] | None = None
     ) -> Frames:
-        """The whole store, checked, in one tensor on `device`; rows as in `whole()`."""
+        """The whole store in one tensor on `device`, every frame checked: of a damaged one `rows`
+        then tells. Rows as in `whole()`.
+        """
         whole, record = self.whole(), record_bytes(self.size)
         data = torch.empty(len(self._data), dtype=torch.uint8, device=device)
         for done, video in enumerate(self._videos, 1):
             first, stop = video["first"], video["first"] + video["frames"]
-            self._check(np.arange(first, stop), done - 1)
+            for row in range(first, stop):
+                self._sound(row)
             data[first * record : stop * record] = self._data[first * record : stop * record]
             if on_progress:
                 on_progress(done, len(self))
@@ -357,13 +363,18 @@ class FrameStore:
         return wanted + self._videos[video]["first"]
 
     def _check(self, rows: np.ndarray, video: int) -> None:
-        record, pixels = record_bytes(self.size), pixel_bytes(self.size)
         for row in rows[~self._checked[rows]]:
-            bytes_ = self._data[row * record : (row + 1) * record].numpy()
-            if zlib.crc32(bytes_[:pixels]) != bytes_[pixels : pixels + 4].view("<u4")[0]:
+            if not self._sound(row):
                 frame = row - self._videos[video]["first"]
                 raise StoreError(f"{self.folder}: frame {frame} of {self.path(video)} is damaged")
-            self._checked[row] = True
+
+    def _sound(self, row: int) -> bool:
+        """Whether the record agrees with its checksum, as then is remembered."""
+        record, pixels = record_bytes(self.size), pixel_bytes(self.size)
+        bytes_ = self._data[row * record : (row + 1) * record].numpy()
+        sound = zlib.crc32(bytes_[:pixels]) == bytes_[pixels : pixels + 4].view("<u4")[0]
+        self._checked[row] = sound
+        return sound
 
     def _table(self, offsets: np.ndarray, code: int) -> np.ndarray:
         """Rows of Frames.table for frames whose records begin at `offsets`."""

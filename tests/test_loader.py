@@ -165,22 +165,26 @@ def test_numpy_frame_numbers_need_not_be_sorted():
         assert np.array_equal(np.argsort(np.argsort(row.numpy(), kind="stable")), order)
 
 
-def test_resident_batches_name_rows_of_the_whole_source():
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_resident_batches_name_rows_of_the_whole_source(damaged):
+    """And leave out a video whose frames are damaged, as do those that decode it."""
     plan = schedule()
+    whole = PacketSource(plan.frame_counts)
+    parts = [whole.decode(video, np.arange(n)) for video, n in enumerate(whole.lengths)]
 
-    class Whole(PacketSource):
-        def first_row(self, video):
-            return sum(self.lengths[:video])
+    class Held(PacketSource):
+        def rows(self, video, wanted):
+            self.decode(video, wanted)
+            return sum(self.lengths[:video]) + wanted
 
-        def whole(self):
-            parts = [self.decode(v, np.arange(n)) for v, n in enumerate(self.lengths)]
-            return concatenate(parts)
-
-    source = Whole(plan.frame_counts)
+    source = Held(plan.frame_counts, bad=[plan(2)[0].video] * damaged)
     (decoded,) = load_batches(source, plan, [2], clip_frames=4, workers=0)
     (rows,) = load_batches(source, plan, [2], clip_frames=4, workers=1, resident=True)
     assert rows.frames.data.numel() == 0
-    assert torch.equal(rows.clips(FORM, source.whole()), decoded.clips(FORM))
+    assert rows.bad == decoded.bad
+    assert len(rows.bad) == damaged
+    assert rows.videos.tolist() == decoded.videos.tolist()
+    assert torch.equal(rows.clips(FORM, concatenate(parts)), decoded.clips(FORM))
 
 
 class Telling(PacketSource):

@@ -18,7 +18,6 @@ from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.paper import data_set_of, method_of
 from pacecore.report import make_report, mean_words
-from pacecore.runs import read_run
 from pacecore.video_writer import write_png
 
 CLASSES = ["a", "b"]
@@ -372,16 +371,15 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
 
 
-def test_folders_without_results(tmp_path):
-    with pytest.raises(PacecoreError, match="nothing: no such run folder"):
-        read_run(tmp_path / "nothing")
-    with pytest.raises(PacecoreError, match=r"holds no summary\.json, test\.json or"):
-        read_run(tmp_path)
-    for name, text in (("retrieve-a", '{"top1": 1}'), ("test", '["a"]'), ("summary", "{")):
-        (tmp_path / f"{name}.json").write_text(text)
-        with pytest.raises(PacecoreError, match=rf"{name}\.json: not a record of pacecore"):
-            read_run(tmp_path)
+def test_folders_without_results_are_left_out(tmp_path):
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(PacecoreError, match=r"begun: holds no summary\.json"):
+        make_report([tmp_path / "begun"], tmp_path / "out")
     finetuning(tmp_path / "run", 0.7, {})
+    result = make_report([tmp_path / "begun", tmp_path / "run"], tmp_path / "out", pictures=False)
+    assert len(result["runs"]) == 1
+    assert [words.split(": ")[0] for words in result["left_out"]] == [str(tmp_path / "begun")]
+    assert f"- left out: {tmp_path / 'begun'}: holds no" in (tmp_path / "out/report.md").read_text()
     with pytest.raises(PacecoreError, match="named twice"):
         make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")
 
@@ -398,3 +396,4 @@ def test_the_command_prints_the_tables(tmp_path):
     assert shown.exit_code == 0
     assert "Action recognition" in shown.output
     assert "70.0" in shown.output
+    assert "left out" not in shown.output
