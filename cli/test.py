@@ -25,8 +25,7 @@ def test(checkpoint: str, **given: Any) -> None:
     from pacecore.trained import load_trained
 
     options = collect(TestOptions, given)
-    result = run_test(load_trained(checkpoint), options)
-    say(_words(result))
+    run_test(load_trained(checkpoint), options, tell=lambda result: say(_words(result)))
     say(f"written: {results_beside(checkpoint, options.out) / 'test.json'}")
 
 

@@ -4,6 +4,7 @@ probability of a video = mean over its clips of softmax(logits of the clip)
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -233,12 +234,17 @@ class _Scores(nn.Module):
         return (self.head(self.backbone(clips)),)
 
 
-def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
+def run_test(
+    trained: Trained,
+    options: TestOptions,
+    tell: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Tests a checkpoint and returns its figures: of actions by the 10-clip protocol, of a
     pre-trained one the held-out pace accuracy.
 
-    Writes test.json and, of actions, predictions.jsonl into options.out. Raises PacecoreError for
-    input that cannot be used.
+    Writes test.json and, of actions, predictions.jsonl into options.out. tell: gets the figures
+    before they are written, so that a full disk does not lose them. Raises PacecoreError for input
+    that cannot be used, and where the files cannot be written.
     """
     trained.require_head()
     device = pick_device(options.device)
@@ -273,6 +279,7 @@ def run_test(trained: Trained, options: TestOptions) -> dict[str, Any]:
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }
+        tell(result)
         if is_main():
             write_json(folder / "test.json", result)
             if predictions:

@@ -315,6 +315,17 @@ def test_an_unreadable_video_is_named_not_counted_and_not_hidden(checkpoint, tmp
     assert list(result["unreadable"]) == [str(broken)]
 
 
+def test_figures_that_cannot_be_written_are_told_all_the_same(checkpoint, tmp_path, monkeypatch):
+    def full(path, _):
+        raise PacecoreError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(recognition, "write_json", full)
+    words = [str(checkpoint), "--out", str(tmp_path), "--clips", "2", "--workers", "0"]
+    shown = CliRunner().invoke(test_verb.test, [*words, "--device", "cpu"])
+    assert str(shown.exception).endswith("No space left on device")
+    assert "6 videos, 2 clips each" in shown.output
+
+
 def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_path, monkeypatch):
     decode_one = VideoFiles.decode
 
