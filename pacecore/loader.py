@@ -6,6 +6,7 @@ ops.pace_clip on the training device.
 """
 
 import contextlib
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -233,10 +234,18 @@ class _Batches(Dataset):
         self.arena = None if resident else Arena.make(max(1, workers))
         self.source, self.requests, self.clip_frames = source, requests, clip_frames
         self.resident = resident
+        self.made, self._making = multiprocessing.Pipe(duplex=False)  # numbers of batches
         # What each worker reads at the moment, so that a worker that dies leaves its file's name.
         self.reading = torch.zeros(max(1, workers), 4096, dtype=torch.uint8).share_memory_()
 
     def __getitem__(self, number: int) -> ClipBatch:
+        try:
+            return self._make(number)
+        finally:
+            if get_worker_info():
+                self._making.send_bytes(number.to_bytes(8, "little"))
+
+    def _make(self, number: int) -> ClipBatch:
         rows, plans, videos, bad = [], [], [], []
         start, writer = 0, RoomWriter(self.arena, _writer())
         for request in self.requests(number):
@@ -343,15 +352,13 @@ def load_batches(
         worker_init_fn=_start_worker_that_gives_way if give_way else _start_worker,
         multiprocessing_context="fork" if workers else None,
     )
-    with Workers(loader) as workers:
-        while True:
+    with Workers(loader, dataset.made) as workers:
+        for number in numbers:
             try:
-                batch = workers.next()
+                batch = workers.next(number)
             except WorkerError as error:
                 raise LoaderError(
                     f"decoding stopped: {error}; reading {dataset.read_now()}"
                 ) from None
-            if batch is None:
-                return
             yield batch.arrived()
             del batch  # its slot is free as soon as the user is done with it

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["REQUESTS", "Stop", "Stopped", "stop_requests"]
+__all__ = ["REQUESTS", "Stop", "Stopped", "deferred", "stop_requests"]
 
 REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """From a user, from a scheduler, and from a terminal that is closed."""
@@ -74,6 +74,30 @@ class Stop:
         except Exception as error:
             raise Stopped from error
         raise Stopped
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Requests that come within the block reach their handlers after it.
+
+    For code that is not ours and soon done. A handler that raises in the midst of it can leave a
+    lock locked, of a `with` that is not in its block yet, and the process waits for it at its end.
+    """
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {}
+    came: list[tuple[int, FrameType | None]] = []
+    try:
+        if threading.current_thread() is threading.main_thread():  # the one that has signals
+            for each in REQUESTS:
+                handler = signal.getsignal(each)
+                if callable(handler):
+                    handlers[each] = handler
+                    signal.signal(each, lambda *request: came.append(request))
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        for request in came:
+            handlers[request[0]](*request)
 
 
 @contextmanager

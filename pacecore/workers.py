@@ -7,13 +7,15 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pacecore.errors import PacecoreError
-from pacecore.stopping import REQUESTS
+from pacecore.stopping import REQUESTS, deferred
 
 if TYPE_CHECKING:  # processes that probe videos do without torch
     from torch.utils.data import DataLoader
@@ -52,36 +54,55 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+_GRACE_SECONDS = 1.0  # for a process to end by itself
+
+
 class WorkerError(PacecoreError):
     """A process died, or gave nothing for the DataLoader's timeout."""
 
 
 class Workers:
-    """The batches of a DataLoader, whose processes end with the block `with Workers(loader)`."""
+    """The batches of a DataLoader, whose processes end with the block `with Workers(loader, made)`.
 
-    def __init__(self, loader: "DataLoader") -> None:
+    made: gives the number of each batch, 8 bytes, when a process has made it. This process waits
+    for that, where a signal may end its wait, and not within the DataLoader, where it must not.
+    """
+
+    def __init__(self, loader: "DataLoader", made: Connection) -> None:
         before = set(multiprocessing.active_children())
         previous = signal.getsignal(signal.SIGCHLD)
-        with signals_kept():
+        with deferred(), signals_kept():
             self._batches = iter(loader)
         self._processes = set(multiprocessing.active_children()) - before
+        self._timeout_seconds, self._made = loader.timeout, made
+        self._numbers: set[int] = set()  # of batches that are made and were not asked for yet
         _Deaths.keep_to_requests(previous)
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_: object) -> None:
-        del self._batches  # asks the processes to end, and waits a while
+        late = threading.Timer(_GRACE_SECONDS, self._kill)
+        late.daemon = True
+        with deferred():
+            late.start()
+            del self._batches  # asks the processes to end, and waits seconds for each that hangs
+            late.cancel()
+            self._kill()
+
+    def _kill(self) -> None:
         for process in self._processes:
             process.kill()
 
-    def next(self) -> Any:
-        """The next batch; None after the last. Raises WorkerError for a dead or silent process."""
+    def next(self, number: int) -> Any:
+        """The next batch, which is `number`. Raises WorkerError for a dead or silent process."""
+        if not self._processes:
+            return next(self._batches)  # it is made here
+        self._wait_until_made(number)
         try:
             _Deaths.asked = True
-            reason = self._death()  # of one that died since the last request
-            if not reason:
-                return next(self._batches, None)
+            with deferred():
+                return next(self._batches)
         except RuntimeError as error:  # what DataLoader raises for a dead or silent process
             _Deaths.asked = False
             lines = str(error).splitlines()  # of an error elsewhere its traceback, where, first
@@ -91,9 +112,23 @@ class Workers:
             _Deaths.asked = False
         raise WorkerError(reason)  # out here, where no traceback keeps the loader alive
 
+    def _wait_until_made(self, number: int) -> None:
+        end = time.monotonic() + self._timeout_seconds
+        ends = [process.sentinel for process in self._processes]
+        while True:
+            if death := self._death():  # also of one that died since the last request
+                raise WorkerError(death)
+            if number in self._numbers:
+                self._numbers.remove(number)
+                return
+            if not wait([self._made, *ends], max(0.0, end - time.monotonic())):
+                raise WorkerError(f"timed out after {self._timeout_seconds:g} seconds")
+            while self._made.poll():
+                self._numbers.add(int.from_bytes(self._made.recv_bytes(), "little"))
+
     def _death(self) -> str:
         """How a process has died, in words; empty while none has."""
-        codes = [process.exitcode for process in self._processes if process.exitcode]
+        codes = [code for process in self._processes if (code := process.exitcode) is not None]
         if not codes:
             return ""
         code = codes[0]

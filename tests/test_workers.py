@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.loader import LoaderError, load_batches
+from pacecore.stopping import Stopped, stop_requests
 from tests.sources import PacketSource
 from tests.test_loader import schedule
 from tests.tiny import tiny_set
@@ -178,6 +180,37 @@ def test_a_death_is_told_where_a_batch_is_asked_for_and_nowhere_else():
     assert str(caught.value) == (
         "decoding stopped: a worker was killed by SIGKILL; reading video-3.avi"
     )
+
+
+def test_a_request_in_the_midst_of_the_data_loader_leaves_no_lock_locked(monkeypatch):
+    """The queue's, between its acquisition and the block of `with`: the end would wait for it."""
+    plan, enter = schedule(), threading.Condition.__enter__
+    batches = load_batches(
+        PacketSource(plan.frame_counts), plan, range(5), clip_frames=4, workers=1
+    )
+    saved, entered = [], []
+
+    def entering(condition):
+        result = enter(condition)
+        if saving and threading.get_ident() == threading.main_thread().ident:
+            entered.append(condition)
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(threading.Condition, "__enter__", entering)
+    with stop_requests() as stop:
+        saving = False
+        next(batches)
+        saving = True
+        with pytest.raises(Stopped), stop.saving(lambda: saved.append(stop.signal)):
+            next(batches)
+        saving = False
+    assert entered
+    assert saved == ["SIGINT"]
+    for condition in entered:
+        assert condition.acquire(timeout=20)
+        condition.release()
+    batches.close()
 
 
 class FailingSource(PacketSource):
