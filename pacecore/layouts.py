@@ -14,7 +14,9 @@ __all__ = ["read_source"]
 
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
-_LIST_NAME = re.compile(r"^(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.(?:txt|csv)$", re.I)
+_LIST_NAME = re.compile(  # as trainlist01.txt, or ucf101_val_split_1_videos.txt
+    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.(?:txt|csv)$", re.I
+)
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
 
@@ -80,7 +82,9 @@ def _folders_listed(lists: Path) -> set[str]:
     """Class folders of HMDB51's lists, by their names, and of UCF101's, by their lines."""
     files = list(lists.glob("*.txt"))
     names = {f.stem.rsplit("_test_split", 1)[0] for f in files if "_test_split" in f.stem}
-    listed = (text for f in files if _LIST_NAME.match(f.name) for _, text in lines_of(f))
+    matches = {f: _LIST_NAME.match(f.name) for f in files}
+    ucf = [f for f, match in matches.items() if match and not match[1]]
+    listed = (text for f in ucf for _, text in lines_of(f))
     return names | {text.split("/")[0] for text in listed}
 
 
@@ -133,12 +137,23 @@ def _plain(path: Path) -> VideoIndex:
 
 
 def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
-    """Lists by name and split: {"01": {"train": trainlist01.txt, "test": testlist01.txt}}."""
-    pairs: dict[str, dict[str, Path]] = {}
+    """Lists by name and split: {"01": {"train": trainlist01.txt, "test": testlist01.txt}}; of names
+    that begin with that of a set, where the folder has lists of one set.
+    """
+    sets: dict[str, dict[str, dict[str, Path]]] = {}
+    for (begin, name), pair in _pairs_of_sets(folder).items():
+        sets.setdefault(begin, {})[name] = pair
+    return sets.get("") or (next(iter(sets.values())) if len(sets) == 1 else {})
+
+
+def _pairs_of_sets(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
+    """Lists by what stands in their names before the split and after it, then by split."""
+    pairs: dict[tuple[str, str], dict[str, Path]] = {}
     for path in sorted([*folder.glob("*.csv"), *folder.glob("*.txt")]):
         match = _LIST_NAME.match(path.name)
         if match and (path.suffix.lower() != ".csv" or _kinetics_rows(path) is None):
-            pairs.setdefault(match[2].lower(), {})[match[1].lower()] = path
+            begin, split, name = (part.lower() for part in match.groups(default=""))
+            pairs.setdefault((begin, name), {})[split] = path
     return {name: pair for name, pair in pairs.items() if len(pair) > 1 and "train" in pair}
 
 
@@ -296,8 +311,9 @@ def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
 def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -> VideoIndex:
     """A text list. Of a pair train_X, test_X, each stands for both: the split chooses."""
     match = _LIST_NAME.match(path.name)
-    pair = _list_pairs(path.parent).get(match[2].lower(), {}) if match and split else {}
-    lists = {name: one for name, one in pair.items()} or {match[1].lower() if match else None: path}
+    pairs = _pairs_of_sets(path.parent).values() if split else []
+    pair = next((pair for pair in pairs if path in pair.values()), None)
+    lists = pair or {match[2].lower() if match else None: path}
     first = first_listed(path)
     roots = [root] if root else _roots(path.parent, path.parent)
     listing = Listing(_find_root(first, roots), missing)

@@ -172,6 +172,27 @@ def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
     assert names(find_videos(tmp_path / "tables", root=videos)) == ["wave/3.avi"]
 
 
+def test_lists_whose_names_begin_with_that_of_the_set(tmp_path):
+    tree(tmp_path, "videos/a/1.avi", "videos/a/2.avi", "videos/b/3.avi")  # as MMAction2 has them
+    lists = [("a/1.avi 0", "b/3.avi 1"), ("b/3.avi 1", "a/2.avi 0")]
+    for fold, (train, val) in enumerate(lists, 1):
+        text(tmp_path / f"ucf101_train_split_{fold}_videos.txt", train)
+        text(tmp_path / f"ucf101_val_split_{fold}_videos.txt", val)
+    splits = [
+        [("a/1.avi", "train"), ("b/3.avi", "val")],
+        [("a/2.avi", "val"), ("b/3.avi", "train")],
+    ]
+    for fold, expected in enumerate(splits, 1):
+        index = find_videos(tmp_path, fold=fold)
+        assert [(e.name, e.split) for e in index.entries] == expected
+        assert index.classes == ("a", "b")
+    one = find_videos(tmp_path / "ucf101_train_split_2_videos.txt")
+    assert [(e.name, e.split) for e in one.entries] == [("b/3.avi", "train")]
+    text(tmp_path / "other_train.txt", "a/1.avi 0\n")
+    text(tmp_path / "other_test.txt", "a/2.avi 0\n")
+    assert find_videos(tmp_path).layout == "class folders"  # whose lists are meant is not clear
+
+
 def test_lists_of_train_and_test_as_csv(tmp_path):
     tree(tmp_path, "a/1.avi", "a/2.avi", "b/1.avi", "b/2.avi")
     text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")  # as SlowFast has them
