@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pacecore.stopping import REQUESTS, stop_requests
+from pacecore.stopping import REQUESTS, deferred, stop_requests
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +48,22 @@ def test_the_same_request_sent_again_finds_the_run_ending():
         again.start()
     again.join()
     assert stop
+
+
+def test_a_request_within_code_that_is_not_ours_comes_after_it():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = []
+
+    def interrupted():
+        with deferred():
+            signal.raise_signal(signal.SIGINT)
+            done.append(signal.getsignal(signal.SIGTERM))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == [signal.SIG_DFL]  # what ends the process at once still does
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    thread = threading.Thread(target=lambda: done.append(deferred().__enter__()))
+    thread.start()  # in which Python lets no handler be set
+    thread.join()
+    assert done[1:] == [None]
