@@ -173,14 +173,16 @@ def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
     if path.suffix.lower() == ".json":
         yield from _objects(path)
         return
-    tab, places = False, None
+    delimiter, places = ",", None
     for number, (where, text) in enumerate(lines_of(path)):
         if number == 0 and path.suffix.lower() in (".csv", ".tsv"):
-            tab = "\t" in text
-            if places := _places(_cells(text, tab)):
+            for delimiter in (",", "\t", ";"):  # the last as spreadsheets write it in Europe
+                if places := _places(_cells(text, delimiter)):
+                    break
+            if places:
                 continue
         if places:
-            row = _cells(text, tab)
+            row = _cells(text, delimiter)
             cells = {name: row[at] for name, at in places.items() if at < len(row)}
             if not cells.get("path"):
                 raise DatasetError(f"{where}: names no video, got {text!r}")
@@ -202,9 +204,9 @@ def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
         raise DatasetError(f"{path}: {rule}") from None
 
 
-def _cells(text: str, tab: bool) -> list[str]:
+def _cells(text: str, delimiter: str) -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv.reader([text], delimiter="\t" if tab else ","))]
+        return [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter))]
     except csv.Error:  # a field too long for it
         return [text]
 

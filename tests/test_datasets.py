@@ -241,6 +241,8 @@ def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
     assert [entry.split for entry in index.entries] == ["train", "train", "val"]
     source = text(tmp_path / "test.tsv", "class\tfilename\n1\te/f.avi\n0\te/g.avi\n")
     assert [entry.label for entry in find_videos(source).entries] == [1, 0]
+    source = text(tmp_path / "test.csv", "class;filename\nsit, stand up;e/f.avi\njump;e/g.avi\n")
+    assert [entry.class_name for entry in find_videos(source).entries] == ["sit, stand up", "jump"]
     for content, message in {
         "path,split\ne/f.avi,dev\n": "line 2: split must be train, val or test, got 'dev'$",
         "path,split\n,train\n": "line 2: names no video, got ',train'$",
