@@ -53,7 +53,7 @@ def program(request, tmp_path_factory) -> tuple[Path, int]:
     return target, cases
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_no_access_outside_and_no_undefined_behaviour(program, seed):
     path, cases = program
     done = subprocess.run(

@@ -45,16 +45,22 @@ def test_cell_past_its_limit_says_so_and_goes_on_to_its_end_and_then_runs_nothin
     short = cell(tmp_path, by_name("pace"), data, limit=1.0)
     with pytest.raises(CellError, match="pretrain stopped after"):
         short.run()
-    mine = replace(short, limit_seconds=300)
+    # As in the grid `long`, where fine-tuning runs once more.
+    mine = replace(short, limit_seconds=300, arm=replace(short.arm, finetunes=(1, 4)))
     assert not mine.finished()
     mine.run()
     assert mine.finished()
-    assert [path.name for path in mine.run_folders()] == ["pretrain", "probe", "finetune"]
-    assert json.loads((mine.folder / "finetune/summary.json").read_text())["steps"] == 2
+    assert [path.name for path in mine.run_folders()] == [
+        "pretrain",
+        "probe",
+        "finetune",
+        "finetune-4x",
+    ]
+    assert json.loads((mine.folder / "finetune-4x/summary.json").read_text())["steps"] == 8
     log = (mine.folder / "cell.log").read_text()
-    assert log.count("$ pacecore") == 7  # pretrain again, retrieve, two trainings and tests
+    assert log.count("$ pacecore") == 9  # pretrain again, retrieve, three trainings and tests
     for measure in page.MEASURES:
-        assert len(page.hits_of(mine, measure)) == (0 if measure.name == "finetune-4x" else 3)
+        assert len(page.hits_of(mine, measure)) == 3
     mine.run()
     assert (mine.folder / "cell.log").read_text() == log
     written = page.evidence_page([mine], "tiny")

@@ -71,11 +71,8 @@ def is_fork(process):
     return False
 
 
-@pytest.mark.parametrize(
-    ("when", "sent"),
-    [("first workers", signal.SIGINT), ("first checkpoint", signal.SIGTERM)],
-    ids=["first workers", "first checkpoint"],
-)
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=lambda sent: sent.name)
+@pytest.mark.parametrize("when", ["first workers", "first checkpoint"])
 def test_a_signal_to_the_whole_group_saves_and_ends_in_one_line(videos, tmp_path, sent, when):
     run = tmp_path / "run"
     options = (
