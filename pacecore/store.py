@@ -9,6 +9,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -328,15 +329,15 @@ class FrameStore:
     def to_device(
         self, device: torch.device | str, on_progress: Callable[[int, int], None] | None = None
     ) -> Frames:
-        """The whole store in one tensor on `device`, every frame checked: of a damaged one `rows`
-        then tells. Rows as in `whole()`.
+        """The whole store in one tensor on `device`, rows as in `whole()`; `rows` tells of the
+        damaged ones.
         """
         whole, record = self.whole(), record_bytes(self.size)
         data = torch.empty(len(self._data), dtype=torch.uint8, device=device)
         for done, video in enumerate(self._videos, 1):
             first, stop = video["first"], video["first"] + video["frames"]
-            for row in range(first, stop):
-                self._sound(row)
+            with suppress(StoreError):  # told by `rows`, which looks where nobody has yet
+                self._check(np.arange(first, stop), done - 1)
             data[first * record : stop * record] = self._data[first * record : stop * record]
             if on_progress:
                 on_progress(done, len(self))
@@ -363,18 +364,13 @@ class FrameStore:
         return wanted + self._videos[video]["first"]
 
     def _check(self, rows: np.ndarray, video: int) -> None:
+        record, pixels = record_bytes(self.size), pixel_bytes(self.size)
         for row in rows[~self._checked[rows]]:
-            if not self._sound(row):
+            bytes_ = self._data[row * record : (row + 1) * record].numpy()
+            if zlib.crc32(bytes_[:pixels]) != bytes_[pixels : pixels + 4].view("<u4")[0]:
                 frame = row - self._videos[video]["first"]
                 raise StoreError(f"{self.folder}: frame {frame} of {self.path(video)} is damaged")
-
-    def _sound(self, row: int) -> bool:
-        """Whether the record agrees with its checksum, as then is remembered."""
-        record, pixels = record_bytes(self.size), pixel_bytes(self.size)
-        bytes_ = self._data[row * record : (row + 1) * record].numpy()
-        sound = zlib.crc32(bytes_[:pixels]) == bytes_[pixels : pixels + 4].view("<u4")[0]
-        self._checked[row] = sound
-        return sound
+            self._checked[row] = True
 
     def _table(self, offsets: np.ndarray, code: int) -> np.ndarray:
         """Rows of Frames.table for frames whose records begin at `offsets`."""

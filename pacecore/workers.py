@@ -47,11 +47,11 @@ def signals_kept() -> Iterator[None]:
 def end_with_parent() -> None:
     """Called in a worker: it ends at once when its parent has ended, of whatever."""
 
-    def wait() -> None:
+    def end() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)  # a whole exit would wait for the pipe that nobody reads any more
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=end, daemon=True).start()
 
 
 _GRACE_SECONDS = 1.0  # for a process to end by itself
