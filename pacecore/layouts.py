@@ -4,6 +4,7 @@ import csv
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
@@ -45,14 +46,17 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
         return _hmdb51(root or (path.parent if path == hmdb else path), hmdb, fold, missing)
     ucf = _beside_or_inside(path, _UCF_LISTS)
     lists = ucf or (path / "splits" if (path / "splits").is_dir() else path)
-    pairs = _list_pairs(lists)
+    sets = _list_sets(lists)
+    pairs = sets.get("") or (next(iter(sets.values())) if len(sets) == 1 else None)
     if pairs:
         return _listed([root] if root else _roots(path, lists), lists, pairs, fold, missing)
     tables = [(table, _kinetics_rows(table)) for table in sorted(path.glob("*.csv"))]
     tables = [(table, rows) for table, rows in tables if rows is not None]
     if tables:
         return _kinetics(root or path, tables)
-    return _plain(path)
+    index = _plain(path)
+    unread = f", not by the lists of {' or '.join(sets)}: name one of them" if sets else ""
+    return replace(index, layout=index.layout + unread)
 
 
 def _beside_or_inside(path: Path, name: str) -> Path | None:
@@ -136,14 +140,14 @@ def _plain(path: Path) -> VideoIndex:
 # Lists of videos
 
 
-def _list_pairs(folder: Path) -> dict[str, dict[str, Path]]:
-    """Lists by name and split: {"01": {"train": trainlist01.txt, "test": testlist01.txt}}; of names
-    that begin with that of a set, where the folder has lists of one set.
+def _list_sets(folder: Path) -> dict[str, dict[str, dict[str, Path]]]:
+    """Lists by what their names begin with, then by their own name and split:
+    {"": {"01": {"train": trainlist01.txt, "test": testlist01.txt}}}.
     """
     sets: dict[str, dict[str, dict[str, Path]]] = {}
     for (begin, name), pair in _pairs_of_sets(folder).items():
         sets.setdefault(begin, {})[name] = pair
-    return sets.get("") or (next(iter(sets.values())) if len(sets) == 1 else {})
+    return sets
 
 
 def _pairs_of_sets(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:

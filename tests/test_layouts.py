@@ -190,7 +190,8 @@ def test_lists_whose_names_begin_with_that_of_the_set(tmp_path):
     assert [(e.name, e.split) for e in one.entries] == [("b/3.avi", "train")]
     text(tmp_path / "other_train.txt", "a/1.avi 0\n")
     text(tmp_path / "other_test.txt", "a/2.avi 0\n")
-    assert find_videos(tmp_path).layout == "class folders"  # whose lists are meant is not clear
+    of_either = "class folders, not by the lists of other or ucf101: name one of them"
+    assert find_videos(tmp_path).layout == of_either
 
 
 def test_lists_of_train_and_test_as_csv(tmp_path):
