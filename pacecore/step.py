@@ -4,6 +4,7 @@ The whole batch at once or in parts, in fp32 or under bf16 autocast, compiled, o
 CUDA graph: the loss is the same to rounding.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -41,6 +42,16 @@ def learning_rate(options: RunOptions, step: int, steps_per_epoch: int, total_st
     return rate * min(1.0, (step + 1) / max(1, options.warmup_steps))
 
 
+class _SGD(torch.optim.SGD):
+    """Without what keeps torch.compile out of its methods, and first imports it, for 2 s."""
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+
+
 class TrainingStep:
     """The network on its device and its optimiser; a call trains them on one batch.
 
@@ -56,7 +67,7 @@ class TrainingStep:
         self.network = wrap(task.model, device, sync_bn=options.sync_bn)
         if options.compile:
             self.network = torch.compile(self.network)
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = _SGD(
             task.model.parameters(),
             lr=options.lr,
             momentum=options.momentum,

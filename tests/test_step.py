@@ -2,6 +2,9 @@
 
 import functools
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +81,23 @@ def test_losses_fall_and_the_rate_is_the_steps_own():
     losses, _ = train(sizes=(4,) * 8)
     assert losses[-1] < losses[0]
     assert train(sizes=(4,) * 8)[0] == losses
+
+
+def test_the_optimiser_is_that_of_torch(monkeypatch):
+    one = train(weight_decay=0.01, nesterov=True)
+    monkeypatch.setattr("pacecore.step._SGD", torch.optim.SGD)
+    other = train(weight_decay=0.01, nesterov=True)
+    assert one[0] == other[0]
+    assert_same(one[1], other[1])
+
+
+def test_training_does_not_load_what_compiles_unless_it_is_asked_to():
+    script = (
+        "import sys; from tests.test_step import train; train(sizes=(4, 4));"
+        "assert 'torch' in sys.modules; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root).returncode == 0
 
 
 def test_nesterov_without_momentum_is_plain_descent():
