@@ -3,13 +3,16 @@
 tests/cuda_resources.json holds the accepted numbers of every kernel for sm_80, sm_90 and the newest
 architecture of the nvcc named there. `threads` is the kernel's __launch_bounds__; `dynamic_shared`
 the bytes that its launch asks for at the paper's sizes, on GPUs without and with clusters;
-`blocks_per_sm` is the stated occupancy. After a change that is meant:
+`blocks_per_sm` is the stated occupancy. `compiled` is a hash of all that nvcc's numbers depend on:
+while it holds they are those of the table, and nothing is compiled, which takes minutes. After a
+change that is meant, also of nothing but comments:
 
     python -m tests.cuda_resources            shows what differs
     python -m tests.cuda_resources --update   accepts it; --lower too where occupancy falls
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -28,9 +31,20 @@ from pacecore.ops import info_nce, pace_clip
 from tests.cuda_on_cpu import devices
 from tests.cuda_on_cpu.build import CSRC, ROOT, TORCH, build_folder, run_ninja
 
-__all__ = ["TABLE", "blocks_per_sm", "compile_kernels", "differences", "disassembler", "nvcc"]
+__all__ = [
+    "TABLE",
+    "blocks_per_sm",
+    "compile_kernels",
+    "compiled",
+    "differences",
+    "disassembler",
+    "nvcc",
+]
 
 TABLE = ROOT / "tests" / "cuda_resources.json"
+FLAGS = (
+    "-std=c++20 -O3 --expt-relaxed-constexpr -Xptxas -v -DTORCH_TARGET_VERSION=0x020b000000000000"
+)
 # Bytes of shared memory of a multiprocessor and of its resident threads and blocks, by compute
 # capability: CUDA C++ Programming Guide, technical specifications.
 LIMITS = {
@@ -77,9 +91,21 @@ def disassembler() -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
+def nvcc_version() -> str:
+    command = [nvcc(), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def release() -> str:
-    text = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release (\d+\.\d+)", text)[1]
+    return re.search(r"release (\d+\.\d+)", nvcc_version())[1]
+
+
+def compiled() -> str:
+    """A hash of what the numbers of nvcc depend on: itself, its flags, torch and the sources."""
+    known = hashlib.sha256(f"{nvcc_version()}\n{FLAGS}\n{torch.__version__}\n".encode())
+    for path in sorted([*CSRC.glob("*.h"), *CSRC.glob("cuda/*")]):
+        known.update(f"{path.relative_to(CSRC)}\n".encode() + path.read_bytes())
+    return known.hexdigest()
 
 
 def architectures() -> list[int]:
@@ -95,10 +121,7 @@ def compile_kernels() -> dict[int, list[Path]]:
     Only what changed since the last call is compiled.
     """
     work = build_folder(f"{nvcc()} {release()} cubin")
-    flags = (
-        f"-std=c++20 -O3 --expt-relaxed-constexpr -Xptxas -v -I{CSRC} "
-        f"-DTORCH_TARGET_VERSION=0x020b000000000000 -isystem {TORCH / 'include'}"
-    )
+    flags = f"{FLAGS} -I{CSRC} -isystem {TORCH / 'include'}"
     lines = [
         "ninja_required_version = 1.3",
         "rule cubin",
@@ -235,9 +258,18 @@ def dynamic_shared(kernels: list[str]) -> dict[str, dict[str, int | None]]:
     return result
 
 
-def measure(table: dict) -> dict:
-    """The table as this nvcc would have it; without nvdisasm the accesses are those of `table`."""
-    kernels: dict[str, dict] = {}
+def measure(table: dict, *, again: bool = False) -> dict:
+    """The table as this nvcc would have it; without nvdisasm the accesses are those of `table`.
+
+    again: compiled, though nothing changed since `table`.
+    """
+    now = compiled()
+    if table.get("compiled") == now and not again and disassembler() is None:
+        known = table["kernels"]
+        dynamic = dynamic_shared(list(known))
+        kernels = {name: known[name] | {"dynamic_shared": dynamic[name]} for name in known}
+        return {**table, "kernels": kernels}
+    kernels = {}
     cubins_of = compile_kernels()
     names = [report.name for cubin in cubins_of[80] for report in reports(cubin)]
     dynamic = dynamic_shared(names)
@@ -263,7 +295,7 @@ def measure(table: dict) -> dict:
                         report.mangled, known.get(f"sm_{arch}", {}).get("loop_accesses")
                     ),
                 }
-    return {"nvcc": release(), "kernels": dict(sorted(kernels.items()))}
+    return {"nvcc": release(), "compiled": now, "kernels": dict(sorted(kernels.items()))}
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -318,7 +350,7 @@ def main() -> None:
     parser.add_argument("--lower", action="store_true")
     options = parser.parse_args()
     old = json.loads(TABLE.read_text())
-    new = measure(old)
+    new = measure(old, again=True)
     findings = differences(old, new)
     print("\n".join(findings) or "as the table says")
     lower = [line for line in findings if "below the stated" in line or "spills" in line]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -30,14 +31,47 @@ def test_kernels_are_as_the_table_says(table, measured):
 
 
 @needs_nvcc
-def test_every_source_has_a_kernel_for_every_architecture(measured):
+def test_every_kernel_of_the_sources_is_measured_for_every_architecture(measured):
     architectures = cuda_resources.architectures()
     assert {80, 90} < set(architectures)
-    for cubins in cuda_resources.compile_kernels().values():
-        for cubin in cubins:
-            assert cuda_resources.reports(cubin), cubin
     for entry in measured["kernels"].values():
         assert {f"sm_{arch}" for arch in architectures} < set(entry)
+    of_sources = set()
+    for source in cuda_resources.CSRC.glob("cuda/*.cu"):
+        kernels = re.findall(r"__global__[^{;]*?\b(\w+_kernel)\(", source.read_text())
+        assert kernels, source
+        of_sources.update(kernels)
+    assert of_sources == {name.split("<")[0] for name in measured["kernels"]}
+
+
+@needs_nvcc
+def test_what_nvcc_said_of_the_same_sources_is_not_asked_again(table, monkeypatch):
+    monkeypatch.setattr(cuda_resources, "disassembler", lambda: None)
+    asked = {"sm_80": 1, "sm_90": 2}
+    monkeypatch.setattr(cuda_resources, "dynamic_shared", lambda names: dict.fromkeys(names, asked))
+    runs = []
+    monkeypatch.setattr(cuda_resources, "compile_kernels", lambda: runs.append(1) or {80: []})
+    known = {**table, "compiled": cuda_resources.compiled()}
+    measured = cuda_resources.measure(known)
+    assert not runs
+    findings = cuda_resources.differences(known, measured)
+    assert len(findings) == len(table["kernels"])  # how they are launched is measured all the same
+    assert all("dynamic_shared was" in finding for finding in findings)
+    cuda_resources.measure(known, again=True)
+    cuda_resources.measure({**known, "compiled": "0"})
+    assert len(runs) == 2
+
+
+@needs_nvcc
+@pytest.mark.parametrize("changed", ["pace_clip_math.h", "cuda/launch.h", "cuda/info_nce.cu"])
+def test_a_change_of_any_source_of_the_kernels_has_them_compiled(changed, tmp_path, monkeypatch):
+    before = cuda_resources.compiled()
+    copied = tmp_path / "csrc"
+    shutil.copytree(cuda_resources.CSRC, copied)
+    monkeypatch.setattr(cuda_resources, "CSRC", copied)
+    assert cuda_resources.compiled() == before
+    (copied / changed).write_text((copied / changed).read_text() + "//\n")
+    assert cuda_resources.compiled() != before
 
 
 @needs_nvcc
