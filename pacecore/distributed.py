@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -38,6 +38,7 @@ __all__ = [
     "rank",
     "share_buffers",
     "share_of",
+    "usual_defaults",
     "world_size",
     "wrap",
 ]
@@ -80,15 +81,33 @@ def is_main() -> bool:
 
 
 @contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Within the block torch makes float32 on the CPU and records gradients, whatever its user has
+    set, in a notebook for one.
+    """
+    dtype, usual = torch.get_default_dtype(), torch.get_default_device().type == "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        # A default device, even the CPU, has every call of torch pass through Python.
+        place = nullcontext() if usual else torch.device("cpu")
+        with place, torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[None]:
-    """Within the block the processes that torchrun started form one group; alone, it does nothing.
+    """Within the block `usual_defaults` hold, and the processes that torchrun started form one
+    group.
 
     Gloo for what lies on the CPU, NCCL for what lies on CUDA devices. patience: how long a rank
     waits for the others. Raises PacecoreError when the others do not come, two of them have one
     GPU, or one of them is lost on the way.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
-        yield
+        with usual_defaults():
+            yield
         return
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -108,7 +127,8 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
     try:
         if device.type == "cuda":
             _check_gpus(device)
-        yield
+        with usual_defaults():
+            yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise

@@ -22,9 +22,9 @@ __all__ = ["Table", "make_report", "mean_words"]
 
 # Options that say where and how fast a run was, not what it was; seed and fold are averaged over.
 _INCIDENTAL = {
-    "data", "held_out", "fold", "out", "seed", "device", "workers", "max_bad", "decode_timeout",
-    "deterministic", "checkpointing", "accumulate", "save_minutes", "log_every", "tensorboard",
-    "checkpoint", "kind", "compile", "graph",
+    "data", "held_out", "fold", "out", "seed", "device", "workers", "data_on", "max_bad",
+    "decode_timeout", "deterministic", "checkpointing", "accumulate", "save_minutes", "log_every",
+    "tensorboard", "checkpoint", "kind", "compile", "graph",
 }  # fmt: skip
 
 

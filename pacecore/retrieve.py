@@ -85,7 +85,7 @@ def _candidates(
     """The `wanted` nearest of each query by fp32 cosine, nearest first."""
     asked, asked_scale = _rows(queries, device)
     best: dict[int, tuple[Tensor, Tensor]] = {}  # by the part of the queries: cosines, numbers
-    products = torch.empty(_TOGETHER * rows, device=device)  # one block, asked for once
+    products = torch.empty(_TOGETHER * rows, dtype=torch.float32, device=device)  # asked for once
     for first in range(0, len(gallery), rows):
         answers, scale = _rows(gallery[first : first + rows], device)
         by_rows = answers.shape[1] < len(asked)  # fewer numbers to scale than products

@@ -13,6 +13,7 @@ from pacecore.backbones import Backbone, build_backbone
 from pacecore.checkpoint import CheckpointError, load_checkpoint
 from pacecore.config import FinetuneOptions, RunOptions, TrainOptions
 from pacecore.convert import read_weights
+from pacecore.distributed import usual_defaults
 from pacecore.errors import PacecoreError
 
 __all__ = [
@@ -58,6 +59,7 @@ class Trained:
             )
 
 
+@usual_defaults()
 def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     """The network of a checkpoint, or of a file of weights that `convert` reads.
 

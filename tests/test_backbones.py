@@ -200,7 +200,12 @@ def test_convolutions_of_channels_last_clips(shape, stride, kernel, wide, monkey
         x = clips.to(memory_format=layout).requires_grad_()
         out = conv(x) if layout is torch.channels_last_3d else nn.Conv3d.forward(conv, x)
         wave = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).reshape(out.shape)
-        results.append([out, *torch.autograd.grad(out, (x, conv.weight, conv.bias), wave)])
+        inputs = (x, conv.weight, conv.bias)
+        results.append([out, *torch.autograd.grad(out, inputs, wave, retain_graph=True)])
+        if shape[0]:  # of no clips torch has no second derivative
+            once = torch.autograd.grad(out, inputs, wave, create_graph=True)
+            penalty = sum(gradient.square().sum() for gradient in once[:2])
+            results[-1] += [*once, *torch.autograd.grad(penalty, inputs[:2])]
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
@@ -213,6 +218,11 @@ def test_convolutions_of_channels_last_clips_in_float32(monkeypatch):
     found = conv(x)
     assert found.is_contiguous(memory_format=torch.channels_last_3d)
     (grad,) = torch.autograd.grad(found.square().sum(), conv.weight)
+
+    def loss(weight):
+        return torch.func.functional_call(conv, {"weight": weight}, x).square().sum()
+
+    torch.testing.assert_close(torch.func.grad(loss)(conv.weight.detach()), grad)
     conv.double()
     out = nn.Conv3d.forward(conv, x.double())
     (expected,) = torch.autograd.grad(out.square().sum(), conv.weight)

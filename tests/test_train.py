@@ -16,6 +16,7 @@ from pacecore.evaluate import PaceResult
 from pacecore.rules import read_toml
 from pacecore.source import VideoFiles
 from pacecore.train import PaceTask, _size_words, pace_model, pretrain
+from pacecore.trained import load_trained
 from tests.ranks import held_elsewhere
 from tests.tiny import finetuned, pretrained, tiny_set, write_tiny
 
@@ -75,6 +76,30 @@ def test_a_run_from_files_to_summary(monkeypatch, capsys, videos, tmp_path):
     assert err.endswith(f"{refused}\n")
     with pytest.raises(PacecoreError, match=refused):  # by Python alike
         pretrain(from_mapping(TrainOptions, read_toml(run / "options.toml")))
+
+
+def test_what_a_notebook_has_set_for_itself_is_no_matter(monkeypatch, capsys, videos, tmp_path):
+    found = []
+    for out in (tmp_path / "usual", tmp_path / "own"):
+        try:
+            if out.name == "own":
+                torch.set_default_dtype(torch.float64)
+                torch.set_default_device("meta")  # in place of a GPU
+                torch.set_grad_enabled(False)
+            code, _, err = train(monkeypatch, capsys, videos, "--out", out, "--workers", "1")
+            assert code == 0, err
+            found.append(load_trained(out / "last.pt").backbone.state_dict())
+            if out.name == "own":
+                assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (
+                    torch.float64,
+                    False,
+                )
+                assert torch.get_default_device().type == "meta"
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+            torch.set_grad_enabled(True)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 @pytest.mark.parametrize(("weight", "warns"), [(1.0, True), (0.0, False)])

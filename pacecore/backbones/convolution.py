@@ -11,7 +11,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 __all__ = ["Triple", "convolve", "over_time", "weight_gradient"]
 
@@ -25,16 +25,19 @@ _ROWS = 4096
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, stride: Triple, padding: Triple
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
         if _only_over_time(weight.shape[2:], stride):
             return over_time(x, weight, bias, stride[0], padding[0])
         return F.conv3d(x, weight, bias, stride, padding)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        x, weight, bias, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
@@ -42,7 +45,9 @@ class _Convolve(torch.autograd.Function):
         x_grad = weight_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
             x_grad = _input_gradient(grad, x, weight, stride, padding)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and torch.is_grad_enabled():  # it is differentiated in its turn
+            weight_grad = _backward(grad, x, weight, stride, padding, (False, True, False))[1]
+        elif ctx.needs_input_grad[1]:
             weight_grad = weight_gradient(x, grad, tuple(weight.shape[2:]), stride, padding)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             bias_grad = grad.sum(dim=(0, 2, 3, 4))
@@ -52,7 +57,7 @@ class _Convolve(torch.autograd.Function):
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
 ) -> Tensor:
-    """F.conv3d of channels-last clips x (B, Ci, T, H, W) on a CPU, faster to differentiate once."""
+    """F.conv3d of channels-last clips x (B, Ci, T, H, W) on a CPU, the first derivative faster."""
     return _Convolve.apply(x, weight, bias, stride, padding)
 
 
