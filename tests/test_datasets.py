@@ -145,6 +145,8 @@ def test_lists_of_a_set_with_paths_relative_to_its_root(tmp_path):
             text(tmp_path / "splits" / f"{split}_{name}.txt", "\n".join(lines))
     assert names(find_videos(tmp_path, split="train")) == ["hug/a.avi", "kick/c.avi"]
     assert names(find_videos(tmp_path, split="train", fold=2)) == ["hug/b.avi", "kick/d.avi"]
+    with pytest.raises(DatasetError, match="has no fold 3; its folds: byseq, byset"):
+        find_videos(tmp_path, fold=3)
     index = find_videos(tmp_path, split="test", fold="byset")
     assert names(index) == ["hug/a.avi", "kick/c.avi"]
     assert labels(index) == [0, 1]
@@ -326,11 +328,12 @@ def test_the_index_of_videos_outside_a_linked_folder_has_their_paths(tmp_path):
     (tmp_path / "near" / "data").symlink_to(tmp_path / "disk" / "deep" / "data")
     text(tmp_path / "disk/deep/data/list.txt", f"{tmp_path}/near/videos/a.avi\nb.avi\n")
     index = find_videos(tmp_path / "near" / "data" / "list.txt")
-    write_index(index, tmp_path / "index.jsonl")
-    again = read_index(tmp_path / "index.jsonl")
-    assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
-    for one, other in zip(index.entries, again.entries, strict=True):
-        assert os.path.samefile(one.path, other.path)
+    for home in (tmp_path, tmp_path / "near"):  # above the videos, and elsewhere
+        write_index(index, home / "index.jsonl")
+        again = read_index(home / "index.jsonl")
+        assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
+        for one, other in zip(index.entries, again.entries, strict=True):
+            assert os.path.samefile(one.path, other.path)
 
 
 def probe_or_die(path):

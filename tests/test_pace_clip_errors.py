@@ -89,6 +89,7 @@ WRONG_FACTORS = [
     ((0, 1, 1), float("nan"), "jitter[0, 1, 1] must be a finite factor"),
     ((1, 3, 2), float("inf"), "jitter[1, 3, 2] must be a finite factor"),
     ((1, 3, 3), 0.6, "jitter[1, 3, 3] must be a hue from -0.5 to 0.5 turns, got 0.6"),
+    ((1, 3, 3), -0.6, "jitter[1, 3, 3] must be a hue"),
 ]
 
 
