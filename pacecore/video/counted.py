@@ -42,8 +42,8 @@ def counted_text(info: VideoInfo, path: str) -> str | None:
 
 
 def counted_from(text: str | None, path: str) -> VideoInfo | None:
-    """What `counted_text` was given; None without text, and where the file at `path` is another by now, by its size
-    and date, or would be counted otherwise, by these rules or another FFmpeg.
+    """What `counted_text` was given; None without it, and where the file at `path` is another by
+    now, by its size and date, or would be counted otherwise, by these rules or another FFmpeg.
     """
     try:
         reader = zlib.decompressobj()
