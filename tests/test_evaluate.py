@@ -311,7 +311,7 @@ def test_an_unreadable_video_is_named_not_counted_and_not_hidden(checkpoint, tmp
     broken = videos / "test" / "Red" / "test0.mp4"
     broken.write_bytes(b"not a video")
     result = run_test(load_trained(checkpoint), options_of(data=str(videos), out=str(tmp_path)))
-    assert result["videos"] == 5
+    assert (result["data"], result["videos"]) == (str(videos), 5)
     assert list(result["unreadable"]) == [str(broken)]
 
 
