@@ -163,7 +163,6 @@ def read_index(path: str | Path) -> VideoIndex:
                     root = (path.resolve().parent / line["root"]).resolve()
                 elif line["state"] == "ok":
                     file = line.get("file") or str(root / line["path"])
-                    counted = line.get("counted")
                     entries.append(
                         VideoEntry(
                             path=file,
@@ -172,7 +171,7 @@ def read_index(path: str | Path) -> VideoIndex:
                             class_name=line["class"],
                             split=line["split"],
                             num_frames=line["frames"],
-                            info=counted_from(counted, file) if counted else None,
+                            info=counted_from(line.get("counted"), file),
                         )
                     )
             except (ValueError, KeyError, TypeError) as error:

@@ -85,9 +85,8 @@ def _folders_in(path: Path) -> list[Path]:
 def _folders_listed(lists: Path) -> set[str]:
     """Class folders of HMDB51's lists, by their names, and of UCF101's, by their lines."""
     files = list(lists.glob("*.txt"))
-    names = {f.stem.rsplit("_test_split", 1)[0] for f in files if "_test_split" in f.stem}
-    matches = {f: _LIST_NAME.match(f.name) for f in files}
-    ucf = [f for f, match in matches.items() if match and not match[1]]
+    names = {f.stem.rsplit("_test_split", 1)[0] for f in files}
+    ucf = (f for f in files if (match := _LIST_NAME.match(f.name)) and not match[1])
     listed = (text for f in ucf for _, text in lines_of(f))
     return names | {text.split("/")[0] for text in listed}
 

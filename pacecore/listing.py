@@ -108,10 +108,8 @@ class Listing:
             )
         rank = {name: label for label, name in enumerate(classes)}
         entries = []
-        for path, split, said, where, frames in self.rows:
-            label = rank.get(said) if isinstance(said, str) else said
-            if said is not None and (label is None or not 0 <= label < len(classes)):
-                raise DatasetError(f"{where}: class {said} is none of the {len(classes)} classes")
+        for path, split, said, _, frames in self.rows:
+            label = rank[said] if isinstance(said, str) else said
             name = classes[label] if label is not None else None
             relative = os.path.relpath(path, self.root).replace(os.sep, "/")
             entries.append(VideoEntry(str(path), relative, label, name, split, frames))

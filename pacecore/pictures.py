@@ -59,10 +59,9 @@ def clip_sheet(
     return sheet
 
 
-def framed_rows(
-    rows: list[np.ndarray], frames: list[list[str]], *, border: int = 4, gap: int = 4
-) -> np.ndarray:
+def framed_rows(rows: list[np.ndarray], frames: list[list[str]]) -> np.ndarray:
     """Rows of pictures, each (n, H, W, 3) uint8, of one size; frames: FRAME_COLOURS of each."""
+    border = gap = 4
     height, width = rows[0].shape[1:3]
     columns = max(map(len, rows))
     down, across = height + 2 * border + gap, width + 2 * border + gap

@@ -243,7 +243,7 @@ def _convert(picture: Picture, name: str, full: bool | None) -> Picture:
         format=name,
         src_colorspace=space,
         dst_colorspace=space,
-        src_color_range=_JPEG if picture.format.is_rgb else span,
+        src_color_range=span,
         dst_color_range=span,
         interpolation=_FLAGS,
         **_ONE_THREAD,

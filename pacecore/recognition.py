@@ -139,9 +139,9 @@ def _in_top(scores: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def bootstrap_interval(
-    values: np.ndarray, resamples: int = 2000, seed: int = 0, coverage: float = 0.95
+    values: np.ndarray, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (N,), drawn anew video by video."""
+    """Percentile bootstrap interval, 95 %, of the mean of `values` (N,), drawn anew by video."""
     values = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
@@ -150,8 +150,7 @@ def bootstrap_interval(
         count = min(block, resamples - first)
         drawn = generator.integers(0, len(values), size=(count, len(values)))
         means[first : first + count] = values[drawn].mean(axis=1)
-    tail = (1 - coverage) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -186,7 +185,6 @@ def measure_actions(
     classes: tuple[str, ...],
     *,
     average: str = "softmax",
-    what: str = "held-out videos",
 ) -> ActionResult:
     """Scores of `runner`'s network (first output: logits) on all videos of `source`, the same on
     every rank.
@@ -194,7 +192,7 @@ def measure_actions(
     average: "softmax", or "logits" as VCOP's code has it. Raises PacecoreError for a source that
     is empty, has no labels or classes unknown to the head, or no readable video.
     """
-    labels = head_labels(source, classes, what)
+    labels = head_labels(source, classes, "held-out videos")
     scores = torch.zeros(len(source), runner.clips, len(classes))
     read = torch.zeros(len(source), dtype=torch.int64)
     for video, outputs in runner.run(source):
@@ -203,7 +201,7 @@ def measure_actions(
     scores, read = (all_reduce_sum(each, runner.device) for each in (scores, read))
     kept = read.bool()
     if not kept.any():
-        raise PacecoreError(f"{what}: none of {len(source)} videos can be read")
+        raise PacecoreError(f"held-out videos: none of {len(source)} videos can be read")
     scores = scores[kept]
     return ActionResult(
         classes=classes,

@@ -18,7 +18,7 @@ from pacecore.files import aside, made_folder, write_json, write_text
 from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
 from pacecore.runs import NoResults, Run, read_run, told_apart
 
-__all__ = ["Table", "make_report", "mean_words"]
+__all__ = ["Table", "make_report"]
 
 # Options that say where and how fast a run was, not what it was; seed and fold are averaged over.
 _INCIDENTAL = {
@@ -45,10 +45,11 @@ class Table:
         return "\n".join([*lines, ""])
 
 
-def mean_words(values: Sequence[float], *, percent: bool = True) -> str:
-    """ "71.3 ± 1.2 (3)": mean, sample standard deviation, number; of one value the value alone."""
-    scale = 100 if percent else 1
-    values = [scale * value for value in values]
+def _mean_words(values: Sequence[float]) -> str:
+    """ "71.3 ± 1.2 (3)": mean in per cent, sample standard deviation, number; of one value the
+    value alone. values: shares, 0..1.
+    """
+    values = [100 * value for value in values]
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"
@@ -184,16 +185,14 @@ def _pace_table(runs: list[Run]) -> Table:
     measured = [run for run in runs if run.kind == "pretrain" and _pace_result(run)]
     for members, folder, other in _rows(measured, _pace_result):
         run = members[0]
-        count = len(str(run.options["paces"]).split(","))
-        count *= 2 if run.options.get("reverse") == "label" else 1
         table.rows.append(
             [
                 _network(run.options),
                 method_of(run.options),
                 run.options["paces"],
                 data_set_of(folder, {}),
-                mean_words([_pace_result(each)["pace_accuracy"] for each in members]),
-                f"{100 / count:.1f}",
+                _mean_words([_pace_result(each)["pace_accuracy"] for each in members]),
+                f"{100 * _pace_result(run)['chance']:.1f}",
                 other,
             ]
         )
@@ -231,7 +230,7 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
                 "head only" if frozen else "all",
                 data,
                 *(
-                    mean_words([test[name] for test in tests])
+                    _mean_words([test[name] for test in tests])
                     for name in ("top1", "top5", "mean_per_class", "clip_top1")
                 ),
                 paper or "-",
@@ -273,7 +272,7 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
                     unit,
                     data,
                     *(
-                        mean_words([each["top"][str(k)] for each in results])
+                        _mean_words([each["top"][str(k)] for each in results])
                         if all(str(k) in each["top"] for each in results)
                         else "-"
                         for k in ks
@@ -358,11 +357,10 @@ def _page(
     parts.append(Table("Figures of the paper", ["table", "what", "%", "read in"], rows).markdown())
     parts += ["## Runs", ""]
     for run in runs:
-        seed, fold = run.options.get("seed", 0), run.options.get("fold", 1)
-        state = run.summary.get("time", "no summary")
-        parts.append(
-            f"- `{run.folder}`: {run.kind}, seed {seed}, split {fold}, {state}{_top1_words(run)}"
-        )
+        said = (("seed", "seed"), ("split", "fold"))  # bare weights and files of features have none
+        words = [f"{word} {run.options[name]}" for word, name in said if name in run.options]
+        words = ", ".join([run.kind, *words, run.summary.get("time", "no summary")])
+        parts.append(f"- `{run.folder}`: {words}{_top1_words(run)}")
     parts += [f"- left out: {words}" for words in left_out]
     parts.append("")
     for file, what in drawn:

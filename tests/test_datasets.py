@@ -31,6 +31,7 @@ DATA = os.environ.get("PACECORE_DATA")
 def test_class_folders(tmp_path):
     tree(tmp_path, "walk/b.avi", "run fast/2.mp4", "walk/a.MKV", "run fast/sub/1.webm")
     tree(tmp_path, ".hidden/x.avi", "__MACOSX/walk/a.avi", "notes/readme.txt", "walk/.a.avi")
+    tree(tmp_path, "cover.jpg", "walk/a.jpg")  # frames lie alone
     index = find_videos(tmp_path)
     assert index.layout == "class folders"
     assert index.classes == ("run fast", "walk")
@@ -144,6 +145,8 @@ def test_lists_of_a_set_with_paths_relative_to_its_root(tmp_path):
             text(tmp_path / "splits" / f"{split}_{name}.txt", "\n".join(lines))
     assert names(find_videos(tmp_path, split="train")) == ["hug/a.avi", "kick/c.avi"]
     assert names(find_videos(tmp_path, split="train", fold=2)) == ["hug/b.avi", "kick/d.avi"]
+    with pytest.raises(DatasetError, match="has no fold 3; its folds: byseq, byset"):
+        find_videos(tmp_path, fold=3)
     index = find_videos(tmp_path, split="test", fold="byset")
     assert names(index) == ["hug/a.avi", "kick/c.avi"]
     assert labels(index) == [0, 1]
@@ -175,15 +178,17 @@ def test_a_list_without_the_first_class_names_the_others_as_listed(tmp_path):
 
 
 def test_path_class_list_and_path_only_list(tmp_path):
-    tree(tmp_path, "x/a.avi", "x/b c.avi", "y/d.avi")
-    listed = text(tmp_path / "list.txt", "x/a.avi jump\nx/b c.avi sit\ny/d.avi jump\n")
+    tree(tmp_path, "s/x/a.avi", "s/x/b c.avi", "s/y/d.avi")
+    listed = text(tmp_path / "list.txt", "s/x/a.avi jump\ns/x/b c.avi sit\ns/y/d.avi jump\n")
     index = find_videos(listed)
     assert (index.classes, labels(index)) == (("jump", "sit"), [0, 1, 0])
-    listed = text(tmp_path / "list.txt", "# mine\nx/a.avi\n\nx/b c.avi\ny/d.avi\n")
+    listed = text(tmp_path / "list.txt", "# mine\ns/x/a.avi\n\ns/x/b c.avi\ns/y/d.avi\n")
     index = find_videos(listed)
     assert (index.classes, labels(index)) == (("x", "y"), [0, 0, 1])
-    inside = text(tmp_path / "x" / "list.txt", f"a.avi\n{tmp_path}/y/d.avi\n")
-    assert labels(find_videos(inside)) == [None, None] or len(find_videos(inside)) == 2
+    inside = text(tmp_path / "s" / "x" / "list.txt", f"a.avi\n{tmp_path}/s/y/d.avi\n")
+    assert labels(find_videos(inside)) == [None, None]
+    two_folders = text(tmp_path / "list.txt", "s/x/a.avi 0\ns/y/d.avi 0\n")
+    assert find_videos(two_folders).classes == ("0",)
 
 
 def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
@@ -232,7 +237,7 @@ def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
         tmp_path / "all.csv",
         ",Num_Frames,label,video path,subset\n"
         '0,80,"sit, stand up",a long name of six words.avi,train\n'
-        "1,70,jump,e/f.avi,training\n2,,jump,e/g,val\n",
+        f"1,70,jump,{tmp_path}/e/f.avi,training\n2,,jump,e/g,val\n",
     )
     index = find_videos(source)
     assert names(index) == ["a long name of six words.avi", "e/f.avi", "e/g.avi"]
@@ -256,9 +261,9 @@ def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
             find_videos(text(tmp_path / "wrong.csv", content))
 
 
-def test_lists_leave_the_ending_out(tmp_path):
+def test_lists_leave_the_ending_out_or_have_another(tmp_path):
     tree(tmp_path, "walk/a.avi", "walk/b.avi", "run/c.avi")
-    listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b 1\nrun/c 0\n")
+    listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b.mp4 1\nrun/c 0\n")
     assert names(find_videos(listed)) == ["run/c.avi", "walk/a.avi", "walk/b.avi"]
     tree(tmp_path / "flat", "one a.avi", "one_b.avi")
     for flat in (tmp_path / "flat", tmp_path):  # beside the list, and in a folder beside it
@@ -323,11 +328,12 @@ def test_the_index_of_videos_outside_a_linked_folder_has_their_paths(tmp_path):
     (tmp_path / "near" / "data").symlink_to(tmp_path / "disk" / "deep" / "data")
     text(tmp_path / "disk/deep/data/list.txt", f"{tmp_path}/near/videos/a.avi\nb.avi\n")
     index = find_videos(tmp_path / "near" / "data" / "list.txt")
-    write_index(index, tmp_path / "index.jsonl")
-    again = read_index(tmp_path / "index.jsonl")
-    assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
-    for one, other in zip(index.entries, again.entries, strict=True):
-        assert os.path.samefile(one.path, other.path)
+    for home in (tmp_path, tmp_path / "near"):  # above the videos, and elsewhere
+        write_index(index, home / "index.jsonl")
+        again = read_index(home / "index.jsonl")
+        assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
+        for one, other in zip(index.entries, again.entries, strict=True):
+            assert os.path.samefile(one.path, other.path)
 
 
 def probe_or_die(path):

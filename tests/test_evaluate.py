@@ -90,9 +90,9 @@ def test_equal_scores_are_no_free_hit():
 
 
 def test_clips_stand_beside_videos():
-    clip_scores = [[[2, 0], [2, 0], [0, 3]], [[0, 1], [1, 0], [0, 1]]]
-    result = result_of([[0.6, 0.4], [0.4, 0.6]], [0, 1], clip_scores)
-    assert (result.top1, result.clip_top1) == (1.0, 4 / 6)
+    first, last = list(range(6, 0, -1)), list(range(6))  # which of six classes is on top
+    result = result_of([first, last], [0, 5], [[first, first, last], [last, last, last]])
+    assert (result.top1, result.clip_top1, result.clip_top5) == (1.0, 5 / 6, 5 / 6)
 
 
 def test_softmax_and_logits_average_differ_as_they_should():
@@ -311,7 +311,7 @@ def test_an_unreadable_video_is_named_not_counted_and_not_hidden(checkpoint, tmp
     broken = videos / "test" / "Red" / "test0.mp4"
     broken.write_bytes(b"not a video")
     result = run_test(load_trained(checkpoint), options_of(data=str(videos), out=str(tmp_path)))
-    assert result["videos"] == 5
+    assert (result["data"], result["videos"]) == (str(videos), 5)
     assert list(result["unreadable"]) == [str(broken)]
 
 
@@ -365,7 +365,7 @@ def test_labels_are_matched_by_the_names_of_classes():
     ("source", "message"),
     [
         (Labelled([0, 1], ("jump", "fly")), "test: 1 of 2 classes are unknown to the head: fly"),
-        (Labelled([0, 3]), "test: label 3 is unknown to the head, which has 2 classes"),
+        (Labelled([0, 2]), "test: label 2 is unknown to the head, which has 2 classes"),
         (Labelled([]), "test: holds no video"),
         (Labelled([0, None]), "test: 1 of 2 videos have no label, the first v1.avi"),
     ],

@@ -244,6 +244,16 @@ def test_hits_of_retrieval_look_at_k_neighbours(tmp_path):
     assert page.hits_of(mine, five) == {"q": True}
 
 
+def test_pace_accuracy_is_each_arms_own(tmp_path):
+    cells = [cell(tmp_path, by_name(name), seed=s) for name in ("pace", "context") for s in (0, 1)]
+    for mine, accuracy in zip(cells, (0.5, 0.75, 0.25, 0.375), strict=True):
+        mine.pretrained.mkdir(parents=True)
+        results = {"results": {"pace_accuracy": accuracy, "chance": 0.25}}
+        (mine.pretrained / "summary.json").write_text(json.dumps(results))
+    found = [("pace", [0.5, 0.75], 0.25), ("same context", [0.25, 0.375], 0.25)]
+    assert page._pace_accuracy([*cells, cell(tmp_path, by_name("scratch"))]) == found
+
+
 def test_neighbours_of_the_same_scene_are_counted_beside_chance(tmp_path):
     mine = cell(tmp_path, by_name("pace"))
     mine.pretrained.mkdir(parents=True)

@@ -169,7 +169,8 @@ def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
     assert names(find_videos(hmdb, root=videos)) == ["wave/3.avi"]
     kinetics = "label,youtube_id,time_start,time_end\n"
     text(tmp_path / "tables" / "train.csv", kinetics + "x,3,0,10\n")
-    assert names(find_videos(tmp_path / "tables", root=videos)) == ["wave/3.avi"]
+    for tables in (tmp_path / "tables", tmp_path / "tables" / "train.csv"):
+        assert names(find_videos(tables, root=videos)) == ["wave/3.avi"]
 
 
 def test_lists_whose_names_begin_with_that_of_the_set(tmp_path):

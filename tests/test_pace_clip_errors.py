@@ -40,8 +40,11 @@ WRONG_SHAPES = [
     ("table", lambda t: t[:, :7], "frames.table must be (F, 8) int64"),
     ("resize", lambda s: (0, 5), "resize must be two numbers from 1 to 65536"),
     ("resize", lambda s: (70000, 5), "got (70000, 5)"),
+    ("resize", lambda s: (5, 0), "got (5, 0)"),
+    ("resize", lambda s: (5, 70000), "got (5, 70000)"),
     ("crop_size", lambda s: (1, 2, 3), "crop_size must be two numbers"),
-    ("crop_size", lambda s: (20, 20), "crop_size must not exceed resize (19, 26), got (20, 20)"),
+    ("crop_size", lambda s: (20, 26), "crop_size must not exceed resize (19, 26), got (20, 26)"),
+    ("crop_size", lambda s: (19, 27), "crop_size must not exceed resize (19, 26), got (19, 27)"),
     ("mean", lambda s: (1.0,), "mean must be three finite numbers"),
     ("mean", lambda s: (float("nan"), 0, 0), "mean must be three finite numbers"),
     ("std", lambda s: (1.0, 0.0, 1.0), "std must be three finite numbers not 0"),
@@ -89,6 +92,7 @@ WRONG_FACTORS = [
     ((0, 1, 1), float("nan"), "jitter[0, 1, 1] must be a finite factor"),
     ((1, 3, 2), float("inf"), "jitter[1, 3, 2] must be a finite factor"),
     ((1, 3, 3), 0.6, "jitter[1, 3, 3] must be a hue from -0.5 to 0.5 turns, got 0.6"),
+    ((1, 3, 3), -0.6, "jitter[1, 3, 3] must be a hue"),
 ]
 
 

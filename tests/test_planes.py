@@ -65,7 +65,9 @@ def test_finer_and_deeper_sources_keep_range_and_place(pixel_format, tmp_path):
         pixel_format=pixel_format,
         pictures=[ramp(pixel_format) for _ in range(2)],
     )
-    y, u, v = planes_of(decode(path, np.array([1])), 0)
+    frames = decode(path, np.array([1]))
+    assert frames.table[0, 7] == FrameFormat().code
+    y, u, v = planes_of(frames, 0)
     shallow = "p1" not in pixel_format
     np.testing.assert_allclose(
         y, np.tile(16 + 3 * np.arange(64), (32, 1)), atol=0 if shallow else 1
@@ -74,6 +76,16 @@ def test_finer_and_deeper_sources_keep_range_and_place(pixel_format, tmp_path):
     inner = slice(1, -1)  # beyond the edge there is nothing to average with
     for plane in (u, v):
         np.testing.assert_allclose(plane[:, inner], chroma[:, inner], atol=1)
+
+
+def test_a_picture_that_is_larger_than_those_before_leaves_them():
+    sink = FrameSink(2, "ffv1")
+    for size in ((32, 64), (64, 64)):
+        sink.add(ramp("yuv420p", size))
+    y, u, v = planes_of(sink.frames(), 0)
+    np.testing.assert_array_equal(y, np.tile(16 + 3 * np.arange(64), (32, 1)))
+    np.testing.assert_array_equal(u, np.tile(40 + 6 * np.arange(32), (16, 1)))
+    np.testing.assert_array_equal(u, v)
 
 
 def code_of(path: Path) -> int:
@@ -85,10 +97,10 @@ def test_matrix_and_range_come_from_the_file(tmp_path):
     params = "fullrange=on:colormatrix=bt709"
     path = write_video(tmp_path / "b.mp4", "libx264", options={"x264-params": params})
     assert code_of(path) == FrameFormat(matrix=Matrix.BT709, full_range=True).code
-    path = write_video(
-        tmp_path / "c.mp4", "libx264", options={"x264-params": "colormatrix=bt2020nc"}
-    )
-    assert code_of(path) == FrameFormat(matrix=Matrix.BT2020).code
+    for name in ("bt2020nc", "bt2020c"):
+        params = f"colormatrix={name}"
+        path = write_video(tmp_path / "c.mp4", "libx264", options={"x264-params": params})
+        assert code_of(path) == FrameFormat(matrix=Matrix.BT2020).code
     path = write_video(tmp_path / "d.mp4", "libx264", pixel_format="yuvj420p")
     assert code_of(path) == FrameFormat(full_range=True).code
     jpeg = FrameFormat(full_range=True, centre_sited=True).code
@@ -139,6 +151,9 @@ def test_rgb_stays_rgb(tmp_path):
     assert (u, v, height, width, chroma_stride, code) == (0, 0, 17, 23, 0, 0)
     rows = frames.data.numpy()[offset:][: stride * height].reshape(height, stride)
     np.testing.assert_array_equal(rows[:, : 3 * width].reshape(17, 23, 3), expected)
+    sink = FrameSink(1, "jpeg2000")
+    sink.add(picture.reformat(format="xyz12le"))
+    assert sink.frames().table[0, 7] == 0
 
 
 def test_rgb_as_yuv_where_only_planes_serve(tmp_path):

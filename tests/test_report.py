@@ -16,7 +16,7 @@ from pacecore.cli import report as report_verb
 from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.paper import data_set_of, method_of
-from pacecore.report import make_report, mean_words
+from pacecore.report import make_report
 from pacecore.video_writer import write_png
 
 CLASSES = ["a", "b"]
@@ -34,9 +34,10 @@ def write(path, content):
 
 def pretraining(folder, accuracy, **changes):
     options = asdict(TrainOptions(data="/data/ucf", **changes).resolved())
-    results = {"pace_accuracy": accuracy - 0.2}  # by fewer clips
+    results = {"pace_accuracy": accuracy - 0.2, "chance": 0.125}  # by fewer clips
     write(folder / "summary.json", {"options": options, "results": results, "time": "3 s"})
-    test = {"pace_accuracy": accuracy, "measured_with": {"clips": 10}, "trained_with": options}
+    test = {**results, "pace_accuracy": accuracy, "measured_with": {"clips": 10}}
+    test["trained_with"] = options
     write(folder / "test.json", test)
     return options
 
@@ -95,7 +96,7 @@ def test_what_differs_without_a_column_is_named(tmp_path):
         pretraining(folder, 0.5, jitter=jitter)
     rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Pace")
     assert [row["differs in"] for row in rows] == ["jitter True", "jitter False"]
-    assert [row["chance %"] for row in rows] == ["25.0", "25.0"]
+    assert [row["chance %"] for row in rows] == ["12.5", "12.5"]
 
 
 @pytest.mark.parametrize(
@@ -256,6 +257,9 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
         ("r21d", "weights of another project", "hmdb", "-"),
         ("c3d x 0.25", "-", "p5-test.npy", "-"),
     ]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert f"`{runs[0]}`: pretrain, seed 0, split 1, 3 s\n" in page
+    assert f"`{runs[1]}`: pretrain, no summary\n- `{runs[2]}`: features, no summary\n" in page
 
 
 def test_of_bare_weights_no_training_is_told(tmp_path):
@@ -381,11 +385,6 @@ def test_folders_without_results_are_left_out(tmp_path):
     assert f"- left out: {tmp_path / 'begun'}: holds no" in (tmp_path / "out/report.md").read_text()
     with pytest.raises(PacecoreError, match="named twice"):
         make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")
-
-
-def test_mean_words():
-    assert mean_words([0.5]) == "50.0"
-    assert mean_words([0.5, 0.7]) == "60.0 ± 14.1 (2)"
 
 
 def test_the_command_prints_the_tables(tmp_path):

@@ -92,16 +92,18 @@ def test_cosines_that_fp32_cannot_tell_apart_are_settled_exactly():
     near = base + 1e-5 * rng.standard_normal((40, 4096))  # cosines differ by about 1e-11
     gallery = np.concatenate([near, rng.standard_normal((60, 4096))]).astype(np.float32)
     queries = (base + 0.3 * rng.standard_normal((9, 4096))).astype(np.float32)
-    numbers, _ = nearest(queries, gallery, 40)
-    order = np.argsort(-plain_cosines(queries, gallery), axis=1, kind="stable")[:, :40]
+    numbers, cosines = nearest(queries, gallery, 40)
+    expected = plain_cosines(queries, gallery)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :40]
     assert np.array_equal(numbers, order)
+    assert np.array_equal(cosines, np.take_along_axis(expected, order, axis=1).astype(np.float32))
 
 
 def test_equal_rows_come_in_the_order_of_their_numbers():
     rng = np.random.default_rng(0)
     gallery = np.repeat(rng.standard_normal((4, 16), dtype=np.float32), 3, axis=0)
-    numbers, _ = nearest(gallery[:1], gallery, 3)
-    assert numbers.tolist() == [[0, 1, 2]]
+    for k in (1, 3):
+        assert nearest(gallery[:1], gallery, k)[0].tolist() == [[0, 1, 2][:k]]
 
 
 def test_rows_of_zeros_have_cosine_zero():
@@ -292,12 +294,14 @@ def test_labels_and_held_out_videos_are_required_before_features_are_made(tmp_pa
         write_tiny(tmp_path / f"few/Blue/{number}.mp4", 2, number, 20)
     for number in range(11):
         write_tiny(tmp_path / f"bare/{number}.mp4", 0, number, 20)
-    for name, message in (
-        ("few", "few: no held-out video to ask by; --held-out names others"),
-        ("bare", "bare: training videos: 10 of 10 videos have no label, the first .*mp4"),
+    few, bare = (str(tmp_path / name) for name in ("few", "bare"))
+    for data, message in (
+        ({"data": few}, "few: no held-out video to ask by; --held-out names others"),
+        ({"data": bare}, "bare: training videos: 10 of 10 videos have no label, the first .*mp4"),
+        ({"data": few, "held_out": bare}, "few: held-out videos: 11 of 11 videos have no label"),
     ):
         with pytest.raises(PacecoreError, match=message):
-            run_retrieve(trained, options_of(tmp_path, data=str(tmp_path / name)))
+            run_retrieve(trained, options_of(tmp_path, **data))
 
 
 def test_videos_that_are_queries_and_gallery_are_told(videos, tmp_path):
@@ -328,11 +332,13 @@ def test_the_command_prints_the_table(videos, tmp_path):
     assert "top-50" in shown.output
     assert shown.output.endswith(f"written to {tmp_path}\n")
     files = [str(tmp_path / f"features-gap-video-{split}.npy") for split in ("train", "test")]
+    (tmp_path / "retrieve-gap-video.json").unlink()
     again = CliRunner().invoke(
         retrieve_verb.retrieve, ["--features", *files, "--device", "cpu"], catch_exceptions=False
     )
     assert again.stdout.startswith("6 query videos")
     assert shown.stdout.endswith(again.stdout)  # click 8.1 has put standard error before it
+    assert (tmp_path / "retrieve-gap-video.json").exists()
     idle = ["--features", *files, "--gallery", "2", "--stage", "gap", "--k", "1"]
     failed = CliRunner().invoke(retrieve_verb.retrieve, idle)
     assert isinstance(failed.exception, OptionError)

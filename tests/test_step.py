@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pacecore.checkpoint import load_checkpoint
-from pacecore.config import TrainOptions, from_mapping
+from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.rules import OptionError
 from pacecore.step import TrainingStep
@@ -146,6 +146,12 @@ def test_one_clip_of_one_place_is_told(tmp_path, monkeypatch, values, compiles):
     got = f"batch {values['batch']}, accumulate {values.get('accumulate', 1)}, views 1, crop 16"
     with pytest.raises(PacecoreError, match=f"a part of the batch is one clip.*; got {got}$"):
         run(tmp_path, views=1, contrast="none", compile=compiles, **values)
+
+
+def test_one_clip_of_one_place_is_told_of_fine_tuning_which_has_no_views():
+    step = TrainingStep(Task(), from_mapping(FinetuneOptions, {"crop": 16}), CPU)
+    with pytest.raises(PacecoreError, match=r"; got batch 30, accumulate 1, crop 16$"):
+        step(torch.zeros(1, 3, 1, 1, 1), None, 0, rate=0.1)
 
 
 def test_a_compiled_network_trains_as_it_is():

@@ -112,6 +112,7 @@ def test_from_a_whole_decode():
         (packets, [False, True, False, True]),
         (stamped((0, 0, 1), (1, 1, 0), (0, 0, 1), (1, 1, 0)), [True, False, True, False]),
         (stamped((None, None, 1), (None, None, 0)), [True, False]),
+        (stamped((0, 0, 0)), [False]),
     ):
         assert from_key_frames(others, keys).key_frames.tolist() == [0]
 
@@ -124,6 +125,7 @@ def test_follower_numbers_what_is_left_when_b_pictures_are_skipped():
     timeline = from_vops(coded((INTRA,), (P,), (B,), (P,), (B,), (P,), (B,)))
     # Shown:                    I0    B1 P2      B3 P4      B5 P6
     follower = Follower(timeline, 0, {3, 6})
+    assert follower.can_skip
     packet = SimpleNamespace(pts=None)
     assert [follower.may_skip(packet) for _ in range(7)] == [
         True, True, True, True, False, True, True,
@@ -144,6 +146,8 @@ def test_follower_sees_frames_out_of_step():
     follower = Follower(counted, 1, {5})
     frames = [shown(3), shown(1, True), shown(2), shown(1, True)]
     assert [follower.number(frame) for frame in frames] == [-1, 4, 5, None]
+    assert not follower.can_skip
+    assert Follower(counted, 0, {0}).number(shown(3)) == 0  # whatever its decoder says of it
     start = np.array([0])
     by_stamp = Timeline(3, np.array([10, 20, 30]), start, np.array([10]), start)
     follower = Follower(by_stamp, 0, {1})

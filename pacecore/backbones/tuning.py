@@ -194,12 +194,12 @@ def _error(ours: Tensor, exact: Tensor) -> float:
     return ((ours.float() - exact).abs().max() / exact.abs().max()).item()
 
 
-def _seconds(step: Callable[[], object], device: torch.device, runs: int = 3) -> float:
-    """The shortest of a few runs, warmed up."""
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    """The shortest of three runs, warmed up."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     step()
     times = []
-    for _ in range(runs):
+    for _ in range(3):
         synchronize()
         before = time.perf_counter()
         step()

@@ -41,9 +41,9 @@ def counted_text(info: VideoInfo, path: str) -> str | None:
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def counted_from(text: str, path: str) -> VideoInfo | None:
-    """What `counted_text` was given; None where the file at `path` is another by now, by its size
-    and date, or would be counted otherwise, by these rules or another FFmpeg.
+def counted_from(text: str | None, path: str) -> VideoInfo | None:
+    """What `counted_text` was given; None without it, and where the file at `path` is another by
+    now, by its size and date, or would be counted otherwise, by these rules or another FFmpeg.
     """
     try:
         reader = zlib.decompressobj()
