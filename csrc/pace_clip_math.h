@@ -43,7 +43,7 @@ constexpr int64_t kLongest = 65536;  // longest side: keeps every product below 
 
 PACECORE_INLINE bool plane_fits(int64_t offset, int64_t rows, int64_t row_bytes, int64_t stride,
                                 int64_t num_bytes) {
-  if (offset < 0 || row_bytes > num_bytes - offset) return false;
+  if (offset < 0 || offset > num_bytes || row_bytes > num_bytes - offset) return false;
   // The first test keeps the product of the second below 2^63: data is shorter than 2^47 bytes.
   return rows == 1 ||
          (stride <= num_bytes && (rows - 1) * stride <= num_bytes - offset - row_bytes);
