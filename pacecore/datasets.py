@@ -23,7 +23,7 @@ from pacecore.index import (
 )
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.layouts import read_source
-from pacecore.video import VideoError, VideoInfo, probe
+from pacecore.video import VideoError, counted_text, probe
 
 __all__ = [
     "BadVideo",
@@ -89,39 +89,40 @@ def probe_all(
     on_progress: Callable[[int, int], None] | None = None,
     timeout_seconds: float = 600.0,
 ) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts the frames of every video without info, `workers` at a time (0: one a core).
+    """Counts the frames of every video not counted yet, `workers` at a time (0: one a core).
 
     Each in a process that may die, or hang for timeout_seconds, alone (run_jobs); workers=1: in
-    this one. Returns the index of the readable ones, with num_frames and info, and the others with
-    the reason. on_progress(done, total) is called after each.
+    this one. Returns the index of the readable ones, with num_frames and counted, and the others
+    with the reason. on_progress(done, total) is called after each.
     """
-    results: dict[int, VideoInfo | str] = {
-        number: entry.info for number, entry in enumerate(index.entries) if entry.info
-    }
-    left = [number for number in range(len(index)) if number not in results]
-    paths = [index.entries[number].path for number in left]
-    if results and on_progress:
-        on_progress(len(results), len(index))
+    entries = list(index.entries)
+    left = [number for number, entry in enumerate(entries) if not entry.counted]
+    paths = [entries[number].path for number in left]
+    done, reasons = len(entries) - len(left), {}
+    if done and on_progress:
+        on_progress(done, len(entries))
     for place, result in run_jobs(_probe, paths, workers, timeout_seconds, _JOBS_EACH):
-        results[left[place]] = result.reason if isinstance(result, JobFailure) else result
-        if on_progress:
-            on_progress(len(results), len(index))
-    kept: list[VideoEntry] = []
-    bad: list[BadVideo] = []
-    for number, entry in enumerate(index.entries):
-        result = results[number]
-        if isinstance(result, VideoInfo):
-            kept.append(replace(entry, num_frames=result.num_frames, info=result))
+        number, done = left[place], done + 1
+        if isinstance(result, JobFailure):
+            reasons[number] = result.reason
+        elif isinstance(result, str):
+            reasons[number] = result
         else:
-            bad.append(BadVideo(entry.path, result))
-    return replace(index, entries=tuple(kept)), bad
+            entries[number] = replace(entries[number], num_frames=result[0], counted=result[1])
+        if on_progress:
+            on_progress(done, len(entries))
+    bad = [BadVideo(entries[number].path, reasons[number]) for number in sorted(reasons)]
+    kept = tuple(entry for number, entry in enumerate(entries) if number not in reasons)
+    return replace(index, entries=kept), bad
 
 
-def _probe(path: str) -> VideoInfo | str:
+def _probe(path: str) -> tuple[int, str] | str:
+    """(frames, all that was found, as text), or why it cannot be read."""
     try:
-        return probe(path)
+        info = probe(path)
     except VideoError as error:
         return error.reason
+    return info.num_frames, counted_text(info, path)
 
 
 def data_index(

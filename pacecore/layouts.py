@@ -98,7 +98,8 @@ def _plain(path: Path) -> VideoIndex:
         raise DatasetError(f"{path}: no video in it, nor a folder of jpg or png frames")
     if videos == [path]:  # a folder of still pictures
         return _one_video(path)
-    parts = [video.relative_to(path).parts for video in videos]
+    above = len(path.parts)  # relative_to would take longer than finding the videos
+    parts = [video.parts[above:] for video in videos]
     split_of = {p[0]: SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in SPLIT_WORDS}
     outside = next((p for p in parts if p[0] not in split_of), None)
     if outside and len(set(split_of.values())) > 1:
