@@ -5,7 +5,10 @@ fixed: by path relative to the root, whatever the file system says.
 """
 
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +40,7 @@ __all__ = [
     "write_index",
 ]
 
+_LONG_SECONDS = 10.0
 _JOBS_EACH = 64  # videos that are counted in the time that a process takes to start
 
 
@@ -70,10 +74,29 @@ def find_videos(
         raise DatasetError(f"missing must be error or skip, got {missing!r}")
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
-    index = read_source(path, split, fold, Path(root).expanduser() if root else None, missing)
+    with _told_if_long(path):
+        index = read_source(path, split, fold, Path(root).expanduser() if root else None, missing)
     ordered = sorted(index.entries, key=lambda entry: (entry.name, entry.split or ""))
     _require_unique(index, ordered)
     return replace(index, entries=tuple(ordered)).select(split)
+
+
+@contextmanager
+def _told_if_long(path: Path) -> Iterator[None]:
+    """As of a large set on a network's disk, where nothing would be seen for minutes."""
+
+    def tell() -> None:
+        with suppress(OSError):
+            print(f"finding the videos of {path}", file=sys.stderr, flush=True)
+
+    late = threading.Timer(_LONG_SECONDS, tell)
+    late.daemon = True
+    if os.environ.get("RANK", "0") == "0":  # all ranks look at the same time
+        late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def _require_unique(index: VideoIndex, ordered: list[VideoEntry]) -> None:

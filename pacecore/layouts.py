@@ -302,7 +302,7 @@ def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
     """
     folders: dict[int, set[str]] = {}
     for path, _, label, *_ in listing.rows:
-        folders.setdefault(label, set()).add(Path(path).parent.name)
+        folders.setdefault(label, set()).add(os.path.basename(os.path.dirname(path)))
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
     if len(names) == len(folders) == len(set(names.values())):
         return tuple(names.get(label, str(label + base)) for label in range(count))
