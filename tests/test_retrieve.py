@@ -48,7 +48,12 @@ def test_neighbours_are_exact_whatever_the_blocks(block_bytes, k):
     rng = np.random.default_rng(k)
     queries = rng.standard_normal((37, 24), dtype=np.float32)
     gallery = rng.standard_normal((53, 24), dtype=np.float32)
-    numbers, cosines = nearest(queries, gallery, k, block_bytes=block_bytes)
+    done = []
+    numbers, cosines = nearest(
+        queries, gallery, k, block_bytes=block_bytes, on_progress=done.append
+    )
+    assert done == sorted(done)
+    assert done[-1] == 37
     expected = plain_cosines(queries, gallery)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
     assert np.array_equal(numbers, order)
