@@ -17,7 +17,6 @@ from pacecore.datasets import (
     write_index,
 )
 from pacecore.isolated import run_jobs
-from pacecore.layouts import read_source
 from pacecore.media import picture_files
 from tests.trees import labels, names, text, tree
 from tests.video_files import write_pictures, write_video
@@ -391,13 +390,3 @@ def test_probe_all_and_the_index_file(tmp_path):
     }.items():
         with pytest.raises(DatasetError, match=message):
             find_videos(text(tmp_path / "broken.jsonl", content))
-
-
-def test_finding_videos_for_long_is_told_by_one_rank(tmp_path, monkeypatch, capfd):
-    write_video(tmp_path / "a.avi")
-    monkeypatch.setattr(datasets, "_LONG_SECONDS", 0.02)
-    monkeypatch.setattr(datasets, "read_source", lambda *a: time.sleep(0.3) or read_source(*a))
-    for rank, told in (("0", f"finding the videos of {tmp_path}\n"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        find_videos(tmp_path)
-        assert capfd.readouterr().err == told
