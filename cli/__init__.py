@@ -81,10 +81,22 @@ def _cannot_print() -> bool:
     return False
 
 
+def _replace_closed_streams() -> None:
+    """By /dev/null, as of `pacecore train 2>&-`: its number would be the next file's, a checkpoint
+    say, and the warnings of FFmpeg be written into that.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            hole = os.open(os.devnull, os.O_RDWR)  # gets the lowest number
+            os.set_inheritable(hole, True)
+            setattr(sys, name, open(hole, mode))  # noqa: SIM115
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2, without traceback, and
     Ctrl-C one line and 130.
     """
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -5,7 +5,10 @@ fixed: by path relative to the root, whatever the file system says.
 """
 
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +26,7 @@ from pacecore.index import (
 )
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.layouts import read_source
-from pacecore.video import VideoError, VideoInfo, probe
+from pacecore.video import VideoError, counted_text, probe
 
 __all__ = [
     "BadVideo",
@@ -37,6 +40,7 @@ __all__ = [
     "write_index",
 ]
 
+_LONG_SECONDS = 10.0
 _JOBS_EACH = 64  # videos that are counted in the time that a process takes to start
 
 
@@ -70,10 +74,29 @@ def find_videos(
         raise DatasetError(f"missing must be error or skip, got {missing!r}")
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
-    index = read_source(path, split, fold, Path(root).expanduser() if root else None, missing)
+    with _told_if_long(path):
+        index = read_source(path, split, fold, Path(root).expanduser() if root else None, missing)
     ordered = sorted(index.entries, key=lambda entry: (entry.name, entry.split or ""))
     _require_unique(index, ordered)
     return replace(index, entries=tuple(ordered)).select(split)
+
+
+@contextmanager
+def _told_if_long(path: Path) -> Iterator[None]:
+    """As of a large set on a network's disk, where nothing would be seen for minutes."""
+
+    def tell() -> None:
+        with suppress(OSError):
+            print(f"finding the videos of {path}", file=sys.stderr, flush=True)
+
+    late = threading.Timer(_LONG_SECONDS, tell)
+    late.daemon = True
+    if os.environ.get("RANK", "0") == "0":  # all ranks look at the same time
+        late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def _require_unique(index: VideoIndex, ordered: list[VideoEntry]) -> None:
@@ -89,39 +112,40 @@ def probe_all(
     on_progress: Callable[[int, int], None] | None = None,
     timeout_seconds: float = 600.0,
 ) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts the frames of every video without info, `workers` at a time (0: one a core).
+    """Counts the frames of every video not counted yet, `workers` at a time (0: one a core).
 
     Each in a process that may die, or hang for timeout_seconds, alone (run_jobs); workers=1: in
-    this one. Returns the index of the readable ones, with num_frames and info, and the others with
-    the reason. on_progress(done, total) is called after each.
+    this one. Returns the index of the readable ones, with num_frames and counted, and the others
+    with the reason. on_progress(done, total) is called after each.
     """
-    results: dict[int, VideoInfo | str] = {
-        number: entry.info for number, entry in enumerate(index.entries) if entry.info
-    }
-    left = [number for number in range(len(index)) if number not in results]
-    paths = [index.entries[number].path for number in left]
-    if results and on_progress:
-        on_progress(len(results), len(index))
+    entries = list(index.entries)
+    left = [number for number, entry in enumerate(entries) if not entry.counted]
+    paths = [entries[number].path for number in left]
+    done, reasons = len(entries) - len(left), {}
+    if done and on_progress:
+        on_progress(done, len(entries))
     for place, result in run_jobs(_probe, paths, workers, timeout_seconds, _JOBS_EACH):
-        results[left[place]] = result.reason if isinstance(result, JobFailure) else result
-        if on_progress:
-            on_progress(len(results), len(index))
-    kept: list[VideoEntry] = []
-    bad: list[BadVideo] = []
-    for number, entry in enumerate(index.entries):
-        result = results[number]
-        if isinstance(result, VideoInfo):
-            kept.append(replace(entry, num_frames=result.num_frames, info=result))
+        number, done = left[place], done + 1
+        if isinstance(result, JobFailure):
+            reasons[number] = result.reason
+        elif isinstance(result, str):
+            reasons[number] = result
         else:
-            bad.append(BadVideo(entry.path, result))
-    return replace(index, entries=tuple(kept)), bad
+            entries[number] = replace(entries[number], num_frames=result[0], counted=result[1])
+        if on_progress:
+            on_progress(done, len(entries))
+    bad = [BadVideo(entries[number].path, reasons[number]) for number in sorted(reasons)]
+    kept = tuple(entry for number, entry in enumerate(entries) if number not in reasons)
+    return replace(index, entries=kept), bad
 
 
-def _probe(path: str) -> VideoInfo | str:
+def _probe(path: str) -> tuple[int, str] | str:
+    """(frames, all that was found, as text), or why it cannot be read."""
     try:
-        return probe(path)
+        info = probe(path)
     except VideoError as error:
         return error.reason
+    return info.num_frames, counted_text(info, path)
 
 
 def data_index(

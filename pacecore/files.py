@@ -8,7 +8,7 @@ import pickle
 import re
 import socket
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from pacecore.errors import PacecoreError
 
 __all__ = [
     "aside", "damaged_part", "for_one_process", "made_folder", "reason_of", "safetensors", "unread",
-    "write_json", "write_text", "writing",
+    "write_json", "write_lines", "write_text", "writing",
 ]  # fmt: skip
 
 
@@ -86,8 +86,13 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    write_lines(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """lines: with their ends."""
     with aside(path) as part, open(part, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())  # else the new name may outlast a power failure, and not the text
 

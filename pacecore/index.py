@@ -5,11 +5,12 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from pacecore.errors import PacecoreError
-from pacecore.files import write_text
-from pacecore.video import VideoInfo, counted_from, counted_text
+from pacecore.files import write_lines
+from pacecore.video import described, holds
 
 __all__ = [
     "SPLITS",
@@ -39,7 +40,7 @@ class VideoEntry:
     class_name: str | None = None
     split: str | None = None  # "train", "val", "test"; None where the source does not say
     num_frames: int | None = None  # None: not counted yet
-    info: VideoInfo | None = field(default=None, repr=False, compare=False)
+    counted: str | None = field(default=None, repr=False, compare=False)  # see counted_text
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,9 @@ def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = (
         "layout": index.layout,
         "classes": index.classes,
     }
-    lines = [head] + [_entry_line(entry) for entry in index.entries]
-    lines += [{"path": _relative(one.path, root), "state": one.reason} for one in bad]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    unusable = ({"path": _relative(one.path, root), "state": one.reason} for one in bad)
+    lines = chain([head], map(_entry_line, index.entries), unusable)
+    write_lines(path, (json.dumps(line) + "\n" for line in lines))
 
 
 def is_index(path: Path) -> bool:
@@ -131,13 +132,11 @@ def _entry_line(entry: VideoEntry) -> dict:
     line |= {"split": entry.split, "frames": entry.num_frames, "state": "ok"}
     if entry.name.startswith("../"):  # it does not move together with the index
         line["file"] = os.path.abspath(entry.path)
-    if entry.info is not None:
-        info = entry.info
-        line |= {"height": info.height, "width": info.width, "codec": info.codec}
-        line |= {"rate": str(info.rate) if info.rate else None}
-        line |= {"seconds": info.duration_seconds, "variable_rate": info.variable_rate}
-        if counted := counted_text(info, entry.path):
-            line["counted"] = counted
+    if entry.counted:
+        info = described(entry.counted)
+        line |= {name: info[name] for name in ("height", "width", "codec", "rate")}
+        line |= {"seconds": info["duration_seconds"], "variable_rate": info["variable_rate"]}
+        line["counted"] = entry.counted
     return line
 
 
@@ -162,7 +161,8 @@ def read_index(path: str | Path) -> VideoIndex:
                     head["classes"] = tuple(line["classes"])
                     root = (path.resolve().parent / line["root"]).resolve()
                 elif line["state"] == "ok":
-                    file = line.get("file") or str(root / line["path"])
+                    file = line.get("file") or os.path.join(root, line["path"])
+                    counted = line.get("counted")
                     entries.append(
                         VideoEntry(
                             path=file,
@@ -171,7 +171,7 @@ def read_index(path: str | Path) -> VideoIndex:
                             class_name=line["class"],
                             split=line["split"],
                             num_frames=line["frames"],
-                            info=counted_from(line.get("counted"), file),
+                            counted=counted if holds(counted, file) else None,
                         )
                     )
             except (ValueError, KeyError, TypeError) as error:

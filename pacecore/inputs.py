@@ -206,11 +206,11 @@ def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[
     processes = max(2, core_count() // local_world_size())
     patient = patient_group()  # a rank may have all the videos that hang
     parts = of_all_ranks(probe_all(share, processes, _after_first_seconds(progress)), patient)
-    counted = {entry.name: entry.info for part, _ in parts for entry in part.entries}
+    counted = {entry.name: entry for part, _ in parts for entry in part.entries}
     kept = tuple(
-        replace(entry, num_frames=info.num_frames, info=info)  # the path stays this machine's
+        replace(found, path=entry.path)  # which stays this machine's
         for entry in index.entries
-        if (info := counted.get(entry.name))
+        if (found := counted.get(entry.name))
     )
     bad = sorted((each.path, each.reason) for _, part in parts for each in part)
     if len(bad) > max_bad:

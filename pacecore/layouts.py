@@ -101,7 +101,8 @@ def _plain(path: Path) -> VideoIndex:
         raise DatasetError(f"{path}: no video in it, nor a folder of jpg or png frames")
     if videos == [path]:  # a folder of still pictures
         return _one_video(path)
-    parts = [video.relative_to(path).parts for video in videos]
+    above = len(path.parts)  # relative_to would take longer than finding the videos
+    parts = [video.parts[above:] for video in videos]
     split_of = {p[0]: SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in SPLIT_WORDS}
     outside = next((p for p in parts if p[0] not in split_of), None)
     if outside and len(set(split_of.values())) > 1:
@@ -304,7 +305,7 @@ def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
     """
     folders: dict[int, set[str]] = {}
     for path, _, label, *_ in listing.rows:
-        folders.setdefault(label, set()).add(Path(path).parent.name)
+        folders.setdefault(label, set()).add(os.path.basename(os.path.dirname(path)))
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
     if len(names) == len(folders) == len(set(names.values())):
         return tuple(names.get(label, str(label + base)) for label in range(count))

@@ -5,6 +5,7 @@ at k if any of its k nearest neighbours has its label.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pacecore.files import aside, made_folder, write_json
 from pacecore.inputs import Inputs
 from pacecore.pictures import framed_rows
 from pacecore.protocol import PATIENCE, labels_of, open_measured, out_folder, ready
+from pacecore.runlog import Progress
 from pacecore.stills import still_frames
 from pacecore.trained import Trained
 from pacecore.video_writer import write_png
@@ -43,6 +45,7 @@ def nearest(
     device: torch.device | str = "cpu",
     boundaries: tuple[int, ...] | None = None,
     block_bytes: int = _BLOCK_BYTES,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of `gallery` (N, D) by cosine of each row of `queries` (Q, D).
 
@@ -51,6 +54,7 @@ def nearest(
     fine; no Q x N matrix is held. The k nearest are exact: where the k-th and the next cosine of
     some k in `boundaries` (default: every k) are too close for fp32, they are computed in float64;
     of exact equals the lower number is nearer, where no more than 16 beyond k are that close.
+    on_progress(done) is called with the number of queries that are done.
 
     Raises PacecoreError for shapes that do not fit.
     """
@@ -76,6 +80,7 @@ def nearest(
         _settle(block, gallery, found, near, edges, block_bytes)
         numbers[first : first + len(block)] = found[:, :k]
         cosines[first : first + len(block)] = near[:, :k]
+        on_progress(first + len(block))
     return numbers, cosines
 
 
@@ -250,7 +255,17 @@ def retrieve_features(
     labels, names = _common_labels(gallery, queries)
     ks, asked = options.ks, queries.rows
     mine = np.arange(rank(), len(asked), world_size())
-    own = nearest(asked[mine], gallery.rows, max(ks), device=device, boundaries=ks)
+    progress = Progress("comparing", len(mine), shows=is_main())
+    progress.update(0, "queries")
+    own = nearest(
+        asked[mine],
+        gallery.rows,
+        max(ks),
+        device=device,
+        boundaries=ks,
+        on_progress=lambda done: progress.update(done, "queries"),
+    )
+    progress.close()
     numbers = torch.zeros(len(asked), own[0].shape[1], dtype=torch.int64)
     cosines = torch.zeros(len(asked), own[0].shape[1])
     numbers[mine], cosines[mine] = map(torch.from_numpy, own)

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
+from functools import lru_cache
 from numbers import Integral
 
 import numpy as np
@@ -218,9 +219,14 @@ def _uniforms(
     return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
+@lru_cache(maxsize=2)  # every step asks, and of 250,000 videos it takes as long as a step
 def epoch_order(seed: int, data_pass: int, num_videos: int) -> np.ndarray:
-    """Order in which pass `data_pass` visits the videos: a permutation, int64 (num_videos,)."""
-    return np.argsort(_uniforms(seed, _Purpose.ORDER, data_pass, 0, 0, num_videos), kind="stable")
+    """Order in which pass `data_pass` visits the videos: a permutation, int64 (num_videos,), not
+    to be written to.
+    """
+    order = np.argsort(_uniforms(seed, _Purpose.ORDER, data_pass, 0, 0, num_videos), kind="stable")
+    order.setflags(write=False)
+    return order
 
 
 def plan_views(sampling: Sampling, num_frames: int, data_pass: int, video: int) -> list[ClipPlan]:

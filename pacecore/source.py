@@ -8,7 +8,7 @@ import numpy as np
 
 from pacecore.frames import Frames
 from pacecore.index import VideoIndex
-from pacecore.video import decode
+from pacecore.video import counted_from, decode
 
 __all__ = ["FrameSource", "Subset", "VideoFiles"]
 
@@ -55,7 +55,7 @@ class VideoFiles:
 
         Raises VideoError where the video cannot be read.
         """
-        return decode(self.path(video), wanted, self._entries[video].info)
+        return decode(self.path(video), wanted, counted_from(self._entries[video].counted))
 
 
 class Subset:

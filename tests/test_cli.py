@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,17 @@ def test_an_output_that_is_full_is_one_line(words, unbuffered):
     else:  # the verb's own error is not the output's
         assert reason not in done.stderr
         assert "none.pt" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed, tmp_path):
+    code = (
+        "import os, sys; from pacecore import cli; sys.argv = ['pacecore', '--version']\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "file = open('checkpoint', 'w'); sys.stderr.write('x'); os.write(2, b'warning')\n"
+        "os._exit(os.path.getsize('checkpoint'))"
+    )
+    line = f'{shlex.quote(sys.executable)} -c "$CODE" {closed}'
+    environment = os.environ | {"CODE": code}
+    assert subprocess.run(line, shell=True, cwd=tmp_path, env=environment).returncode == 0

@@ -1,13 +1,15 @@
 """What an index keeps of counted videos, so that training from it counts them no more."""
 
 import os
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pacecore import datasets
 from pacecore.datasets import find_videos, probe_all, read_index, write_index
-from pacecore.video import counted, counted_from, counted_text, probe
+from pacecore.video import counted, counted_from, counted_text, holds, probe
 from tests.video_files import write_fields, write_pictures, write_video
 
 
@@ -25,38 +27,43 @@ def test_what_was_counted_is_given_back(name, codec, options, tmp_path):
     format_of = {"pixel_format": "rgb8"} if codec == "gif" else {}
     path = str(write_video(tmp_path / name, codec, options=options, **format_of))
     info = probe(path)
-    again = counted_from(counted_text(info, path), path)
+    text = counted_text(info, path)
+    again = counted_from(text)
+    assert holds(text, path)
     assert repr(again) == repr(info)
     assert [type(value) for value in vars(again).values()] == list(map(type, vars(info).values()))
 
 
 def test_fields_and_what_is_no_file(tmp_path):
     path = str(write_fields(tmp_path / "fields.mp4"))
-    assert repr(counted_from(counted_text(probe(path), path), path)) == repr(probe(path))
+    text = counted_text(probe(path), path)
+    assert repr(counted_from(text)) == repr(probe(path))
+    assert not holds(text, str(tmp_path / "gone.mp4"))
     pictures = str(write_pictures(tmp_path / "pictures", 3))
-    assert counted_text(probe(pictures), pictures) is None
-    assert counted_from(counted_text(probe(path), path), str(tmp_path / "gone.mp4")) is None
+    text = counted_text(probe(pictures), pictures)
+    assert repr(counted_from(text)) == repr(probe(pictures))
+    assert not holds(text, pictures)
 
 
 def test_another_file_or_another_way_of_counting_counts_anew(tmp_path, monkeypatch):
     path = str(write_video(tmp_path / "a.mp4", "libx264", frames=9))
     text = counted_text(probe(path), path)
-    assert counted_from(text, path).num_frames == 9
+    assert holds(text, path)
     for name in ("_FFMPEG", "_RULES"):
         with monkeypatch.context() as patch:
             patch.setattr(counted, name, "another")
-            assert counted_from(text, path) is None
-    for damaged in (text[:-8], text[8:], "", "x", 3):
-        assert counted_from(damaged, path) is None
+            assert not holds(text, path)
+    for damaged in (text[:-8], text[8:], "", "x", 3, None):
+        assert not holds(damaged, path)
     date = os.stat(path).st_mtime
     os.utime(path, (date, date - 60))
-    assert counted_from(text, path) is None
+    assert not holds(text, path)
     os.utime(path, (date, date))
-    assert counted_from(text, path).num_frames == 9
+    assert holds(text, path)
     with open(path, "ab") as file:
         file.write(b"more")
     os.utime(path, (date, date))
-    assert counted_from(text, path) is None
+    assert not holds(text, path)
 
 
 def test_training_from_an_index_counts_what_has_changed_alone(tmp_path, monkeypatch):
@@ -68,9 +75,30 @@ def test_training_from_an_index_counts_what_has_changed_alone(tmp_path, monkeypa
 
     def probing(path):
         seen.append(Path(path).name)
-        return probe(path)
+        return counting(path)
 
+    counting = datasets._probe
     monkeypatch.setattr(datasets, "_probe", probing)
     index, bad = probe_all(read_index(tmp_path / "index.jsonl"))
     assert [entry.num_frames for entry in index.entries] == [9, 12, 9]
     assert (seen, bad) == (["1.mp4"], [])
+
+
+def test_a_counted_video_takes_little_memory_and_its_line_none(tmp_path):
+    """Of a set of 250,000 each trainer and each of its workers holds all."""
+    path = write_video(tmp_path / "a.avi", "mpeg4", frames=300, options={"bf": "2"})
+    index = probe_all(find_videos(tmp_path))[0]
+    for number in range(1, 200):
+        os.link(path, tmp_path / f"{number}.avi")
+    entries = [replace(index.entries[0], name=f"{number}.avi") for number in range(1, 200)]
+    tracemalloc.start()
+    try:
+        write_index(replace(index, entries=tuple(entries)), tmp_path / "index.jsonl")
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        again = read_index(tmp_path / "index.jsonl")
+        assert all(entry.counted for entry in again.entries)
+        assert tracemalloc.get_traced_memory()[1] < 3000 * len(entries)
+        assert written < 1000 * len(entries)
+    finally:
+        tracemalloc.stop()

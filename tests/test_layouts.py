@@ -2,12 +2,15 @@
 
 import errno
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from pacecore import datasets
 from pacecore.datasets import DatasetError, find_videos
+from pacecore.layouts import read_source
 from tests.trees import labels, names, text, tree
 
 DATA = os.environ.get("PACECORE_DATA")
@@ -285,3 +288,13 @@ def test_real_sets():
     assert len(find_videos(Path(DATA) / "ut_interaction", split="train")) == 84
     assert len(find_videos(Path(DATA) / "ut_interaction", split="test", fold="byset")) == 60
     assert len(find_videos(Path(DATA) / "clips")) == 24
+
+
+def test_finding_videos_for_long_is_told_by_one_rank(tmp_path, monkeypatch, capfd):
+    (tmp_path / "a.avi").touch()
+    monkeypatch.setattr(datasets, "_LONG_SECONDS", 0.0)
+    monkeypatch.setattr(datasets, "read_source", lambda *a: time.sleep(0.3) or read_source(*a))
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        find_videos(tmp_path)
+    assert capfd.readouterr().err == f"finding the videos of {tmp_path}\n"

@@ -48,11 +48,16 @@ def test_neighbours_are_exact_whatever_the_blocks(block_bytes, k):
     rng = np.random.default_rng(k)
     queries = rng.standard_normal((37, 24), dtype=np.float32)
     gallery = rng.standard_normal((53, 24), dtype=np.float32)
+    done = []
     try:
         torch.set_default_dtype(torch.float64)  # as a user may have it
-        numbers, cosines = nearest(queries, gallery, k, block_bytes=block_bytes)
+        numbers, cosines = nearest(
+            queries, gallery, k, block_bytes=block_bytes, on_progress=done.append
+        )
     finally:
         torch.set_default_dtype(torch.float32)
+    assert done == sorted(done)
+    assert done[-1] == 37
     expected = plain_cosines(queries, gallery)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]
     assert np.array_equal(numbers, order)

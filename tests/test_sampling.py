@@ -134,6 +134,7 @@ def test_epoch_order_is_a_permutation_of_its_own():
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
     assert epoch_order(3, 1, 50).tolist() == orders[1]
+    assert epoch_order(3, 1, 50) is epoch_order(3, 1, 50)  # drawn once, not at every step
 
 
 def same(one, other):

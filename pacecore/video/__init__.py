@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pacecore.video.container import MAX_PIXELS, VideoError
-from pacecore.video.counted import counted_from, counted_text
+from pacecore.video.counted import counted_from, counted_text, described, holds
 from pacecore.video.probing import VideoInfo, probe
 
 if TYPE_CHECKING:  # else at first use: frames are torch's, which a process that probes does without
@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # else at first use: frames are torch's, which a process that
 
 __all__ = [
     "MAX_PIXELS", "VideoError", "VideoInfo", "counted_from", "counted_text", "decode", "decode_all",
-    "probe", "turned",
+    "described", "holds", "probe", "turned",
 ]  # fmt: skip
 
 

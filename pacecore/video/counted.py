@@ -1,5 +1,5 @@
-"""What counting found of a video, as text that an index keeps, for as long as the file stays as it
-was: counting reads every byte.
+"""What counting found of a video, as text: an index keeps it, for as long as the file stays as it
+was, since counting reads every byte. In memory too it is a tenth of what it stands for.
 """
 
 import base64
@@ -7,8 +7,9 @@ import json
 import os
 import stat
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import fields
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -16,58 +17,68 @@ import numpy as np
 from pacecore.timeline import CodedOrder, Timeline
 from pacecore.video.probing import VideoInfo
 
-__all__ = ["counted_from", "counted_text"]
+__all__ = ["counted_from", "counted_text", "described", "holds"]
 
 _FFMPEG = ".".join(map(str, av.library_versions["libavformat"]))
-_RULES = 1  # raise it with every change of what counting finds
+_RULES = 2  # raise it with every change of what counting finds
 _MOST_BYTES = 1 << 28  # of one video's text
 _ARRAYS = ("stamps", "key_frames", "key_stamps", "key_places")
 
 
-def counted_text(info: VideoInfo, path: str) -> str | None:
-    """`info` of the file at `path`; None of what is no file, as a folder of pictures is, which is
-    soon counted again.
-    """
-    file = _identity(path)
-    if file is None:
-        return None
+def counted_text(info: VideoInfo, path: str) -> str:
+    """`info` of the file at `path`, after what tells that file, as it is, from another."""
     timeline = {name: _list(getattr(info.timeline, name)) for name in _ARRAYS}
     coded = info.timeline.coded
     if coded is not None:
-        timeline["coded"] = asdict(coded) | {"is_b": _list(coded.is_b)}
+        timeline["coded"] = vars(coded) | {"is_b": _list(coded.is_b)}
     said = {each.name: getattr(info, each.name) for each in fields(info)}
     said |= {"rate": info.rate and str(info.rate), "timeline": timeline}
-    text = json.dumps({"file": file, "info": said}, separators=(",", ":"))
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    text = json.dumps(said, separators=(",", ":")).encode()
+    return f"{_identity(path)} {base64.b64encode(zlib.compress(text, 9)).decode()}"
 
 
-def counted_from(text: str | None, path: str) -> VideoInfo | None:
-    """What `counted_text` was given; None without it, and where the file at `path` is another by
-    now, by its size and date, or would be counted otherwise, by these rules or another FFmpeg.
+def holds(text: Any, path: str) -> bool:
+    """Whether `text` is whole and what counted_text gives of the file at `path`, by the file's size
+    and date, these rules and FFmpeg; never of a folder of pictures, which is soon counted again.
     """
     try:
-        reader = zlib.decompressobj()
-        kept = json.loads(reader.decompress(base64.b64decode(text), _MOST_BYTES))
-        if not reader.eof or kept["file"] != _identity(path):  # before its end is its checksum
-            return None
-        said, timeline = kept["info"], kept["info"]["timeline"]
-        arrays = {name: _array(timeline[name]) for name in _ARRAYS}
-        coded = timeline.get("coded")
-        if coded is not None:
-            coded = CodedOrder(
-                frames=tuple(map(tuple, coded["frames"])),
-                lost=tuple(map(tuple, coded["lost"])),
-                is_b=_array(coded["is_b"]).astype(bool),
-                key_packets=tuple(coded["key_packets"]),
-            )
-        said["rate"] = said["rate"] and Fraction(said["rate"])
-        said["timeline"] = Timeline(said["num_frames"], **arrays, coded=coded)
-        return VideoInfo(**said)
-    except (ValueError, KeyError, TypeError, zlib.error):  # another program wrote it
-        return None
+        return text.rpartition(" ")[0] == _identity(path) and bool(_unpacked(text))
+    except (AttributeError, ValueError, zlib.error):  # another program wrote it
+        return False
 
 
-def _identity(path: str) -> list | None:
+def described(text: str) -> dict[str, Any]:
+    """The fields of VideoInfo as JSON has them."""
+    return json.loads(_unpacked(text))
+
+
+def counted_from(text: str) -> VideoInfo:
+    """What `counted_text` was given."""
+    said = described(text)
+    timeline = said["timeline"]
+    arrays = {name: _array(timeline[name]) for name in _ARRAYS}
+    coded = timeline.get("coded")
+    if coded is not None:
+        coded = CodedOrder(
+            frames=tuple(map(tuple, coded["frames"])),
+            lost=tuple(map(tuple, coded["lost"])),
+            is_b=_array(coded["is_b"]).astype(bool),
+            key_packets=tuple(coded["key_packets"]),
+        )
+    said["rate"] = said["rate"] and Fraction(said["rate"])
+    said["timeline"] = Timeline(said["num_frames"], **arrays, coded=coded)
+    return VideoInfo(**said)
+
+
+def _unpacked(text: str) -> bytes:
+    reader = zlib.decompressobj()
+    found = reader.decompress(base64.b64decode(text.rpartition(" ")[2]), _MOST_BYTES)
+    if not reader.eof:  # before its end is its checksum
+        raise ValueError
+    return found
+
+
+def _identity(path: str) -> str | None:
     """Of a file as it is, and of what counts it."""
     try:
         about = os.stat(path)
@@ -75,7 +86,7 @@ def _identity(path: str) -> list | None:
         return None
     if not stat.S_ISREG(about.st_mode):
         return None
-    return [about.st_size, int(about.st_mtime), _RULES, _FFMPEG]
+    return f"{about.st_size} {int(about.st_mtime)} {_RULES} {_FFMPEG}"
 
 
 def _list(array: np.ndarray | None) -> list[int] | None:
