@@ -68,7 +68,9 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     """
     path = Path(path)
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder; name the checkpoint in it, {path / 'last.pt'}")
+        last = path / "last.pt"
+        named = f"name the checkpoint in it, {last}" if last.exists() else "a checkpoint is a file"
+        raise CheckpointError(f"{path}: a folder; {named}")
     try:
         content = load_checkpoint(path)
     except CheckpointError as error:
