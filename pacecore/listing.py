@@ -27,19 +27,25 @@ _COLUMNS = {
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
+_WRITTEN = {"options.toml", "report.json"}  # in folders of runs and reports, which hold pictures
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
 
 
 def walk(path: Path) -> Iterator[Path]:
     """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
-    out, and links that lead back. Raises DatasetError for a folder that cannot be read.
+    out, what runs wrote, and links that lead back. Raises DatasetError for a folder that cannot be
+    read.
     """
     for folder, folders, files in os.walk(path, onerror=_unread_folder, followlinks=True):
+        written = not _WRITTEN.isdisjoint(files)
+        if written and folder != str(path):
+            folders.clear()
+            continue
         folders[:] = sorted(f for f in folders if not f.startswith(_NO_CLASS))
         folders[:] = [f for f in folders if not _leads_back(os.path.join(folder, f))]
         videos = sorted(f for f in files if is_video_name(f) and not f.startswith("."))
         yield from (Path(folder) / name for name in videos)
-        if not videos and not folders and picture_files(folder):
+        if not (videos or folders or written) and picture_files(folder):
             yield Path(folder)
 
 

@@ -115,6 +115,16 @@ def test_a_folder_of_pictures_alone_is_one_video(tmp_path):
     assert [p.name for p in picture_files(index.entries[0].path)] == ["img_2.jpg", "img_10.jpg"]
 
 
+def test_what_runs_wrote_among_videos_is_no_data(tmp_path):
+    tree(tmp_path, "run/a.avi", "walk/b.avi", "report/curves.png", "report/report.json")
+    run = tree(tmp_path / "runs" / "train-1", "clips.png", "attend/a.mp4", "options.toml")
+    assert find_videos(tmp_path).classes == ("run", "walk")
+    (run / "attend" / "a.mp4").unlink()
+    (run / "attend").rmdir()
+    with pytest.raises(DatasetError, match="no video in it"):
+        find_videos(run)
+
+
 def test_folders_of_pictures(tmp_path):
     for name in ("walk/v1", "walk/v2", "run/v3"):
         write_pictures(tmp_path / name, 3)
