@@ -47,12 +47,11 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
     pairs = _list_pairs(lists)
     if pairs:
         return _listed([root] if root else _roots(path, lists), lists, pairs, fold, missing)
-    for folder in (path, path / "annotations"):
-        tables = [(table, _kinetics_rows(table)) for table in sorted(folder.glob("*.csv"))]
-        tables = [(table, rows) for table, rows in tables if rows is not None]
-        if tables:
-            return _kinetics(root or _root_of_table(folder), tables)
-    return _plain(path)
+    if tables := _kinetics_tables(path):
+        return _kinetics(root or _root_of_table(path), tables)
+    index = _plain(path)
+    tables = [] if index.classes else _kinetics_tables(path / "annotations")
+    return _kinetics(root or path, tables) if tables else index
 
 
 def _beside_or_inside(path: Path, name: str) -> Path | None:
@@ -325,6 +324,11 @@ def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
             return list(rows)
     except (UnicodeDecodeError, csv.Error):
         return None
+
+
+def _kinetics_tables(folder: Path) -> list[tuple[Path, list[dict[str, str]]]]:
+    tables = ((table, _kinetics_rows(table)) for table in sorted(folder.glob("*.csv")))
+    return [(table, rows) for table, rows in tables if rows is not None]
 
 
 def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:

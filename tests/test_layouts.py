@@ -294,6 +294,9 @@ def test_kinetics(tmp_path):
     for source in ("annotations", "annotations/val.csv"):
         expected = [e for e in index.entries if e.split == "val" or source == "annotations"]
         assert list(find_videos(tmp_path / source).entries) == expected
+    flat = tree(tmp_path / "flat", "train/yyy_000005_000015.mp4", "train/aB-_1.mp4")
+    text(flat / "annotations" / "train.csv", (tmp_path / "train.csv").read_text())
+    assert labels(find_videos(flat)) == [1, 0]
     for start in ("one", "inf"):
         text(tmp_path / "val.csv", f"{head}abseiling,x,{start},11,val\n")
         with pytest.raises(DatasetError, match=r"val\.csv line 2: time_start and time_end"):
