@@ -355,8 +355,8 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
 
 
 def _root_of_table(folder: Path) -> Path:
-    """Where a table in `folder` has its videos: there, or around it where it holds tables alone."""
-    return folder if next(walk(folder), None) else folder.absolute().parent
+    """Where a table in `folder` has its videos: there, or beside the folder annotations."""
+    return folder.absolute().parent if folder.absolute().name == "annotations" else folder
 
 
 def _split_word(table: Path) -> str:
