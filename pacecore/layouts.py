@@ -14,7 +14,8 @@ __all__ = ["read_source"]
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
 _LIST_NAME = re.compile(  # as trainlist01.txt, or ucf101_val_split_1_videos.txt
-    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.(?:txt|csv)$", re.I
+    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|id(?:ation|ate)?)?(?:list)?[_-]?(.*)\.(?:txt|csv)$",
+    re.I,
 )
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
@@ -120,8 +121,8 @@ def _plain(path: Path) -> VideoIndex:
     kind = "class folders" if labelled else "videos without labels"
     if split_of:
         kind = f"split folders of {kind}"
-    if any(video.is_dir() for video in videos):
-        kind += ", as still pictures"
+    if pictures := sum(video.is_dir() for video in videos):
+        kind += ", as still pictures" if pictures == len(videos) else f", {pictures} as pictures"
     return VideoIndex(str(path), kind, entries, classes)
 
 
@@ -158,6 +159,9 @@ def _listed(
 ) -> VideoIndex:
     """UCF101, and any folder with train and test lists in it."""
     name = _fold_name(lists, list(pairs), fold)
+    named = {split: one.read_bytes() for split, one in pairs[name].items()}
+    if named.get("val") == named.get("test"):  # as of Kinetics for SlowFast and VideoMAE
+        del pairs[name]["val"]
     listing = listed_videos(pairs[name], pairs[name]["train"], roots, missing)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:

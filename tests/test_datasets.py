@@ -136,6 +136,8 @@ def test_folders_of_pictures(tmp_path):
         ("walk/v2", 3, 1),
     ]
     assert not bad
+    tree(tmp_path, "run/clip.mp4")  # the pictures may be thumbnails
+    assert find_videos(tmp_path).layout == "class folders, 3 as pictures"
 
 
 def test_one_video_file(tmp_path):

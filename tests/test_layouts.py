@@ -252,6 +252,21 @@ def test_lists_of_train_and_test_as_csv(tmp_path):
     assert [e.class_name for e in index.entries] == ["a", "a", "b", "b"]
 
 
+def test_a_list_of_val_that_is_that_of_test_too_is_read_once(tmp_path):
+    tree(tmp_path, "a/1.avi", "b/1.avi", "b/2.avi")  # as Kinetics for SlowFast and VideoMAE
+    text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")
+    for split in ("val", "test"):
+        text(tmp_path / f"{split}.csv", "b/2.avi 1\n")
+    assert [(e.split, e.label) for e in find_videos(tmp_path).entries] == [
+        ("train", 0),
+        ("train", 1),
+        ("test", 1),
+    ]
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "val.csv").rename(tmp_path / "valid.csv")
+    assert [e.split for e in find_videos(tmp_path).entries] == ["train", "train", "val"]
+
+
 def test_lists_of_something_something_and_diving48(tmp_path):
     folder = tree(tmp_path / "videos", "1.webm", "2.webm")
     some = '[{"id": "2", "label": "Holding a cup", "template": "Holding [something]"}, {"id": "1"}]'
