@@ -95,7 +95,7 @@ def options_of_run(
         )
     content = load_resume(run, fall_back=fall_back)
     check_kind(run, content, "pretrain" if kind is TrainOptions else "finetune")
-    options = stored_options(content)
+    options = stored_options(content, Path(run))
     wanted = {name: value for name, value in given.items() if value is not None}
     for name, value in wanted.items():
         free = name in FREE_TO_CHANGE or (name in _LENGTH and options.schedule != "cosine")

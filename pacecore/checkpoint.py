@@ -95,6 +95,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
     """The last checkpoint of a run; with `fall_back`, the one before it where that is damaged."""
     path = Path(folder) / "last.pt"
+    if Path(folder).is_file():
+        raise CheckpointError(
+            f"{folder}: a file; --resume takes a run's folder, {path.parent.parent}"
+        )
     try:
         return load_checkpoint(path)
     except CheckpointError as error:

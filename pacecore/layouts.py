@@ -3,12 +3,11 @@
 import csv
 import os
 import re
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import SPLIT_WORDS, Listing, add_list, first_listed, lines_of, shortened, walk
+from pacecore.listing import SPLIT_WORDS, Listing, folders_in, lines_of, listed_videos, walk
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
@@ -16,7 +15,8 @@ __all__ = ["read_source"]
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
 _LIST_NAME = re.compile(  # as trainlist01.txt, or ucf101_val_split_1_videos.txt
-    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|idation)?(?:list)?[_-]?(.*)\.(?:txt|csv)$", re.I
+    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|id(?:ation|ate)?)?(?:list)?[_-]?(.*)\.(?:txt|csv)$",
+    re.I,
 )
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
 
@@ -32,7 +32,7 @@ def read_source(
     if is_video_name(path.name):
         return _one_video(path)
     if path.suffix.lower() == ".csv" and (rows := _kinetics_rows(path)) is not None:
-        return _kinetics(root or path.parent, [(path, rows)])
+        return _kinetics(root or _root_of_table(path.parent), [(path, rows)])
     return _read_list(path, split, root, missing)
 
 
@@ -50,11 +50,11 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
     pairs = sets.get("") or (next(iter(sets.values())) if len(sets) == 1 else None)
     if pairs:
         return _listed([root] if root else _roots(path, lists), lists, pairs, fold, missing)
-    tables = [(table, _kinetics_rows(table)) for table in sorted(path.glob("*.csv"))]
-    tables = [(table, rows) for table, rows in tables if rows is not None]
-    if tables:
-        return _kinetics(root or path, tables)
+    if tables := _kinetics_tables(path):
+        return _kinetics(root or _root_of_table(path), tables)
     index = _plain(path)
+    if not index.classes and (tables := _kinetics_tables(path / "annotations")):
+        return _kinetics(root or path, tables)
     unread = f", not by the lists of {' or '.join(sets)}: name one of them" if sets else ""
     return replace(index, layout=index.layout + unread)
 
@@ -65,7 +65,7 @@ def _beside_or_inside(path: Path, name: str) -> Path | None:
     """
     if path.name == name:
         return path
-    places = [path, *_folders_in(path)]
+    places = [path, *folders_in(path)]
     inside = next((place / name for place in places if os.path.isdir(place / name)), None)
     beside = path.resolve().parent / name
     if inside or not beside.is_dir():
@@ -73,13 +73,6 @@ def _beside_or_inside(path: Path, name: str) -> Path | None:
     classes = _folders_listed(beside)
     found = any(os.path.isdir(place / each) for place in places for each in classes)
     return beside if found else None
-
-
-def _folders_in(path: Path) -> list[Path]:
-    """By name; none where that may not be looked at, as in the lost+found of a disk."""
-    with suppress(OSError):
-        return sorted(each for each in path.iterdir() if os.path.isdir(each))
-    return []
 
 
 def _folders_listed(lists: Path) -> set[str]:
@@ -132,8 +125,8 @@ def _plain(path: Path) -> VideoIndex:
     kind = "class folders" if labelled else "videos without labels"
     if split_of:
         kind = f"split folders of {kind}"
-    if any(video.is_dir() for video in videos):
-        kind += ", as still pictures"
+    if pictures := sum(video.is_dir() for video in videos):
+        kind += ", as still pictures" if pictures == len(videos) else f", {pictures} as pictures"
     return VideoIndex(str(path), kind, entries, classes)
 
 
@@ -170,9 +163,10 @@ def _listed(
 ) -> VideoIndex:
     """UCF101, and any folder with train and test lists in it."""
     name = _fold_name(lists, list(pairs), fold)
-    listing = Listing(_find_root(first_listed(pairs[name]["train"]), roots), missing)
-    for split, one in pairs[name].items():
-        add_list(listing, one, split)
+    named = {split: one.read_bytes() for split, one in pairs[name].items()}
+    if named.get("val") == named.get("test"):  # as of Kinetics for SlowFast and VideoMAE
+        del pairs[name]["val"]
+    listing = listed_videos(pairs[name], pairs[name]["train"], roots, missing)
     class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:
         return _with_folder_classes(listing, class_file, f"UCF101, split {name}")
@@ -198,38 +192,8 @@ def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
 def _roots(path: Path, lists: Path) -> list[Path]:
     """Where listed paths may begin, likeliest first."""
     near = [path, lists, lists.parent, lists.parent.parent]
-    inside = [folder for p in (path, lists.parent) for folder in _folders_in(p)]
+    inside = [folder for p in (path, lists.parent) for folder in folders_in(p)]
     return list(dict.fromkeys(near + inside))
-
-
-def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
-    """The folder under which the first listed video, or at least its folder, is; the only one."""
-    where, text = first
-    if len(roots) == 1:
-        return roots[0]
-    ends = [*(gap.start() for gap in re.finditer(r"[\s,]+", text[:4096])), len(text)]
-    starts = [text[:end].strip('"') for end in ends]
-    for root in roots:
-        if any(os.path.exists(root / start) for start in starts):
-            return root
-    heads = {start.lstrip("/").split("/")[0].casefold() for start in starts}
-    for root in roots:
-        if heads & _heads(root, "/" in text):
-            return root
-    tried, said = ", ".join(map(str, roots[:4])), shortened(text)
-    raise DatasetError(
-        f"{where}: {said!r} begins with no video under {tried}; pacecore data index takes another"
-        " root by --root, and the first line of a .csv may name its columns: path, label, split"
-    )
-
-
-def _heads(root: Path, with_folder: bool) -> set[str]:
-    """How paths below `root` may begin: with a folder's name, or a video's without its ending."""
-    if with_folder:
-        return {folder.name.casefold() for folder in _folders_in(root)}
-    with suppress(OSError):
-        return {f.stem.casefold() for f in root.iterdir() if is_video_name(f.name)}
-    return set()
 
 
 def _class_file(path: Path) -> tuple[str, ...]:
@@ -318,11 +282,8 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     pairs = _pairs_of_sets(path.parent).values() if split else []
     pair = next((pair for pair in pairs if path in pair.values()), None)
     lists = pair or {match[2].lower() if match else None: path}
-    first = first_listed(path)
     roots = [root] if root else _roots(path.parent, path.parent)
-    listing = Listing(_find_root(first, roots), missing)
-    for name, one in lists.items():
-        add_list(listing, one, name)
+    listing = listed_videos(lists, path, roots, missing)
     class_file = next((p for p in path.parent.glob("*") if p.name.lower() == "classind.txt"), None)
     if class_file:
         return _with_folder_classes(listing, class_file, "a list of UCF101")
@@ -373,6 +334,11 @@ def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
         return None
 
 
+def _kinetics_tables(folder: Path) -> list[tuple[Path, list[dict[str, str]]]]:
+    tables = ((table, _kinetics_rows(table)) for table in sorted(folder.glob("*.csv")))
+    return [(table, rows) for table, rows in tables if rows is not None]
+
+
 def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:
     """Videos YOUTUBE-ID_START_END.mp4, or YOUTUBE-ID.mp4, anywhere below the table's folder."""
     by_stem = {video.stem: video for video in walk(root)}
@@ -394,6 +360,11 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
             listing.rows.append((found, SPLIT_WORDS[split], row["label"] or None, where, None))
     labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
     return listing.index("Kinetics", tuple(sorted(labels)))
+
+
+def _root_of_table(folder: Path) -> Path:
+    """Where a table in `folder` has its videos: there, or beside the folder annotations."""
+    return folder.absolute().parent if folder.absolute().name == "annotations" else folder
 
 
 def _split_word(table: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,34 +13,46 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = ["SPLIT_WORDS", "Listing", "add_list", "first_listed", "lines_of", "shortened", "walk"]
+__all__ = ["SPLIT_WORDS", "Listing", "folders_in", "lines_of", "listed_videos", "walk"]
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
     "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-_COLUMNS = {
-    "path": ("path", "video", "filename", "file", "videopath", "filepath", "videofile", "clippath"),
-    "label": ("label", "class", "classname", "category", "action", "target"),
+_COLUMNS = {  # names in a table's first line; case and what is no letter left out
+    "path": (
+        "path", "video", "filename", "file", "videopath", "filepath", "videofile", "clippath",
+        "videoname", "videoid",
+    ),
+    "label": (
+        "label", "class", "classname", "labelname", "category", "action", "target", "tag",
+        "labelid", "classid",
+    ),
     "frames": ("frames", "numframes", "framecount", "nframes"),
     "split": ("split", "subset", "partition"),
-}  # names in a table's first line, by what they stand for; case and what is no letter left out
+}  # fmt: skip
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _MOST_FRAMES = 10**9
+_WRITTEN = {"options.toml", "report.json"}  # in folders of runs and reports, which hold pictures
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
 
 
 def walk(path: Path) -> Iterator[Path]:
     """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
-    out, and links that lead back. Raises DatasetError for a folder that cannot be read.
+    out, what runs wrote, and links that lead back. Raises DatasetError for a folder that cannot be
+    read.
     """
     for folder, folders, files in os.walk(path, onerror=_unread_folder, followlinks=True):
+        written = not _WRITTEN.isdisjoint(files)
+        if written and folder != str(path):
+            folders.clear()
+            continue
         folders[:] = sorted(f for f in folders if not f.startswith(_NO_CLASS))
         folders[:] = [f for f in folders if not _leads_back(os.path.join(folder, f))]
         videos = sorted(f for f in files if is_video_name(f) and not f.startswith("."))
         yield from (Path(folder) / name for name in videos)
-        if not videos and not folders and picture_files(folder):
+        if not (videos or folders or written) and picture_files(folder):
             yield Path(folder)
 
 
@@ -55,8 +68,15 @@ def _leads_back(folder: str) -> bool:
     return any(each.is_relative_to(target) for each in way)
 
 
+def folders_in(path: Path) -> list[Path]:
+    """By name; none where that may not be looked at, as in the lost+found of a disk."""
+    with suppress(OSError):
+        return sorted(each for each in path.iterdir() if os.path.isdir(each))
+    return []
+
+
 class _Lookup:
-    """Finds listed paths under a root, also where case or the ending differs."""
+    """Finds listed paths under a root, also where case, slashes or the ending differ."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -70,14 +90,14 @@ class _Lookup:
         return None
 
     def alike(self, name: str) -> str | None:
-        """The video whose path differs in case or in its ending only."""
+        """The video whose path differs in case, in its slashes or in its ending only."""
         if self._folded is None:
             self._folded = {}
             for video in walk(self.root):
-                key = video.relative_to(self.root).as_posix().casefold()
+                key = video.relative_to(self.root).as_posix().replace("\\", "/").casefold()
                 self._folded.setdefault(key, str(video))
                 self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
-        key = name.removeprefix("./").lstrip("/").casefold()
+        key = name.replace("\\", "/").removeprefix("./").lstrip("/").casefold()
         stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
         return self._folded.get(key) or self._folded.get(stem)
 
@@ -95,8 +115,8 @@ class Listing:
         """A listed video is not there."""
         if self.missing_rule == "error":
             raise DatasetError(
-                f"{where}: no video {shortened(name)} under {self.root} (pacecore data index leaves"
-                " such out by --missing skip)"
+                f"{where}: no video {_shortened(name)} under {self.root} (pacecore data index"
+                " leaves such out by --missing skip)"
             )
         self.missing.append((name, split))
 
@@ -116,8 +136,26 @@ class Listing:
         return VideoIndex(str(self.root), layout, tuple(entries), classes, tuple(self.missing))
 
 
-def add_list(listing: Listing, path: Path, split: str | None) -> None:
-    find, rows, named_columns = _Lookup(listing.root), [], False
+def listed_videos(
+    lists: dict[str | None, Path], main: Path, roots: list[Path], missing: str
+) -> Listing:
+    """What the lists of each split name: under the root of `main`, or one of their own, as those of
+    Kinetics have in MMAction2: videos_train and videos_val.
+    """
+    near = _find_root(_first_listed(main), roots)
+    own = {
+        split: _root_holding(_first_listed(one)[1], [near, *roots]) or near
+        for split, one in lists.items()
+    }
+    around = os.path.commonpath([os.path.abspath(root) for root in own.values()])
+    listing = Listing(near if len(set(own.values())) == 1 else Path(around), missing)
+    for split, one in lists.items():
+        _add_list(listing, one, split, own[split])
+    return listing
+
+
+def _add_list(listing: Listing, path: Path, split: str | None, root: Path) -> None:
+    find, rows, named_columns = _Lookup(root), [], False
     for where, text, cells in _listed(path):
         if cells is None:
             video, columns = _parse_line(text, find)
@@ -154,7 +192,7 @@ def _two_numbers(columns: list[str]) -> bool:
     return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
 
 
-def first_listed(path: Path) -> tuple[str, str]:
+def _first_listed(path: Path) -> tuple[str, str]:
     """Where the first video of a list stands, and what the list says there, of a table its path.
 
     Raises DatasetError for an empty list.
@@ -162,6 +200,46 @@ def first_listed(path: Path) -> tuple[str, str]:
     for where, text, _ in _listed(path):
         return where, text
     raise DatasetError(f"{path}: is empty")
+
+
+def _starts(text: str) -> list[str]:
+    """Where the path that a line begins with may end, also with folders parted as on Windows."""
+    ends = [*(gap.start() for gap in re.finditer(r"[\s,;]+", text[:4096])), len(text)]
+    starts = [text[:end].strip('"') for end in ends]
+    return starts + [start.replace("\\", "/") for start in starts if "\\" in start]
+
+
+def _root_holding(text: str, roots: list[Path]) -> Path | None:
+    found = (root for root in roots if any(os.path.exists(root / each) for each in _starts(text)))
+    return next(found, None)
+
+
+def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
+    """The folder under which the first listed video, or at least its folder, is; the only one."""
+    where, text = first
+    if len(roots) == 1:
+        return roots[0]
+    if found := _root_holding(text, roots):
+        return found
+    starts = _starts(text)
+    heads = {start.lstrip("/").split("/")[0].casefold() for start in starts}
+    for root in roots:
+        if heads & _heads(root, "/" in starts[-1]):
+            return root
+    tried, said = ", ".join(map(str, roots[:4])), _shortened(text)
+    raise DatasetError(
+        f"{where}: {said!r} begins with no video under {tried}; pacecore data index takes another"
+        " root by --root, and the first line of a .csv may name its columns: path, label, split"
+    )
+
+
+def _heads(root: Path, with_folder: bool) -> set[str]:
+    """How paths below `root` may begin: with a folder's name, or a video's without its ending."""
+    if with_folder:
+        return {folder.name.casefold() for folder in folders_in(root)}
+    with suppress(OSError):
+        return {f.stem.casefold() for f in root.iterdir() if is_video_name(f.name)}
+    return set()
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
@@ -209,7 +287,7 @@ def _cells(text: str, delimiter: str) -> list[str]:
         return [text]
 
 
-def shortened(text: str) -> str:
+def _shortened(text: str) -> str:
     """A line as errors name it: a file that is no list may be all one line."""
     return text if len(text) <= 200 else text[:200] + " ..."
 
@@ -232,7 +310,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: is not UTF-8 text ({error})") from None
+        raise DatasetError(f"{path}: is no video, nor a list in UTF-8 text ({error})") from None
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.startswith("# "):  # HMDB51 has names that begin with #
             yield f"{path} line {number}", line.strip()
@@ -242,8 +320,8 @@ def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
     """(video, columns after it). Names may hold spaces and commas, and labels of a csv too: the
     longest text that is a video wins.
     """
-    field = r'"[^"]*"|[^\t]+' if "\t" in text else r'"[^"]*"|[^,]+'
-    fields = [each.strip(' "') for each in re.findall(field, text)]
+    parting = next((each for each in "\t;" if each in text), ",")
+    fields = [each.strip(' "') for each in re.findall(rf'"[^"]*"|[^{parting}]+', text)]
     readings = [(text.strip('"'), []), ("".join(fields[:1]), fields[1:])]
     for gap in list(re.finditer(r"[\s,]+", text))[-2:]:
         name, rest = text[: gap.start()], text[gap.end() :]

@@ -23,7 +23,7 @@ from pacecore.files import made_folder
 from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.media import is_video_name
-from pacecore.runlog import Progress
+from pacecore.runlog import Progress, tell
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
@@ -60,7 +60,7 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
     held_out = options.held_out or ("auto" if options.data else stored.held_out)
     if is_video_name(options.data):
         held_out = "none"  # one video has no part to hold out
-    return open_inputs(
+    found = open_inputs(
         replace(
             stored,
             data=options.data or stored.data,
@@ -71,6 +71,10 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
             decode_timeout=options.decode_timeout,
         )
     )
+    named = options.data or options.held_out or options.fold
+    if not named and trained.identity not in ("", found.identity):
+        tell(f"warning: {trained.path} was trained on other videos than these: {found.words}")
+    return found
 
 
 def out_folder(trained: Trained, options: MeasureOptions) -> Path:

@@ -1,8 +1,9 @@
 """A checkpoint as a network ready for use, with the input that it was trained on."""
 
 import hashlib
+import os
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Trained:
     head: nn.Linear | None
     classes: tuple[str, ...]  # of the head: paces, or names of actions
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
+    identity: str = ""  # of the videos that it was trained on
     missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
 
     def require_head(self) -> None:
@@ -70,7 +72,9 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     """
     path = Path(path)
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder; name the checkpoint in it, {path / 'last.pt'}")
+        last = path / "last.pt"
+        named = f"name the checkpoint in it, {last}" if last.exists() else "a checkpoint is a file"
+        raise CheckpointError(f"{path}: a folder; {named}")
     try:
         content = load_checkpoint(path)
     except CheckpointError as error:
@@ -78,7 +82,7 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     kind = content.get("kind")
     if kind not in _KINDS:
         raise CheckpointError(f"{path}: kind must be one of {', '.join(_KINDS)}, got {kind!r}")
-    options = stored_options(content)
+    options = stored_options(content, path.parent)
     return Trained(
         path=path,
         kind=kind,
@@ -87,17 +91,33 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
         head=_head(content["model"]),
         classes=tuple(content.get("classes", ())),
         pretrained=dict(content.get("pretrained", {})),
+        identity=content.get("identity", ""),
     )
 
 
-def stored_options(content: dict[str, Any]) -> RunOptions:
-    """The options that the run of a checkpoint's `content` was trained with."""
+def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
+    """The options that the run of a checkpoint's `content` was trained with.
+
+    folder: where the run is now. Of data named relative to where it was started, that is where it
+    still says, so that they are found from any other place too.
+    """
     kind = _KINDS[content["kind"]]
     known = {each.name for each in fields(kind)}
     stored = {name: value for name, value in content["options"].items() if name in known}
     if stored.get("views") == 1 and stored.get("contrast") == "context":
         stored["lambda_ctr"] = 0.0  # what it came to, before that was refused
-    return kind(**stored).resolved()
+    options = kind(**stored).resolved()
+    place, out = Path(os.path.abspath(folder)), Path(options.out)
+    start = Path(*place.parts[: -len(out.parts)])
+    if not out.parts or start / out != place or start == Path.cwd():
+        return options
+    named = {"data": options.data, "held_out": options.held_out}
+    paths = {
+        name: str(start / Path(value).expanduser())
+        for name, value in named.items()
+        if value not in ("", "auto", "none")
+    }
+    return replace(options, **paths)
 
 
 def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:

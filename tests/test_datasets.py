@@ -115,6 +115,16 @@ def test_a_folder_of_pictures_alone_is_one_video(tmp_path):
     assert [p.name for p in picture_files(index.entries[0].path)] == ["img_2.jpg", "img_10.jpg"]
 
 
+def test_what_runs_wrote_among_videos_is_no_data(tmp_path):
+    tree(tmp_path, "run/a.avi", "walk/b.avi", "report/curves.png", "report/report.json")
+    run = tree(tmp_path / "runs" / "train-1", "clips.png", "attend/a.mp4", "options.toml")
+    assert find_videos(tmp_path).classes == ("run", "walk")
+    (run / "attend" / "a.mp4").unlink()
+    (run / "attend").rmdir()
+    with pytest.raises(DatasetError, match="no video in it"):
+        find_videos(run)
+
+
 def test_folders_of_pictures(tmp_path):
     for name in ("walk/v1", "walk/v2", "run/v3"):
         write_pictures(tmp_path / name, 3)
@@ -126,6 +136,8 @@ def test_folders_of_pictures(tmp_path):
         ("walk/v2", 3, 1),
     ]
     assert not bad
+    tree(tmp_path, "run/clip.mp4")  # the pictures may be thumbnails
+    assert find_videos(tmp_path).layout == "class folders, 3 as pictures"
 
 
 def test_one_video_file(tmp_path):
@@ -208,17 +220,6 @@ def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
     ]
 
 
-def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
-    tree(tmp_path, *(f"{n}.avi" for n in range(12)))
-    for n in (1, 2, 10, 11):
-        text(tmp_path / f"train_split{n}.txt", f"{n}.avi\n")
-        text(tmp_path / f"test_split{n}.txt", "0.avi\n")
-    assert find_videos(tmp_path, fold=2, split="train").entries[0].name == "2.avi"
-    assert find_videos(tmp_path, fold="split10", split="train").entries[0].name == "10.avi"
-    with pytest.raises(DatasetError, match="has no fold 3; its folds: split1, split10, split11, s"):
-        find_videos(tmp_path, fold=3)
-
-
 def test_names_and_classes_of_a_csv_may_hold_commas_and_spaces(tmp_path):
     tree(tmp_path, "a b/c, d.avi", "e/f.avi")
     source = text(tmp_path / "all.csv", '"a b/c, d.avi",0\n"e/f.avi",1\n')
@@ -247,6 +248,8 @@ def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
     assert [entry.label for entry in find_videos(source).entries] == [1, 0]
     source = text(tmp_path / "test.csv", "class;filename\nsit, stand up;e/f.avi\njump;e/g.avi\n")
     assert [entry.class_name for entry in find_videos(source).entries] == ["sit, stand up", "jump"]
+    source = text(tmp_path / "ids.csv", "video_name,tag,label_id\ne/f.avi,jump,0\ne/g,sit,1\n")
+    assert [entry.class_name for entry in find_videos(source).entries] == ["jump", "sit"]
     for content, message in {
         "path,split\ne/f.avi,dev\n": "line 2: split must be train, val or test, got 'dev'$",
         "path,split\n,train\n": "line 2: names no video, got ',train'$",
@@ -289,7 +292,7 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
         with pytest.raises(DatasetError, match=message):
             find_videos(text(folder / "list.txt", content))
     (folder / "list.txt").write_bytes(b"a\xff.avi\n")
-    with pytest.raises(DatasetError, match="is not UTF-8"):
+    with pytest.raises(DatasetError, match="is no video, nor a list in UTF-8 text"):
         find_videos(folder / "list.txt")
 
 

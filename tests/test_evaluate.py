@@ -29,6 +29,7 @@ from pacecore.video import decode, probe
 
 from .ranks import run_ranks
 from .tiny import CLASSES, finetuned, pretrained, tiny_set, write_tiny
+from .trees import tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -407,5 +408,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_measuring(checkpoint, m
 
 
 def test_a_folder_in_place_of_a_checkpoint_says_what_to_name(tmp_path):
-    with pytest.raises(PacecoreError, match=r"a folder; name the checkpoint in it, .*last\.pt"):
-        load_trained(tmp_path)
+    run = tree(tmp_path / "run", "last.pt")
+    for place, said in ((tmp_path, "a checkpoint is a file$"), (run, r"name .* it, .*last\.pt$")):
+        with pytest.raises(PacecoreError, match=f"a folder; {said}"):
+            load_trained(place)

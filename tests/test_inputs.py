@@ -1,6 +1,7 @@
 """The videos of a run: what is said of them, and how often an epoch shows them."""
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -11,14 +12,17 @@ from click.testing import CliRunner
 
 from pacecore import inputs
 from pacecore.cli import test as test_verb
-from pacecore.config import TrainOptions, from_mapping
+from pacecore.config import MeasureOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.engine import begin
 from pacecore.errors import PacecoreError
 from pacecore.inputs import learned_from, open_inputs, worker_count
+from pacecore.protocol import open_measured
 from pacecore.store import pack
+from pacecore.trained import load_trained
 from tests.ranks import run_ranks
 from tests.tiny import pretrained, tiny_set, write_tiny
+from tests.trees import tree
 
 HEAD = "label,youtube_id,time_start,time_end,split\n"
 
@@ -218,3 +222,20 @@ def test_ranks_of_a_machine_share_its_cores_for_decoding(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert [worker_count(-1, place) for place in places] == [7, 1]
     assert worker_count(3, places[0]) == 3
+
+
+def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
+    """A folder of the same name may lie there too."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    tree(here, "videos/other.mp4")
+    write_tiny(there / "videos" / "own.mp4", 0, 0, 20)
+    path = pretrained(there / "runs" / "one" / "last.pt", data="videos", out="runs/one")
+    for folder, data in ((here, str(there / "videos")), (there, "videos")):
+        monkeypatch.chdir(folder)
+        trained = load_trained(os.path.relpath(path))
+        assert trained.options.data == data
+        assert open_measured(trained, MeasureOptions()).train.path(0).name == "own.mp4"
+    assert load_trained(path.rename(here / "last.pt")).options.data == "videos"
+    assert capsys.readouterr().out == ""
+    open_measured(replace(trained, identity="another"), MeasureOptions())
+    assert "was trained on other videos than these: 1 training videos" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""UCF101, HMDB51 and Kinetics as they are published, with the quirks they come with."""
+"""Data sets as they are published, and lists of them, with the quirks they come with."""
 
 import errno
 import os
@@ -198,6 +198,52 @@ def test_lists_whose_names_begin_with_that_of_the_set(tmp_path):
     assert find_videos(tmp_path).layout == of_either
 
 
+def test_lists_of_train_and_test_with_a_root_each(tmp_path):
+    tree(tmp_path, "videos_train/a b/1.mp4", "videos_train/c/2.mp4")  # as MMAction2 has Kinetics
+    tree(tmp_path, "videos_val/a b/3.mp4", "videos_val/c/4.mp4")
+    text(tmp_path / "kinetics400_train_list_videos.txt", "a b/1.mp4 0\nc/2.mp4 1\n")
+    val = text(tmp_path / "kinetics400_val_list_videos.txt", "a b/3.mp4 0\nc/4.mp4 1\n")
+    named = [
+        ("videos_train/a b/1.mp4", "train", "a b"),
+        ("videos_train/c/2.mp4", "train", "c"),
+        ("videos_val/a b/3.mp4", "val", "a b"),
+        ("videos_val/c/4.mp4", "val", "c"),
+    ]
+    found = find_videos(tmp_path).entries
+    assert [(e.name, e.split, e.class_name) for e in found] == named
+    assert find_videos(val, split="val").entries == found[2:]
+
+
+def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
+    tree(tmp_path, *(f"{n}.avi" for n in range(12)))
+    for n in (1, 2, 10, 11):
+        text(tmp_path / f"train_split{n}.txt", f"{n}.avi\n")
+        text(tmp_path / f"test_split{n}.txt", "0.avi\n")
+    assert find_videos(tmp_path, fold=2, split="train").entries[0].name == "2.avi"
+    assert find_videos(tmp_path, fold="split10", split="train").entries[0].name == "10.avi"
+    with pytest.raises(DatasetError, match="has no fold 3; its folds: split1, split10, split11, s"):
+        find_videos(tmp_path, fold=3)
+
+
+def test_lists_made_on_windows_part_folders_by_backslashes(tmp_path):
+    tree(tmp_path, "videos/walk/a b.avi", "videos/run/c.avi")
+    for listed in ("walk\\a b.avi 1\r\nrun\\c.avi 0\r\n", "path;label\r\n.\\run\\c.avi;0\r\n"):
+        index = find_videos(text(tmp_path / "list.csv", "\ufeff" + listed))
+        assert names(index) == ["run/c.avi", "walk/a b.avi"][: len(index)]
+
+
+def test_lists_of_jester_part_columns_by_semicolons(tmp_path):
+    for number in "123":
+        tree(tmp_path, f"20bn-jester-v1/{number}/00001.jpg")
+    text(tmp_path / "jester-v1-train.csv", "1;Swiping Left\n3;Doing other things\n")
+    text(tmp_path / "jester-v1-validation.csv", "2;Swiping Left\n")
+    assert [(e.name, e.split, e.class_name) for e in find_videos(tmp_path).entries] == [
+        ("1", "train", "Swiping Left"),
+        ("2", "val", "Swiping Left"),
+        ("3", "train", "Doing other things"),
+    ]
+
+
 def test_lists_of_train_and_test_as_csv(tmp_path):
     tree(tmp_path, "a/1.avi", "a/2.avi", "b/1.avi", "b/2.avi")
     text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")  # as SlowFast has them
@@ -209,6 +255,21 @@ def test_lists_of_train_and_test_as_csv(tmp_path):
     index = find_videos(tmp_path)
     assert [(e.name, e.split) for e in index.entries] == named
     assert [e.class_name for e in index.entries] == ["a", "a", "b", "b"]
+
+
+def test_a_list_of_val_that_is_that_of_test_too_is_read_once(tmp_path):
+    tree(tmp_path, "a/1.avi", "b/1.avi", "b/2.avi")  # as Kinetics for SlowFast and VideoMAE
+    text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")
+    for split in ("val", "test"):
+        text(tmp_path / f"{split}.csv", "b/2.avi 1\n")
+    assert [(e.split, e.label) for e in find_videos(tmp_path).entries] == [
+        ("train", 0),
+        ("train", 1),
+        ("test", 1),
+    ]
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "val.csv").rename(tmp_path / "valid.csv")
+    assert [e.split for e in find_videos(tmp_path).entries] == ["train", "train", "val"]
 
 
 def test_lists_of_something_something_and_diving48(tmp_path):
@@ -248,6 +309,14 @@ def test_kinetics(tmp_path):
     (tmp_path / "notes.csv").write_bytes("Mühe,Größe\n1,2\n".encode("latin-1"))  # beside them
     assert len(find_videos(tmp_path)) == 3
     assert len(find_videos(tmp_path / "val.csv")) == 1
+    for table in ("train.csv", "val.csv"):  # as its downloaders leave them
+        text(tmp_path / "annotations" / table, (tmp_path / table).read_text())
+    for source in ("annotations", "annotations/val.csv"):
+        expected = [e for e in index.entries if e.split == "val" or source == "annotations"]
+        assert list(find_videos(tmp_path / source).entries) == expected
+    flat = tree(tmp_path / "flat", "train/yyy_000005_000015.mp4", "train/aB-_1.mp4")
+    text(flat / "annotations" / "train.csv", (tmp_path / "train.csv").read_text())
+    assert labels(find_videos(flat)) == [1, 0]
     for start in ("one", "inf"):
         text(tmp_path / "val.csv", f"{head}abseiling,x,{start},11,val\n")
         with pytest.raises(DatasetError, match=r"val\.csv line 2: time_start and time_end"):

@@ -19,6 +19,7 @@ from pacecore.train import PaceTask, _size_words, pace_model, pretrain
 from pacecore.trained import load_trained
 from tests.ranks import held_elsewhere
 from tests.tiny import finetuned, pretrained, tiny_set, write_tiny
+from tests.trees import tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -370,10 +371,11 @@ def test_flat_folders_and_lists(monkeypatch, capsys, tmp_path):
         (["VIDEOS", "--data-on", "device"], "data_on device needs a frame store"),
         (["VIDEOS", "--config", "none.toml"], "none.toml: options cannot be read"),
         (["--resume", "none"], "last.pt: no such checkpoint"),
+        (["--resume", "empty/last.pt"], "last.pt: a file; --resume takes a run's folder, empty\n"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(monkeypatch, capsys, videos, tmp_path, words, expected):
-    (tmp_path / "empty").mkdir()
+    tree(tmp_path / "empty", "last.pt")
     places = {"VIDEOS": videos, "EMPTY": tmp_path / "empty"}
     given = [places.get(word, word) for word in words]
     monkeypatch.chdir(tmp_path)

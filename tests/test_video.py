@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -215,6 +216,9 @@ def test_a_file_is_open_as_long_as_it_is_asked(tmp_path, monkeypatch, kind):
 def test_variable_rate_is_told(tmp_path):
     stamps = [n * n // 7 + 2 * n for n in range(30)]
     assert probe(write_video(tmp_path / "a.mp4", "libx264", stamps=stamps)).variable_rate
+    rare = probe(write_video(tmp_path / "a.mkv", "libx264", stamps=[25 * n for n in stamps]))
+    assert rare.variable_rate
+    assert rare.rate == Fraction(29, stamps[-1])  # a frame in six seconds, no 25 a second
     constant = probe(write_video(tmp_path / "b.mkv", "libx264", rate=30))
     assert not constant.variable_rate
     assert (constant.rate, constant.duration_seconds) == (30, 1.0)

@@ -173,6 +173,8 @@ def _info(
     # Stamps are rounded to the time base (Matroska: 1 ms), so a constant rate may jitter by one
     # unit.
     variable = len(steps) > 1 and int(steps.max() - steps.min()) > 1
+    if variable and container.format.name == _MATROSKA:  # of which FFmpeg guesses it
+        rate = Fraction(len(steps), int(steps.sum())) / stream.time_base
     return VideoInfo(
         num_frames=timeline.num_frames,
         height=size[0],
