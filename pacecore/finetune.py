@@ -5,7 +5,6 @@ paper). The best checkpoint is chosen on a share of the training videos, never o
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from pacecore.distributed import is_main, join, rank, share_of, world_size
 from pacecore.engine import begin, fit
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
+from pacecore.index import recordings
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, decoder_count, labels_of, unread_words
@@ -35,7 +35,7 @@ from pacecore.runlog import alone_in
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained, same_network
 
-__all__ = ["ActionModel", "finetune", "inherit_options", "recordings", "validation_split"]
+__all__ = ["ActionModel", "finetune", "inherit_options", "validation_split"]
 
 
 class ActionModel(nn.Module):
@@ -93,17 +93,6 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
             f" {trained.missing[0]}"
         )
     return values, notes
-
-
-# UCF101 names a clip v_CLASS_gGROUP_cCLIP: clips of one group were cut from one recording.
-_GROUPED = re.compile(r"(.*_g\d+)_c\d+")
-
-
-def recordings(source: FrameSource) -> list[str]:
-    """What each video was cut from: its group where its name tells one, else the video itself."""
-    paths = [source.path(video) for video in range(len(source))]
-    found = [_GROUPED.fullmatch(path.stem) for path in paths]
-    return [match[1] if match else str(path) for match, path in zip(found, paths, strict=True)]
 
 
 def validation_split(
@@ -226,7 +215,7 @@ def finetune(
             raise PacecoreError(f"{options.out}: the run was trained on other labels of its videos")
         if trained is None and options.checkpoint and not content:
             trained = load_trained(options.checkpoint, partial=options.partial)
-        cut_from = recordings(data.train)
+        cut_from = recordings(data.train.path(video) for video in range(len(data.train)))
         chosen, validation = validation_split(labels, options.val_share, options.seed, cut_from)
         grouped = len(set(cut_from)) < len(cut_from)
         if options.val_share and not len(validation):

@@ -20,6 +20,7 @@ __all__ = [
     "VideoIndex",
     "is_index",
     "read_index",
+    "recordings",
     "write_index",
 ]
 
@@ -94,6 +95,17 @@ class BadVideo:
 
     path: str
     reason: str
+
+
+# UCF101 names a clip v_CLASS_gGROUP_cCLIP: clips of one group were cut from one recording.
+_GROUPED = re.compile(r"(.*_g\d+)_c\d+")
+
+
+def recordings(videos: Iterable[str | Path]) -> list[str]:
+    """What each video was cut from: its group where its name tells one, else the video itself."""
+    paths = [Path(video) for video in videos]
+    found = [_GROUPED.fullmatch(path.stem) for path in paths]
+    return [match[1] if match else str(path) for match, path in zip(found, paths, strict=True)]
 
 
 def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = ()) -> None:

@@ -24,6 +24,7 @@ from pacecore.distributed import (
 )
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
+from pacecore.index import VideoEntry, recordings
 from pacecore.runlog import Progress
 from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
@@ -33,7 +34,7 @@ __all__ = ["DEMO_FOLDER", "Inputs", "learned_from", "open_index", "open_inputs",
 
 DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
 _MEASURED = ("test", "val")  # the split that is held out, the first of these that there is
-_EVERY = 10  # one video in so many is held out where the data say nothing of a test split
+_EVERY = 10  # one recording in so many is held out where the data say nothing of a test split
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def open_inputs(options: RunOptions) -> Inputs:
     words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
     words += f"; {len(held):,} held out" if held else "; none held out"
     if held and options.held_out == "auto" and not set(held.splits) & set(_MEASURED):
-        words += f", each {_EVERY}th as there is no test split; --held-out names others"
+        grouped = len(set(recordings(entry.name for entry in held.entries))) < len(held)
+        how = "by recordings, which their names tell (_gNN_)," if grouped else f"each {_EVERY}th"
+        words += f", {how} as there is no test split; --held-out names others"
     if missing:
         words += f"; {missing:,} more are listed but not there"
     if others := sum(listed[each.name] not in (None, each.num_frames) for each in index.entries):
@@ -182,17 +185,23 @@ def _demo() -> Path:
 
 
 def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
-    """Training and held-out videos: the data's own test or val split, else every tenth video."""
+    """Training and held-out videos: the data's own test or val split, else of every tenth recording
+    (of the last, where there are fewer), so that no clips of one lie on both sides.
+    """
     for name in _MEASURED:
         if name in index.splits and "train" in index.splits:
             return index.select("train"), index.select(name)
     index = index.select("train")
-    if len(index) < _EVERY:
+    cut_from = recordings(entry.name for entry in index.entries)
+    order = list(dict.fromkeys(cut_from))
+    if len(index) < _EVERY or len(order) == 1:
         return index, None
-    held = index.entries[_EVERY - 1 :: _EVERY]
-    names = {entry.name for entry in held}
-    kept = tuple(entry for entry in index.entries if entry.name not in names)
-    return replace(index, entries=kept), replace(index, entries=held)
+    held = set(order[_EVERY - 1 :: _EVERY] or order[-1:])
+    parts: tuple[list[VideoEntry], list[VideoEntry]] = ([], [])
+    for entry, recording in zip(index.entries, cut_from, strict=True):
+        parts[recording in held].append(entry)
+    kept, held_out = (replace(index, entries=tuple(part)) for part in parts)
+    return kept, held_out
 
 
 def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[str, str]]]:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +20,9 @@ from pacecore.finetune import (
     finetune,
     inherit_options,
     labels_and_classes,
-    recordings,
     validation_split,
 )
-from pacecore.index import write_index
+from pacecore.index import recordings, write_index
 from pacecore.protocol import ClipRunner
 from pacecore.recognition import run_test
 from pacecore.rules import OptionError
@@ -92,29 +90,16 @@ def ucf_names(classes, groups, clips):
     return names, np.repeat(np.arange(len(classes)), groups * clips)
 
 
-class Named:
-    """A source of paths alone."""
-
-    def __init__(self, names):
-        self.paths = [Path(f"set/{name}.avi") for name in names]
-
-    def __len__(self):
-        return len(self.paths)
-
-    def path(self, video):
-        return self.paths[video]
-
-
 def test_clips_of_one_group_are_known_by_their_names():
     names = ["v_Punch_g01_c01", "v_Punch_g01_c02", "v_Punch_g02_c01", "v_Kick_g01_c01", "wave_f_nm"]
-    found = recordings(Named(names))
+    found = recordings(f"set/{name}.avi" for name in names)
     assert [found.index(each) for each in found] == [0, 0, 2, 3, 4]
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
 def test_no_group_is_in_both_parts_and_the_share_is_even(share):
     names, labels = ucf_names(("Punch", "Kick", "PushUps"), groups=20, clips=4)
-    groups = recordings(Named(names))
+    groups = recordings(f"set/{name}.avi" for name in names)
     train, validation = validation_split(labels, share, 3, groups)
     assert sorted([*train, *validation]) == list(range(240))
     assert not {groups[video] for video in train} & {groups[video] for video in validation}

@@ -76,6 +76,25 @@ def test_a_tenth_that_is_held_out_for_want_of_a_split_is_told(tmp_path):
         assert "; 1 held out, each 10th as there is no test split; --held-out names" in words
 
 
+@pytest.mark.parametrize(("groups", "held"), [(11, {"g10"}), (4, {"g04"}), (1, set())])
+def test_clips_of_one_recording_are_held_out_together(tmp_path, groups, held):
+    for number in range(12):
+        group = 1 + number * groups // 12
+        write_tiny(tmp_path / f"v_Wave_g{group:02}_c{number:02}.mp4", 0, number, 20)
+    found = open_inputs(options_of(tmp_path))
+    sides = [
+        {source.path(video).name.split("_")[2] for video in range(len(source))}
+        for source in (found.train, found.held_out)
+        if source
+    ]
+    every = {f"g{group:02}" for group in range(1, groups + 1)}
+    assert sides == ([every - held, held] if held else [every])
+    by_recordings = (
+        "; 3 held out, by recordings, which their names tell (_gNN_), as there is no test split"
+    )
+    assert (by_recordings in found.words) == (groups == 4)
+
+
 def test_what_a_network_learned_from_is_told_where_it_is_tested_on_it(tmp_path):
     videos = tiny_set(tmp_path / "set", train=1, test=1)
     (tmp_path / "link").symlink_to(videos / "train")
