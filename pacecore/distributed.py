@@ -185,9 +185,8 @@ def _threads_of_gloo() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def barrier() -> None:
-    """Waits until every rank is here."""
-    if world_size() > 1:
-        dist.barrier()
+    """Waits until every rank is here; no GPU is waited for."""
+    any_rank(False)
 
 
 def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn.Module:
@@ -330,8 +329,6 @@ class _GatherRows(torch.autograd.Function):
 
 def merge_over_ranks(found: dict[str, str]) -> dict[str, str]:
     """The entries that any rank found, on every rank; every rank must call it."""
-    if world_size() == 1:
-        return dict(found)
     return {name: value for each in of_all_ranks(found) for name, value in each.items()}
 
 

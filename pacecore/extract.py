@@ -18,7 +18,7 @@ from torch import Tensor
 from pacecore.backbones import Backbone, stage_features
 from pacecore.config import ExtractOptions, FeatureOptions
 from pacecore.device import pick_device
-from pacecore.distributed import any_rank, is_main, join, merge_over_ranks
+from pacecore.distributed import any_rank, barrier, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, for_one_process, safetensors, write_json, writing
 from pacecore.inputs import Inputs
@@ -109,7 +109,7 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
             splits = ("train",)
         model = ready(trained.backbone, device)
         written = [extract_split(model, trained, data, split, options, device) for split in splits]
-        any_rank(False)  # nobody reads what now gives way
+        barrier()  # nobody reads what now gives way
         if is_main():
             written = [_in_format(features, options.format) for features in written]
         return written
@@ -227,7 +227,7 @@ class _Writer:
                 self._fill()
                 if is_main():
                     self._finish()
-            any_rank(False)  # nobody reads before it is finished
+            barrier()  # nobody reads before it is finished
             found = load_features(self.path)
         return found
 
@@ -247,7 +247,7 @@ class _Writer:
         shape = (count, *shape) if self.unit == "clip" else (count, shape[1])
         if is_main() and not self._goes_on(shape):
             self._begin(shape)
-        any_rank(False)
+        barrier()
         try:
             values, state = (np.load(path, mmap_mode="r+") for path in (self.part, self.state_part))
         except OSError as error:
@@ -263,7 +263,7 @@ class _Writer:
             state.flush()
             fresh.clear()
 
-        any_rank(False)  # all ranks have the same list before any writes
+        barrier()  # all ranks have the same list before any writes
         try:
             for video, outputs in self.runner.run(self.source, remaining):
                 rows = outputs[0]
