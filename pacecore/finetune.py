@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
-from pacecore.backbones.tuning import memory_format
 from pacecore.config import FinetuneOptions
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
@@ -28,7 +27,7 @@ from pacecore.files import write_json
 from pacecore.index import recordings
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
-from pacecore.protocol import ClipRunner, decoder_count, labels_of, unread_words
+from pacecore.protocol import ClipRunner, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
 from pacecore.rules import OptionError
 from pacecore.runlog import alone_in
@@ -165,17 +164,7 @@ class _ActionTask:
     def evaluate(self) -> dict[str, Any]:
         if self.validation is None:
             return {}
-        options = self.options
-        runner = ClipRunner(
-            self.model,
-            options,
-            self.device,
-            amp=options.amp == "bf16",
-            workers=decoder_count(options.workers, self.device),
-            decode_timeout=options.decode_timeout,
-            what="validate",
-            layout=memory_format(self.model, self.device),
-        )
+        runner = ClipRunner.in_training(self.model, self.options, self.device, "validate")
         result = measure_actions(runner, self.validation, self.classes)
         words = unread_words(result.unreadable, len(self.validation), "validation")
         return {

@@ -168,6 +168,22 @@ class ClipRunner:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
+    def in_training(
+        cls, model: nn.Module, options: RunOptions, device: torch.device, what: str
+    ) -> "ClipRunner":
+        """Of a network that is being trained by `options`."""
+        return cls(
+            model=model,
+            options=options,
+            device=device,
+            amp=options.amp == "bf16",
+            workers=decoder_count(options.workers, device),
+            decode_timeout=options.decode_timeout,
+            what=what,
+            layout=memory_format(model, device),
+        )
+
+    @classmethod
     def of(
         cls,
         model: nn.Module | Callable[[Tensor], tuple[Tensor, ...]],

@@ -4,7 +4,7 @@ loss = lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive          (Eq.
 """
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.backbones import build_backbone
-from pacecore.backbones.tuning import memory_format
 from pacecore.config import TrainOptions
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
@@ -21,7 +20,7 @@ from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.files import write_json
 from pacecore.finetune import labels_and_classes
-from pacecore.inputs import Inputs, worker_count
+from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
@@ -79,7 +78,6 @@ class PaceTask:
     kind: str = "pretrain"
     headline: str = "accuracy"
     chosen_by: str = ""
-    last: PaceResult | None = field(default=None)
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         logits, z = outputs
@@ -88,30 +86,19 @@ class PaceTask:
     def evaluate(self) -> dict[str, Any]:
         if self.held_out is None:
             return {}
-        runner = ClipRunner(
-            self.model,
-            self.options,
-            self.device,
-            paces=self.options.sampling().classes,
-            clips=3,
-            batch_clips=32,
-            amp=self.options.amp == "bf16",
-            workers=worker_count(self.options.workers, self.device),
-            decode_timeout=self.options.decode_timeout,
-            what="held out",
-            layout=memory_format(self.model, self.device),
-        )
-        self.last = pace_accuracy(runner, self.held_out)
-        words = unread_words(self.last.unreadable, len(self.held_out), "held-out")
-        if not self.last.clips:
+        runner = ClipRunner.in_training(self.model, self.options, self.device, "held out")
+        paces = self.options.sampling().classes
+        found = pace_accuracy(replace(runner, paces=paces, clips=3, batch_clips=32), self.held_out)
+        words = unread_words(found.unreadable, len(self.held_out), "held-out")
+        if not found.clips:
             return {"warning": words}
         if self.options.lambda_cls:  # else the classifier has learnt nothing
-            words = words or _collapse(self.last)
+            words = words or _collapse(found)
         return {
-            "pace_accuracy": self.last.accuracy,
-            "chance": 1 / len(self.last.classes),
-            "confusion": self.last.confusion,
-            "held_out_clips": self.last.clips,
+            "pace_accuracy": found.accuracy,
+            "chance": 1 / len(found.classes),
+            "confusion": found.confusion,
+            "held_out_clips": found.clips,
             **({"warning": words} if words else {}),
         }
 
@@ -122,7 +109,7 @@ class PaceTask:
 def _collapse(result: PaceResult) -> str:
     """Words for the user when the network predicts one and the same pace for every clip."""
     columns = [sum(column) for column in zip(*result.confusion, strict=True)]
-    if result.clips and max(columns) == result.clips:
+    if max(columns) == result.clips:
         pace = result.classes[columns.index(result.clips)]
         return f"collapsed: the network predicts pace {pace} for every held-out clip"
     return ""

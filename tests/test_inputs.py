@@ -16,9 +16,11 @@ from pacecore.config import MeasureOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.engine import begin
 from pacecore.errors import PacecoreError
+from pacecore.evaluate import PaceResult
 from pacecore.inputs import learned_from, open_inputs, worker_count
-from pacecore.protocol import open_measured
+from pacecore.protocol import decoder_count, open_measured
 from pacecore.store import pack
+from pacecore.train import PaceTask
 from pacecore.trained import load_trained
 from tests.ranks import run_ranks
 from tests.tiny import pretrained, tiny_set, write_tiny
@@ -241,6 +243,17 @@ def test_ranks_of_a_machine_share_its_cores_for_decoding(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert [worker_count(-1, place) for place in places] == [7, 1]
     assert worker_count(3, places[0]) == 3
+
+
+def test_as_many_processes_measure_within_training_as_after_it(monkeypatch):
+    monkeypatch.setattr("pacecore.inputs.core_count", lambda: 1)
+    runners, nothing = [], PaceResult(("1", "2"), [[0, 0], [0, 0]])
+    monkeypatch.setattr(
+        "pacecore.train.pace_accuracy", lambda runner, _: runners.append(runner) or nothing
+    )
+    options, cpu = from_mapping(TrainOptions, {"paces": "1,2", "views": 2}), torch.device("cpu")
+    PaceTask(options, torch.nn.Identity(), [], cpu).evaluate()
+    assert [runner.workers for runner in runners] == [decoder_count(-1, cpu)] == [2]
 
 
 def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
