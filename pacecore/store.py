@@ -301,7 +301,12 @@ class FrameStore:
         """Rows of frames `wanted`, (N,) int64 in any order, in `whole()` and in what `to_device`
         gives. Raises StoreError for a damaged frame, as `decode` does.
         """
-        rows = self._rows(video, wanted)
+        wanted, count = np.asarray(wanted, dtype=np.int64), self.num_frames(video)
+        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= count:
+            raise StoreError(
+                f"{self.path(video)}: has {count} frames in the store, {wanted} were asked for"
+            )
+        rows = wanted + self._videos[video]["first"]
         self._check(rows, video)
         return rows
 
@@ -348,20 +353,12 @@ class FrameStore:
         bad = []
         for video in range(len(self)):
             try:
-                self._check(self._rows(video, np.arange(self.num_frames(video))), video)
+                self.rows(video, np.arange(self.num_frames(video)))
             except StoreError as error:
                 bad.append(BadVideo(str(self.path(video)), str(error)))
             if on_progress:
                 on_progress(video + 1, len(self))
         return bad
-
-    def _rows(self, video: int, wanted: np.ndarray) -> np.ndarray:
-        wanted, count = np.asarray(wanted, dtype=np.int64), self.num_frames(video)
-        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= count:
-            raise StoreError(
-                f"{self.path(video)}: has {count} frames in the store, {wanted} were asked for"
-            )
-        return wanted + self._videos[video]["first"]
 
     def _check(self, rows: np.ndarray, video: int) -> None:
         record, pixels = record_bytes(self.size), pixel_bytes(self.size)
