@@ -29,10 +29,9 @@ from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
-from pacecore.rules import OptionError
 from pacecore.runlog import alone_in
 from pacecore.source import FrameSource, Subset
-from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained, same_network
+from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained
 
 __all__ = ["ActionModel", "finetune", "inherit_options", "validation_split"]
 
@@ -80,12 +79,9 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
         if wanted == stored or (name == "resize" and wanted == list(stored)):  # as TOML has it
             continue
         if name in NETWORK_OPTIONS:
-            if same_network(name, wanted, stored):
-                continue
-            raise OptionError(
-                f"{name} must be {stored!r}, as in {trained.path}, or left out; got {wanted!r}"
-            )
-        notes.append(f"{name} is {wanted!r} here, {stored!r} in {trained.path}")
+            trained.require_network(name, wanted)
+        else:
+            notes.append(f"{name} is {wanted!r} here, {stored!r} in {trained.path}")
     if trained.missing:
         notes.append(
             f"{len(trained.missing)} weights are not in {trained.path} and start afresh, the first"
@@ -266,11 +262,7 @@ def action_model(options: FinetuneOptions, classes: int, trained: Trained | None
     backbone = build_backbone(options.backbone, options.depth or None, options.width)
     if trained is not None:
         for name in NETWORK_OPTIONS:
-            stored, wanted = getattr(trained.options, name), getattr(options, name)
-            if not same_network(name, wanted, stored):
-                raise OptionError(
-                    f"{name} must be {stored!r}, as in {trained.path}, got {wanted!r}"
-                )
+            trained.require_network(name, getattr(options, name))
         state = trained.backbone.state_dict()
         held = {name: state[name] for name in state if name not in trained.missing}
         backbone.load_state_dict(held, strict=not trained.missing)

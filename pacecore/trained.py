@@ -16,25 +16,18 @@ from pacecore.config import FinetuneOptions, RunOptions, TrainOptions
 from pacecore.convert import read_weights
 from pacecore.distributed import usual_defaults
 from pacecore.errors import PacecoreError
+from pacecore.rules import OptionError
 
 __all__ = [
     "NETWORK_OPTIONS",
     "Trained",
     "fingerprint",
     "load_trained",
-    "same_network",
     "stored_options",
 ]
 
 # Options that a network's weights belong to.
 NETWORK_OPTIONS = ("backbone", "depth", "width")
-
-
-def same_network(name: str, one: Any, other: Any) -> bool:
-    """Whether two values of one of NETWORK_OPTIONS are of the same network: depth 0 is depth 10."""
-    return (one or 10) == (other or 10) if name == "depth" else one == other
-
-
 _KINDS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}
 
 
@@ -59,6 +52,13 @@ class Trained:
             raise PacecoreError(
                 f"{self.path}: a checkpoint without a head for actions; make one with: {command}"
             )
+
+    def require_network(self, name: str, wanted: Any) -> None:
+        """Raises OptionError for another network's value of one of NETWORK_OPTIONS."""
+        stored = getattr(self.options, name)
+        # Depth 0 is depth 10.
+        if wanted != stored and not (name == "depth" and (wanted or 10) == (stored or 10)):
+            raise OptionError(f"{name} must be {stored!r}, as in {self.path}, got {wanted!r}")
 
 
 @usual_defaults()
