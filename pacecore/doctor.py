@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pacecore._extension import REBUILD
+
 __all__ = ["STATES", "Finding", "doctor", "is_broken"]
 
 STATES = ("ok", "warn", "missing")  # missing: something that pacecore needs is absent or wrong
-_REBUILD = "reinstall from the source folder: pip install --force-reinstall --no-deps ."
+_REBUILD = f"reinstall from the source folder: {REBUILD}"
 _EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard", "safetensors": "safetensors"}
 _SMALL_SHARED_BYTES = 2**30  # a few batches of decoded frames of each worker
 
@@ -142,7 +144,7 @@ def _video() -> Rest:
     from pacecore.video_writer import video_encoder
 
     libraries = av.library_versions["libavcodec"]
-    decoders = [n for n in ("h264", "hevc", "mpeg4", "vp9", "av1") if _has_codec(n, "r")]
+    decoders = [n for n in ("h264", "hevc", "mpeg4", "vp9", "av1") if _reads(n)]
     encoder = video_encoder()
     found = (
         f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, libraries))}; "
@@ -158,11 +160,11 @@ def _video() -> Rest:
         yield "ok", found
 
 
-def _has_codec(name: str, mode: str) -> bool:
+def _reads(codec: str) -> bool:
     import av
 
     try:
-        av.Codec(name, mode)
+        av.Codec(codec)
     except av.error.FFmpegError:
         return False
     return True
