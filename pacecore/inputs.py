@@ -39,7 +39,7 @@ _EVERY = 10  # one recording in so many is held out where the data say nothing o
 
 @dataclass(frozen=True)
 class Inputs:
-    """The videos of a run."""
+    """The videos of a run: a source holds one at least."""
 
     train: FrameSource
     held_out: FrameSource | None

@@ -248,7 +248,7 @@ def run_test(
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
-        if data.held_out is None or len(data.held_out) == 0:
+        if data.held_out is None:
             what = options.data or "the data"
             raise PacecoreError(f"{what}: no held-out video to test on; --held-out names others")
         if is_main():  # before the measuring, which a folder that cannot be made would lose

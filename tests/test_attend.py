@@ -61,7 +61,7 @@ def test_a_map_without_contrast_is_zero_not_nan():
 
 
 def test_overlay_goes_from_blue_to_red():
-    shown = overlaid(np.zeros((1, 2, 3), np.uint8), np.array([[0.0, 1.0]]), share=1.0)
+    shown = overlaid(np.zeros((1, 2, 3), np.uint8), np.array([[0.0, 1.0]]))
     assert shown[0, 0, 2] > shown[0, 0, 0]
     assert shown[0, 1, 0] > shown[0, 1, 2]
 
