@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import SPLIT_WORDS, Listing, folders_in, lines_of, listed_videos, walk
+from pacecore.listing import SPLIT_WORDS, Listing, Row, folders_in, lines_of, listed_videos, walk
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
@@ -167,10 +167,8 @@ def _listed(
     if named.get("val") == named.get("test"):  # as of Kinetics for SlowFast and VideoMAE
         del pairs[name]["val"]
     listing = listed_videos(pairs[name], pairs[name]["train"], roots, missing)
-    class_file = next((p for p in lists.glob("*") if p.name.lower() == "classind.txt"), None)
-    if class_file:
-        return _with_folder_classes(listing, class_file, f"UCF101, split {name}")
-    return _with_classes(listing, f"lists {name}" if name else "lists of train and test")
+    words = f"lists {name}" if name else "lists of train and test"
+    return _labelled(listing, lists, f"UCF101, split {name}", words)
 
 
 def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
@@ -207,60 +205,63 @@ def _class_file(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _with_folder_class(
-    row: tuple, classes: tuple[str, ...], root: Path, ranks: dict[str, int]
-) -> tuple:
-    """The class is the folder's name; a label beside it must agree (1-based, as classInd.txt)."""
-    path, split, said, where, frames = row
-    folder = os.path.relpath(path, root).split(os.sep)[0]
-    rank = ranks.get(folder.casefold())
-    if rank is None:
-        raise DatasetError(f"{where}: folder {folder} is no class of classInd.txt")
-    if isinstance(said, int) and rank + 1 != said:
-        raise DatasetError(f"{where}: label {said} is not that of class {classes[rank]}")
-    return path, split, rank, where, frames
+def _labelled(listing: Listing, folder: Path, ucf101: str, other: str) -> VideoIndex:
+    """With the classes of the classInd.txt in `folder`, as layout `ucf101`; without one `other`."""
+    found = (path for path in folder.glob("*") if path.name.lower() == "classind.txt")
+    if class_file := next(found, None):
+        return _with_folder_classes(listing, class_file, ucf101)
+    return _with_classes(listing, other)
 
 
 def _with_folder_classes(listing: Listing, class_file: Path, layout: str) -> VideoIndex:
-    """Lists of tests leave the class out, others count from 1: the folder says it."""
+    """Lists of tests leave the class out, others count from 1, as classInd.txt: the folder says it,
+    and a label beside it must agree.
+    """
     classes = _class_file(class_file)
     ranks = {name.casefold(): rank for rank, name in enumerate(classes)}
-    listing.rows = [_with_folder_class(row, classes, listing.root, ranks) for row in listing.rows]
+    for row in listing.rows:
+        folder = os.path.relpath(row.path, listing.root).split(os.sep)[0]
+        rank = ranks.get(folder.casefold())
+        if rank is None:
+            raise DatasetError(f"{row.where}: folder {folder} is no class of classInd.txt")
+        if isinstance(row.said, int) and rank + 1 != row.said:
+            name = classes[rank]
+            raise DatasetError(f"{row.where}: label {row.said} is not that of class {name}")
+        row.said = rank
     return listing.index(layout, classes)
 
 
 def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     """Labels as listed, from 0 or 1; else the names listed; else the videos' folders."""
-    said = [row[2] for row in listing.rows]
+    said = [row.said for row in listing.rows]
     numbers = [label for label in said if isinstance(label, int)]
     if said and len(numbers) == len(said):
         base = 1 if min(numbers) >= 1 else 0
-        listing.rows = [(p, s, label - base, w, f) for p, s, label, w, f in listing.rows]
+        for row in listing.rows:
+            row.said -= base
         return listing.index(layout, _names(listing, max(numbers) - base + 1, base))
     if numbers:
-        where = next(row[3] for row in listing.rows if not isinstance(row[2], int))
+        where = next(row.where for row in listing.rows if not isinstance(row.said, int))
         raise DatasetError(f"{where}: has no number for a label, as other lines have")
     if None in said:
         known = set(said) - {None}
-        rows = [_with_its_folder(row, known, listing.root) for row in listing.rows]
-        if any(row[2] is None for row in rows):
+        said = [row.said or _its_folder(row, known, listing.root) for row in listing.rows]
+        if None in said:
             return listing.index(layout, ())
-        listing.rows = rows
-    classes = tuple(sorted({row[2] for row in listing.rows}))
+    classes = tuple(sorted(set(said)))
     if len(classes) == 1:  # one folder around all is no class
-        listing.rows = [(p, s, None, w, f) for p, s, _, w, f in listing.rows]
-        classes = ()
+        classes, said = (), [None] * len(said)
+    for row, name in zip(listing.rows, said, strict=True):
+        row.said = name
     return listing.index(layout, classes)
 
 
-def _with_its_folder(row: tuple, known: set[str], root: Path) -> tuple:
+def _its_folder(row: Row, known: set[str], root: Path) -> str | None:
     """Where no class is said, the folder's name, which must be one that other lines say."""
-    path, split, name, where, frames = row
-    if name is None:
-        name = next(iter(Path(os.path.relpath(path, root)).parts[-2:-1]), None)
-        if known and name not in known:
-            raise DatasetError(f"{where}: has no class, as other lines have")
-    return path, split, name, where, frames
+    name = next(iter(Path(os.path.relpath(row.path, root)).parts[-2:-1]), None)
+    if known and name not in known:
+        raise DatasetError(f"{row.where}: has no class, as other lines have")
+    return name
 
 
 def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
@@ -268,8 +269,8 @@ def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
     numbers as listed, by which lists that hold other classes are matched.
     """
     folders: dict[int, set[str]] = {}
-    for path, _, label, *_ in listing.rows:
-        folders.setdefault(label, set()).add(os.path.basename(os.path.dirname(path)))
+    for row in listing.rows:
+        folders.setdefault(row.said, set()).add(os.path.basename(os.path.dirname(row.path)))
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
     if len(names) == len(folders) == len(set(names.values())):
         return tuple(names.get(label, str(label + base)) for label in range(count))
@@ -284,10 +285,7 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     lists = pair or {match[2].lower() if match else None: path}
     roots = [root] if root else _roots(path.parent, path.parent)
     listing = listed_videos(lists, path, roots, missing)
-    class_file = next((p for p in path.parent.glob("*") if p.name.lower() == "classind.txt"), None)
-    if class_file:
-        return _with_folder_classes(listing, class_file, "a list of UCF101")
-    return _with_classes(listing, "a list")
+    return _labelled(listing, path.parent, "a list of UCF101", "a list")
 
 
 # HMDB51
@@ -315,7 +313,7 @@ def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
             if found is None:
                 listing.lose(f"{name}/{video.strip()}", split, where)
             else:
-                listing.rows.append((found, split, name, where, None))
+                listing.rows.append(Row(found, split, name, where))
     return listing.index(f"HMDB51, split {fold}", classes)
 
 
@@ -357,7 +355,7 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
             if found is None:
                 listing.lose(row["youtube_id"] + span, SPLIT_WORDS[split], where)
                 continue
-            listing.rows.append((found, SPLIT_WORDS[split], row["label"] or None, where, None))
+            listing.rows.append(Row(found, SPLIT_WORDS[split], row["label"] or None, where))
     labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
     return listing.index("Kinetics", tuple(sorted(labels)))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = ["SPLIT_WORDS", "Listing", "folders_in", "lines_of", "listed_videos", "walk"]
+__all__ = ["SPLIT_WORDS", "Listing", "Row", "folders_in", "lines_of", "listed_videos", "walk"]
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
@@ -102,13 +102,24 @@ class _Lookup:
         return self._folded.get(key) or self._folded.get(stem)
 
 
+@dataclass(slots=True)
+class Row:
+    """A video that a list names, and what it says of it."""
+
+    path: str | Path
+    split: str | None
+    said: int | str | None  # its label, or the name of its class
+    where: str  # file and line
+    frames: int | None = None
+
+
 @dataclass
 class Listing:
     """Videos of several lists, and what is said of each."""
 
     root: Path
     missing_rule: str
-    rows: list[tuple] = field(default_factory=list)  # path, split, label or class, where, frames
+    rows: list[Row] = field(default_factory=list)
     missing: list[tuple[str, str | None]] = field(default_factory=list)  # and their splits
 
     def lose(self, name: str, split: str | None, where: str) -> None:
@@ -128,11 +139,11 @@ class Listing:
             )
         rank = {name: label for label, name in enumerate(classes)}
         entries = []
-        for path, split, said, _, frames in self.rows:
-            label = rank[said] if isinstance(said, str) else said
+        for row in self.rows:
+            label = rank[row.said] if isinstance(row.said, str) else row.said
             name = classes[label] if label is not None else None
-            relative = os.path.relpath(path, self.root).replace(os.sep, "/")
-            entries.append(VideoEntry(str(path), relative, label, name, split, frames))
+            relative = os.path.relpath(row.path, self.root).replace(os.sep, "/")
+            entries.append(VideoEntry(str(row.path), relative, label, name, row.split, row.frames))
         return VideoIndex(str(self.root), layout, tuple(entries), classes, tuple(self.missing))
 
 
@@ -173,7 +184,7 @@ def _add_list(listing: Listing, path: Path, split: str | None, root: Path) -> No
     swapped = not named_columns and _frames_come_first(rows)
     for video, part, columns, where in rows:
         label, frames = _columns(columns[1::-1] if swapped else columns, where)
-        listing.rows.append((video, part, label, where, frames))
+        listing.rows.append(Row(video, part, label, where, frames))
 
 
 def _frames_come_first(rows: list[tuple]) -> bool:
