@@ -15,20 +15,12 @@ import numpy as np
 from pacecore.frames import Frames
 from pacecore.index import VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
+from pacecore.paper import OFFICIAL_SPLITS
 from pacecore.sampling import loop_share
 from pacecore.video import VideoError, VideoInfo, decode, decode_all, probe, turned
 
 __all__ = ["data_check"]
 
-# Videos of the whole sets, as published: (classes, fold): train, test.
-_KNOWN_TOTALS = {
-    (101, 1): (9537, 3783),
-    (101, 2): (9586, 3734),
-    (101, 3): (9624, 3696),
-    (51, 1): (3570, 1530),
-    (51, 2): (3570, 1530),
-    (51, 3): (3570, 1530),
-}
 # What a person has to look at; other kinds are notes.
 _SERIOUS = {"unreadable", "empty", "seeking", "count", "twice in two splits", "totals", "missing"}
 _RUNS = 3  # pieces of each video that are decoded once more by seeking
@@ -183,9 +175,10 @@ def _duplicates(index: VideoIndex, results: list[_Checked]) -> list[Finding]:
 
 def _totals(index: VideoIndex, fold: int | str) -> list[Finding]:
     """UCF101 and HMDB51 are compared with the totals that were published."""
-    known = _KNOWN_TOTALS.get((len(index.classes), int(fold) if str(fold).isdecimal() else 0))
     name = index.layout.split(",")[0]
-    if known is None or name not in ("UCF101", "HMDB51"):
+    classes, splits = OFFICIAL_SPLITS.get(name, (0, {}))
+    known = splits.get(int(fold) if str(fold).isdecimal() else 0)
+    if known is None or len(index.classes) != classes:
         return []
     found = Counter(entry.split for entry in index.entries)
     return [

@@ -7,7 +7,9 @@ from typing import Any
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["PaperFigure", "data_set_of", "matching", "method_of", "paper_figures"]
+__all__ = [
+    "OFFICIAL_SPLITS", "PaperFigure", "data_set_of", "matching", "method_of", "paper_figures",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ def method_of(learning: dict[str, Any]) -> str:
     return f"pace + same {contrast}" if predicts else f"same {contrast}"
 
 
-# Classes and test videos of the official splits.
-_DATA_SETS = {
-    "UCF101": (101, {3783, 3734, 3696}),
-    "HMDB51": (51, {1530}),
+# Of each set its classes, and by split how many videos train and test, as published.
+OFFICIAL_SPLITS = {
+    "UCF101": (101, {1: (9537, 3783), 2: (9586, 3734), 3: (9624, 3696)}),
+    "HMDB51": (51, dict.fromkeys((1, 2, 3), (3570, 1530))),
 }
 
 
@@ -94,11 +96,11 @@ def data_set_of(path: str, result: dict[str, Any]) -> str:
     """
     classes = len(result.get("per_class", ()))
     videos = result.get("videos", result.get("query_videos", 0))
-    for name, (count, sizes) in _DATA_SETS.items():
-        if videos in sizes and classes in (0, count):
+    for name, (count, splits) in OFFICIAL_SPLITS.items():
+        if classes in (0, count) and any(videos == test for _, test in splits.values()):
             return name
     name = Path(path).name or path
-    return f"{name} (not an official split)" if name in _DATA_SETS else name
+    return f"{name} (not an official split)" if name in OFFICIAL_SPLITS else name
 
 
 def _pretraining_set(learning: dict[str, Any], measured: str, data: str) -> str:
