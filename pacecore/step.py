@@ -90,7 +90,8 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         if self.options.accumulate == 1:
             self._seed(number)
-            loss, metrics = self.task.loss(self._forward(self._network_for(clips), clips), batch)
+            network = self._graphs.get(clips.shape, self.network)
+            loss, metrics = self.task.loss(self._forward(network, clips), batch)
             loss.backward()
         else:
             loss, metrics = self._in_parts(clips, batch, number)
@@ -183,9 +184,6 @@ class TrainingStep:
             with _buffers_kept(self.task.model):  # the recording's trial runs move the averages
                 graphed = torch.cuda.make_graphed_callables(_Forward(self), (clips,), pool=pool)
             self._graphs[clips.shape] = graphed
-
-    def _network_for(self, clips: Tensor) -> Callable:
-        return self._graphs.get(clips.shape, self.network)
 
 
 class _Forward(nn.Module):
