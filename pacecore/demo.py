@@ -182,9 +182,8 @@ def _draw(options: DemoOptions, number: int, group: int, clip: int) -> Iterator[
     """The frames of one video, each (H, W, 3) uint8."""
     look = np.random.default_rng([options.seed, number, group])
     run = np.random.default_rng([options.seed, number, group, clip])
-    unit = (
-        min(options.height, options.width) / 120
-    )  # sizes and speeds below are pixels at 160 x 120
+    # Sizes and speeds below are pixels at 160 x 120.
+    unit = min(options.height, options.width) / 120
     background = 255 * (0.15 + 0.6 * _texture(look, _PERIOD, octaves=(4, 8, 16, 32)))
     edge = ((0, options.height + 1), (0, options.width + 1), (0, 0))
     background = np.pad(background, edge, mode="wrap")

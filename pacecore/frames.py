@@ -40,9 +40,8 @@ class FrameFormat:
     planar: bool = True  # planar YUV 4:2:0; False: packed RGB, 3 bytes a pixel
     matrix: Matrix = Matrix.BT601
     full_range: bool = False  # Y, U, V over 0..255 (JPEG); False: 16..235 and 16..240
-    centre_sited: bool = (
-        False  # chroma centred between luma columns (JPEG, MPEG-1); False: on even ones
-    )
+    # Chroma centred between luma columns (JPEG, MPEG-1); False: on even ones.
+    centre_sited: bool = False
 
     @property
     def code(self) -> int:

@@ -179,9 +179,7 @@ class Sampling:
     view_augment: str = "own"  # "shared": one crop, flip and jitter for all views of a video
     start: str = "all"  # "all": any frame of the video; "fit": only starts whose clip does not loop
     boundary: str = "restart"
-    reverse: str = (
-        "off"  # "augment": half of the clips backwards, same label; "label": signed paces
-    )
+    reverse: str = "off"  # "augment": half the clips backwards, same label; "label": signed paces
     resize: tuple[int, int] = (128, 171)
     crop: tuple[int, int] = (112, 112)
     flip: float = 0.5
@@ -261,10 +259,8 @@ def _plan_view(
     def draw(purpose: _Purpose, count: int, view: int = view) -> np.ndarray:
         return _uniforms(sampling.seed, purpose, data_pass, video, view, count)
 
-    look = (
-        0 if sampling.view_augment == "shared" else view
-    )  # the view whose crop, flip and jitter are used
-
+    # The view whose crop, flip and jitter are used.
+    look = 0 if sampling.view_augment == "shared" else view
     pace = sampling.classes[label]
     starts = (
         fitting_starts(num_frames, pace, sampling.clip_frames)

@@ -25,9 +25,8 @@ __all__ = [
     "may_have_fields",
 ]
 
-_NOT_CODED_BYTES = (
-    19  # an N-VOP, the empty place of a B-frame that travelled in the packet before, is no longer
-)
+# An N-VOP, the empty place of a B-frame that travelled in the packet before, is no longer.
+_NOT_CODED_BYTES = 19
 _WITH_CHROMA = {44, 83, 86, 100, 110, 118, 122, 128, 244}  # H.264 profiles that say their chroma
 _PREDICTED = {2, 3, 4}  # AVPictureType P, B and S; not every decoder flags its key frames
 
@@ -97,12 +96,10 @@ def from_timestamps(packets: Sequence[PacketRecord]) -> Timeline | None:
     if not packets or any(packet.pts is None for packet in packets):
         return None
     shown = np.sort(np.array([p.pts for p in packets if not p.is_discarded], dtype=np.int64))
-    first = min(packet.pts for packet in packets)
     if not len(shown) or (np.diff(shown) == 0).any() or not packets[0].is_key:
         return None
-    if (
-        packets[0].pts != first
-    ):  # pictures before the first key frame: whether they decode is the decoder's choice
+    # Whether pictures before the first key frame decode is the decoder's choice.
+    if packets[0].pts != min(packet.pts for packet in packets):
         return None
     keys = np.array([(packet.pts, packet.place) for packet in packets if packet.is_key], np.int64)
     # A discarded key frame still opens the way to the first frame shown after it.
@@ -205,7 +202,7 @@ def _findable(packets: Sequence[PacketRecord]) -> bool:
 
 def _timeline(
     num_frames: int, stamps: np.ndarray | None, numbers: np.ndarray, keys: np.ndarray
-) -> Timeline | None:
+) -> Timeline:
     """Sorted by frame number; of key packets that open at one frame the last is kept.
 
     keys: (K, 2), stamp and place of each.

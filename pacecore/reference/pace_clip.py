@@ -113,9 +113,8 @@ def resized_rgb(
             *(yuv_to_rgb_matrix(2 * i) for i in (0, 1, 2, 0, 4, 5, 6)), strict=True
         )
         kind = (code >> 1 & 7)[..., 0, 0]
-        matrix = torch.stack(matrices).to(device, dtype)[kind][
-            ..., None, None
-        ]  # (B, T, 3, 3, 1, 1)
+        # (B, T, 3, 3, 1, 1) and (B, T, 3, 1, 1)
+        matrix = torch.stack(matrices).to(device, dtype)[kind][..., None, None]
         offset = torch.stack(offsets).to(device, dtype)[kind][..., None, None]
         yuv = torch.stack([luma, u, v], dim=2)
         results.append(((matrix * yuv[:, :, None]).sum(3) + offset).clamp(0, 255))
