@@ -12,7 +12,7 @@ from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.config import AnyOptions, TrainOptions, from_mapping
 from pacecore.rules import OptionError
 
-__all__ = ["train"]
+__all__ = ["next_lines", "next_run_folder", "options_of_run", "refuse_idle_fall_back", "train"]
 
 # What may change when a run goes on: nothing that its result depends on.
 FREE_TO_CHANGE = (

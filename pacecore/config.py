@@ -14,6 +14,7 @@ from pacecore.rules import OptionError, check_field, option, option_type
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
+    "AnyOptions",
     "AttendOptions",
     "ExtractOptions",
     "FeatureOptions",

@@ -33,7 +33,7 @@ from pacecore.runlog import alone_in
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained
 
-__all__ = ["ActionModel", "finetune", "inherit_options", "validation_split"]
+__all__ = ["ActionModel", "finetune", "inherit_options", "labels_and_classes", "validation_split"]
 
 
 class ActionModel(nn.Module):

@@ -30,7 +30,7 @@ from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
 from pacecore.workers import core_count
 
-__all__ = ["DEMO_FOLDER", "Inputs", "learned_from", "open_index", "open_inputs", "worker_count"]
+__all__ = ["Inputs", "learned_from", "open_index", "open_inputs", "resident_frames", "worker_count"]
 
 DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
 _MEASURED = ("test", "val")  # the split that is held out, the first of these that there is

@@ -18,7 +18,7 @@ import torch
 
 from pacecore.backbones import DEPTHS, build_backbone
 
-__all__ = ["HEADS", "SOURCES", "Source", "candidate_networks", "names_of"]
+__all__ = ["HEADS", "SOURCES", "Source", "candidate_networks", "names_of", "shapes_of"]
 
 Rules = tuple[tuple[str, str], ...]
 

@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -69,6 +71,15 @@ def test_nothing_imports_upwards():
         and LEVEL.get(name.split(".")[1], len(LEVELS)) < LEVEL.get(unit, 0)
     ]
     assert not upwards
+
+
+def test_modules_offer_what_others_take_from_them():
+    taken = {name for _, _, names in modules() for name in names if name.startswith("pacecore.")}
+    for name in sorted(taken):
+        module, _, item = name.rpartition(".")
+        found = import_module(module)
+        if not (item.startswith("_") or isinstance(getattr(found, item, found), ModuleType)):
+            assert item in found.__all__, name
 
 
 def test_only_the_video_modules_import_av():

@@ -5,12 +5,12 @@ from numbers import Integral, Real
 
 from pacecore.backbones.base import Backbone
 from pacecore.backbones.c3d import C3D
-from pacecore.backbones.features import FEATURES, stage_features
+from pacecore.backbones.features import stage_features
 from pacecore.backbones.residual import R3D, R2Plus1D
 from pacecore.backbones.s3dg import S3DG
 from pacecore.errors import PacecoreError
 
-__all__ = ["BACKBONES", "FEATURES", "Backbone", "build_backbone", "stage_features"]
+__all__ = ["BACKBONES", "DEPTHS", "Backbone", "build_backbone", "stage_features"]
 
 BACKBONES: dict[str, type[Backbone]] = {"c3d": C3D, "r3d": R3D, "r21d": R2Plus1D, "s3dg": S3DG}
 

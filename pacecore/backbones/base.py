@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pacecore.errors import PacecoreError
 
-__all__ = ["Backbone", "scale_channels"]
+__all__ = ["Backbone", "multiple_of_8", "scale_channels"]
 
 
 class Backbone(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor
 from pacecore.backbones.base import Backbone
 from pacecore.errors import PacecoreError
 
-__all__ = ["FEATURES", "stage_features"]
+__all__ = ["stage_features"]
 
 FEATURES = ("p4", "p5", "gap")
 

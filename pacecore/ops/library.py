@@ -18,7 +18,6 @@ from pacecore._extension import extension
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "NAMESPACE",
     "add_namespace",
     "expected_errors",
     "has_tangent",

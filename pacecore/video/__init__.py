@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pacecore.video.container import MAX_PIXELS, VideoError
+from pacecore.video.container import VideoError
 from pacecore.video.counted import counted_from, counted_text, described, holds
 from pacecore.video.probing import VideoInfo, probe
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:  # else at first use: frames are torch's, which a process that
     from pacecore.video.decoding import decode, decode_all, turned
 
 __all__ = [
-    "MAX_PIXELS", "VideoError", "VideoInfo", "counted_from", "counted_text", "decode", "decode_all",
-    "described", "holds", "probe", "turned",
+    "VideoError", "VideoInfo", "counted_from", "counted_text", "decode", "decode_all", "described",
+    "holds", "probe", "turned",
 ]  # fmt: skip
 
 

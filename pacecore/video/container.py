@@ -11,7 +11,6 @@ from pacecore.errors import PacecoreError
 from pacecore.timeline import Follower
 
 __all__ = [
-    "MAX_PIXELS",
     "READ_AS_IT_IS",
     "VideoError",
     "decode_packets",
