@@ -154,7 +154,6 @@ def data_index(
     path: str | Path,
     *,
     workers: int = 0,
-    timeout_seconds: float = 600.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[VideoIndex, list[BadVideo]]:
     """Counts every video in processes of their own, and writes the index as JSON lines.
@@ -168,6 +167,6 @@ def data_index(
         raise PacecoreError(f"{path}: cannot be written: {path.parent} is no folder for new files")
     if path.exists() and not is_index(path):
         raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
-    counted, bad = probe_all(index, workers, on_progress, timeout_seconds)
+    counted, bad = probe_all(index, workers, on_progress)
     write_index(counted, path, bad)
     return counted, bad

@@ -352,10 +352,10 @@ def load_batches(
         worker_init_fn=_start_worker_that_gives_way if give_way else _start_worker,
         multiprocessing_context="fork" if workers else None,
     )
-    with Workers(loader, dataset.made) as workers:
+    with Workers(loader, dataset.made) as batches:
         for number in numbers:
             try:
-                batch = workers.next(number)
+                batch = batches.next(number)
             except WorkerError as error:
                 raise LoaderError(
                     f"decoding stopped: {error}; reading {dataset.read_now()}"

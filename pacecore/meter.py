@@ -41,7 +41,7 @@ class NotFinite(ArithmeticError):
 
     def __init__(self, step: int, loss: float):
         super().__init__(f"step {step + 1}: the loss is {loss}")
-        self.step, self.loss = step, loss
+        self.step = step
 
 
 class Meter:

@@ -1,7 +1,6 @@
 """Single frames of videos as pictures, for a person to look at."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ def still_frames(
     """The middle frame of each of `videos`, (n, *size, 3) uint8 RGB, between grey bars where its
     shape is another; all grey where unreadable.
     """
-    sampling = replace(Sampling(), clip_frames=1, resize=size, crop=size)
+    sampling = Sampling(clip_frames=1, resize=size, crop=size)
     pace = sampling.paces[0]
 
     def requests(number: int) -> list[ClipRequest]:
