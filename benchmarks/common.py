@@ -26,6 +26,7 @@ from pacecore.files import made_folder, write_text
 from .processes import watched
 
 __all__ = [
+    "PACECORE",
     "Timing",
     "add_arguments",
     "changed",
@@ -44,6 +45,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[1]  # of the source tree; installed, pacecore's own folder
 IN_SOURCE = (ROOT / "setup.py").is_file()
 RESULTS = ROOT / "benchmarks" / "results" if IN_SOURCE else Path()  # installed: where the user is
+PACECORE = [sys.executable, "-m", "pacecore.cli"]  # the command line, in a process of its own
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .common import run_main, write_record
+from .common import PACECORE, run_main, write_record
 
 __all__ = ["main"]
 
@@ -33,9 +33,7 @@ def main() -> None:
 
 
 def _run(seed: int, device: str) -> dict:
-    program = "from pacecore.cli import main; main()"
-    command = [sys.executable, "-c", program, "train", "--seed", str(seed)]
-    command += ["--device", device]
+    command = [*PACECORE, "train", "--seed", str(seed), "--device", device]
     with tempfile.TemporaryDirectory() as folder:
         start_time = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from .common import run_limited
+from .common import PACECORE, run_limited
 from .suite import BENCHMARKS, LIMITS
 
 __all__ = ["STEPS", "TOGETHER", "Context", "Result", "breaks", "run_step"]
 
 _TESTS_SECONDS = 140
 _KEPT_CHARACTERS = 4000  # of a step's output, in the record; the whole of it is in DIR/STEP.log
-_PROGRAM = [sys.executable, "-c", "from pacecore.cli import main; main()"]
 
 
 @dataclass
@@ -253,7 +252,7 @@ def train_resident(context: Context) -> Result:
     pack = ["data", "pack", str(demo), str(store), "--size", "64x86"]
     if find_spec("av"):
         for arguments in [*make, pack]:
-            result = _judged(name, *context.run(name, [*_PROGRAM, *arguments], 60), 60)
+            result = _judged(name, *context.run(name, [*PACECORE, *arguments], 60), 60)
             if result.state == "failed":
                 return result
     result = _trained(name, context, [str(store), "--data-on", "device"])
@@ -266,7 +265,7 @@ def _trained(name: str, context: Context, arguments: list[str]) -> Result:
     if not find_spec("av"):
         return Result(name, "skipped", "PyAV is not installed, so no video can be written or read")
     out = context.tree / name
-    command = [*_PROGRAM, "train", *arguments, "--preset", "small", "--device", context.device]
+    command = [*PACECORE, "train", *arguments, "--preset", "small", "--device", context.device]
     command += ["--max-steps", str(context.train_steps), "--out", str(out)]
     code, output = context.run(name, command, 120)
     result = _judged(name, code, output, 120)

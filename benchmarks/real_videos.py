@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pacecore.errors import PacecoreError
 
-from .common import run_main, write_record
+from .common import PACECORE, run_main, write_record
 
 __all__ = ["main"]
 
@@ -62,8 +62,7 @@ def _cases(data: Path, runs: Path) -> list[tuple[str, Path, list[str]]]:
 
 def _run(name: str, source: Path, arguments: list[str], out: Path) -> dict:
     if not (out / "summary.json").exists():
-        program = "from pacecore.cli import main; main()"
-        command = [sys.executable, "-c", program, "train", str(source), "--preset", "small"]
+        command = [*PACECORE, "train", str(source), "--preset", "small"]
         command += ["--out", str(out), *arguments]
         code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
         if code:

@@ -16,7 +16,6 @@ import json
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
@@ -41,7 +40,7 @@ from pacecore.source import FrameSource
 from pacecore.store import FrameStore
 from pacecore.train import PaceTask, pace_model
 
-from .common import add_arguments, positive, run_main, write_record
+from .common import PACECORE, add_arguments, positive, run_main, write_record
 
 THIN = {
     "backbone": "r3d", "width": 0.125, "clip_frames": 4, "resize": (32, 43), "crop": 16,
@@ -251,9 +250,8 @@ def start(arguments: argparse.Namespace) -> list[dict]:
 
 
 def pacecore(*words: str) -> None:
-    program = "from pacecore.cli import main; main()"
     quiet = subprocess.DEVNULL
-    subprocess.run([sys.executable, "-c", program, *words], check=True, stdout=quiet, stderr=quiet)
+    subprocess.run([*PACECORE, *words], check=True, stdout=quiet, stderr=quiet)
 
 
 def memory(arguments: argparse.Namespace) -> list[dict]:

@@ -26,7 +26,7 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 
-from .common import positive, run_main, write_record
+from .common import PACECORE, positive, run_main, write_record
 
 __all__ = ["main"]
 
@@ -83,11 +83,9 @@ def compared(arguments: argparse.Namespace, contrast: str, folder: Path) -> dict
 
 
 def trained(words: list[str], out: Path, ranks: int) -> dict:
-    program = ["-m", "pacecore.cli", "train", *words, "--out", str(out)]
-    command = [sys.executable, *program]
-    if ranks > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(ranks), *program]
+    python, *program = [*PACECORE, "train", *words, "--out", str(out)]
+    joined = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [python, *(joined if ranks > 1 else []), *program]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // ranks))
     start_time = time.perf_counter()
     subprocess.run(

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from pathlib import Path
 
 from pacecore.device import pick_device
 
-from ..common import machine_info, processor
+from ..common import PACECORE, machine_info, processor
 from .arms import RANDOM, Arm, Setting
 
 __all__ = ["Cell", "CellError", "stop_all"]
 
-_PROGRAM = "from pacecore.cli import main; main()"
 _GRACE_SECONDS = 60.0  # from SIGTERM, at which a training saves, to SIGKILL
 
 _running: set[subprocess.Popen] = set()
@@ -148,7 +146,7 @@ class Cell:
             log.write(f"\n$ {shlex.join(['pacecore', *command])}\n")
             log.flush()
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *command],
+                [*PACECORE, *command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": threads},
