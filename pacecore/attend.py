@@ -21,7 +21,6 @@ from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
-from pacecore.inputs import Inputs
 from pacecore.loader import ClipRequest, load_batches
 from pacecore.pictures import clip_sheet, heat, inscription, to_rgb
 from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
@@ -79,7 +78,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
     paces = parse_paces(options.paces or getattr(trained.options, "paces", "1,2,3,4"))
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
-        source = _shown(data)
+        source = data.held_out or data.train
         count = min(options.count, len(source))
         videos = np.linspace(0, len(source) - 1, count).astype(int).tolist()
         folder = out_folder(trained, options)
@@ -94,13 +93,6 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
         if is_main():
             write_json(folder / "attend.json", result)
         return result
-
-
-def _shown(data: Inputs) -> FrameSource:
-    source = data.held_out if data.held_out is not None and len(data.held_out) else data.train
-    if len(source) == 0:
-        raise PacecoreError("attend: no video to show")
-    return source
 
 
 @dataclass

@@ -128,7 +128,7 @@ def extract_split(
     Ranks write their rows into one file, so they need a folder that they share.
     """
     source = data.train if split == "train" else data.held_out
-    if source is None or len(source) == 0:
+    if source is None:
         raise PacecoreError(f"{options.data or 'the data'}: no {split} video")
     runner = ClipRunner.of(_model(backbone, options), trained, options, device, f"{split} features")
     name = features_name(options.stage, options.pool, options.unit)

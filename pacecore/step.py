@@ -87,7 +87,7 @@ class TrainingStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.options.accumulate == 1:
             self._seed(number)
             loss, metrics = self.task.loss(self._forward(self._network_for(clips), clips), batch)

@@ -240,6 +240,8 @@ def test_ranks_of_a_machine_share_its_cores_for_decoding(monkeypatch):
     assert [worker_count(-1, place) for place in places] == [16, 8]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert [worker_count(-1, place) for place in places] == [7, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # none decodes between its steps
+    assert [worker_count(-1, place) for place in places] == [1, 1]
     assert worker_count(3, places[0]) == 3
 
 
