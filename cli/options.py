@@ -10,7 +10,7 @@ import click
 
 from pacecore.config import AnyOptions, from_mapping
 from pacecore.presets import PRESETS
-from pacecore.rules import OptionError, option_type, read_toml
+from pacecore.rules import OptionError, read_toml
 
 __all__ = ["collect", "given_values", "options_of", "results_beside", "run_options", "say"]
 
@@ -36,7 +36,7 @@ def options_of(kind: type, *, leave_out: tuple[str, ...] = ()) -> Callable:
             if each.name in leave_out:
                 continue
             flag = "--" + each.name.replace("_", "-")
-            plain, choices = option_type(each), each.metadata["choices"]
+            plain, choices = each.type, each.metadata["choices"]
             shown = each.metadata["help"] + _default_words(each, plain)
             if plain is bool:
                 flag = f"{flag}/--no-{flag[2:]}"

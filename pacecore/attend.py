@@ -78,7 +78,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
     paces = parse_paces(options.paces or getattr(trained.options, "paces", "1,2,3,4"))
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
-        source = data.train if data.held_out is None else data.held_out
+        source = data.held_out or data.train
         count = min(options.count, len(source))
         videos = np.linspace(0, len(source) - 1, count).astype(int).tolist()
         folder = out_folder(trained, options)

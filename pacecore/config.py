@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pacecore.errors import PacecoreError
 from pacecore.presets import PRESETS
-from pacecore.rules import OptionError, check_field, option, option_type
+from pacecore.rules import OptionError, check_field, option
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
@@ -395,7 +395,7 @@ def from_mapping(
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise OptionError(f"{named}unknown option {name}{hint}")
-        plain = option_type(known[name])
+        plain = known[name].type
         if plain is tuple and type(value) is list:
             value = tuple(value)
         if plain is float and type(value) is int:

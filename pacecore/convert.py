@@ -272,7 +272,7 @@ def _recognise(
             names = names_of(source.spelling, found, depth)
             matched = sum(source.prefix + name in tensors for name in names)
             score = (matched, -len(names))
-            if matched and score > best[0]:
+            if score > best[0]:
                 best = (score, (source, found, depth))
     if best[1] is None:
         raise PacecoreError(

@@ -92,7 +92,7 @@ def open_inputs(options: RunOptions) -> Inputs:
     if held is not None and not held_store:
         held, more = open_index(held, options.max_bad)
         bad += more
-    frames = sum(entry.num_frames or 0 for entry in index.entries)
+    frames = sum(entry.num_frames for entry in index.entries)
     words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
     words += f"; {len(held):,} held out" if held else "; none held out"
     if held and options.held_out == "auto" and not set(held.splits) & set(_MEASURED):

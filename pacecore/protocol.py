@@ -22,7 +22,6 @@ from pacecore.errors import PacecoreError
 from pacecore.files import made_folder
 from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipFormat, ClipRequest, load_batches
-from pacecore.media import is_video_name
 from pacecore.runlog import Progress, tell
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
@@ -58,8 +57,6 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
         raise PacecoreError(f"{trained.path}: bare weights name no videos; name the data")
     stored = trained.options
     held_out = options.held_out or ("auto" if options.data else stored.held_out)
-    if is_video_name(options.data):
-        held_out = "none"  # one video has no part to hold out
     found = open_inputs(
         replace(
             stored,

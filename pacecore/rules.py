@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import Field, asdict, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pacecore.errors import PacecoreError
 
@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["OptionError", "check_field", "option", "option_type", "read_toml", "write_toml"]
+__all__ = ["OptionError", "check_field", "option", "read_toml", "write_toml"]
 
 
 class OptionError(PacecoreError):
@@ -24,19 +24,16 @@ class OptionError(PacecoreError):
 
 
 def option(default: Any, text: str, *, choices: tuple = (), low: Any = None, high: Any = None):
-    """A dataclass field: its default, its help, and the values that it may have."""
+    """A dataclass field: its default, its help, and the values that it may have. Its type is one of
+    bool, int, float, str and tuple.
+    """
     rule = {"help": text, "choices": choices, "low": low, "high": high}
     return field(default=default, metadata=rule)
 
 
-def option_type(each: Field) -> type:
-    """The plain type of an option's value: bool, int, float, str or tuple."""
-    return each.type if isinstance(each.type, type) else get_args(each.type)[0]
-
-
 def check_field(each: Field, value: Any) -> None:
     """Raises OptionError where the value of an option breaks its rule."""
-    kind, rule = option_type(each), each.metadata
+    kind, rule = each.type, each.metadata
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise OptionError(f"{each.name} must be {_TYPE_NAMES[kind]}, got {value!r}")
     if rule["choices"] and value not in rule["choices"]:

@@ -87,7 +87,7 @@ class TrainingStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.options.accumulate == 1:
             self._seed(number)
             network = self._graphs.get(clips.shape, self.network)

@@ -121,8 +121,6 @@ def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
 
 
 def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:
-    if not path.is_file():
-        raise error
     try:
         found = read_weights(path, partial=partial)
     except PacecoreError as reason:

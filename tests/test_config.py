@@ -1,5 +1,6 @@
 from contextlib import nullcontext
 from dataclasses import fields
+from fractions import Fraction
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.config import FinetuneOptions, TrainOptions, from_mapping, input_scale
 from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, read_toml, write_toml
+from pacecore.sampling import Jitter, Sampling
 
 
 def test_defaults_are_the_papers_setting():
@@ -18,6 +20,24 @@ def test_defaults_are_the_papers_setting():
     assert (options.lambda_cls, options.lambda_ctr) == (1.0, 0.1)
     s3dg = TrainOptions(backbone="s3dg").resolved()
     assert (s3dg.clip_frames, s3dg.resize, s3dg.crop) == (64, (256, 256), 224)
+
+
+def test_clips_are_drawn_as_the_options_say():
+    assert TrainOptions().resolved().sampling() == Sampling()
+    one = Sampling(paces=(Fraction(1),), views=1, jitter=None)
+    assert FinetuneOptions().resolved().sampling() == one
+    given = {
+        "views": 3, "view_paces": "free", "view_augment": "shared", "start": "fit", "seed": 9,
+        "boundary": "clamp", "reverse": "label", "flip": 0.25, "clip_frames": 8,
+    }  # fmt: skip
+    options = {"paces": "1/2,1", "resize": [40, 54], "crop": 32, "jitter_scope": "clip", **given}
+    assert from_mapping(TrainOptions, options).sampling() == Sampling(
+        paces=(Fraction(1, 2), Fraction(1)),
+        resize=(40, 54),
+        crop=(32, 32),
+        jitter=Jitter(scope="clip"),
+        **given,
+    )
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -242,6 +242,8 @@ def test_ranks_of_a_machine_share_its_cores_for_decoding(monkeypatch):
     assert [worker_count(-1, place) for place in places] == [16, 8]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert [worker_count(-1, place) for place in places] == [7, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # none decodes between its steps
+    assert [worker_count(-1, place) for place in places] == [1, 1]
     assert worker_count(3, places[0]) == 3
 
 
@@ -254,6 +256,17 @@ def test_as_many_processes_measure_within_training_as_after_it(monkeypatch):
     options, cpu = from_mapping(TrainOptions, {"paces": "1,2", "views": 2}), torch.device("cpu")
     PaceTask(options, torch.nn.Identity(), [], cpu).evaluate()
     assert [runner.workers for runner in runners] == [decoder_count(-1, cpu)] == [2]
+
+
+def test_only_what_has_no_held_out_videos_is_measured_without(tmp_path, monkeypatch):
+    """Not a folder whose name is a video's ending, nor one video where others are held out."""
+    for number, name in enumerate(("train/a.mp4", "test/b.mp4")):
+        write_tiny(tmp_path / "mp4" / name, 0, number, 20)
+    monkeypatch.chdir(tmp_path)
+    trained, one = load_trained(pretrained(tmp_path / "last.pt")), "mp4/train/a.mp4"
+    for options in (MeasureOptions(data="mp4"), MeasureOptions(data=one, held_out="mp4")):
+        assert open_measured(trained, options).held_out.path(0).name == "b.mp4"
+    assert open_measured(trained, MeasureOptions(data=one)).held_out is None
 
 
 def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypatch, capsys):

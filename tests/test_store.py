@@ -119,6 +119,15 @@ def test_resample_by_hand():
     # belongs to column 0 of 2, luma 0.5 of 4, chroma 0.25 if on even ones; if centred, 0.5.
     assert planes(False) == [25, 45, 105, 125, 35, 35]
     assert planes(True) == [25, 45, 105, 125, 60, 60]
+    # 2 x 2 to 4 x 4, beyond whose outermost samples there are none.
+    small = Frames(
+        torch.tensor([0, 100, 20, 120, 50, 60], dtype=torch.uint8),
+        torch.tensor([[0, 4, 5, 2, 2, 2, 1, 1]]),
+    )
+    enlarged = [
+        20 * row + 100 * column for row in (0, 0.25, 0.75, 1) for column in (0, 0.25, 0.75, 1)
+    ]
+    assert resample(small, (4, 4))[0].tolist() == enlarged + 4 * [50] + 4 * [60]
 
 
 @pytest.mark.parametrize(("frames", "seconds"), [(20, 600), (20_000, 2000)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pacecore.video import VideoError, decode, decode_all, probe, probing
+from pacecore.video.decoding import _decode_from_start
 from tests.video_files import (
     luma,
     reference_luma,
@@ -126,6 +127,9 @@ def test_frames_equal_a_decode_from_the_start(kind, tmp_path, monkeypatch):
     assert len(expected) == 30
     check_every_way(path, expected)
     assert (not decodes) == by_packets
+    frames = _decode_from_start(path, np.array([1, 7, 28]), probe(path).timeline)  # had it failed
+    for row, number in enumerate((1, 7, 28)):
+        np.testing.assert_array_equal(luma(frames, row), expected[number])
     if codec not in ("mjpeg", "ffv1", "libsvtav1", "libvpx") and "negative" not in kind:
         assert len(probe(path).timeline.key_frames) > 1  # seeking was put to the test
 

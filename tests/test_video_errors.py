@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from pacecore.video import VideoError, decode, probe
-from pacecore.video.container import packets_of
+from pacecore.video.container import opened, packets_of
 from tests.video_files import write_video
 
 
@@ -22,6 +23,8 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     cut.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     cut_mp4 = tmp_path / "cut.mp4"
     cut_mp4.write_bytes(mp4.read_bytes()[: mp4.stat().st_size // 2])
+    cut_last = tmp_path / "cut_last.mp4"
+    cut_last.write_bytes(mp4.read_bytes()[:-5])
     empty, text = tmp_path / "empty.avi", tmp_path / "text.avi"
     empty.write_bytes(b"")
     text.write_text("this is no video\n" * 100)
@@ -49,6 +52,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "text": (text, "cannot be read"),
         "cut avi": (cut, "truncated|cannot be read"),
         "cut mp4": (cut_mp4, "truncated"),
+        "cut within the last frame": (cut_last, "truncated: it ends within a frame"),
         "cut mkv": (cut_mkv, "truncated: it has [0-9]+ of [0-9]+ bytes"),
         "cut between frames": (between, "truncated: it has [0-9]+ of [0-9]+ bytes"),
         "unknown codec": (unknown, "no decoder here"),
@@ -74,6 +78,33 @@ def test_streams_that_come_while_a_file_is_read_end_nothing():
 
     packets = packets_of(SimpleNamespace(demux=demux), None)
     assert [packet.size for packet in packets] == [5, 7]
+
+
+def test_cover_art_is_no_video_even_where_it_comes_first(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", "libx264", frames=3)
+    with av.open(str(path)) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        cover = target.add_stream("mjpeg", width=64, height=64, pix_fmt="yuvj420p")
+        cover.disposition = Disposition.attached_pic.value  # PyAV 16 takes no Flag
+        target.mux(cover.encode(av.VideoFrame(64, 64, "yuvj420p")))
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    made = av.open(str(tmp_path / "b.mp4"))
+    video = made.streams.video[::-1]
+    assert [each.codec_context.name for each in video] == ["mjpeg", "h264"]
+    fake = SimpleNamespace(streams=SimpleNamespace(video=video), close=made.close)
+    monkeypatch.setattr("pacecore.video.container.av.open", lambda *_, **__: fake)
+    with opened(path) as (_, found):
+        assert found.codec_context.name == "h264"
+
+
+def test_frames_of_a_claimed_size_that_no_memory_holds_are_refused(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.avi", frames=3)
+    monkeypatch.setattr("pacecore.video.container.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(VideoError, match=r"a\.avi: claims frames of 48 x 64"):
+        probe(path)
 
 
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path):

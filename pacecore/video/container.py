@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import av
+from av.stream import Disposition
 
 from pacecore.errors import PacecoreError
 from pacecore.timeline import Follower
@@ -58,7 +59,7 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
     try:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         # An attached picture (cover art) is a stream of one still image, marked so.
-        streams = [s for s in streams if not _is_cover(s)] or streams
+        streams = [s for s in streams if not s.disposition & Disposition.attached_pic] or streams
         if not streams:
             unknown = container.streams.video
             reason = "no decoder here for its video" if unknown else "no video stream in it"
@@ -76,11 +77,6 @@ def opened(path: str | Path, kind: str | None = None, **options: str) -> Iterato
         raise VideoError(path, "needs more memory than there is") from None
     finally:
         container.close()
-
-
-def _is_cover(stream: av.video.stream.VideoStream) -> bool:
-    disposition = getattr(stream, "disposition", None)
-    return disposition is not None and "attached_pic" in str(disposition)
 
 
 def _reason(error: Exception) -> str:
