@@ -309,16 +309,14 @@ class _Writer:
         kept = np.flatnonzero(state == _WRITTEN)
         if not len(kept):
             raise PacecoreError(f"{self.path}: none of {len(state)} videos can be read")
-        values = np.load(self.part, mmap_mode="r+")
+        made, values = self.part, np.load(self.part, mmap_mode="r")
         if len(kept) < len(values):
-            shorter = self.part.with_suffix(".shorter")
-            whole = values
-            with writing(shorter):
-                values = _mapped(shorter, np.float32, (len(kept), *whole.shape[1:]))
+            made, whole = self.part.with_suffix(".shorter"), values
+            with writing(made):
+                values = _mapped(made, np.float32, (len(kept), *whole.shape[1:]))
             for row, video in enumerate(kept):
                 values[row] = whole[video]
             values.flush()
-            os.replace(shorter, self.part)
         names = self.source.classes
         videos = [self._video_words(int(video), names) for video in kept]
         order = {
@@ -328,12 +326,14 @@ class _Writer:
             "videos": videos,
             "unreadable": self.bad,
         }
-        for suffix in (".json", ".safetensors"):  # of other features: the JSON is one for both
-            self.path.with_suffix(suffix).unlink(missing_ok=True)
-        os.replace(self.part, self.path)
-        write_json(self.path.with_suffix(".json"), order)
-        self.begun.unlink()
-        self.state_part.unlink()
+        beside = self.path.with_suffix(".json")
+        with aside(beside) as described:
+            write_json(described, order)  # while the rows can still be gone on with
+            for old in (beside, self.path.with_suffix(".safetensors")):  # of other features
+                old.unlink(missing_ok=True)
+            os.replace(made, self.path)
+        for each in (self.begun, self.state_part, self.part):
+            each.unlink(missing_ok=True)
 
     def _video_words(self, video: int, names: tuple[str, ...]) -> dict[str, Any]:
         label = self.source.label(video)

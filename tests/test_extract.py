@@ -108,10 +108,20 @@ def test_a_stopped_run_goes_on_and_a_whole_one_is_not_made_again(checkpoint, tmp
         counting(patch, stop_after=4)
         with pytest.raises(KeyboardInterrupt):
             run_extract(trained, options)
+
+    def full(*_):
+        raise PacecoreError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        opened = counting(patch)
+        patch.setattr(extract_module, "write_json", full)
+        with pytest.raises(PacecoreError, match="No space left"):
+            run_extract(trained, options)
+        assert 0 < len(opened) <= 3  # of six; what was written is not made again
     with monkeypatch.context() as patch:
         opened = counting(patch)
         (resumed,) = run_extract(trained, options)
-        assert 0 < len(opened) <= 3  # of six; what was written is not made again
+        assert not opened  # the rows were whole, and but the JSON had found no room
     with monkeypatch.context() as patch:
         opened = counting(patch)
         (again,) = run_extract(trained, options)
