@@ -148,6 +148,20 @@ def test_a_rank_that_has_not_the_folder_of_the_first_is_told(checkpoint, tmp_pat
         run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap"))
 
 
+@pytest.mark.parametrize(("name", "value"), [("clips", 3), ("weights", "others")])
+def test_ranks_with_other_options_or_weights_are_refused(
+    checkpoint, tmp_path, monkeypatch, name, value
+):
+    """Rows of two networks would lie in one file."""
+    monkeypatch.setattr("pacecore.protocol.world_size", lambda: 2)
+    alike = {"out": "there", "workers": 5}
+    monkeypatch.setattr(
+        "pacecore.distributed.of_all_ranks", lambda mine: [mine, mine | alike | {name: value}]
+    )
+    with pytest.raises(PacecoreError, match=f"^{name} must be the same on every rank, got .*1$"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap"))
+
+
 def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):
     options = options_of(tmp_path, stage="gap", split="test")
     (one,) = run_extract(load_trained(checkpoint), options)
