@@ -270,7 +270,8 @@ class _Run:
         if len(self.bad) > limit:
             name, reason = list(self.bad.items())[-1]
             raise TrainingError(
-                f"more than max_bad = {limit} videos cannot be read; the last one: {name}: {reason}"
+                f"more than max_bad = {limit} videos cannot be read; {self.kept()}; the last one:"
+                f" {name}: {reason}"
             )
         if empty:  # the others cannot go on without the rank whose share it is
             reason = "a rank has no video of it that can be read"

@@ -6,6 +6,7 @@ A run that is stopped goes on where it was; what is whole already is not made ag
 import hashlib
 import json
 import os
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ __all__ = ["Features", "extract_split", "features_name", "load_features", "run_e
 
 _FORMAT = 1
 _WRITTEN = 1  # state of a row; 0: still to do
-_ROWS_BETWEEN_FLUSHES = 64
+_SECONDS_BETWEEN_FLUSHES = 10.0  # what a kill may cost, whatever a row takes
 
 
 @dataclass(frozen=True)
@@ -257,23 +258,31 @@ class _Writer:
         remaining = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
         fresh: list[int] = []
 
-        def flush() -> None:
+        def flush() -> float:
             values.flush()
             state[fresh] = _WRITTEN
             state.flush()
             fresh.clear()
+            return time.monotonic()
 
         any_rank(False)  # all ranks have the same list before any writes
+        flushed = time.monotonic()
         try:
             for video, outputs in self.runner.run(self.source, remaining):
                 rows = outputs[0]
                 values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
                 fresh.append(video)
-                if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
-                    flush()
+                if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
+                    flushed = flush()
         finally:  # also of Ctrl-C
             flush()
-        self.bad |= merge_over_ranks(self.runner.unreadable)
+        unreadable = merge_over_ranks(self.runner.unreadable)
+        self.bad |= unreadable
+        if is_main() and (lost := np.sum(state != _WRITTEN) - len(unreadable)):
+            raise PacecoreError(
+                f"{self.part}: {lost} rows are lost that ranks have written: into a file on a"
+                " network's disk only ranks of one machine can write together"
+            )
 
     def _feature_size(self) -> int:
         used = self.runner.options
