@@ -3,6 +3,7 @@
 import os
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         os.replace(aside, path)
     except (OSError, RuntimeError) as error:
         reason = reason_of(error)
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise CheckpointError(f"{path}: checkpoint cannot be written: {reason}") from None
 
 

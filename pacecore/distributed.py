@@ -6,9 +6,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,7 @@ __all__ = [
     "of_all_ranks",
     "patient_group",
     "rank",
+    "require_same",
     "share_buffers",
     "share_of",
     "usual_defaults",
@@ -48,6 +50,12 @@ T = TypeVar("T")
 # A rank that waits longer than this for the others ends with an error. One that died is noticed at
 # once, by its closed connection; this is for one that hangs. It covers uneven evaluations.
 _PATIENCE = timedelta(minutes=10)
+
+# Options that may differ from rank to rank: where things are on its machine, and how it reads them.
+_OF_MACHINE = {
+    "data", "held_out", "checkpoint", "out", "device", "workers", "data_on", "decode_timeout",
+    "tensorboard",
+}  # fmt: skip
 
 # Where the processes meet, kept from group to group, and the number of the next group: each has
 # names of its own there, else its members find the addresses that the group before has left.
@@ -351,3 +359,18 @@ def of_all_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     every: list[T] = [value] * world_size()
     dist.all_gather_object(every, value, group)
     return every
+
+
+def require_same(options: Any, **said: Any) -> None:
+    """Raises PacecoreError, on all ranks, where one has other `options`, a dataclass, than the
+    first, but for those of its machine, or another value said beside them: started on each machine,
+    they may not have been given the same. Every rank must call it.
+    """
+    first, *others = of_all_ranks({**asdict(options), **said})
+    for number, other in enumerate(others, 1):
+        for name in first:
+            if name not in _OF_MACHINE and other.get(name) != first[name]:
+                raise PacecoreError(
+                    f"{name} must be the same on every rank, got {first[name]!r} on rank 0 and"
+                    f" {other.get(name)!r} on rank {number}"
+                )

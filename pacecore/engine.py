@@ -20,13 +20,20 @@ from pacecore import __version__
 from pacecore.checkpoint import VERBS, CheckpointError, check_kind, load_resume, save_checkpoint
 from pacecore.config import AnyOptions, RunOptions
 from pacecore.device import clip_format, trusted
-from pacecore.distributed import any_rank, is_main, merge_over_ranks, share_buffers, world_size
+from pacecore.distributed import (
+    any_rank,
+    is_main,
+    merge_over_ranks,
+    require_same,
+    share_buffers,
+    world_size,
+)
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.rules import write_toml
-from pacecore.runlog import Progress, RunFolder, duration, tell
+from pacecore.runlog import Progress, RunFolder, duration, refuse_second_run, tell
 from pacecore.source import FrameSource
 from pacecore.step import Learnt, TrainingStep, check_graph, learning_rate
 from pacecore.stopping import Stop, Stopped, stop_requests
@@ -69,13 +76,13 @@ def begin(
     if is_main():
         # Not after an hour's reading of videos, and so all that follows.
         RunFolder.check(Path(options.out), tensorboard=options.tensorboard)
-    if not resume and (Path(options.out) / "last.pt").exists():
-        resuming = shlex.join(["--resume", options.out])
-        raise PacecoreError(f"out: {options.out} holds a run already; name another, or {resuming}")
+    if not resume:
+        refuse_second_run(options.out)
+    content = load_resume(options.out, fall_back=fall_back) if resume else None
+    require_same(options, **{"last.pt": content and content["totals"]})
     if options.graph:
         check_graph(device)
     options = trusted(options.resolved(), device, resume=resume)
-    content = load_resume(options.out, fall_back=fall_back) if resume else None
     data = open_inputs(options)
     options = replace(options, repeat=options.repeat or data.repeat)
     if content and content["identity"] != data.identity:
@@ -263,7 +270,8 @@ class _Run:
         if len(self.bad) > limit:
             name, reason = list(self.bad.items())[-1]
             raise TrainingError(
-                f"more than max_bad = {limit} videos cannot be read; the last one: {name}: {reason}"
+                f"more than max_bad = {limit} videos cannot be read; {self.kept()}; the last one:"
+                f" {name}: {reason}"
             )
         if empty:  # the others cannot go on without the rank whose share it is
             reason = "a rank has no video of it that can be read"

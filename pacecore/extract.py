@@ -6,6 +6,7 @@ A run that is stopped goes on where it was; what is whole already is not made ag
 import hashlib
 import json
 import os
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ __all__ = ["Features", "extract_split", "features_name", "load_features", "run_e
 
 _FORMAT = 1
 _WRITTEN = 1  # state of a row; 0: still to do
-_ROWS_BETWEEN_FLUSHES = 64
+_SECONDS_BETWEEN_FLUSHES = 10.0  # what a kill may cost, whatever a row takes
 
 
 @dataclass(frozen=True)
@@ -257,23 +258,31 @@ class _Writer:
         remaining = np.flatnonzero(np.array(state) != _WRITTEN).tolist()
         fresh: list[int] = []
 
-        def flush() -> None:
+        def flush() -> float:
             values.flush()
             state[fresh] = _WRITTEN
             state.flush()
             fresh.clear()
+            return time.monotonic()
 
         barrier()  # all ranks have the same list before any writes
+        flushed = time.monotonic()
         try:
             for video, outputs in self.runner.run(self.source, remaining):
                 rows = outputs[0]
                 values[video] = (rows if self.unit == "clip" else rows.mean(dim=0)).cpu().numpy()
                 fresh.append(video)
-                if len(fresh) >= _ROWS_BETWEEN_FLUSHES:
-                    flush()
+                if time.monotonic() - flushed > _SECONDS_BETWEEN_FLUSHES:
+                    flushed = flush()
         finally:  # also of Ctrl-C
             flush()
-        self.bad |= merge_over_ranks(self.runner.unreadable)
+        unreadable = merge_over_ranks(self.runner.unreadable)
+        self.bad |= unreadable
+        if is_main() and (lost := np.sum(state != _WRITTEN) - len(unreadable)):
+            raise PacecoreError(
+                f"{self.part}: {lost} rows are lost that ranks have written: into a file on a"
+                " network's disk only ranks of one machine can write together"
+            )
 
     def _feature_size(self) -> int:
         used = self.runner.options
@@ -309,16 +318,14 @@ class _Writer:
         kept = np.flatnonzero(state == _WRITTEN)
         if not len(kept):
             raise PacecoreError(f"{self.path}: none of {len(state)} videos can be read")
-        values = np.load(self.part, mmap_mode="r+")
+        made, values = self.part, np.load(self.part, mmap_mode="r")
         if len(kept) < len(values):
-            shorter = self.part.with_suffix(".shorter")
-            whole = values
-            with writing(shorter):
-                values = _mapped(shorter, np.float32, (len(kept), *whole.shape[1:]))
+            made, whole = self.part.with_suffix(".shorter"), values
+            with writing(made):
+                values = _mapped(made, np.float32, (len(kept), *whole.shape[1:]))
             for row, video in enumerate(kept):
                 values[row] = whole[video]
             values.flush()
-            os.replace(shorter, self.part)
         names = self.source.classes
         videos = [self._video_words(int(video), names) for video in kept]
         order = {
@@ -328,12 +335,14 @@ class _Writer:
             "videos": videos,
             "unreadable": self.bad,
         }
-        for suffix in (".json", ".safetensors"):  # of other features: the JSON is one for both
-            self.path.with_suffix(suffix).unlink(missing_ok=True)
-        os.replace(self.part, self.path)
-        write_json(self.path.with_suffix(".json"), order)
-        self.begun.unlink()
-        self.state_part.unlink()
+        beside = self.path.with_suffix(".json")
+        with aside(beside) as described:
+            write_json(described, order)  # while the rows can still be gone on with
+            for old in (beside, self.path.with_suffix(".safetensors")):  # of other features
+                old.unlink(missing_ok=True)
+            os.replace(made, self.path)
+        for each in (self.begun, self.state_part, self.part):
+            each.unlink(missing_ok=True)
 
     def _video_words(self, video: int, names: tuple[str, ...]) -> dict[str, Any]:
         label = self.source.label(video)

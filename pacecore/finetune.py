@@ -229,7 +229,7 @@ def finetune(
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
-        with alone_in(options.out):
+        with alone_in(options.out, resume=resume):
             summary = fit(
                 task, train, schedule, options, device, identity=data.identity, resume=content
             )

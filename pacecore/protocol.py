@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 from pacecore.config import MeasureOptions, RunOptions
 from pacecore.device import clip_format
-from pacecore.distributed import is_main, rank, world_size
+from pacecore.distributed import is_main, rank, require_same, world_size
 from pacecore.errors import PacecoreError
 from pacecore.files import made_folder
 from pacecore.inputs import Inputs, open_inputs, worker_count
@@ -25,7 +25,7 @@ from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.runlog import Progress, tell
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
-from pacecore.trained import Trained
+from pacecore.trained import Trained, fingerprint
 
 __all__ = [
     "PATIENCE",
@@ -51,10 +51,13 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
     """The videos of `options`, read as the checkpoint's training read its own.
 
     Without `data` those that it was trained on, which may be the demo set. Raises PacecoreError
-    where a file of bare weights leaves that open.
+    where a file of bare weights leaves that open, or ranks were given other weights or options.
     """
     if not options.data and trained.kind == "weights":
         raise PacecoreError(f"{trained.path}: bare weights name no videos; name the data")
+    if world_size() > 1:
+        network = nn.ModuleList([trained.backbone, trained.head or nn.Identity()])
+        require_same(options, weights=fingerprint(network))
     stored = trained.options
     held_out = options.held_out or ("auto" if options.data else stored.held_out)
     found = open_inputs(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
 from pacecore.files import for_one_process, write_text, writing
 
-__all__ = ["Progress", "RunFolder", "alone_in", "duration", "tell"]
+__all__ = ["Progress", "RunFolder", "alone_in", "duration", "refuse_second_run", "tell"]
 
 
 class RunFolder:
@@ -116,12 +118,23 @@ class RunFolder:
         return str(path)
 
 
-def alone_in(folder: str) -> AbstractContextManager[None]:
+@contextmanager
+def alone_in(folder: str, *, resume: bool) -> Iterator[None]:
     """Makes a run's folder and holds it. Raises PacecoreError where another process trains into
-    it, naming which.
+    it, naming which, or, unless to `resume`, has done so while this one read its videos.
     """
     lock = Path(folder) / ".lock"
-    return for_one_process(lock, "is training into it") if is_main() else nullcontext()
+    with for_one_process(lock, "is training into it") if is_main() else nullcontext():
+        if not resume:
+            refuse_second_run(folder)
+        yield
+
+
+def refuse_second_run(folder: str) -> None:
+    """Raises PacecoreError where a run's folder holds one, which a new one would replace."""
+    if (Path(folder) / "last.pt").exists():
+        resuming = shlex.join(["--resume", folder])
+        raise PacecoreError(f"out: {folder} holds a run already; name another, or {resuming}")
 
 
 def _summary_writer() -> Any:

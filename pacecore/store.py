@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import for_one_process, made_folder, reason_of, write_text
+from pacecore.files import for_one_process, made_folder, reason_of, write_lines, write_text
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import BadVideo, VideoEntry, VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
@@ -138,16 +138,14 @@ def _resumed(folder: Path, index: VideoIndex, size: tuple[int, int], total: int)
         if not frames.exists() or frames.stat().st_size != total:
             raise StoreError(f"{folder}: {_FRAMES} of its unfinished store is gone or cut")
         # Written anew, so that a line cut short by the interruption does not stay.
-        done = {line.pop("video"): line for line in lines[1:]}
-        text = [head] + [{"video": video} | result for video, result in done.items()]
-        journal.write_text("".join(json.dumps(line) + "\n" for line in text), encoding="utf-8")
-        return done
+        write_lines(journal, (json.dumps(line) + "\n" for line in lines))
+        return {line.pop("video"): line for line in lines[1:]}
     free = shutil.disk_usage(folder).free
     if total > free:
         raise StoreError(f"{folder}: needs {total:,} bytes, {free:,} are free")
     with frames.open("wb") as file:
         file.truncate(total)
-    journal.write_text(json.dumps(head) + "\n", encoding="utf-8")
+    write_text(journal, json.dumps(head) + "\n")
     return {}
 
 

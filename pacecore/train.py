@@ -137,7 +137,7 @@ def pretrain(
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
-        with alone_in(options.out):
+        with alone_in(options.out, resume=resume):
             if is_main() and not resume:
                 _sample_sheet(options, schedule, data.train)
             summary = fit(

@@ -1,5 +1,7 @@
+import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +59,16 @@ def test_a_full_disk_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="checkpoint cannot be written"):
         save_checkpoint(path, {"model": torch.zeros(100_000)})
     assert not path.exists()
+
+
+def test_a_disk_that_has_become_read_only_is_told(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pacecore.checkpoint.torch.save", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CheckpointError, match=r"last.pt: .* cannot be written: Read-only file"):
+        save_checkpoint(tmp_path / "last.pt", {})
 
 
 def test_a_missing_folder_is_told(tmp_path):

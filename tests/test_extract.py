@@ -106,12 +106,33 @@ def test_a_stopped_run_goes_on_and_a_whole_one_is_not_made_again(checkpoint, tmp
     options = options_of(tmp_path / "stopped", stage="gap", split="train", batch_clips=4)
     with monkeypatch.context() as patch:
         counting(patch, stop_after=4)
+        patch.setattr(extract_module, "_SECONDS_BETWEEN_FLUSHES", 0)
+        run = extract_module.ClipRunner.run
+
+        def to_the_end(*given):
+            try:
+                yield from run(*given)
+            except KeyboardInterrupt:  # as much stands there of a kill, which nothing follows
+                assert np.load(tmp_path / "stopped" / "features-gap-video-train.state.part").any()
+                raise
+
+        patch.setattr(extract_module.ClipRunner, "run", to_the_end)
         with pytest.raises(KeyboardInterrupt):
             run_extract(trained, options)
+
+    def full(*_):
+        raise PacecoreError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        opened = counting(patch)
+        patch.setattr(extract_module, "write_json", full)
+        with pytest.raises(PacecoreError, match="No space left"):
+            run_extract(trained, options)
+        assert 0 < len(opened) <= 3  # of six; what was written is not made again
     with monkeypatch.context() as patch:
         opened = counting(patch)
         (resumed,) = run_extract(trained, options)
-        assert 0 < len(opened) <= 3  # of six; what was written is not made again
+        assert not opened  # the rows were whole, and but the JSON had found no room
     with monkeypatch.context() as patch:
         opened = counting(patch)
         (again,) = run_extract(trained, options)
@@ -136,6 +157,33 @@ def test_a_rank_that_has_not_the_folder_of_the_first_is_told(checkpoint, tmp_pat
     monkeypatch.setattr("pacecore.extract.is_main", lambda: False)  # the first makes the file
     with pytest.raises(PacecoreError, match=r"opened: No such .*; ranks need a folder in common"):
         run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("clips", 3), ("weights", "others")])
+def test_ranks_with_other_options_or_weights_are_refused(
+    checkpoint, tmp_path, monkeypatch, name, value
+):
+    """Rows of two networks would lie in one file."""
+    monkeypatch.setattr("pacecore.protocol.world_size", lambda: 2)
+    alike = {"out": "there", "workers": 5}
+    monkeypatch.setattr(
+        "pacecore.distributed.of_all_ranks", lambda mine: [mine, mine | alike | {name: value}]
+    )
+    with pytest.raises(PacecoreError, match=f"^{name} must be the same on every rank, got .*1$"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap"))
+
+
+def test_rows_that_a_shared_disk_has_lost_are_told(checkpoint, tmp_path, monkeypatch):
+    """Over NFS each machine writes whole pages back, with its own view of what others wrote."""
+
+    def written_over(unreadable):
+        np.load(next(tmp_path.glob("*.state.part")), mmap_mode="r+")[1] = 0
+        return unreadable
+
+    monkeypatch.setattr(extract_module, "merge_over_ranks", written_over)
+    with pytest.raises(PacecoreError, match="1 rows are lost that ranks have written: into a file"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))
+    assert not (tmp_path / "features-gap-video-test.npy").exists()
 
 
 def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):

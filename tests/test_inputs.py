@@ -217,12 +217,29 @@ def test_ranks_that_find_other_videos_are_refused(tmp_path, monkeypatch):
         begin(options_of(tmp_path), torch.device("cpu"), resume=False, fall_back=False)
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"seed": 7, "data": "there", "workers": 3}, "seed .* got 0 on rank 0 and 7 on rank 1"),
+        ({"last.pt": {"step": 2}}, "last.pt .* got {'step': 3} on rank 0 and {'step': 2} on rank"),
+    ],
+)
+def test_ranks_that_were_given_other_options_or_checkpoints_are_refused(
+    tmp_path, monkeypatch, other, words
+):
+    """Of other seeds or rates nobody would be told, of other batches ranks wait for each other."""
+    monkeypatch.setattr("pacecore.engine.load_resume", lambda *_, **__: {"totals": {"step": 3}})
+    monkeypatch.setattr("pacecore.distributed.of_all_ranks", lambda mine: [mine, mine | other])
+    with pytest.raises(PacecoreError, match=words):
+        begin(options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
+
+
 def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
     """Else its curve of accuracies would be of two sets, and nobody told."""
     for number, name in enumerate(("train/a.mp4", "test/b.mp4", "test/c.mp4")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tiny(tmp_path / name, 0, number, 20)
-    content = {"identity": open_inputs(options_of(tmp_path)).identity}
+    content = {"identity": open_inputs(options_of(tmp_path)).identity, "totals": {}}
     monkeypatch.setattr("pacecore.engine.load_resume", lambda *_, **__: content)
     go_on = partial(begin, options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
     assert go_on()[2] is content

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pacecore.errors import PacecoreError
-from pacecore.runlog import Progress, RunFolder, duration, tell
+from pacecore.runlog import Progress, RunFolder, alone_in, duration, tell
 
 
 def test_metrics_are_json_lines_that_rewind(tmp_path):
@@ -26,6 +26,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PacecoreError, match=r"file/run: cannot be written: Not a directory"):
         RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_run_that_another_process_has_ended_meanwhile_is_not_replaced(tmp_path):
+    """Jobs that are started together take the same free name, and one may read for an hour."""
+    (tmp_path / "last.pt").write_bytes(b"of the other")
+    with alone_in(str(tmp_path), resume=True):
+        pass
+    words = f"^out: {tmp_path} holds a run already; name another, or --resume {tmp_path}$"
+    with pytest.raises(PacecoreError, match=words), alone_in(str(tmp_path), resume=False):
+        pass
 
 
 def test_other_ranks_write_nothing(tmp_path):

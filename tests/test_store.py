@@ -208,7 +208,9 @@ def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
         pack(index, tmp_path, store.size)
 
 
-def test_a_disk_that_fills_up_is_told_and_costs_no_frame(index, store, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_is_told_and_costs_no_frame(
+    index, store, tmp_path, monkeypatch, largest_file
+):
     import pacecore.store as module
 
     real, before = module._run, resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -225,7 +227,15 @@ def test_a_disk_that_fills_up_is_told_and_costs_no_frame(index, store, tmp_path,
                 pack(index, tmp_path / "store", store.size, workers=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal = (tmp_path / "store" / "journal.jsonl").read_text()
+    assert len(journal.splitlines()) == 3  # the head, and the videos that found room
+    words = "journal.jsonl: cannot be written: File too large"
+    with largest_file(len(journal) - 1), pytest.raises(PacecoreError, match=words):
+        pack(index, tmp_path / "store", store.size, workers=1)
+    ran = []
+    monkeypatch.setattr(module, "_run", lambda jobs, w: real(ran.append(len(jobs)) or jobs, w))
     again, bad = pack(index, tmp_path / "store", store.size, workers=1)
+    assert ran == [1]
     assert (bad, again.verify()) == ([], [])
     assert torch.equal(again.whole().data, store.whole().data)
 
