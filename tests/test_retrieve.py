@@ -341,7 +341,7 @@ def test_the_command_prints_the_table(videos, tmp_path):
     again = CliRunner().invoke(
         retrieve_verb.retrieve, ["--features", *files, "--device", "cpu"], catch_exceptions=False
     )
-    assert again.stdout.startswith("6 query videos")
+    assert "6 query videos, 6 gallery videos" in again.output
     assert shown.stdout.endswith(again.stdout)  # click 8.1 has put standard error before it
     assert (tmp_path / "retrieve-gap-video.json").exists()
     idle = ["--features", *files, "--gallery", "2", "--stage", "gap", "--k", "1"]
