@@ -75,6 +75,10 @@ def folders_in(path: Path) -> list[Path]:
     return []
 
 
+def _may_be_video(path: str | Path) -> bool:
+    return os.path.isfile(path) or (os.path.isdir(path) and bool(picture_files(path)))
+
+
 class _Lookup:
     """Finds listed paths under a root, also where case, slashes or the ending differ."""
 
@@ -85,9 +89,7 @@ class _Lookup:
     def direct(self, name: str) -> str | None:
         """The path, if it is a video as it stands."""
         path = os.path.join(self.root, name)
-        if os.path.isfile(path) or (os.path.isdir(path) and picture_files(path)):
-            return path
-        return None
+        return path if _may_be_video(path) else None
 
     def alike(self, name: str) -> str | None:
         """The video whose path differs in case, in its slashes or in its ending only."""
@@ -221,8 +223,8 @@ def _starts(text: str) -> list[str]:
 
 
 def _root_holding(text: str, roots: list[Path]) -> Path | None:
-    found = (root for root in roots if any(os.path.exists(root / each) for each in _starts(text)))
-    return next(found, None)
+    starts = _starts(text)
+    return next((r for r in roots if any(_may_be_video(r / each) for each in starts)), None)
 
 
 def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:

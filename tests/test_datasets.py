@@ -268,6 +268,7 @@ def test_lists_leave_the_ending_out_or_have_another(tmp_path):
     listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b.mp4 1\nrun/c 0\n")
     assert names(find_videos(listed)) == ["run/c.avi", "walk/a.avi", "walk/b.avi"]
     tree(tmp_path / "flat", "one a.avi", "one_b.avi")
+    tree(tmp_path, "one/d.avi")  # what the line begins with, but no video
     for flat in (tmp_path / "flat", tmp_path):  # beside the list, and in a folder beside it
         assert len(find_videos(text(flat / "l.txt", "one a 1\none_b 0\n"))) == 2
 
