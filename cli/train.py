@@ -10,16 +10,12 @@ import click
 
 from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.config import AnyOptions, TrainOptions, from_mapping
-from pacecore.rules import OptionError
+from pacecore.rules import OptionError, named_by
 
 __all__ = ["next_lines", "next_run_folder", "options_of_run", "refuse_idle_fall_back", "train"]
 
-# What may change when a run goes on: nothing that its result depends on.
-FREE_TO_CHANGE = (
-    "device", "workers", "data_on", "max_bad", "decode_timeout", "save_minutes", "log_every",
-    "tensorboard", "compile", "graph",
-)  # fmt: skip
-_LENGTH = ("epochs", "max_steps")  # free too, but of a cosine, whose every step depends on its end
+# They may change when a run goes on, but not of a cosine, whose every step depends on its end.
+_LENGTH = {"epochs", "max_steps"}
 
 _NEXT = {
     "test": "accuracy on the held-out videos, with its confusions",
@@ -97,9 +93,11 @@ def options_of_run(
     check_kind(run, content, "pretrain" if kind is TrainOptions else "finetune")
     options = stored_options(content, Path(run))
     wanted = {name: value for name, value in given.items() if value is not None}
+    free = named_by(kind, "course", "machine")
+    if options.schedule != "cosine":
+        free |= _LENGTH
     for name, value in wanted.items():
-        free = name in FREE_TO_CHANGE or (name in _LENGTH and options.schedule != "cosine")
-        if not free and value != getattr(options, name):
+        if name not in free and value != getattr(options, name):
             was = getattr(options, name)
             raise OptionError(f"{name} must stay {was!r} in the resumed run {run}, got {value!r}")
     return replace(options, **wanted | {"out": run}).resolved()

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -36,6 +37,11 @@ _USUAL_INPUT = (16, (128, 171), 112)
 # The fewest frames and the smallest crop whose map outlasts every pooling; others take any.
 _SMALLEST_INPUT = {"c3d": (8, 16)}
 
+# Options that tell something else than the setting; see pacecore.rules.
+_run, _course, _place, _machine = (
+    partial(option, tells=what) for what in ("run", "course", "place", "machine")
+)
+
 _LONGEST_WAIT = 1e6  # seconds; the system counts milliseconds in 31 bits
 
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -46,31 +52,31 @@ _IMAGENET_STD = (58.395, 57.12, 57.375)
 class RunOptions:
     """What pre-training and fine-tuning share."""
 
-    data: str = option("", "Folder, list or index of videos; empty: the built-in demo set.")
-    held_out: str = option(
+    data: str = _place("", "Folder, list or index of videos; empty: the built-in demo set.")
+    held_out: str = _place(
         "auto", "Videos to measure on: auto (the data's test split, else a tenth), none, or a path."
     )
-    fold: str = option("1", "Which of the data set's splits: a number, or a list's name.")
-    out: str = option("", "Run folder; empty: runs/<verb>-<n>.")
-    seed: int = option(0, "Seed of every draw.", low=0, high=2**63 - 1)
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.")
-    workers: int = option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
-    data_on: str = option(
+    fold: str = _run("1", "Which of the data set's splits: a number, or a list's name.")
+    out: str = _place("", "Run folder; empty: runs/<verb>-<n>.")
+    seed: int = _run(0, "Seed of every draw.", low=0, high=2**63 - 1)
+    device: str = _machine("auto", "auto, cpu, cuda or cuda:<n>.")
+    workers: int = _machine(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
+    data_on: str = _machine(
         "auto", "Where the frames of a store are held; auto: on the GPU if they fit.",
         choices=("auto", "host", "device"),
     )  # fmt: skip
-    max_bad: int = option(10, "Unreadable videos to skip before the run stops.", low=0)
-    decode_timeout: float = option(
+    max_bad: int = _course(10, "Unreadable videos to skip before the run stops.", low=0)
+    decode_timeout: float = _machine(
         120.0, "Seconds to wait for one batch of videos.", low=1, high=_LONGEST_WAIT
     )
-    deterministic: bool = option(False, "Bit-for-bit repeatable on CUDA too, at some cost.")
+    deterministic: bool = _run(False, "Bit-for-bit repeatable on CUDA too, at some cost.")
     # network
     backbone: str = option("r21d", "Network.", choices=("c3d", "r3d", "r21d", "s3dg"))
     depth: int = option(
         0, "Depth of r3d and r21d; 0: one block a stage, as in the paper.", choices=(0, 10, 18)
     )
     width: float = option(1.0, "Factor on the number of channels.", low=0.01, high=4.0)
-    checkpointing: bool = option(
+    checkpointing: bool = _run(
         False, "Compute activations again in the backward pass: less memory, more time."
     )
     sync_bn: bool = option(False, "Batch norm over all ranks.")
@@ -91,7 +97,7 @@ class RunOptions:
     channel_order: str = option("rgb", "Order of the channels.", choices=("rgb", "bgr"))
     # optimisation
     batch: int = option(30, "Videos a step, over all ranks.", low=1)
-    accumulate: int = option(
+    accumulate: int = _run(
         1, "Parts that a batch is computed in, one after another, to save memory.", low=1
     )
     epochs: int = option(18, "Epochs.", low=1)
@@ -107,12 +113,12 @@ class RunOptions:
     lr_step: int = option(6, "Epochs between divisions by ten (schedule step).", low=1)
     warmup_steps: int = option(0, "Steps of linear warm-up.", low=0)
     amp: str = option("none", "Type of the network's arithmetic.", choices=("none", "bf16"))
-    compile: bool = option(False, "Compile the network by torch.compile.")
-    graph: bool = option(False, "Replay the network from a CUDA graph.")
+    compile: bool = _course(False, "Compile the network by torch.compile.")
+    graph: bool = _course(False, "Replay the network from a CUDA graph.")
     # record
-    save_minutes: float = option(10.0, "Minutes between checkpoints; also at each epoch.", low=0)
-    log_every: int = option(10, "Steps between lines of metrics.jsonl.", low=1)
-    tensorboard: bool = option(False, "Also write TensorBoard events (extra `tensorboard`).")
+    save_minutes: float = _course(10.0, "Minutes between checkpoints; also at each epoch.", low=0)
+    log_every: int = _course(10, "Steps between lines of metrics.jsonl.", low=1)
+    tensorboard: bool = _machine(False, "Also write TensorBoard events (extra `tensorboard`).")
 
     def resolved(self: AnyOptions) -> AnyOptions:
         """The same options with every default that depends on another one filled in, checked."""
@@ -230,7 +236,7 @@ class TrainOptions(RunOptions):
 class FinetuneOptions(RunOptions):
     """Supervised action recognition: all weights, a new head, pace 1, jitter off."""
 
-    checkpoint: str = option("", "Pre-trained weights; empty: from scratch.")
+    checkpoint: str = _place("", "Pre-trained weights; empty: from scratch.")
     partial: bool = option(False, "Take a file that lacks some of the weights, which start afresh.")
     freeze: str = option(
         "none", "Weights that stay: none, or the backbone's (linear probe).",
@@ -270,17 +276,17 @@ class FinetuneOptions(RunOptions):
 class MeasureOptions:
     """What the verbs that only use a network share; how clips are made is the checkpoint's."""
 
-    data: str = option("", "Folder, list or index of videos; empty: what it was trained on.")
-    held_out: str = option(
+    data: str = _place("", "Folder, list or index of videos; empty: what it was trained on.")
+    held_out: str = _place(
         "",
         "Videos to measure on; empty: the test split of DATA, else a tenth, or with no DATA as it"
         " was trained.",
     )
-    fold: str = option("", "Which of the data set's splits; empty: as it was trained.")
-    out: str = option("", "Folder for the results; empty: beside the checkpoint.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.")
-    workers: int = option(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
-    decode_timeout: float = option(
+    fold: str = _run("", "Which of the data set's splits; empty: as it was trained.")
+    out: str = _place("", "Folder for the results; empty: beside the checkpoint.")
+    device: str = _machine("auto", "auto, cpu, cuda or cuda:<n>.")
+    workers: int = _machine(-1, "Decoding processes; -1: by the number of cores.", low=-1, high=512)
+    decode_timeout: float = _machine(
         120.0, "Seconds to wait for one batch of videos.", low=1, high=_LONGEST_WAIT
     )
     amp: str = option("none", "Type of the network's arithmetic.", choices=("none", "bf16"))
@@ -312,7 +318,7 @@ class TestOptions(MeasureOptions):
     resamples: int = option(
         2000, "After a fine-tuning: resamples of the interval.", low=100, high=1_000_000
     )
-    seed: int = option(0, "Seed of these resamples.", low=0)
+    seed: int = _run(0, "Seed of these resamples.", low=0)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from pacecore.errors import PacecoreError
+from pacecore.rules import named_by
 
 __all__ = [
     "Gathered",
@@ -50,12 +51,6 @@ T = TypeVar("T")
 # A rank that waits longer than this for the others ends with an error. One that died is noticed at
 # once, by its closed connection; this is for one that hangs. It covers uneven evaluations.
 _PATIENCE = timedelta(minutes=10)
-
-# Options that may differ from rank to rank: where things are on its machine, and how it reads them.
-_OF_MACHINE = {
-    "data", "held_out", "checkpoint", "out", "device", "workers", "data_on", "decode_timeout",
-    "tensorboard",
-}  # fmt: skip
 
 # Where the processes meet, kept from group to group, and the number of the next group: each has
 # names of its own there, else its members find the addresses that the group before has left.
@@ -367,9 +362,10 @@ def require_same(options: Any, **said: Any) -> None:
     they may not have been given the same. Every rank must call it.
     """
     first, *others = of_all_ranks({**asdict(options), **said})
+    own = named_by(options, "place", "machine")
     for number, other in enumerate(others, 1):
         for name in first:
-            if name not in _OF_MACHINE and other.get(name) != first[name]:
+            if name not in own and other.get(name) != first[name]:
                 raise PacecoreError(
                     f"{name} must be the same on every rank, got {first[name]!r} on rank 0 and"
                     f" {other.get(name)!r} on rank {number}"

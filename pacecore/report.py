@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, made_folder, write_json, write_text
 from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
+from pacecore.rules import named_by
 from pacecore.runs import NoResults, Run, read_run, told_apart
 
 __all__ = ["Table", "make_report"]
 
-# Options that say where and how fast a run was, not what it was; seed and fold are averaged over.
-_INCIDENTAL = {
-    "data", "held_out", "fold", "out", "seed", "device", "workers", "data_on", "max_bad",
-    "decode_timeout", "deterministic", "checkpointing", "accumulate", "save_minutes", "log_every",
-    "tensorboard", "checkpoint", "kind", "compile", "graph",
-}  # fmt: skip
+# What tells no setting; the kind is told beside it.
+_INCIDENTAL = {"kind"}.union(
+    *(
+        named_by(kind, "run", "course", "place", "machine")
+        for kind in (TrainOptions, FinetuneOptions)
+    )
+)
 
 
 @dataclass

@@ -5,7 +5,7 @@ The command line, the reader of files and the checks all read this one definitio
 
 import math
 import sys
-from dataclasses import Field, asdict, field
+from dataclasses import Field, asdict, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,41 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["OptionError", "check_field", "option", "read_toml", "write_toml"]
+__all__ = ["OptionError", "check_field", "named_by", "option", "read_toml", "write_toml"]
+
+# What an option tells of a run. Only those of the setting tell the rows of a report apart.
+_TELLS = (
+    "setting",  # what is learned or measured; it stays as it is, the same on all ranks
+    "run",  # which run of a setting, or how its result is come by; it stays, the same on all ranks
+    "course",  # how a run goes and what it writes; it may change when a run goes on
+    "place",  # where things are, on each rank's machine its own; it stays
+    "machine",  # how a machine does its part; it may change, and differ from rank to rank
+)
 
 
 class OptionError(PacecoreError):
     """An option is unknown or out of range; names the option, the rule and the value."""
 
 
-def option(default: Any, text: str, *, choices: tuple = (), low: Any = None, high: Any = None):
-    """A dataclass field: its default, its help, and the values that it may have. Its type is one of
-    bool, int, float, str and tuple.
+def option(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple = (),
+    low: Any = None,
+    high: Any = None,
+    tells: str = "setting",
+):
+    """A dataclass field: its default, its help, the values that it may have, and which of _TELLS it
+    is. Its type is one of bool, int, float, str and tuple.
     """
-    rule = {"help": text, "choices": choices, "low": low, "high": high}
+    rule = {"help": text, "choices": choices, "low": low, "high": high, "tells": tells}
     return field(default=default, metadata=rule)
+
+
+def named_by(options: Any, *tells: str) -> set[str]:
+    """The names of the options of a dataclass, or of an instance, that tell one of `tells`."""
+    return {each.name for each in fields(options) if each.metadata["tells"] in tells}
 
 
 def check_field(each: Field, value: Any) -> None:

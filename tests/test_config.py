@@ -8,7 +8,7 @@ import torch
 from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.config import FinetuneOptions, TrainOptions, from_mapping, input_scale
 from pacecore.presets import PRESETS
-from pacecore.rules import OptionError, read_toml, write_toml
+from pacecore.rules import OptionError, named_by, read_toml, write_toml
 from pacecore.sampling import Jitter, Sampling
 
 
@@ -141,6 +141,23 @@ def test_a_wrong_preset_is_named_with_its_file(preset):
     assert str(caught.value) == f"my.toml: preset must be one of {names}, got {preset!r}"
     with pytest.raises(OptionError, match=r"^preset must be one of"):
         from_mapping(TrainOptions, {}, preset=preset)
+
+
+@pytest.mark.parametrize(
+    ("tells", "names"),
+    [
+        ("run", "accumulate checkpointing deterministic fold seed"),
+        ("course", "compile graph log_every max_bad save_minutes"),
+        ("place", "checkpoint data held_out out"),
+        ("machine", "data_on decode_timeout device tensorboard workers"),
+    ],
+)
+def test_all_but_these_options_tell_the_setting(tells, names):
+    assert named_by(FinetuneOptions, tells) == set(names.split())
+    assert named_by(TrainOptions, tells) == set(names.split()) - {"checkpoint"}
+    known = {each.name for each in fields(TrainOptions)}
+    of_all = named_by(TrainOptions, "setting", "run", "course", "place", "machine")
+    assert of_all == known
 
 
 def test_input_scale():
