@@ -3,9 +3,9 @@
 tests/cuda_resources.json holds the accepted numbers of every kernel for sm_80, sm_90 and the newest
 architecture of the nvcc named there. `threads` is the kernel's __launch_bounds__; `dynamic_shared`
 the bytes that its launch asks for at the paper's sizes, on GPUs without and with clusters;
-`blocks_per_sm` is the stated occupancy. `compiled` is a hash of all that nvcc's numbers depend on:
-while it holds they are those of the table, and nothing is compiled, which takes minutes. After a
-change that is meant, also of nothing but comments:
+`blocks_per_sm` is the stated occupancy. `compiled` is a hash of nvcc's numbers and of all that they
+depend on: while it holds nothing is compiled, which takes minutes. After a change that is meant,
+also of nothing but comments:
 
     python -m tests.cuda_resources            shows what differs
     python -m tests.cuda_resources --update   accepts it; --lower too where occupancy falls
@@ -100,11 +100,14 @@ def release() -> str:
     return re.search(r"release (\d+\.\d+)", nvcc_version())[1]
 
 
-def compiled() -> str:
-    """A hash of what the numbers of nvcc depend on: itself, its flags, torch and the sources."""
+def compiled(kernels: dict) -> str:
+    """A hash of nvcc's numbers of `kernels`, as in the table, and of what they depend on: itself,
+    its flags, torch and the sources.
+    """
     known = hashlib.sha256(f"{nvcc_version()}\n{FLAGS}\n{torch.__version__}\n".encode())
     for path in sorted([*CSRC.glob("*.h"), *CSRC.glob("cuda/*")]):
         known.update(f"{path.relative_to(CSRC)}\n".encode() + path.read_bytes())
+    known.update(json.dumps(kernels, sort_keys=True).encode())
     return known.hexdigest()
 
 
@@ -263,9 +266,9 @@ def measure(table: dict, *, again: bool = False) -> dict:
 
     again: compiled, though nothing changed since `table`.
     """
-    now = compiled()
-    if table.get("compiled") == now and not again and disassembler() is None:
-        known = table["kernels"]
+    known = table["kernels"]
+    unchanged = table.get("compiled") == compiled(known)
+    if unchanged and not again and disassembler() is None:
         dynamic = dynamic_shared(list(known))
         kernels = {name: known[name] | {"dynamic_shared": dynamic[name]} for name in known}
         return {**table, "kernels": kernels}
@@ -277,7 +280,7 @@ def measure(table: dict, *, again: bool = False) -> dict:
         for cubin in cubins:
             accesses = loop_accesses(cubin) if disassembler() else {}
             for report in reports(cubin):
-                known = table["kernels"].get(report.name, {})
+                before = known.get(report.name, {})
                 entry = kernels.setdefault(
                     report.name,
                     {"threads": report.threads, "dynamic_shared": dynamic[report.name]},
@@ -292,10 +295,11 @@ def measure(table: dict, *, again: bool = False) -> dict:
                     "shared": report.shared_bytes,
                     "blocks_per_sm": blocks_per_sm(arch, threads, report.registers, shared),
                     "loop_accesses": accesses.get(
-                        report.mangled, known.get(f"sm_{arch}", {}).get("loop_accesses")
+                        report.mangled, before.get(f"sm_{arch}", {}).get("loop_accesses")
                     ),
                 }
-    return {"nvcc": release(), "compiled": now, "kernels": dict(sorted(kernels.items()))}
+    kernels = dict(sorted(kernels.items()))
+    return {"nvcc": release(), "compiled": compiled(kernels), "kernels": kernels}
 
 
 def differences(old: dict, new: dict) -> list[str]:

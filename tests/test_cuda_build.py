@@ -51,27 +51,29 @@ def test_what_nvcc_said_of_the_same_sources_is_not_asked_again(table, monkeypatc
     monkeypatch.setattr(cuda_resources, "dynamic_shared", lambda names: dict.fromkeys(names, asked))
     runs = []
     monkeypatch.setattr(cuda_resources, "compile_kernels", lambda: runs.append(1) or {80: []})
-    known = {**table, "compiled": cuda_resources.compiled()}
+    known = {**table, "compiled": cuda_resources.compiled(table["kernels"])}
     measured = cuda_resources.measure(known)
     assert not runs
     findings = cuda_resources.differences(known, measured)
     assert len(findings) == len(table["kernels"])  # how they are launched is measured all the same
     assert all("dynamic_shared was" in finding for finding in findings)
     cuda_resources.measure(known, again=True)
-    cuda_resources.measure({**known, "compiled": "0"})
+    edited = copy.deepcopy(known)
+    edited["kernels"]["batch_kernel"]["sm_80"]["registers"] -= 1
+    cuda_resources.measure(edited)
     assert len(runs) == 2
 
 
 @needs_nvcc
 @pytest.mark.parametrize("changed", ["pace_clip_math.h", "cuda/launch.h", "cuda/info_nce.cu"])
 def test_a_change_of_any_source_of_the_kernels_has_them_compiled(changed, tmp_path, monkeypatch):
-    before = cuda_resources.compiled()
+    before = cuda_resources.compiled({})
     copied = tmp_path / "csrc"
     shutil.copytree(cuda_resources.CSRC, copied)
     monkeypatch.setattr(cuda_resources, "CSRC", copied)
-    assert cuda_resources.compiled() == before
+    assert cuda_resources.compiled({}) == before
     (copied / changed).write_text((copied / changed).read_text() + "//\n")
-    assert cuda_resources.compiled() != before
+    assert cuda_resources.compiled({}) != before
 
 
 @needs_nvcc
