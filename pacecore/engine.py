@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -54,8 +54,11 @@ class Task(Learnt, Protocol):
     headline: str  # the metric that the progress line shows beside the loss
     chosen_by: str  # the held-out result whose highest value marks best.pt; "": none is kept
 
-    def evaluate(self) -> dict[str, Any]:
-        """Metrics on the held-out videos, run after each epoch; empty when there are none."""
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
+        """Metrics on the held-out videos, run after each epoch; empty when there are none.
+
+        between: called again and again; what it raises ends the measuring.
+        """
         ...
 
     def extra_state(self) -> dict[str, Any]:
@@ -153,6 +156,7 @@ class _Run:
         self.bad: dict[str, str] = {}
         self.results: dict[str, Any] = {}
         self.best: dict[str, Any] = {}  # results of the step that best.pt was written at
+        self.unmeasured = False  # an epoch is behind us that was not measured
         self.last_text = ""
         if resume:
             self._restore(resume)
@@ -172,6 +176,7 @@ class _Run:
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])
         self.best = dict(content["best"])
+        self.unmeasured = content.get("unmeasured", False)  # checkpoints of before have none
 
     def train(self) -> dict[str, Any]:
         self.task.model.train()
@@ -181,6 +186,9 @@ class _Run:
         self.counted = time.monotonic()
         with stop_requests() as stop:
             try:
+                if self.unmeasured:
+                    progress.close()
+                    self._measure(stop)
                 self._steps(stop, progress)
             except Stopped as ended:
                 progress.close()
@@ -205,18 +213,26 @@ class _Run:
             progress.update(totals.step, self.last_text)
             late = time.monotonic() - saved >= 60 * options.save_minutes
             stopping, due = any_rank(bool(stop), late)
-            if epoch_ends:
-                progress.close()
-                self._measure()
             if epoch_ends or stopping or due:
+                self.unmeasured = epoch_ends
                 self.save()
                 saved = time.monotonic()
             if stopping and totals.step < self.total_steps:
                 progress.close()
                 raise self._stopped(stop)
+            if epoch_ends:
+                progress.close()
+                self._measure(stop)
 
     def _stopped(self, stop: Stop) -> TrainingError:
         return TrainingError(f"stopped by {stop.signal or 'another rank'} {self._saved()}")
+
+    def _saved_if_learnt(self) -> str:
+        """Saves, but without what the batch at hand has shown, which a resumed run sees again."""
+        if not self.totals.step:
+            return self.kept()
+        self.save()
+        return self._saved()
 
     def _saved(self) -> str:
         return (
@@ -263,16 +279,17 @@ class _Run:
         new = {path: reason for path, reason in batch.bad if path not in self.bad}
         number = self.totals.step + 1  # as other lines count: a resume from before it drops these
         empty, found = any_rank(len(batch) == 0, bool(new))
-        for path, reason in (merge_over_ranks(new) if found else {}).items():
-            self.bad[path] = reason
+        new = merge_over_ranks(new) if found else {}
+        for path, reason in new.items():
             self.folder.log(step=number, event="unreadable", path=path, reason=reason)
         limit = self.options.max_bad
-        if len(self.bad) > limit:
-            name, reason = list(self.bad.items())[-1]
+        if len(self.bad | new) > limit:
+            name, reason = list((self.bad | new).items())[-1]
             raise TrainingError(
-                f"more than max_bad = {limit} videos cannot be read; {self.kept()}; the last one:"
-                f" {name}: {reason}"
+                f"more than max_bad = {limit} videos cannot be read; the last one: {name}:"
+                f" {reason}; {self._saved_if_learnt()}"
             )
+        self.bad |= new
         if empty:  # the others cannot go on without the rank whose share it is
             reason = "a rank has no video of it that can be read"
             self.folder.log(step=number, event="left out", reason=reason)
@@ -330,32 +347,42 @@ class _Run:
         kept = Path(self.options.out) / "last.pt"
         return f"the last good checkpoint is {kept}" if kept.exists() else "nothing was saved yet"
 
-    def _measure(self) -> None:
-        """Measures on held-out videos, and keeps the best."""
+    def _measure(self, stop: Stop) -> None:
+        """Measures on held-out videos, and keeps the best; all is saved before, and so a request to
+        stop ends it.
+        """
+
+        def heed() -> None:
+            if stop and world_size() == 1:  # ranks have no step in common to end it at
+                raise Stopped
+
         began = time.monotonic()
         share_buffers(self.task.model)  # those that are saved
         self.task.model.eval()
         try:
             with torch.no_grad():
-                results = self.task.evaluate()
+                results = self.task.evaluate(heed)
         except LoaderError as error:
-            # Were it saved now, a resumed run would not measure this step again.
             raise TrainingError(f"{error}; {self.kept()}; go on with: {self.resuming()}") from None
         self.task.model.train()
         self.totals.measured_seconds += time.monotonic() - began
+        self._count_seconds()
+        self.unmeasured = False
         if not results:
             return
         self.results = results
+        name = self.task.chosen_by
+        if name in results and results[name] > self.best.get(name, -math.inf):
+            self.best = {"step": self.totals.step, **results}
+            self.save("best.pt")
+        self.save()
+        # A run that is killed before here measures again, and would have the line twice.
         self.folder.log(step=self.totals.step, **results)
         if is_main():
             shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
             tell(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}")
             if "warning" in results:
                 tell(f"warning: {results['warning']}")
-        name = self.task.chosen_by
-        if name in results and results[name] > self.best.get(name, -math.inf):
-            self.best = {"step": self.totals.step, **results}
-            self.save("best.pt")
 
     def save(self, name: str = "last.pt") -> None:
         """Writes a checkpoint; only after losses and weights are known to be finite."""
@@ -384,6 +411,7 @@ class _Run:
                 "totals": asdict(self.totals),
                 "results": self.results,
                 "best": self.best,
+                "unmeasured": self.unmeasured,
                 "bad": self.bad,
                 "options": asdict(self.options),
                 "identity": self.identity,

@@ -5,7 +5,7 @@ paper). The best checkpoint is chosen on a share of the training videos, never o
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -157,10 +157,10 @@ class _ActionTask:
         right = (logits.detach().argmax(dim=1) == target).float().mean()
         return share * loss, {"accuracy": share * right}
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         if self.validation is None:
             return {}
-        runner = ClipRunner.in_training(self.model, self.options, self.device, "validate")
+        runner = ClipRunner.in_training(self.model, self.options, self.device, "validate", between)
         result = measure_actions(runner, self.validation, self.classes)
         words = unread_words(result.unreadable, len(self.validation), "validation")
         return {

@@ -8,7 +8,7 @@ ops.pace_clip on the training device.
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -331,7 +331,7 @@ def load_batches(
     pin_memory: bool = False,
     resident: bool = False,
     give_way: bool = False,
-) -> Iterator[ClipBatch]:
+) -> Generator[ClipBatch, None, None]:
     """Batches `numbers` in order, prefetched two a worker; workers=0 decodes in this process.
 
     resident: the batches carry no frames; their plans are rows of one table of all frames of the

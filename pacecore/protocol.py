@@ -5,6 +5,7 @@ accuracy shows each video so at every pace.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from fractions import Fraction
@@ -165,11 +166,19 @@ class ClipRunner:
     decode_timeout: float = 120.0
     what: str = "test"  # name on the progress line
     layout: torch.memory_format = MEMORY_FORMAT
+    between: Callable[[], None] = lambda: (
+        None
+    )  # called between batches; what it raises ends the pass
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def in_training(
-        cls, model: nn.Module, options: RunOptions, device: torch.device, what: str
+        cls,
+        model: nn.Module,
+        options: RunOptions,
+        device: torch.device,
+        what: str,
+        between: Callable[[], None],
     ) -> "ClipRunner":
         """Of a network that is being trained by `options`."""
         return cls(
@@ -181,6 +190,7 @@ class ClipRunner:
             decode_timeout=options.decode_timeout,
             what=what,
             layout=memory_format(model, device),
+            between=between,
         )
 
     @classmethod
@@ -225,7 +235,7 @@ class ClipRunner:
         per_batch = max(1, self.batch_clips // of_video)
         sampling = self.options.sampling()
         requests = _EvenRequests(sampling, self.paces, counts, mine, self.clips, per_batch)
-        batches = load_batches(
+        loaded = load_batches(
             source,
             requests,
             requests.numbers,
@@ -239,19 +249,21 @@ class ClipRunner:
         progress = Progress(self.what, len(mine), shows=is_main())
         done = 0
         progress.update(0)
-        for batch in batches:
-            self.unreadable.update(batch.bad)
-            done += len(batch.bad)
-            if len(batch):
-                clips = batch.to(self.device).clips(self.form)
-                autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
-                with torch.inference_mode(), autocast:
-                    outputs = tuple(output.float() for output in model(clips))
-                for first in range(0, len(batch), of_video):
-                    span = slice(first, first + of_video)
-                    yield int(batch.videos[first]), tuple(each[span] for each in outputs)
-                    done += 1
-            progress.update(done, f"{of_video} clips each")
+        with closing(loaded) as batches:  # its processes end with this pass, however that ends
+            for batch in batches:
+                self.between()
+                self.unreadable.update(batch.bad)
+                done += len(batch.bad)
+                if len(batch):
+                    clips = batch.to(self.device).clips(self.form)
+                    autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+                    with torch.inference_mode(), autocast:
+                        outputs = tuple(output.float() for output in model(clips))
+                    for first in range(0, len(batch), of_video):
+                        span = slice(first, first + of_video)
+                        yield int(batch.videos[first]), tuple(each[span] for each in outputs)
+                        done += 1
+                progress.update(done, f"{of_video} clips each")
         progress.close()
 
 

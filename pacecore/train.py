@@ -3,6 +3,7 @@
 loss = lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive          (Eq. 4 of the paper)
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,10 +84,10 @@ class PaceTask:
         logits, z = outputs
         return pretraining_loss(logits, z, batch.labels, batch.videos, self.options)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         if self.held_out is None:
             return {}
-        runner = ClipRunner.in_training(self.model, self.options, self.device, "held out")
+        runner = ClipRunner.in_training(self.model, self.options, self.device, "held out", between)
         paces = self.options.sampling().classes
         found = pace_accuracy(replace(runner, paces=paces, clips=3, batch_clips=32), self.held_out)
         words = unread_words(found.unreadable, len(self.held_out), "held-out")

@@ -271,7 +271,7 @@ def test_as_many_processes_measure_within_training_as_after_it(monkeypatch):
         "pacecore.train.pace_accuracy", lambda runner, _: runners.append(runner) or nothing
     )
     options, cpu = from_mapping(TrainOptions, {"paces": "1,2", "views": 2}), torch.device("cpu")
-    PaceTask(options, torch.nn.Identity(), [], cpu).evaluate()
+    PaceTask(options, torch.nn.Identity(), [], cpu).evaluate(lambda: None)
     assert [runner.workers for runner in runners] == [decoder_count(-1, cpu)] == [2]
 
 

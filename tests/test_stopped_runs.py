@@ -1,5 +1,6 @@
 """Runs that a signal, a dead worker or a kill ends: nothing is lost, and they go on alike."""
 
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.engine import TrainingError
+from pacecore.loader import LoaderError
 from pacecore.train import PaceTask
 from tests.ranks import PROCESSES
 from tests.sources import PacketSource
@@ -45,6 +47,84 @@ def test_a_signal_in_the_last_step_stops_nothing(tmp_path):
             return super().loss(outputs, batch)
 
     assert run(tmp_path, task=Signalled, held_out="none")["steps"] == 6
+
+
+def _measured(out):
+    """The steps that the log has results of."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    return [line["step"] for line in lines if "pace_accuracy" in line]
+
+
+def _asking(number):
+    """A task whose run is asked to stop while it is measured for time `number`."""
+
+    class Asking(PaceTask):
+        times = 0
+
+        def evaluate(self, between):
+            self.times += 1
+            if self.times == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().evaluate(between)
+
+    return Asking
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 3), (2, 6)])
+def test_a_signal_ends_the_measuring_which_is_done_after_a_resume(tmp_path, number, step):
+    run(tmp_path / "whole")
+    out = tmp_path / "run"
+    words = (
+        f"^stopped by SIGTERM after step {step} of 6, saved; go on with: pacecore train --resume"
+    )
+    with pytest.raises(TrainingError, match=words):
+        run(out, task=_asking(number), save_minutes=60)
+    assert _measured(out) == [3, 6][: number - 1]
+    assert load_checkpoint(out / "last.pt")["totals"]["step"] == step
+    summary = run(out, resume=True)
+    assert _measured(out) == [3, 6]
+    assert_same(weights(tmp_path / "whole"), weights(out))
+    assert summary["results"] == load_checkpoint(out / "last.pt")["results"]
+    assert "pace_accuracy" in summary["results"]
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_does_not_wait_for_the_measuring(tmp_path):
+    class Signalled(PaceTask):
+        def loss(self, outputs, batch):
+            if batch.number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().loss(outputs, batch)
+
+    with pytest.raises(TrainingError, match=r"^stopped by SIGTERM after step 3 of 6, saved"):
+        run(tmp_path, task=Signalled)
+    assert _measured(tmp_path) == []
+    run(tmp_path, resume=True)
+    assert _measured(tmp_path) == [3, 6]
+
+
+def test_what_is_killed_while_it_is_measured_is_measured_after_a_resume(tmp_path):
+    class Killed(PaceTask):
+        def evaluate(self, between):
+            super().evaluate(between)
+            raise OSError("killed")
+
+    with pytest.raises(OSError, match="killed"):
+        run(tmp_path, task=Killed, save_minutes=60)
+    assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 3
+    run(tmp_path, resume=True)
+    assert _measured(tmp_path) == [3, 6]
+
+
+def test_a_step_that_could_not_be_measured_is_measured_after_a_resume(tmp_path):
+    class Unmeasured(PaceTask):
+        def evaluate(self, _):
+            raise LoaderError("decoding stopped: a worker was killed by SIGKILL")
+
+    words = f"SIGKILL; the last good checkpoint is {tmp_path / 'last.pt'}; go on with"
+    with pytest.raises(TrainingError, match=words):
+        run(tmp_path, task=Unmeasured)
+    run(tmp_path, resume=True)
+    assert _measured(tmp_path) == [3, 6]
 
 
 class HangingSource(PacketSource):
