@@ -83,7 +83,7 @@ class VideoIndex:
         """Itself, read from the index or store `source`, which holds one of its set's several
         splits: whichever it is for "1", the default. Raises DatasetError for another.
         """
-        known = re.search(r"(?:, split|^lists) (\S+)$", self.layout)
+        known = re.search(r"(?:, split|^lists) ([^\s,]+)(?:,|$)", self.layout)
         if known and str(fold).lstrip("0").lower() not in ("1", known[1].lstrip("0").lower()):
             raise DatasetError(f"{source}: was made of {self.layout}, and fold {fold!r} is wanted")
         return self

@@ -7,7 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.listing import SPLIT_WORDS, Listing, Row, folders_in, lines_of, listed_videos, walk
+from pacecore.listing import (
+    SPLIT_WORDS,
+    Listing,
+    Row,
+    folders_in,
+    is_json_list,
+    lines_of,
+    listed_videos,
+    walk,
+)
 from pacecore.media import is_video_name
 
 __all__ = ["read_source"]
@@ -15,7 +24,7 @@ __all__ = ["read_source"]
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
 _LIST_NAME = re.compile(  # as trainlist01.txt, or ucf101_val_split_1_videos.txt
-    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|id(?:ation|ate)?)?(?:list)?[_-]?(.*)\.(?:txt|csv)$",
+    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|id(?:ation|ate)?)?(?:list)?[_-]?(.*)\.(?:txt|csv|json)$",
     re.I,
 )
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
@@ -47,14 +56,20 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
     ucf = _beside_or_inside(path, _UCF_LISTS)
     lists = ucf or (path / "splits" if (path / "splits").is_dir() else path)
     sets = _list_sets(lists)
-    pairs = sets.get("") or (next(iter(sets.values())) if len(sets) == 1 else None)
-    if pairs:
+    if pairs := _the_pairs(sets):
         return _listed([root] if root else _roots(path, lists), lists, pairs, fold, missing)
     if tables := _kinetics_tables(path):
         return _kinetics(root or _root_of_table(path), tables)
     index = _plain(path)
-    if not index.classes and (tables := _kinetics_tables(path / "annotations")):
-        return _kinetics(root or path, tables)
+    for lists in (path / "annotations", path / "labels") if not index.classes else ():
+        if tables := _kinetics_tables(lists):
+            return _kinetics(root or path, tables)
+        if pairs := _the_pairs(_list_sets(lists)):
+            roots = [root] if root else _roots(path, lists)
+            try:
+                return _listed(roots, lists, pairs, fold, missing)
+            except DatasetError as error:  # they may be of something else
+                return replace(index, layout=f"{index.layout}, not by its lists: {error}")
     unread = f", not by the lists of {' or '.join(sets)}: name one of them" if sets else ""
     return replace(index, layout=index.layout + unread)
 
@@ -146,12 +161,26 @@ def _list_sets(folder: Path) -> dict[str, dict[str, dict[str, Path]]]:
 def _pairs_of_sets(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
     """Lists by what stands in their names before the split and after it, then by split."""
     pairs: dict[tuple[str, str], dict[str, Path]] = {}
-    for path in sorted([*folder.glob("*.csv"), *folder.glob("*.txt")]):
+    for path in sorted(
+        each for ending in ("csv", "json", "txt") for each in folder.glob(f"*.{ending}")
+    ):
         match = _LIST_NAME.match(path.name)
-        if match and (path.suffix.lower() != ".csv" or _kinetics_rows(path) is None):
+        if match and _is_list(path):
             begin, split, name = (part.lower() for part in match.groups(default=""))
             pairs.setdefault((begin, name), {})[split] = path
     return {name: pair for name, pair in pairs.items() if len(pair) > 1 and "train" in pair}
+
+
+def _the_pairs(sets: dict[str, dict[str, dict[str, Path]]]) -> dict[str, dict[str, Path]] | None:
+    """Those whose names begin with no word, or with the one word that there is; else None."""
+    return sets.get("") or (next(iter(sets.values())) if len(sets) == 1 else None)
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file of a list's name is one, for its ending."""
+    if path.suffix.lower() == ".json":
+        return is_json_list(path)
+    return path.suffix.lower() != ".csv" or _kinetics_rows(path) is None
 
 
 def _listed(
@@ -233,6 +262,7 @@ def _with_folder_classes(listing: Listing, class_file: Path, layout: str) -> Vid
 
 def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     """Labels as listed, from 0 or 1; else the names listed; else the videos' folders."""
+    layout += _without_unlabelled_test(listing)
     said = [row.said for row in listing.rows]
     numbers = [label for label in said if isinstance(label, int)]
     if said and len(numbers) == len(said):
@@ -256,9 +286,35 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     return listing.index(layout, classes)
 
 
+def _without_unlabelled_test(listing: Listing) -> str:
+    """Of Jester and Something-Something the labels of the test videos are not published: these are
+    left out, in words, where there are labelled ones to train and to validate on.
+    """
+    test = [row for row in listing.rows if row.split == "test"]
+    rest = [row for row in listing.rows if row.split != "test"]
+    known = {row.said for row in rest}
+    folders = {_folder_name(row, listing.root) for row in rest}
+    if len(folders) > 1:  # they may say the class
+        known |= folders
+    if (
+        not test
+        or not {"train", "val"} <= {row.split for row in rest}
+        or None in {row.said for row in rest}
+        or any(row.said is not None or _folder_name(row, listing.root) in known for row in test)
+    ):
+        return ""
+    listing.rows = rest
+    listing.missing = [each for each in listing.missing if each[1] != "test"]
+    return f", without the {len(test)} of test, whose labels are not listed"
+
+
+def _folder_name(row: Row, root: Path) -> str | None:
+    return next(iter(Path(os.path.relpath(row.path, root)).parts[-2:-1]), None)
+
+
 def _its_folder(row: Row, known: set[str], root: Path) -> str | None:
     """Where no class is said, the folder's name, which must be one that other lines say."""
-    name = next(iter(Path(os.path.relpath(row.path, root)).parts[-2:-1]), None)
+    name = _folder_name(row, root)
     if known and name not in known:
         raise DatasetError(f"{row.where}: has no class, as other lines have")
     return name

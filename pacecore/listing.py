@@ -13,7 +13,16 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
-__all__ = ["SPLIT_WORDS", "Listing", "Row", "folders_in", "lines_of", "listed_videos", "walk"]
+__all__ = [
+    "SPLIT_WORDS",
+    "Listing",
+    "Row",
+    "folders_in",
+    "is_json_list",
+    "lines_of",
+    "listed_videos",
+    "walk",
+]
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
@@ -291,6 +300,13 @@ def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         rule = "must be an array of objects that name a video by id or vid_name"
         raise DatasetError(f"{path}: {rule}") from None
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether a JSON file is an array of objects that name videos."""
+    with suppress(DatasetError):
+        return next(_objects(path), None) is not None
+    return False
 
 
 def _cells(text: str, delimiter: str) -> list[str]:

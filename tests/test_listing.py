@@ -1,0 +1,376 @@
+"""Lists of videos as people and data sets have them: alone, and in pairs of train and test."""
+
+from collections import Counter
+
+import pytest
+
+from pacecore.datasets import DatasetError, find_videos
+from tests.trees import labels, names, text, tree
+from tests.video_files import write_pictures
+
+# One list
+
+
+def test_lists_of_a_set_with_paths_relative_to_its_root(tmp_path):
+    tree(tmp_path, "hug/a.avi", "hug/b.avi", "kick/c.avi", "kick/d.avi")
+    for name, (train, test) in {"byseq": ("ac", "bd"), "byset": ("bd", "ac")}.items():
+        for split, letters in (("train", train), ("test", test)):
+            lines = [f"{'hug' if letter in 'ab' else 'kick'}/{letter}.avi" for letter in letters]
+            text(tmp_path / "splits" / f"{split}_{name}.txt", "\n".join(lines))
+    assert names(find_videos(tmp_path, split="train")) == ["hug/a.avi", "kick/c.avi"]
+    assert names(find_videos(tmp_path, split="train", fold=2)) == ["hug/b.avi", "kick/d.avi"]
+    with pytest.raises(DatasetError, match="has no fold 3; its folds: byseq, byset"):
+        find_videos(tmp_path, fold=3)
+    index = find_videos(tmp_path, split="test", fold="byset")
+    assert names(index) == ["hug/a.avi", "kick/c.avi"]
+    assert labels(index) == [0, 1]
+    alone = find_videos(tmp_path / "splits" / "test_byset.txt")
+    assert (names(alone), alone.classes) == (["hug/a.avi", "kick/c.avi"], ("hug", "kick"))
+    other = find_videos(tmp_path / "splits" / "test_byset.txt", split="train")
+    assert names(other) == ["hug/b.avi", "kick/d.avi"]
+
+
+@pytest.mark.parametrize("base", [0, 1])
+@pytest.mark.parametrize("separator", [" ", ",", "\t"])
+def test_path_label_lists_count_from_0_or_1(base, separator, tmp_path):
+    tree(tmp_path, "a b.avi", "c.avi", "d, e.avi")
+    lines = [f"{n}{separator}{k + base}" for k, n in enumerate(("a b.avi", "c.avi", "d, e.avi"))]
+    listed = text(tmp_path / "list.csv", "\ufeff" + "\r\n".join(lines))
+    index = find_videos(listed)
+    assert names(index) == ["a b.avi", "c.avi", "d, e.avi"]
+    assert labels(index) == [0, 1, 2]
+
+
+def test_a_list_without_the_first_class_names_the_others_as_listed(tmp_path):
+    """A test list of its own: by their names its classes are matched with those of training."""
+    tree(tmp_path, *(f"{name}.avi" for name in "abcde"))
+    whole = text(tmp_path / "whole.csv", "a.avi 0\nb.avi 1\nc.avi 2\n")
+    rest = text(tmp_path / "rest.csv", "d.avi 1\ne.avi 2\n")
+    assert find_videos(whole).classes == ("0", "1", "2")
+    index = find_videos(rest)
+    assert [index.classes[label] for label in labels(index)] == ["1", "2"]
+
+
+def test_path_class_list_and_path_only_list(tmp_path):
+    tree(tmp_path, "s/x/a.avi", "s/x/b c.avi", "s/y/d.avi")
+    listed = text(tmp_path / "list.txt", "s/x/a.avi jump\ns/x/b c.avi sit\ns/y/d.avi jump\n")
+    index = find_videos(listed)
+    assert (index.classes, labels(index)) == (("jump", "sit"), [0, 1, 0])
+    listed = text(tmp_path / "list.txt", "# mine\ns/x/a.avi\n\ns/x/b c.avi\ns/y/d.avi\n")
+    index = find_videos(listed)
+    assert (index.classes, labels(index)) == (("x", "y"), [0, 0, 1])
+    inside = text(tmp_path / "s" / "x" / "list.txt", f"a.avi\n{tmp_path}/s/y/d.avi\n")
+    assert labels(find_videos(inside)) == [None, None]
+    two_folders = text(tmp_path / "list.txt", "s/x/a.avi 0\ns/y/d.avi 0\n")
+    assert find_videos(two_folders).classes == ("0",)
+
+
+def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
+    for name in ("ApplyLipstick/v 1", "Archery/v2"):
+        write_pictures(tmp_path / "frames" / name, 4)
+    listed = text(tmp_path / "train.list.txt", "ApplyLipstick/v 1 0 4\nArchery/v2 1 4\n")
+    index = find_videos(listed, root=tmp_path / "frames")
+    assert [(e.name, e.label, e.num_frames) for e in index.entries] == [
+        ("ApplyLipstick/v 1", 0, 4),
+        ("Archery/v2", 1, 4),
+    ]
+    assert find_videos(listed).entries == index.entries  # the root is found next to the list
+    # As TSN and MMAction2 write them; what was extracted since may differ from what was listed.
+    text(listed, "ApplyLipstick/v 1 4 1\nArchery/v2 5 2\n")
+    assert [(e.label, e.class_name, e.num_frames) for e in find_videos(listed).entries] == [
+        (0, "ApplyLipstick", 4),
+        (1, "Archery", 5),
+    ]
+
+
+def test_names_and_classes_of_a_csv_may_hold_commas_and_spaces(tmp_path):
+    tree(tmp_path, "a b/c, d.avi", "e/f.avi")
+    source = text(tmp_path / "all.csv", '"a b/c, d.avi",0\n"e/f.avi",1\n')
+    assert names(find_videos(source)) == ["a b/c, d.avi", "e/f.avi"]
+    source = text(tmp_path / "all.csv", '"a b/c, d.avi","sit, stand up"\ne/f.avi,jump\n')
+    assert find_videos(source).classes == ("jump", "sit, stand up")
+    source = text(tmp_path / "all.tsv", "a b/c, d.avi\ttwo words\ne/f.avi\tand three more\n")
+    assert find_videos(source).classes == ("and three more", "two words")
+
+
+def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
+    """As tables that programs write have it, in whichever order, and with other columns."""
+    tree(tmp_path, "a long name of six words.avi", "e/f.avi", "e/g.avi")
+    source = text(
+        tmp_path / "all.csv",
+        ",Num_Frames,label,video path,subset\n"
+        '0,80,"sit, stand up",a long name of six words.avi,train\n'
+        f"1,70,jump,{tmp_path}/e/f.avi,training\n2,,jump,e/g,val\n",
+    )
+    index = find_videos(source)
+    assert names(index) == ["a long name of six words.avi", "e/f.avi", "e/g.avi"]
+    assert [entry.class_name for entry in index.entries] == ["sit, stand up", "jump", "jump"]
+    assert [entry.num_frames for entry in index.entries] == [80, 70, None]
+    assert [entry.split for entry in index.entries] == ["train", "train", "val"]
+    source = text(tmp_path / "test.tsv", "class\tfilename\n1\te/f.avi\n0\te/g.avi\n")
+    assert [entry.label for entry in find_videos(source).entries] == [1, 0]
+    source = text(tmp_path / "test.csv", "class;filename\nsit, stand up;e/f.avi\njump;e/g.avi\n")
+    assert [entry.class_name for entry in find_videos(source).entries] == ["sit, stand up", "jump"]
+    source = text(tmp_path / "ids.csv", "video_name,tag,label_id\ne/f.avi,jump,0\ne/g,sit,1\n")
+    assert [entry.class_name for entry in find_videos(source).entries] == ["jump", "sit"]
+    for content, message in {
+        "path,split\ne/f.avi,dev\n": "line 2: split must be train, val or test, got 'dev'$",
+        "path,split\n,train\n": "line 2: names no video, got ',train'$",
+        "path,frames\ne/f.avi,x\n": "line 2: frames must be from 1 to 1000000000, got x$",
+        "path,label\ne/h.avi,x\n": "line 2: no video e/h.avi under",
+        "path,label\n": "is empty$",
+        "path,label\ne/f.avi,jump\ne/g.avi,\n": "line 3: has no class, as other lines have$",
+        "x" * 200_000 + "\n": "line 1: .* begins with no video under",
+    }.items():
+        with pytest.raises(DatasetError, match=message):
+            find_videos(text(tmp_path / "wrong.csv", content))
+
+
+def test_lists_leave_the_ending_out_or_have_another(tmp_path):
+    tree(tmp_path, "walk/a.avi", "walk/b.avi", "run/c.avi")
+    listed = text(tmp_path / "l.txt", "walk/a 1\nwalk/b.mp4 1\nrun/c 0\n")
+    assert names(find_videos(listed)) == ["run/c.avi", "walk/a.avi", "walk/b.avi"]
+    tree(tmp_path / "flat", "one a.avi", "one_b.avi")
+    tree(tmp_path, "one/d.avi")  # what the line begins with, but no video
+    for flat in (tmp_path / "flat", tmp_path):  # beside the list, and in a folder beside it
+        assert len(find_videos(text(flat / "l.txt", "one a 1\none_b 0\n"))) == 2
+
+
+def test_list_errors_name_file_line_rule_and_value(tmp_path):
+    folder = tree(tmp_path / "set" / "lists", "a.avi", "b.avi")  # two folders up a root is sought
+    for content, message in {
+        "": "is empty",
+        "none/x.avi 1\n": "line 1: .*begins with no video under .* another root by --root, and the",
+        f"none {'x' * 999}\n": r"line 1: .*x \.\.\.' begins with no video under",
+        f"a.avi 0\nc {',' * 200_000}\n": r"line 2: no video c ,*, \.\.\. under",
+        "a.avi 0\nc.avi 1\n": "line 2: no video c.avi 1 under",
+        "a.avi 0\nb.avi -1\n": "line 2: label must be from 0 to 1000000, got -1$",
+        "a.avi 0\nb.avi 1000001\n": "line 2: label must be from 0 to 1000000, got 1000001$",
+        f"a.avi 0\nb.avi {'9' * 5000}\n": "line 2: label must be from 0 to 1000000, got 9999",
+        "a.avi 0 x\n": "line 1: frames must be from 1 to 1000000000, got x$",
+        "a.avi 0 0\n": "line 1: frames must be from 1 to 1000000000, got 0$",
+        "a.avi 0 ²\n": "line 1: frames must be from 1 to 1000000000, got ²$",
+        "a.avi 0\nb.avi\n": "line 2: has no number for a label",
+        "a.avi 0\na.avi 0\n": "a.avi is listed twice",
+    }.items():
+        with pytest.raises(DatasetError, match=message):
+            find_videos(text(folder / "list.txt", content))
+    (folder / "list.txt").write_bytes(b"a\xff.avi\n")
+    with pytest.raises(DatasetError, match="is no video, nor a list in UTF-8 text"):
+        find_videos(folder / "list.txt")
+
+
+# Lists of train and test
+
+
+def test_lists_in_a_folder_of_their_own_take_the_root(tmp_path):
+    lists, videos = tmp_path / "deep" / "down" / "lists", tmp_path / "elsewhere" / "videos"
+    tree(videos, "a/1.avi", "b/2.avi", "wave/3.avi")
+    for split, line in (("train", "a/1.avi"), ("test", "b/2.avi")):
+        text(lists / f"{split}.txt", line + "\n")
+    with pytest.raises(DatasetError, match="takes another root by --root"):
+        find_videos(lists)
+    assert names(find_videos(lists, root=videos)) == ["a/1.avi", "b/2.avi"]
+    hmdb = lists / "testTrainMulti_7030_splits"
+    text(hmdb / "wave_test_split1.txt", "3.avi 1\n")
+    assert names(find_videos(hmdb, root=videos)) == ["wave/3.avi"]
+    kinetics = "label,youtube_id,time_start,time_end\n"
+    text(tmp_path / "tables" / "train.csv", kinetics + "x,3,0,10\n")
+    for tables in (tmp_path / "tables", tmp_path / "tables" / "train.csv"):
+        assert names(find_videos(tables, root=videos)) == ["wave/3.avi"]
+
+
+def test_lists_whose_names_begin_with_that_of_the_set(tmp_path):
+    tree(tmp_path, "videos/a/1.avi", "videos/a/2.avi", "videos/b/3.avi")  # as MMAction2 has them
+    lists = [("a/1.avi 0", "b/3.avi 1"), ("b/3.avi 1", "a/2.avi 0")]
+    for fold, (train, val) in enumerate(lists, 1):
+        text(tmp_path / f"ucf101_train_split_{fold}_videos.txt", train)
+        text(tmp_path / f"ucf101_val_split_{fold}_videos.txt", val)
+    splits = [
+        [("a/1.avi", "train"), ("b/3.avi", "val")],
+        [("a/2.avi", "val"), ("b/3.avi", "train")],
+    ]
+    for fold, expected in enumerate(splits, 1):
+        index = find_videos(tmp_path, fold=fold)
+        assert [(e.name, e.split) for e in index.entries] == expected
+        assert index.classes == ("a", "b")
+    one = find_videos(tmp_path / "ucf101_train_split_2_videos.txt")
+    assert [(e.name, e.split) for e in one.entries] == [("b/3.avi", "train")]
+    text(tmp_path / "other_train.txt", "a/1.avi 0\n")
+    text(tmp_path / "other_test.txt", "a/2.avi 0\n")
+    of_either = "class folders, not by the lists of other or ucf101: name one of them"
+    assert find_videos(tmp_path).layout == of_either
+
+
+def test_lists_of_train_and_test_with_a_root_each(tmp_path):
+    tree(tmp_path, "videos_train/a b/1.mp4", "videos_train/c/2.mp4")  # as MMAction2 has Kinetics
+    tree(tmp_path, "videos_val/a b/3.mp4", "videos_val/c/4.mp4")
+    text(tmp_path / "kinetics400_train_list_videos.txt", "a b/1.mp4 0\nc/2.mp4 1\n")
+    val = text(tmp_path / "kinetics400_val_list_videos.txt", "a b/3.mp4 0\nc/4.mp4 1\n")
+    named = [
+        ("videos_train/a b/1.mp4", "train", "a b"),
+        ("videos_train/c/2.mp4", "train", "c"),
+        ("videos_val/a b/3.mp4", "val", "a b"),
+        ("videos_val/c/4.mp4", "val", "c"),
+    ]
+    found = find_videos(tmp_path).entries
+    assert [(e.name, e.split, e.class_name) for e in found] == named
+    assert find_videos(val, split="val").entries == found[2:]
+
+
+def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
+    tree(tmp_path, *(f"{n}.avi" for n in range(12)))
+    for n in (1, 2, 10, 11):
+        text(tmp_path / f"train_split{n}.txt", f"{n}.avi\n")
+        text(tmp_path / f"test_split{n}.txt", "0.avi\n")
+    assert find_videos(tmp_path, fold=2, split="train").entries[0].name == "2.avi"
+    assert find_videos(tmp_path, fold="split10", split="train").entries[0].name == "10.avi"
+    with pytest.raises(DatasetError, match="has no fold 3; its folds: split1, split10, split11, s"):
+        find_videos(tmp_path, fold=3)
+
+
+def test_lists_made_on_windows_part_folders_by_backslashes(tmp_path):
+    tree(tmp_path, "videos/walk/a b.avi", "videos/run/c.avi")
+    for listed in ("walk\\a b.avi 1\r\nrun\\c.avi 0\r\n", "path;label\r\n.\\run\\c.avi;0\r\n"):
+        index = find_videos(text(tmp_path / "list.csv", "\ufeff" + listed))
+        assert names(index) == ["run/c.avi", "walk/a b.avi"][: len(index)]
+
+
+def test_lists_of_jester_part_columns_by_semicolons(tmp_path):
+    for number in "123":
+        tree(tmp_path, f"20bn-jester-v1/{number}/00001.jpg")
+    text(tmp_path / "jester-v1-train.csv", "1;Swiping Left\n3;Doing other things\n")
+    text(tmp_path / "jester-v1-validation.csv", "2;Swiping Left\n")
+    text(tmp_path / "jester-v1-labels.csv", "Swiping Left\nDoing other things\n")
+    assert [(e.name, e.split, e.class_name) for e in find_videos(tmp_path).entries] == [
+        ("1", "train", "Swiping Left"),
+        ("2", "val", "Swiping Left"),
+        ("3", "train", "Doing other things"),
+    ]
+    tree(tmp_path, "20bn-jester-v1/4/00001.jpg")
+    text(tmp_path / "jester-v1-test.csv", "4\n")
+    index = find_videos(tmp_path)
+    assert (
+        index.layout
+        == "lists of train and test, without the 1 of test, whose labels are not listed"
+    )
+    assert Counter(e.split for e in index.entries) == {"train": 2, "val": 1}
+    text(tmp_path / "jester-v1-test.csv", "4;Swiping Left\n")
+    assert names(find_videos(tmp_path, split="test")) == ["4"]
+
+
+def test_lists_of_train_and_test_as_csv(tmp_path):
+    tree(tmp_path, "a/1.avi", "a/2.avi", "b/1.avi", "b/2.avi")
+    text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")  # as SlowFast has them
+    text(tmp_path / "test.csv", "a/2.avi 0\nb/2.avi 1\n")
+    named = [("a/1.avi", "train"), ("a/2.avi", "test"), ("b/1.avi", "train"), ("b/2.avi", "test")]
+    assert [(e.name, e.split) for e in find_videos(tmp_path).entries] == named
+    text(tmp_path / "test.csv", "clip_name,clip_path,label\n2,/a/2.avi,a\n2,/b/2.avi,b\n")
+    text(tmp_path / "train.csv", "clip_name,clip_path,label\n1,/a/1.avi,a\n1,/b/1.avi,b\n")
+    index = find_videos(tmp_path)
+    assert [(e.name, e.split) for e in index.entries] == named
+    assert [e.class_name for e in index.entries] == ["a", "a", "b", "b"]
+
+
+def test_a_list_of_val_that_is_that_of_test_too_is_read_once(tmp_path):
+    tree(tmp_path, "a/1.avi", "b/1.avi", "b/2.avi")  # as Kinetics for SlowFast and VideoMAE
+    text(tmp_path / "train.csv", "a/1.avi 0\nb/1.avi 1\n")
+    for split in ("val", "test"):
+        text(tmp_path / f"{split}.csv", "b/2.avi 1\n")
+    assert [(e.split, e.label) for e in find_videos(tmp_path).entries] == [
+        ("train", 0),
+        ("train", 1),
+        ("test", 1),
+    ]
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "val.csv").rename(tmp_path / "valid.csv")
+    assert [e.split for e in find_videos(tmp_path).entries] == ["train", "train", "val"]
+
+
+def test_lists_of_something_something_and_diving48(tmp_path):
+    folder = tree(tmp_path / "videos", "1.webm", "2.webm")
+    some = '[{"id": "2", "label": "Holding a cup", "template": "Holding [something]"}, {"id": "1"}]'
+    with pytest.raises(DatasetError, match="row 2: has no class, as other lines have"):
+        find_videos(text(tmp_path / "some.json", some))  # the root is found
+    diving = '[{"vid_name": "1", "label": 3, "end_frame": 9}, {"vid_name": "2", "label": 0}]'
+    index = find_videos(text(tmp_path / "diving.json", diving), root=folder)
+    assert [(e.name, e.label) for e in index.entries] == [("1.webm", 3), ("2.webm", 0)]
+    for other in ("{}", "[1]", "[[]]", "[" * 99999, '[{"url": "2.webm"}]', "x"):
+        with pytest.raises(DatasetError, match=r"must be an array of objects|is empty"):
+            find_videos(text(tmp_path / "other.json", other))
+
+
+@pytest.mark.parametrize("begin", ["labels/", "something-something-v2-"])
+def test_the_official_folder_of_something_something(tmp_path, begin):
+    """Videos in one folder, lists in another or beside it, those of test without a label."""
+    tree(tmp_path, *(f"20bn-something-something-v2/{number}.webm" for number in "1234"))
+    cup = '{"id": "1", "label": "holding a cup", "template": "Holding [something]"}'
+    pen = '{"id": "2", "label": "moving a pen up", "template": "Moving [something] up"}'
+    lists = {
+        "train": f"[{cup}, {pen}]",
+        "validation": f"[{pen.replace('2', '4')}]",
+        "test": '[{"id": "3"}]',
+        "labels": '{"Holding something": "0", "Moving something up": "1"}',
+    }
+    for name, content in lists.items():
+        text(tmp_path / f"{begin}{name}.json", content)
+    index = find_videos(tmp_path)
+    assert index.classes == ("Holding [something]", "Moving [something] up")
+    found = [(e.name, e.label, e.split) for e in index.entries]
+    assert found == [("1.webm", 0, "train"), ("2.webm", 1, "train"), ("4.webm", 1, "val")]
+    assert index.layout.endswith("without the 1 of test, whose labels are not listed")
+    assert names(find_videos(tmp_path / f"{begin}train.json", split="val")) == ["4.webm"]
+
+
+def test_an_index_of_one_of_several_lists_is_no_other(tmp_path):
+    tree(tmp_path, *(f"{number}.avi" for number in "123"))
+    for name in ("1", "2"):
+        text(tmp_path / f"train_{name}.txt", "1.avi wave\n")
+        text(tmp_path / f"val_{name}.txt", "2.avi wave\n")
+        text(tmp_path / f"test_{name}.txt", "3.avi\n")
+    index = find_videos(tmp_path, fold=2)
+    assert index.layout == "lists 2, without the 1 of test, whose labels are not listed"
+    assert index.of_fold("2", "i.jsonl") is index
+    with pytest.raises(DatasetError, match=r"i\.jsonl: was made of lists 2, .*, and fold '3' is"):
+        index.of_fold("3", "i.jsonl")
+
+
+def test_lists_in_annotations_that_name_no_videos_are_told(tmp_path):
+    tree(tmp_path, "001YG.mp4", "004QE.mp4")
+    for name in ("Charades_v1_train.csv", "Charades_v1_test.csv"):
+        text(tmp_path / "annotations" / name, "id,subject,scene\nAAAAA,HR43,Kitchen\n")
+    index = find_videos(tmp_path)
+    assert names(index) == ["001YG.mp4", "004QE.mp4"]
+    assert index.layout.startswith("videos without labels, not by its lists: ")
+    assert "Charades_v1_train.csv line 1: 'id,subject,scene' begins with no video" in index.layout
+
+
+def test_the_official_folder_of_diving48(tmp_path):
+    tree(tmp_path, "rgb/a_00001.mp4", "rgb/a_00002.mp4")
+    row = '[{{"vid_name": "a_0000{}", "label": {}, "start_frame": 0, "end_frame": 9}}]'
+    text(tmp_path / "Diving48_V2_train.json", row.format(2, 1))
+    text(tmp_path / "Diving48_V2_test.json", row.format(1, 0))
+    text(tmp_path / "Diving48_vocab.json", '[["Back", "15som"], ["Inward", "25som"]]')
+    found = [(e.name, e.label, e.split) for e in find_videos(tmp_path).entries]
+    assert found == [("a_00001.mp4", 0, "test"), ("a_00002.mp4", 1, "train")]
+
+
+def test_json_files_that_are_no_lists_are_left_alone(tmp_path):
+    tree(tmp_path, "walk/a.mp4", "run/b.mp4")
+    for name in ("train.json", "annotations/train.json"):
+        for other in ('{"images": []}', "[]", "[3]", "x"):
+            text(tmp_path / name, other)
+            text(tmp_path / name.replace("train", "test"), other)
+            assert find_videos(tmp_path).layout == "class folders"
+
+
+def test_a_test_list_without_labels_whose_folders_are_classes_is_no_list_without_labels(tmp_path):
+    tree(tmp_path, *(f"{name}/{n}.avi" for name in ("walk", "run") for n in "123"))
+    text(tmp_path / "train.txt", "walk/1.avi walk\nrun/1.avi run\n")
+    text(tmp_path / "val.txt", "walk/2.avi walk\nrun/2.avi run\n")
+    text(tmp_path / "test.txt", "walk/3.avi\nrun/3.avi\n")
+    assert [e.class_name for e in find_videos(tmp_path, split="test").entries] == ["run", "walk"]
+    text(tmp_path / "train.txt", "walk/1.avi 0\nrun/1.avi 1\n")
+    text(tmp_path / "val.txt", "walk/2.avi 0\nrun/2.avi 1\n")
+    with pytest.raises(DatasetError, match=r"test\.txt line 1: has no number for a label"):
+        find_videos(tmp_path)
