@@ -160,7 +160,7 @@ class BareLoop:
     def __init__(self, options: TrainOptions, source: FrameSource):
         self.device, self.options = torch.device(options.device), options
         self.model = prepare(pace_model(options), self.device).train()
-        torch.backends.cudnn.benchmark = True  # as training sets it, from its first run in here on
+        torch.backends.cudnn.benchmark = True  # as training has it
         layout = memory_format(self.model, self.device)
         counts = tuple(source.num_frames(video) for video in range(len(source)))
         schedule = TrainingSchedule(options.sampling(), counts, options.batch, options.repeat)

@@ -1,7 +1,10 @@
 """What the options mean on the device that is there: which one, in which type and layout."""
 
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -13,7 +16,7 @@ from pacecore.errors import PacecoreError
 from pacecore.kernels import lack_of
 from pacecore.loader import ClipFormat
 
-__all__ = ["clip_format", "pick_device", "trusted"]
+__all__ = ["clip_format", "pick_device", "repeatable_or_fast", "trusted"]
 
 
 def pick_device(wish: str) -> torch.device:
@@ -64,6 +67,27 @@ def trusted(options: AnyOptions, device: torch.device, *, resume: bool = False) 
     if is_main() and (unfit or not resume):
         print(check.report(), flush=True)
     return replace(options, amp="none") if unfit else options
+
+
+@contextmanager
+def repeatable_or_fast(repeatable: bool) -> Iterator[None]:
+    """Within the block torch computes what is `repeatable` bit for bit, or else with whatever cuDNN
+    finds fastest; after it as before.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if repeatable:
+        # cuBLAS reads it when its first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    # Batches have two sizes at most: cuDNN tries what is fastest for each once.
+    torch.backends.cudnn.benchmark = not repeatable
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def clip_format(

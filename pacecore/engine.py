@@ -4,7 +4,6 @@ A task says what a network's outputs cost; the loop knows nothing of paces or ac
 """
 
 import math
-import os
 import platform
 import shlex
 import time
@@ -19,7 +18,7 @@ import torch
 from pacecore import __version__
 from pacecore.checkpoint import VERBS, CheckpointError, check_kind, load_resume, save_checkpoint
 from pacecore.config import AnyOptions, RunOptions
-from pacecore.device import clip_format, trusted
+from pacecore.device import clip_format, repeatable_or_fast, trusted
 from pacecore.distributed import (
     any_rank,
     is_main,
@@ -114,22 +113,25 @@ def fit(
     are not finite, more than max_bad unreadable videos, or a signal to stop, and the last
     checkpoint stays.
     """
-    run = _Run(task, source, schedule, options, device, identity, resume)
-    try:
-        return run.train()
-    except KeyboardInterrupt:  # the second one: the first waits for the end of the step
-        raise TrainingError(
-            f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
-            f" go on with: {run.resuming()}"
-        ) from None
-    except RuntimeError as error:  # of C3D's and S3D-G's max-pooling on CUDA in torch until lately
-        function, lacks, _ = str(error).partition(" does not have a deterministic implementation")
-        if not lacks:
-            raise
-        raise TrainingError(
-            f"deterministic: torch {torch.__version__} has no repeatable {function} on {device},"
-            f" which {options.backbone} needs; leave it out"
-        ) from None
+    with repeatable_or_fast(options.deterministic):
+        run = _Run(task, source, schedule, options, device, identity, resume)
+        try:
+            return run.train()
+        except KeyboardInterrupt:  # the second one: the first waits for the end of the step
+            raise TrainingError(
+                f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
+                f" go on with: {run.resuming()}"
+            ) from None
+        except RuntimeError as error:  # of C3D's and S3D-G's max-pooling on CUDA until lately
+            function, lacks, _ = str(error).partition(
+                " does not have a deterministic implementation"
+            )
+            if not lacks:
+                raise
+            raise TrainingError(
+                f"deterministic: torch {torch.__version__} has no repeatable {function} on"
+                f" {device}, which {options.backbone} needs; leave it out"
+            ) from None
 
 
 class _Run:
@@ -142,12 +144,6 @@ class _Run:
         self.per_epoch = schedule.steps_per_epoch
         planned = options.epochs * self.per_epoch
         self.total_steps = min(planned, options.max_steps) if options.max_steps else planned
-        if options.deterministic:
-            # cuBLAS reads it when its first handle is made.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        # Batches have two sizes at most: cuDNN tries what is fastest for each once.
-        torch.backends.cudnn.benchmark = not options.deterministic
         self.step = TrainingStep(task, options, device)
         self.form = clip_format(options, device, self.step.layout)
         self.resident = resident_frames(source, options.data_on, device)

@@ -1,11 +1,13 @@
 """The device of an option, on machines with and without GPUs."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
 from pacecore.backbones.tuning import Bf16Check
 from pacecore.config import TrainOptions
-from pacecore.device import pick_device, trusted
+from pacecore.device import pick_device, repeatable_or_fast, trusted
 from pacecore.errors import PacecoreError
 from tests.gpus import gpus
 
@@ -67,3 +69,15 @@ def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, capsys):
     assert f"warning: the GPU is left unused: {words}" in capsys.readouterr().err
     with pytest.raises(PacecoreError, match=f"device cuda: {words}"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_torch_is_after_a_run_as_it_was_before(monkeypatch, repeatable):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", repeatable)
+    with suppress(KeyError), repeatable_or_fast(repeatable):
+        assert torch.are_deterministic_algorithms_enabled() == repeatable
+        assert torch.backends.cudnn.benchmark != repeatable
+        raise KeyError
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark == repeatable
