@@ -24,7 +24,8 @@ __all__ = ["read_source"]
 _UCF_LISTS, _HMDB_LISTS = "ucfTrainTestlist", "testTrainMulti_7030_splits"
 _HMDB_SPLITS = {0: None, 1: "train", 2: "test"}  # 0: in neither
 _LIST_NAME = re.compile(  # as trainlist01.txt, or ucf101_val_split_1_videos.txt
-    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|id(?:ation|ate)?)?(?:list)?[_-]?(.*)\.(?:txt|csv|json)$",
+    r"^(?:(.+?)[_-])??(train|test|val)(?:ing|id(?:ation|ate)?)?(?:list)?[_-]?(.*)"
+    r"\.(?:txt|csv|json)$",
     re.I,
 )
 _KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}

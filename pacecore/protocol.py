@@ -166,9 +166,7 @@ class ClipRunner:
     decode_timeout: float = 120.0
     what: str = "test"  # name on the progress line
     layout: torch.memory_format = MEMORY_FORMAT
-    between: Callable[[], None] = lambda: (
-        None
-    )  # called between batches; what it raises ends the pass
+    between: Callable[[], None] = lambda: None  # between batches; what it raises ends the pass
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
