@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
+from pacecore.labelling import labelled
 from pacecore.listing import (
     SPLIT_WORDS,
     Listing,
@@ -125,20 +126,20 @@ def _plain(path: Path) -> VideoIndex:
         len(p) > level + 2 for p in parts
     ):
         level += 1
-    labelled = all(len(p) > level + 1 for p in parts) and len({p[level] for p in parts}) > 1
-    classes = tuple(sorted({p[level] for p in parts})) if labelled else ()
+    in_classes = all(len(p) > level + 1 for p in parts) and len({p[level] for p in parts}) > 1
+    classes = tuple(sorted({p[level] for p in parts})) if in_classes else ()
     rank = {name: label for label, name in enumerate(classes)}
     entries = tuple(
         VideoEntry(
             path=str(video),
             name="/".join(p),
-            label=rank[p[level]] if labelled else None,
-            class_name=p[level] if labelled else None,
+            label=rank[p[level]] if in_classes else None,
+            class_name=p[level] if in_classes else None,
             split=split_of.get(p[0]),
         )
         for video, p in zip(videos, parts, strict=True)
     )
-    kind = "class folders" if labelled else "videos without labels"
+    kind = "class folders" if in_classes else "videos without labels"
     if split_of:
         kind = f"split folders of {kind}"
     if pictures := sum(video.is_dir() for video in videos):
@@ -198,7 +199,7 @@ def _listed(
         del pairs[name]["val"]
     listing = listed_videos(pairs[name], pairs[name]["train"], roots, missing)
     words = f"lists {name}" if name else "lists of train and test"
-    return _labelled(listing, lists, f"UCF101, split {name}", words)
+    return labelled(listing, lists, f"UCF101, split {name}", words)
 
 
 def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
@@ -224,116 +225,6 @@ def _roots(path: Path, lists: Path) -> list[Path]:
     return list(dict.fromkeys(near + inside))
 
 
-def _class_file(path: Path) -> tuple[str, ...]:
-    """classInd.txt: "1 ApplyEyeMakeup", ids from 1 without a gap."""
-    names = []
-    for where, text in lines_of(path):
-        number, _, name = text.partition(" ")
-        if not number.isdecimal() or int(number) != len(names) + 1 or not name.strip():
-            raise DatasetError(f'{where}: must be "{len(names) + 1} ClassName", got {text!r}')
-        names.append(name.strip())
-    return tuple(names)
-
-
-def _labelled(listing: Listing, folder: Path, ucf101: str, other: str) -> VideoIndex:
-    """With the classes of the classInd.txt in `folder`, as layout `ucf101`; without one `other`."""
-    found = (path for path in folder.glob("*") if path.name.lower() == "classind.txt")
-    if class_file := next(found, None):
-        return _with_folder_classes(listing, class_file, ucf101)
-    return _with_classes(listing, other)
-
-
-def _with_folder_classes(listing: Listing, class_file: Path, layout: str) -> VideoIndex:
-    """Lists of tests leave the class out, others count from 1, as classInd.txt: the folder says it,
-    and a label beside it must agree.
-    """
-    classes = _class_file(class_file)
-    ranks = {name.casefold(): rank for rank, name in enumerate(classes)}
-    for row in listing.rows:
-        folder = os.path.relpath(row.path, listing.root).split(os.sep)[0]
-        rank = ranks.get(folder.casefold())
-        if rank is None:
-            raise DatasetError(f"{row.where}: folder {folder} is no class of classInd.txt")
-        if isinstance(row.said, int) and rank + 1 != row.said:
-            name = classes[rank]
-            raise DatasetError(f"{row.where}: label {row.said} is not that of class {name}")
-        row.said = rank
-    return listing.index(layout, classes)
-
-
-def _with_classes(listing: Listing, layout: str) -> VideoIndex:
-    """Labels as listed, from 0 or 1; else the names listed; else the videos' folders."""
-    layout += _without_unlabelled_test(listing)
-    said = [row.said for row in listing.rows]
-    numbers = [label for label in said if isinstance(label, int)]
-    if said and len(numbers) == len(said):
-        base = 1 if min(numbers) >= 1 else 0
-        for row in listing.rows:
-            row.said -= base
-        return listing.index(layout, _names(listing, max(numbers) - base + 1, base))
-    if numbers:
-        where = next(row.where for row in listing.rows if not isinstance(row.said, int))
-        raise DatasetError(f"{where}: has no number for a label, as other lines have")
-    if None in said:
-        known = set(said) - {None}
-        said = [row.said or _its_folder(row, known, listing.root) for row in listing.rows]
-        if None in said:
-            return listing.index(layout, ())
-    classes = tuple(sorted(set(said)))
-    if len(classes) == 1:  # one folder around all is no class
-        classes, said = (), [None] * len(said)
-    for row, name in zip(listing.rows, said, strict=True):
-        row.said = name
-    return listing.index(layout, classes)
-
-
-def _without_unlabelled_test(listing: Listing) -> str:
-    """Of Jester and Something-Something the labels of the test videos are not published: these are
-    left out, in words, where there are labelled ones to train and to validate on.
-    """
-    test = [row for row in listing.rows if row.split == "test"]
-    rest = [row for row in listing.rows if row.split != "test"]
-    known = {row.said for row in rest}
-    folders = {_folder_name(row, listing.root) for row in rest}
-    if len(folders) > 1:  # they may say the class
-        known |= folders
-    if (
-        not test
-        or not {"train", "val"} <= {row.split for row in rest}
-        or None in {row.said for row in rest}
-        or any(row.said is not None or _folder_name(row, listing.root) in known for row in test)
-    ):
-        return ""
-    listing.rows = rest
-    listing.missing = [each for each in listing.missing if each[1] != "test"]
-    return f", without the {len(test)} of test, whose labels are not listed"
-
-
-def _folder_name(row: Row, root: Path) -> str | None:
-    return next(iter(Path(os.path.relpath(row.path, root)).parts[-2:-1]), None)
-
-
-def _its_folder(row: Row, known: set[str], root: Path) -> str | None:
-    """Where no class is said, the folder's name, which must be one that other lines say."""
-    name = _folder_name(row, root)
-    if known and name not in known:
-        raise DatasetError(f"{row.where}: has no class, as other lines have")
-    return name
-
-
-def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
-    """Class names of numeric labels: their folders' where these pair up one to one, else the
-    numbers as listed, by which lists that hold other classes are matched.
-    """
-    folders: dict[int, set[str]] = {}
-    for row in listing.rows:
-        folders.setdefault(row.said, set()).add(os.path.basename(os.path.dirname(row.path)))
-    names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
-    if len(names) == len(folders) == len(set(names.values())):
-        return tuple(names.get(label, str(label + base)) for label in range(count))
-    return tuple(str(label + base) for label in range(count))
-
-
 def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -> VideoIndex:
     """A text list. Of a pair train_X, test_X, each stands for both: the split chooses."""
     match = _LIST_NAME.match(path.name)
@@ -342,7 +233,7 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
     lists = pair or {match[2].lower() if match else None: path}
     roots = [root] if root else _roots(path.parent, path.parent)
     listing = listed_videos(lists, path, roots, missing)
-    return _labelled(listing, path.parent, "a list of UCF101", "a list")
+    return labelled(listing, path.parent, "a list of UCF101", "a list")
 
 
 # HMDB51

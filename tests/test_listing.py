@@ -30,41 +30,6 @@ def test_lists_of_a_set_with_paths_relative_to_its_root(tmp_path):
     assert names(other) == ["hug/b.avi", "kick/d.avi"]
 
 
-@pytest.mark.parametrize("base", [0, 1])
-@pytest.mark.parametrize("separator", [" ", ",", "\t"])
-def test_path_label_lists_count_from_0_or_1(base, separator, tmp_path):
-    tree(tmp_path, "a b.avi", "c.avi", "d, e.avi")
-    lines = [f"{n}{separator}{k + base}" for k, n in enumerate(("a b.avi", "c.avi", "d, e.avi"))]
-    listed = text(tmp_path / "list.csv", "\ufeff" + "\r\n".join(lines))
-    index = find_videos(listed)
-    assert names(index) == ["a b.avi", "c.avi", "d, e.avi"]
-    assert labels(index) == [0, 1, 2]
-
-
-def test_a_list_without_the_first_class_names_the_others_as_listed(tmp_path):
-    """A test list of its own: by their names its classes are matched with those of training."""
-    tree(tmp_path, *(f"{name}.avi" for name in "abcde"))
-    whole = text(tmp_path / "whole.csv", "a.avi 0\nb.avi 1\nc.avi 2\n")
-    rest = text(tmp_path / "rest.csv", "d.avi 1\ne.avi 2\n")
-    assert find_videos(whole).classes == ("0", "1", "2")
-    index = find_videos(rest)
-    assert [index.classes[label] for label in labels(index)] == ["1", "2"]
-
-
-def test_path_class_list_and_path_only_list(tmp_path):
-    tree(tmp_path, "s/x/a.avi", "s/x/b c.avi", "s/y/d.avi")
-    listed = text(tmp_path / "list.txt", "s/x/a.avi jump\ns/x/b c.avi sit\ns/y/d.avi jump\n")
-    index = find_videos(listed)
-    assert (index.classes, labels(index)) == (("jump", "sit"), [0, 1, 0])
-    listed = text(tmp_path / "list.txt", "# mine\ns/x/a.avi\n\ns/x/b c.avi\ns/y/d.avi\n")
-    index = find_videos(listed)
-    assert (index.classes, labels(index)) == (("x", "y"), [0, 0, 1])
-    inside = text(tmp_path / "s" / "x" / "list.txt", f"a.avi\n{tmp_path}/s/y/d.avi\n")
-    assert labels(find_videos(inside)) == [None, None]
-    two_folders = text(tmp_path / "list.txt", "s/x/a.avi 0\ns/y/d.avi 0\n")
-    assert find_videos(two_folders).classes == ("0",)
-
-
 def test_path_label_frames_list_over_folders_of_pictures(tmp_path):
     for name in ("ApplyLipstick/v 1", "Archery/v2"):
         write_pictures(tmp_path / "frames" / name, 4)
@@ -362,15 +327,3 @@ def test_json_files_that_are_no_lists_are_left_alone(tmp_path):
             text(tmp_path / name, other)
             text(tmp_path / name.replace("train", "test"), other)
             assert find_videos(tmp_path).layout == "class folders"
-
-
-def test_a_test_list_without_labels_whose_folders_are_classes_is_no_list_without_labels(tmp_path):
-    tree(tmp_path, *(f"{name}/{n}.avi" for name in ("walk", "run") for n in "123"))
-    text(tmp_path / "train.txt", "walk/1.avi walk\nrun/1.avi run\n")
-    text(tmp_path / "val.txt", "walk/2.avi walk\nrun/2.avi run\n")
-    text(tmp_path / "test.txt", "walk/3.avi\nrun/3.avi\n")
-    assert [e.class_name for e in find_videos(tmp_path, split="test").entries] == ["run", "walk"]
-    text(tmp_path / "train.txt", "walk/1.avi 0\nrun/1.avi 1\n")
-    text(tmp_path / "val.txt", "walk/2.avi 0\nrun/2.avi 1\n")
-    with pytest.raises(DatasetError, match=r"test\.txt line 1: has no number for a label"):
-        find_videos(tmp_path)
