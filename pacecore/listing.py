@@ -292,7 +292,11 @@ def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
 def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
     """As of a table, of a JSON array of objects: those of Something-Something and Diving48."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            begins = file.read(1000)
+            if not begins.lstrip().startswith("["):  # as COCO's, of gigabytes
+                raise ValueError
+            rows = json.loads(begins + file.read())
         for number, row in enumerate(rows, 1):
             name = row["id"] if "id" in row else row["vid_name"]
             label = row.get("template", row.get("label"))
