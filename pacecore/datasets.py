@@ -57,11 +57,11 @@ def find_videos(
     A folder: UCF101 and HMDB51 with their lists of splits, Kinetics with its tables, folders named
     train, val, test, lists train_NAME and test_NAME (.txt, .csv or .json), class folders, folders
     of still pictures, or just videos; where these are in no class folders, tables and lists may lie
-    in annotations or labels. A file: a list of "path", "path
-    label", "path label frames" or, over folders of pictures, "path frames label"; a csv of any, its
-    columns parted by semicolons too, or whose first line names them (path, label, frames, split;
-    others are left alone); a JSON array of objects, as Something-Something and Diving48 have; an
-    index written by write_index, or one video.
+    in annotations or labels. A file: a list of "path", "path label", "path label frames" or, over
+    folders of pictures, "path frames label"; a csv of any, its columns parted by semicolons too, or
+    whose first line names them (path, label, frames, split; others are left alone); a JSON array of
+    objects, as Something-Something and Diving48 have; an index written by write_index, or one
+    video.
 
     split: only this one. fold: 1 to 3 of UCF101 and HMDB51; of other lists the name, the number in
     it, or the rank.

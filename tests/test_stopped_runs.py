@@ -39,14 +39,20 @@ def test_a_second_signal_stops_at_once_and_says_what_is_kept(tmp_path):
     assert load_checkpoint(out / "last.pt")["totals"]["step"] == 4
 
 
-def test_a_signal_in_the_last_step_stops_nothing(tmp_path):
+def _signalled(number, sent):
+    """A task whose run is sent a signal in the step of batch `number`."""
+
     class Signalled(PaceTask):
         def loss(self, outputs, batch):
-            if batch.number == 5:
-                os.kill(os.getpid(), signal.SIGINT)
+            if batch.number == number:
+                os.kill(os.getpid(), sent)
             return super().loss(outputs, batch)
 
-    assert run(tmp_path, task=Signalled, held_out="none")["steps"] == 6
+    return Signalled
+
+
+def test_a_signal_in_the_last_step_stops_nothing(tmp_path):
+    assert run(tmp_path, task=_signalled(5, signal.SIGINT), held_out="none")["steps"] == 6
 
 
 def _measured(out):
@@ -89,14 +95,8 @@ def test_a_signal_ends_the_measuring_which_is_done_after_a_resume(tmp_path, numb
 
 
 def test_a_signal_in_the_last_step_of_an_epoch_does_not_wait_for_the_measuring(tmp_path):
-    class Signalled(PaceTask):
-        def loss(self, outputs, batch):
-            if batch.number == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().loss(outputs, batch)
-
     with pytest.raises(TrainingError, match=r"^stopped by SIGTERM after step 3 of 6, saved"):
-        run(tmp_path, task=Signalled)
+        run(tmp_path, task=_signalled(2, signal.SIGTERM))
     assert _measured(tmp_path) == []
     run(tmp_path, resume=True)
     assert _measured(tmp_path) == [3, 6]
