@@ -126,8 +126,9 @@ def main() -> None:
         data = arguments.data or make_demo(Path(folder) / "demo", groups=2, clips=1 if quick else 3)
         index, _ = probe_all(find_videos(data).select("train"))
         few = spread(index, 12 if quick else 80)
-        if device.type == "cuda" or quick:  # so few are done before the workers have begun
-            few = replace(few, entries=few.entries * 8)
+        # So few are done before the workers have begun, and on a GPU also these.
+        times = 64 if device.type == "cuda" else 8 if quick else 1
+        few = replace(few, entries=few.entries * times)
         size = from_mapping(FinetuneOptions, {}, preset="small").resize
         store, _ = pack(few, Path(folder) / "store", size)
         rounds = 1 if quick else 3

@@ -1,17 +1,18 @@
 """One command for a machine with a GPU: builds, tests, sanitizes, times and trains.
 
     python -m benchmarks.gpu_check --out DIR [--only build,limits] [--train-steps 60]
-        [--data VIDEOS] [--official FOLDER]
+        [--data VIDEOS] [--official FOLDER] [--also COMMIT]
 
 Works from a source tree, with the torch of the running Python, in a copy of the tree; nothing needs
 to be installed and nothing is fetched. Each step is a process of its own with a limit in seconds,
 so what one step found stays when a later one fails, and all end within 8 minutes; a build that
-crashes ends it at once. Tests and sanitizers run side by side, since none of them is timed; what is
-timed runs alone. DIR then holds gpu_check-cuda.json and gpu_check-cuda.md, written anew after every
-step; what passed in an earlier run into DIR, of the same commit on such a machine, stays where it
-is not run again. Exit codes: 0 all passed, 1 a step failed, 2 no GPU. The README shows the record
-of a GPU that lies in benchmarks/results. --data and --official: as benchmarks.pretrain has them;
-without, the demo set and the authors' way rebuilt.
+crashes ends it at once. Tests, sanitizers and short trainings run side by side, since none of them
+is timed; what is timed runs alone. DIR then holds gpu_check-cuda.json and gpu_check-cuda.md,
+written anew after every step; what passed in an earlier run into DIR on such a machine, of the same
+commit or of one that --also names, stays where it is not run again. Without the step `build` the
+extension is the one that was built in place. Exit codes: 0 all passed, 1 a step failed, 2 no GPU.
+The README shows the record of a GPU that lies in benchmarks/results. --data and --official: as
+benchmarks.pretrain has them; without, the demo set and the authors' way rebuilt.
 
     python -m benchmarks.gpu_check --out DIR --device cpu
 
@@ -70,11 +71,15 @@ def _begun(name: str, context: Context, broken: str) -> Result:
     return run_step(name, context)
 
 
-def copy_tree(folder: Path) -> Path:
-    """The source tree with `cli` where an installation has it, so that pacecore.cli imports."""
+def copy_tree(folder: Path, built: bool = False) -> Path:
+    """The source tree with `cli` where an installation has it, so that pacecore.cli imports; with
+    the extensions that were `built` in place.
+    """
     tree = folder / "tree"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*_LEFT_BEHIND), symlinks=True)
     shutil.copytree(tree / "cli", tree / "pacecore" / "cli")
+    for extension in (ROOT / "pacecore").glob("*.so") if built else ():
+        shutil.copy2(extension, tree / "pacecore")
     return tree
 
 
@@ -101,15 +106,20 @@ def machine(device: str, commit: str | None = None) -> dict:
     return about
 
 
-def passed_before(out: Path, device: str, about: dict) -> dict[str, dict]:
-    """Steps that passed in an earlier run into `out`, by name: of this commit on such a machine."""
+def passed_before(out: Path, device: str, about: dict, also: str | None = None) -> dict[str, dict]:
+    """Steps that passed in an earlier run into `out` on such a machine, by name: of this commit,
+    or of that named by `also`.
+    """
     path = out / f"gpu_check-{device}.json"
     if not path.is_file() or not about.get("commit") or about.get("uncommitted_changes"):
         return {}
     record = json.loads(path.read_text())
-    if {**record["machine"], "date": ""} != {**about, "date": ""}:
+    of_any = {"date": "", "commit": ""}
+    if record["machine"] | of_any != about | of_any:
         return {}
-    return {step["name"]: step for step in record["steps"] if step["state"] == "passed"}
+    first = record["machine"].get("commit")
+    steps = [{"commit": first} | step for step in record["steps"] if step["state"] == "passed"]
+    return {step["name"]: step for step in steps if step["commit"] in (about["commit"], also)}
 
 
 def write(out: Path, device: str, about: dict, steps: dict[str, dict]) -> None:
@@ -143,8 +153,11 @@ def page(record: dict) -> str:
     about = [f"- {name}: {value}" for name, value in record["machine"].items()]
     lines = ["# GPU check", "", *about, ""]
     lines += ["| step | state | seconds | |", "|---|---|---|---|"]
+    commit = record["machine"].get("commit")
     for step in record["steps"]:
         said = step["said"].replace("|", "\\|")
+        if step.get("commit", commit) != commit:
+            said += f"; commit {step['commit'][:10]}"
         lines.append(f"| {step['name']} | {step['state']} | {step['seconds']} | {said} |")
     for step in record["steps"]:
         if step["state"] == "failed" and step["output"]:
@@ -168,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", help="videos to feed from; default PACECORE_DATA, else a demo")
     parser.add_argument("--official", help="a copy of laura-wang/video-pace to set ours beside")
     parser.add_argument("--commit", help="what to call a tree that is no git checkout")
+    parser.add_argument("--also", help="commit whose steps, passed before, stay too")
     options = parser.parse_args(arguments)
     names = options.only.split(",")
     unknown = [name for name in names if name not in STEPS]
@@ -182,11 +196,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     made_folder(options.out)
     about, failed = machine(options.device, options.commit), False
-    steps = passed_before(options.out, options.device, about)
+    steps = passed_before(options.out, options.device, about, options.also)
     deadline = time.perf_counter() + options.limit
     with tempfile.TemporaryDirectory() as folder:
         context = Context(
-            copy_tree(Path(folder)),
+            copy_tree(Path(folder), built="build" not in names),
             options.out.resolve(),
             options.train_steps,
             options.device,
@@ -195,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for result in run_steps(names, context):
             failed |= result.state == "failed"
-            steps[result.name] = asdict(result)
+            steps[result.name] = asdict(result) | {"commit": about.get("commit")}
             line = f"{result.state:8}{result.name:15}{result.seconds:6.1f} s  {result.said}"
             print(line, flush=True)
             write(options.out, options.device, about, steps)

@@ -97,14 +97,14 @@ def base(grid: Grid, device: torch.device) -> Point:
     return Point(batch, 16, 112 if on_gpu else 56)
 
 
-def steps(grid: Grid, device: torch.device) -> Iterator[dict]:
-    """Speed and memory of training steps."""
+def steps(grid: Grid, device: torch.device, quick: bool = False) -> Iterator[dict]:
+    """Speed and memory of training steps; quick: without cuDNN's search, which each size wants."""
     middle = base(grid, device)
     for name in ("batch", "clip_frames", "side_px"):
         for value in getattr(grid, name):
             at = replace(middle, **{name: value})
             shape = (at.batch, 3, at.clip_frames, at.side_px, at.side_px)
-            way = Way(bf16=device.type == "cuda")
+            way = Way(bf16=device.type == "cuda", search=not quick)
             step = training_step("r21d", grid.width, torch.rand(shape, device=device), way)
             case = {"grows": name, "value": value, **vars(at), "width": grid.width}
             try:
@@ -296,7 +296,7 @@ def main() -> None:
         index, words = open_videos(options, Path(folder))
         parts: list[Callable[[], Iterator[dict]]] = [
             lambda: feeding(found.workers, device, index, words, options.quick),
-            lambda: steps(found, device),
+            lambda: steps(found, device, options.quick),
             lambda: embeddings(found, device),
             lambda: together(found, device, index, Path(folder)),
         ]

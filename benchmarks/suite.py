@@ -13,12 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pacecore.datasets import find_videos
 from pacecore.errors import PacecoreError
 from pacecore.files import made_folder, write_json, write_text
 
 from .common import machine_info, processor, run_limited
-from .official import Official
 from .rows import Row, rows_of, short
 
 __all__ = ["BENCHMARKS", "PEERS", "Benchmark", "Run", "page", "run_suite", "tables"]
@@ -87,6 +85,10 @@ def run_suite(
     on_done is told of each run as it ends. Raises PacecoreError for an unknown name, data that are
     not there, and for a copy of the authors' repository that lacks something.
     """
+    from pacecore.datasets import find_videos  # needs av, which gpu_check does without
+
+    from .official import Official
+
     names = _chosen(only)
     options = {"data": data, "official": official}
     if data:  # refused now, with the reason, and not by some benchmarks later

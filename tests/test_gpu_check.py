@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import common, gpu_check, gpu_exercise, gpu_steps, limits
+from benchmarks.common import ROOT
 from benchmarks.gpu_steps import Context, Result
 from benchmarks.suite import BENCHMARKS
 
@@ -81,7 +82,15 @@ def test_what_passed_before_stays_until_the_code_changes(tmp_path, monkeypatch):
     assert states("--commit", "a") == found
     found["second"] = "passed"
     assert states("--commit", "a", "--only", "second") == {"first": "passed", "second": "passed"}
-    assert states("--commit", "b", "--only", "second") == {"second": "passed"}
+    both = {"first": "passed", "second": "passed"}
+    assert states("--commit", "b", "--only", "second", "--also", "a") == both
+    assert "| first | passed | 0.0 | ; commit a |" in (tmp_path / "gpu_check-cuda.md").read_text()
+    assert states("--commit", "c", "--only", "second", "--also", "b") == {"second": "passed"}
+
+
+def test_it_begins_where_no_video_can_be_read():
+    blocked = "import sys; sys.modules['av'] = None; import benchmarks.gpu_check, tests.conftest"
+    subprocess.run([sys.executable, "-c", blocked], check=True, cwd=ROOT)
 
 
 def test_its_own_folder_in_the_tree_is_no_change_of_the_code(tmp_path, monkeypatch):
@@ -181,6 +190,9 @@ def test_the_copied_tree_imports_the_command_line(tmp_path):
     assert (tree / "setup.py").is_file()
     assert not list(tree.rglob("*.so"))
     assert not (tree / ".git").exists()
+    again = gpu_check.copy_tree(tmp_path / "again", built=True)
+    names = [{each.name for each in (root / "pacecore").glob("*.so")} for root in (ROOT, again)]
+    assert names[0] == names[1]
 
 
 XML = """<testsuites><testsuite>
