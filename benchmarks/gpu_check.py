@@ -125,6 +125,7 @@ def passed_before(out: Path, device: str, about: dict, also: str | None = None) 
 def write(out: Path, device: str, about: dict, steps: dict[str, dict]) -> None:
     """The record and the page; each written aside and renamed."""
     chosen = [steps[name] for name in STEPS if name in steps]
+    chosen = [step | ({"output": ""} if step["state"] == "passed" else {}) for step in chosen]
     record = {"benchmark": "gpu_check", "machine": about, "steps": chosen}
     write_json(out / f"gpu_check-{device}.json", record)
     write_text(out / f"gpu_check-{device}.md", page(record))

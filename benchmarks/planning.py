@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pacecore.backbones import build_backbone
+from pacecore.errors import PacecoreError
 from pacecore.files import write_text
 from pacecore.store import record_bytes
 
@@ -97,7 +98,7 @@ def measured(record: dict) -> Measured:
 
 
 def of_gpu(records: Path) -> Inputs:
-    """What a GPU has shown: gpu_check's record, where it has that, or that of the first runs."""
+    """What a GPU has shown. Raises PacecoreError where gpu_check's record lacks it."""
     path = records / "gpu_check-cuda.json"
     record = json.loads(path.read_text()) if path.is_file() else {"steps": []}
     values = {step["name"]: step["values"].get("cases", []) for step in record["steps"]}
@@ -106,15 +107,11 @@ def of_gpu(records: Path) -> Inputs:
         for case in values.get("pretrain", [])
         if case["way"].startswith("pacecore") and "clips_per_second" in case
     ]
-    if ways and (limits := values.get("limits")):
-        best = max(ways, key=lambda case: case["clips_per_second"])
-        words = f"pre-training from end to end, {best['way'].partition(', ')[2]}"
-    else:
-        path = records / "first_gpu_run.json"
-        record = json.loads(path.read_text())
-        limits = record["limits"]
-        (best,) = (case for case in record["cases"] if case["op"] == "step")
-        words = f"R(2+1)D's step in bf16 alone, batch {best['clips']}"
+    limits = values.get("limits")
+    if not ways or not limits:
+        raise PacecoreError(f"{path}: needs the steps limits and pretrain of a GPU")
+    best = max(ways, key=lambda case: case["clips_per_second"])
+    words = f"pre-training from end to end, {best['way'].partition(', ')[2]}"
     machine = record["machine"]
     where = f"measured on an {machine['gpu']}, {path.name}"
     return Inputs(

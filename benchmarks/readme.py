@@ -129,85 +129,25 @@ def speed() -> str:
         lines += [words, "", *_summary(record["runs"])]
     gpu = sorted(RESULTS.glob("gpu_check*cuda.json"))
     if not gpu:
-        return "\n".join([*lines, *_first_gpu_run()])
+        return "\n".join(lines).rstrip()
     record = json.loads(gpu[-1].read_text())
     machine = record["machine"]
     passed = [step["name"] for step in record["steps"] if step["state"] == "passed"]
-    others = [f"{s['name']} {s['state']}" for s in record["steps"] if s["state"] != "passed"]
+    others: dict[str, list[str]] = {}
+    for step in record["steps"]:
+        if step["state"] != "passed":
+            others.setdefault(step["said"], []).append(f"`{step['name']}`")
+    told = "".join(f"; {', '.join(names)}: {said}" for said, names in others.items())
     limits, runs = measured(record)
     lines += [
         f"`python -m benchmarks.gpu_check` on one {machine['gpu']}, torch {machine['torch']}"
         f" ([all figures](benchmarks/results/{gpu[-1].stem}.md)): {len(passed)} of"
-        f" {len(record['steps'])} steps passed{'; ' + ', '.join(others) if others else ''}."
+        f" {len(record['steps'])} steps passed{told}."
         f" {_limits(limits)}",
         "",
         *_summary(runs),
     ]
     return "\n".join(lines).rstrip()
-
-
-def _first_gpu_run() -> list[str]:
-    """What a GPU has shown of the operators and a network, as long as gpu_check has no record."""
-    record = _record("first_gpu_run")
-    limits = record["limits"][0]
-    then, now = record["tests"]["first"], record["tests"]["now"]
-    checks = {record[tool]["results"] for tool in ("memcheck", "initcheck")}
-    lines = [
-        f"On one {record['machine']['gpu']}, torch {record['machine']['torch']}: the code that ran"
-        f" there first beside that of commit {record['machine']['commit'][:7]}, in one run. The"
-        f" first passed {then['passed']} CUDA tests and failed {then['failed']}, which is mended;"
-        f" of the other {now['passed']} had passed and {now['failed']} failed when their time was"
-        f" over, and memcheck and initcheck found nothing in {checks.pop()} results."
-        f" {_limits(record['limits'])} `gpu_check` has not run from end to end yet, so that"
-        " neither pre-training beside the authors' way nor the other paths have been timed on a"
-        " GPU, nor what has changed since: 16-bit `info_nce` of 385 to 512 rows takes the way of"
-        " more rows, and cuDNN searches for the fastest convolutions in training.",
-        "",
-        "| measured | first | later | |",
-        "|---|---|---|---|",
-    ]
-    for case in filter(lambda case: case["shown"], record["cases"]):
-        name, share = _gpu_case(case, limits)
-        times = f"{_time(case['first_seconds'])} | {_time(case['seconds'])}"
-        lines.append(f"| {name} | {times} | {share} |")
-    ways = {(case["rows"], case["type"]): {} for case in record["beside"]}
-    for case in record["beside"]:
-        ways[case["rows"], case["type"]][case["name"]] = case
-    pairs = [found for found in ways.values() if "eager" in found]
-    ratios = [found["eager"]["seconds"] / found["pacecore"]["seconds"] for found in pairs]
-    largest = pairs[-1]["eager"]
-    lines += [
-        "",
-        f"Plain torch, its figures for the log included, took {short(min(ratios))} to"
-        f" {short(max(ratios))} times as long as the first `info_nce`, and at"
-        f" {largest['rows']:,} rows {largest['peak_extra_bytes'] / 1e9:.1f} GB"
-        f" where ours took {pairs[-1]['pacecore']['peak_extra_bytes'] / 1e9:.2f}.",
-    ]
-    return lines
-
-
-def _gpu_case(case: dict, limits: dict) -> tuple[str, str]:
-    """What was measured, in words, and what it reaches."""
-    if case["op"] == "step":
-        clip = " x ".join(map(str, case["clip"]))
-        rate = f"{short(case['clips_per_second'])} clips/s"
-        return f"a training step of {case['network']}, {case['clips']} clips {clip}, bf16", rate
-    kind = {"float32": "fp32", "bfloat16": "bf16"}[case["type"]]
-    if case["op"] == "info_nce":
-        name = f"info_nce, {case['rows']:,} x {case['features']}, {kind}, forward and backward"
-        name += ", as a CUDA graph" if case["as_graph"] else ""
-        share, limit = case["flops"] / limits[f"{case['type']}_flops"], "matrix product"
-    else:
-        height, width = case["source"]
-        clip = " x ".join(map(str, case["clip"]))
-        name = f"pace_clip, {case['clips']} clips {clip} from {width} x {height}, {kind}"
-        name += ", jitter" if case["jitter"] else ""
-        share, limit = case["bytes_per_second"] / limits["copy_bytes_per_second"], "copy"
-    return name, f"{100 * share:.0f} % of a {limit}"
-
-
-def _time(seconds: float) -> str:
-    return f"{short(1e6 * seconds)} µs" if seconds < 1e-3 else f"{short(1000 * seconds)} ms"
 
 
 def _limits(cases: list[dict]) -> str:
