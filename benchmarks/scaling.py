@@ -224,7 +224,10 @@ def page(record: dict) -> str:
         cases = [case for case in record["cases"] if case["grows"] == name]
         for way in sorted({case.get("way", "") for case in cases}):
             chosen = [case for case in cases if case.get("way", "") == way]
-            lines += ["", f"## {title}{f': {way}' if way else ''}", "", *_table(name, chosen)]
+            lines += ["", f"## {title}{f': {way}' if way else ''}", ""]
+            if name == "ranks" and not machine.get("gpu"):
+                lines += ["Each has one thread.", ""]
+            lines += _table(name, chosen)
     return "\n".join(lines) + "\n"
 
 
@@ -276,7 +279,7 @@ def _table(name: str, cases: list[dict]) -> list[str]:
 
 
 def _powers(powers: dict[str, float | None]) -> list[str]:
-    words = [f"{what} grows as the power {power:.2f}" for what, power in powers.items() if power]
+    words = [f"{what} grows as the power {power:.1f}" for what, power in powers.items() if power]
     return [f"Fitted: {', '.join(words)}."] if words else []
 
 
