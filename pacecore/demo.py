@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from pacecore.errors import PacecoreError
+from pacecore.isolated import JobFailure, run_jobs
 from pacecore.video_writer import video_encoder, write_video
+from pacecore.workers import core_count
 
 __all__ = ["DEMO_CLASSES", "DemoOptions", "make_demo"]
 
 DEMO_CLASSES = ("Bounce", "Orbit", "Pulse", "Slide", "Spin", "Swing")
 _DRAWING = 1  # raise it with every change of the pictures: a set of another drawing is refused
 _MARK = "demo.json"
+_WORTH_A_PROCESS = 24  # videos, which take longer than to start it
 _PERIOD = 256  # pixels after which a background repeats
 _WAVE = 0.18  # depth of the objects' outline, as a share of their size
 _TURN = np.float32(2 * np.pi)
@@ -69,7 +71,7 @@ def make_demo(
     seed: int = 0,
     groups: int = 8,
     clips: int = 3,
-    threads: int | None = None,
+    processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Makes the demo set in `folder` and returns that path; a set already there is left as it is.
@@ -79,7 +81,8 @@ def make_demo(
 
     Six classes of `groups` groups of `clips` videos, 160 x 120, 25 frames per second, 80 to 136
     frames. The set is written beside `folder` and renamed when whole; what an interrupted call left
-    there is used. The same seed gives the same pictures. progress(done, total) is called after each
+    there is used. The same seed gives the same pictures. processes: by default one a core, as far
+    as each has work for longer than it takes to start. progress(done, total) is called after each
     video.
 
     Raises PacecoreError where `folder` holds something else, or a set made with other options.
@@ -95,7 +98,7 @@ def make_demo(
             shutil.rmtree(aside)
         aside.mkdir(parents=True, exist_ok=True)
         (aside / _MARK).write_text(json.dumps(mark, indent=1) + "\n")
-        _write_videos(aside, options, threads, progress)
+        _write_videos(aside, options, processes, progress)
         _write_lists(aside, options)
         _rename(aside, folder, mark)
     except OSError as error:
@@ -142,23 +145,25 @@ def _names(options: DemoOptions) -> Iterator[tuple[int, int, int, str]]:
 def _write_videos(
     folder: Path,
     options: DemoOptions,
-    threads: int | None,
+    processes: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     for name in DEMO_CLASSES:
         (folder / "UCF-101" / name).mkdir(parents=True, exist_ok=True)
-    jobs = list(_names(options))
+    jobs = [(folder / "UCF-101", options, *named) for named in _names(options)]
+    # Not threads, of which one at a time draws.
+    count = processes or min(core_count(), -(-len(jobs) // _WORTH_A_PROCESS))
+    for done, (number, result) in enumerate(run_jobs(_write_video, jobs, count), 1):
+        if isinstance(result, JobFailure):
+            raise PacecoreError(f"demo: {jobs[number][-1]} was not drawn: {result.reason}")
+        if progress:
+            progress(done, len(jobs))
 
-    def write(job: tuple[int, int, int, str]) -> None:
-        number, group, clip, name = job
-        path = folder / "UCF-101" / name
-        if not path.exists():
-            write_video(path, _draw(options, number, group, clip))
 
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for done, _ in enumerate(pool.map(write, jobs), 1):
-            if progress:
-                progress(done, len(jobs))
+def _write_video(job: tuple[Path, DemoOptions, int, int, int, str]) -> None:
+    videos, options, number, group, clip, name = job
+    if not (videos / name).exists():
+        write_video(videos / name, _draw(options, number, group, clip))
 
 
 def _write_lists(folder: Path, options: DemoOptions) -> None:

@@ -98,10 +98,10 @@ def test_an_interrupted_set_is_finished(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "write_video", write)
     with pytest.raises(KeyboardInterrupt):
-        make_demo(folder, groups=2, clips=1, threads=1)
+        make_demo(folder, groups=2, clips=1, processes=1)
     assert not folder.exists()
     monkeypatch.undo()
-    make_demo(folder, groups=2, clips=1)
+    make_demo(folder, groups=2, clips=1, processes=2)
     assert digests_of(folder) == digests_of(small)
 
 
