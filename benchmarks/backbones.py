@@ -8,12 +8,10 @@ A step is forward, backward and SGD on fixed clips. `plain` is the network as to
 contiguous fp32, nn.Conv3d everywhere, SGD one tensor at a time; but without TF32, which a GPU's
 convolutions have unasked: that is `plain in TF32`, the only way that has it. The others have
 pacecore's layout (`layout`), bf16 autocast (`bf16`), torch.compile (`compiled`), or compute stages
-again in the backward pass (`checkpointing`). Of what a GPU is given, `unsearched` leaves out
-cuDNN's search for the fastest convolutions, and `in 2D` runs R(2+1)D's factors as two-dimensional
-convolutions, for which cuDNN has other code; and the kernels on which a step of `bf16` spends its
-time are listed. All ways of a network take turns in rounds, so that a change in the machine's load
-falls on all of them. On a CPU each has a process of its own, because the allocator's setting that
-pacecore makes belongs to a process.
+again in the backward pass (`checkpointing`). Of a GPU the kernels on which a step of `bf16` spends
+its time are listed. All ways of a network take turns in rounds, so that a change in the machine's
+load falls on all of them. On a CPU each has a process of its own, because the allocator's setting
+that pacecore makes belongs to a process.
 """
 
 import argparse
@@ -31,7 +29,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pacecore.backbones import BACKBONES, build_backbone
-from pacecore.backbones.convolution import Triple, over_time
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, memory_format, prepare
 
@@ -47,13 +44,7 @@ class Way:
     bf16: bool = False
     compiled: bool = False
     checkpointing: bool = False
-    search: bool = True
-    in_2d: bool = False
-
-    @property
-    def trial(self) -> bool:
-        """Whether pacecore trains otherwise."""
-        return self.in_2d or not self.search
+    search: bool = True  # for the fastest convolutions, where cuDNN has not looked before
 
 
 WAYS = {
@@ -61,8 +52,6 @@ WAYS = {
     "plain in TF32": Way(layout=False, tf32=True),
     "layout": Way(),
     "bf16": Way(bf16=True),
-    "bf16 unsearched": Way(bf16=True, search=False),
-    "bf16 in 2D": Way(bf16=True, in_2d=True),
     "compiled": Way(compiled=True),
     "bf16 compiled": Way(bf16=True, compiled=True),
     "checkpointing": Way(checkpointing=True),
@@ -70,7 +59,7 @@ WAYS = {
 }
 ON_CPU = ("plain", "layout", "checkpointing")
 # Without true fp32 in pacecore's layout, for which cuDNN searches for more than a minute.
-QUICK_ON_GPU = ("plain", "plain in TF32", "bf16 unsearched", "bf16", "bf16 in 2D")
+QUICK_ON_GPU = ("plain", "plain in TF32", "bf16")
 
 
 def main() -> None:
@@ -137,7 +126,6 @@ def network_cases(network: str, arguments: argparse.Namespace) -> Iterator[list[
                 {
                     **{"network": network, "width": arguments.width, "way": way},
                     **dict(zip(("batch", "frames", "crop"), (shape[0], *shape[2:4]), strict=True)),
-                    **({"trial": True} if WAYS[way].trial else {}),
                 },
             )
             if "failed" in case:
@@ -173,7 +161,7 @@ class Measured:
 
     def __call__(self, least_runs: int) -> tuple[float, int]:
         """Seconds of a step, a fifth of the runs being faster; bytes that it adds at most."""
-        with conv3d_as_torch_has_it(not self.way.layout), factors_in_2d(self.way.in_2d):
+        with conv3d_as_torch_has_it(not self.way.layout):
             if self.peak_bytes is None:
                 self.peak_bytes = peak_extra_bytes(self.step, self.device)
             timing = time_function(self.step, self.device, min_seconds=0.5, min_runs=least_runs)
@@ -279,28 +267,6 @@ def conv3d_as_torch_has_it(wanted: bool) -> Iterator[None]:
         yield
     finally:
         Conv3d.forward = ours
-
-
-@contextmanager
-def factors_in_2d(wanted: bool) -> Iterator[None]:
-    """Runs convolutions over space alone or time alone, of channels-last clips, in 2D."""
-    in_3d = F.conv3d
-
-    def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, *_):
-        if weight.shape[2] == stride[0] == 1:
-            frames = x.transpose(1, 2).flatten(0, 1)  # (B * T, C, H, W), no copy
-            y = F.conv2d(frames, weight.squeeze(2), bias, stride[1:], padding[1:])
-            return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-        if tuple(weight.shape[3:]) == tuple(stride[1:]) == (1, 1):
-            return over_time(x, weight, bias, stride[0], padding[0])
-        return in_3d(x, weight, bias, stride, padding)
-
-    try:
-        if wanted:
-            F.conv3d = conv3d
-        yield
-    finally:
-        F.conv3d = in_3d
 
 
 def multiply_adds(network: str, width: float, clips: Tensor) -> int:

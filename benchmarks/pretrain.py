@@ -267,7 +267,8 @@ def main() -> None:
                 case |= run.measure()
                 # Not between theirs on a CPU, whose allocator it changes.
                 if run.arithmetic not in alone and (run.ours or device.type == "cuda"):
-                    slow = options.quick and run.compiled  # compiling once more takes half a minute
+                    # To compile, or to search for convolutions, once more takes up to a minute.
+                    slow = options.quick and (run.compiled or not run.ours)
                     alone[run.arithmetic] = None if slow else network_alone(common, *run.arithmetic)
             except Exception as error:  # the authors' code may raise anything; the other ways go on
                 case["failed"] = f"{type(error).__name__}: {error}"[:200]

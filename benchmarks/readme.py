@@ -11,13 +11,14 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from .common import RESULTS, ROOT, processor
 from .gpu_check import measured
 from .gpu_check import page as gpu_page
 from .planning import planned
-from .rows import short
+from .rows import rows_of, short
 from .scaling import page as scaling_page
 from .suite import page as suite_page
 
@@ -139,6 +140,10 @@ def speed() -> str:
             others.setdefault(step["said"], []).append(f"`{step['name']}`")
     told = "".join(f"; {', '.join(names)}: {said}" for said, names in others.items())
     limits, runs = measured(record)
+    in_tf32 = RESULTS / "pretrain-cuda.json"
+    if in_tf32.is_file():
+        rows = rows_of("pretrain", json.loads(in_tf32.read_text())["cases"], limits)
+        runs.append({"rows": [asdict(row) for row in rows]})
     lines += [
         f"`python -m benchmarks.gpu_check` on one {machine['gpu']}, torch {machine['torch']}"
         f" ([all figures](benchmarks/results/{gpu[-1].stem}.md)): {len(passed)} of"
@@ -171,8 +176,7 @@ def _summary(runs: list[dict]) -> list[str]:
     for run in runs:
         cases: dict[str, list[dict]] = {}
         for row in run["rows"]:
-            if not row["way"].startswith("tried"):  # neither how pacecore trains nor a peer
-                cases.setdefault(row["case"], []).append(row)
+            cases.setdefault(row["case"], []).append(row)
         for case, rows in cases.items():
             own = [row for row in rows if row["times"] in (None, 1.0)]
             if not own:

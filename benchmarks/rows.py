@@ -124,15 +124,13 @@ def backbones(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             if other.get("network") == case["network"]
             and other["way"] not in _PLAIN
             and "times_plain" in other
-            and "trial" not in other
         ]
         best = max(beside, key=lambda c: c["times_plain"], default=None)
         if peer and not best:
             continue
-        ours = "tried" if "trial" in case else "ours"
         yield Row(
             f"{name}, {case['frames']} x {case['crop']} x {case['crop']}, a training step",
-            peer or f"{ours}, {case['way']}",
+            peer or f"ours, {case['way']}",
             case["clips_per_second"],
             "clips/s",
             best["times_plain"] / case["times_plain"] if peer else None,

@@ -8,24 +8,20 @@ import runpy
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
 
 from benchmarks import suite, train_step
-from benchmarks.backbones import Apart, Way, factors_in_2d, kernels_of
+from benchmarks.backbones import Apart, Way, kernels_of
 from benchmarks.common import RESULTS, Timing, run_limited, time_in_turn
 from benchmarks.info_nce import loss_alone
 from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
 from benchmarks.readme import _summary
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
-from pacecore.backbones import build_backbone
-from pacecore.backbones.layers import Conv3d
-from pacecore.backbones.tuning import MEMORY_FORMAT
 from pacecore.cli import pacecore
 from pacecore.errors import PacecoreError
 from pacecore.reference.info_nce import info_nce as reference
@@ -245,20 +241,6 @@ def test_rows_of_one_benchmark_by_hand():
     assert other.note == "8 MB extra"
 
 
-def test_factors_in_two_dimensions_are_the_same_network(monkeypatch):
-    monkeypatch.setattr(Conv3d, "forward", lambda self, x, fills=False: nn.Conv3d.forward(self, x))
-    backbone = build_backbone("r21d", width=0.25).double().to(memory_format=MEMORY_FORMAT)
-    clips = torch.rand(2, 3, 8, 32, 32).double().contiguous(memory_format=MEMORY_FORMAT)
-    clips.requires_grad_()
-    found = []
-    for wanted in (False, True):
-        with factors_in_2d(wanted):
-            features = backbone(clips)
-        found.append((features, *torch.autograd.grad(features.square().sum(), clips)))
-    torch.testing.assert_close(*found)
-    assert torch.nn.functional.conv3d.__module__ != "benchmarks.backbones"
-
-
 def test_where_a_step_spends_its_time():
     def step():
         a = torch.rand(200, 200)
@@ -289,26 +271,22 @@ def test_a_way_that_waits_for_its_turn_takes_no_time():
     process.join(30)
 
 
-def test_what_is_only_tried_is_not_called_ours():
+def test_ours_stands_beside_both_ways_of_torch_unasked():
     size = {"network": "r21d", "width": 1, "batch": 2, "frames": 16, "crop": 112, "peak_bytes": 1}
     rates = {"clips_per_second": 2.0, "tflop_per_second": 0.1}
     cases = [
         {**size, **rates, "way": "plain", "times_plain": 1.0},
         {**size, **rates, "way": "plain in TF32", "times_plain": 1.5},
         {**size, **rates, "way": "bf16", "times_plain": 3.0},
-        {**size, **rates, "way": "bf16 in 2D", "times_plain": 4.0, "trial": True},
     ]
-    plain, unasked, ours, tried = rows_of("backbones", cases, LIMITS)
+    plain, unasked, ours = rows_of("backbones", cases, LIMITS)
     assert (plain.times, unasked.times) == (3.0, 2.0)
     assert not rows_of("backbones", cases[:2], LIMITS)  # as where ours failed
     assert unasked.share is None  # no limit of that arithmetic was measured
     assert plain.note.endswith("ours is bf16")
-    assert (ours.way, tried.way) == ("ours, bf16", "tried, bf16 in 2D")
-    line = _summary([{"rows": [asdict(row) for row in (plain, ours, replace(tried, value=8.0))]}])[
-        2
-    ]
+    assert ours.way == "ours, bf16"
+    line = _summary([{"rows": [asdict(row) for row in (plain, unasked, ours)]}])[2]
     assert "| 2.00 clips/s |" in line
-    assert "tried" not in line
 
 
 def test_the_readme_shows_all_of_ours_where_there_is_no_peer():

@@ -22,9 +22,9 @@ def as_on_tensor_cores(monkeypatch):
         monkeypatch.setattr(module, "on_tensor_cores", wanted)
 
 
-def clips(device="cpu"):
+def clips(device="cpu", shape=(2, 3, 8, 32, 32)):
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, 3, 8, 32, 32, generator=generator, dtype=torch.float64)
+    x = torch.rand(shape, generator=generator, dtype=torch.float64)
     return x.to(device).contiguous(memory_format=MEMORY_FORMAT)
 
 
@@ -51,12 +51,15 @@ def test_networks_are_the_same_with_their_channels_filled_up(name, as_on_tensor_
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
 def test_networks_on_a_gpu_are_those_on_the_cpu(device, name):
+    # Of small clips S3D-G's last maps are two values a channel, between which its batch norms make
+    # of rounding, one after the other, anything at all.
+    shape = (4, 3, 16, 64, 64) if name == "s3dg" else (2, 3, 8, 32, 32)
     torch.manual_seed(0)
     network = build_backbone(name).double().to(memory_format=MEMORY_FORMAT)
-    expected = outcome(copy.deepcopy(network), clips())
-    for got, exact in zip(outcome(network.to(device), clips(device)), expected, strict=True):
-        # Batch norms over few values enlarge rounding: S3D-G was 7e-8 off on an H100.
-        torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-6)
+    expected = outcome(copy.deepcopy(network), clips(shape=shape))
+    got = outcome(network.to(device), clips(device, shape))
+    for value, exact in zip(got, expected, strict=True):
+        assert (value - exact).norm() <= 1e-8 * exact.norm()
 
 
 def test_filled_channels_are_zeros_from_the_convolution_to_the_next():
