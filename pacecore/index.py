@@ -18,6 +18,7 @@ __all__ = [
     "DatasetError",
     "VideoEntry",
     "VideoIndex",
+    "absolute",
     "is_index",
     "read_index",
     "recordings",
@@ -115,7 +116,7 @@ def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = (
     below the index's folder, so that a data set moves together with its index.
     """
     path = Path(path)
-    root, home = Path(index.root).resolve(), path.resolve().parent
+    root, home = Path(os.path.realpath(index.root)), path.resolve().parent
     head = {
         "pacecore_index": 1,
         "root": str(root.relative_to(home)) if root.is_relative_to(home) else str(root),
@@ -123,7 +124,8 @@ def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = (
         "classes": index.classes,
     }
     unusable = ({"path": _relative(one.path, root), "state": one.reason} for one in bad)
-    lines = chain([head], map(_entry_line, index.entries), unusable)
+    usable = (_entry_line(entry, index.root) for entry in index.entries)
+    lines = chain([head], usable, unusable)
     write_lines(path, (json.dumps(line) + "\n" for line in lines))
 
 
@@ -139,11 +141,20 @@ def is_index(path: Path) -> bool:
         return False
 
 
-def _entry_line(entry: VideoEntry) -> dict:
+def absolute(path: str) -> str:
+    """`path` from the top, with the links in it, but for those before a "..", which is above what
+    they lead to.
+    """
+    parts = Path(path).parts
+    last = len(parts) - parts[::-1].index("..") if ".." in parts else 0
+    return os.path.join(os.path.realpath(Path(*parts[:last])), *parts[last:])
+
+
+def _entry_line(entry: VideoEntry, root: str) -> dict:
     line: dict = {"path": entry.name, "label": entry.label, "class": entry.class_name}
     line |= {"split": entry.split, "frames": entry.num_frames, "state": "ok"}
-    if entry.name.startswith("../"):  # it does not move together with the index
-        line["file"] = os.path.abspath(entry.path)
+    if entry.name.startswith("../") or _is_elsewhere(entry, root):
+        line["file"] = absolute(entry.path)  # it does not move together with the index
     if entry.counted:
         info = described(entry.counted)
         line |= {name: info[name] for name in ("height", "width", "codec", "rate")}
@@ -152,9 +163,15 @@ def _entry_line(entry: VideoEntry) -> dict:
     return line
 
 
+def _is_elsewhere(entry: VideoEntry, root: str) -> bool:
+    """Whether a ".." of its path is above where a link leads, of which its name says nothing."""
+    named = os.path.join(root, entry.name)
+    return ".." in entry.path and os.path.realpath(entry.path) != os.path.realpath(named)
+
+
 def _relative(path: str, root: Path) -> str:
-    resolved = Path(path).resolve()
-    return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else str(resolved)
+    real = Path(os.path.realpath(path))  # Path.resolve fails on a link that leads to itself
+    return str(real.relative_to(root)) if real.is_relative_to(root) else str(real)
 
 
 def read_index(path: str | Path) -> VideoIndex:

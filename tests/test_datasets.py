@@ -11,6 +11,7 @@ import pytest
 from pacecore import datasets
 from pacecore.datasets import (
     DatasetError,
+    data_index,
     find_videos,
     probe_all,
     read_index,
@@ -182,6 +183,31 @@ def test_the_index_of_videos_outside_a_linked_folder_has_their_paths(tmp_path):
         assert names(again) == names(index) == ["../videos/a.avi", "b.avi"]
         for one, other in zip(index.entries, again.entries, strict=True):
             assert os.path.samefile(one.path, other.path)
+
+
+def test_the_index_of_a_video_above_where_a_link_leads_has_its_path(tmp_path):
+    tree(tmp_path, "d/x.mp4", "e/real/y.mp4", "e/x.mp4", "e/aside/z.mp4", "f/y.mp4")
+    (tmp_path / "d" / "link").symlink_to(tmp_path / "e" / "real")
+    (tmp_path / "e" / "z.mp4").symlink_to("aside/z.mp4")
+    (tmp_path / "f" / "down").mkdir()
+    (tmp_path / "e" / "real" / "down").symlink_to(tmp_path / "f" / "down")
+    text(tmp_path / "e/real/l.txt", "../x.mp4 0\n../z.mp4 0\ndown/../y.mp4 1\n")
+    index = find_videos(tmp_path / "d" / "link" / "l.txt")
+    write_index(index, tmp_path / "index.jsonl")
+    again = read_index(tmp_path / "index.jsonl")
+    assert names(again) == names(index) == ["../x.mp4", "../z.mp4", "y.mp4"]
+    found = [os.path.relpath(entry.path, tmp_path) for entry in again.entries]
+    assert found == ["e/x.mp4", "e/z.mp4", "f/y.mp4"]
+
+
+def test_a_link_that_leads_to_itself_is_an_unreadable_video(tmp_path):
+    (tmp_path / "odd").mkdir()
+    write_video(tmp_path / "odd" / "b.avi", frames=7)
+    (tmp_path / "odd" / "self.mp4").symlink_to("self.mp4")
+    index, bad = data_index(find_videos(tmp_path / "odd"), tmp_path / "odd.jsonl")
+    assert [Path(each.path).name for each in bad] == ["self.mp4"]
+    assert '{"path": "self.mp4", "state": "' in (tmp_path / "odd.jsonl").read_text()
+    assert read_index(tmp_path / "odd.jsonl") == index
 
 
 def probe_or_die(path, real_probe=datasets._probe):
