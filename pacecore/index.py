@@ -3,16 +3,18 @@
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pacecore.errors import PacecoreError
 from pacecore.files import write_lines
 from pacecore.video import described, holds
 
 __all__ = [
+    "MOST_FRAMES",
     "SPLITS",
     "BadVideo",
     "DatasetError",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
+MOST_FRAMES = 10**9  # that a list or an index may say of a video
 
 
 class DatasetError(PacecoreError):
@@ -177,19 +180,21 @@ def _relative(path: str, root: Path) -> str:
 def read_index(path: str | Path) -> VideoIndex:
     """What write_index wrote, without the videos that it marks unusable; counted where the file is
     still the one that was counted.
+
+    Raises DatasetError for a line that is none of it, edited by hand as it may be.
     """
     path = Path(path)
     entries: list[VideoEntry] = []
-    head: dict = {}
+    root, head = "", {"layout": "", "classes": []}
     with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)
                 if number == 1:
-                    head = {"root": line["root"], "layout": line["layout"]}
-                    head["classes"] = tuple(line["classes"])
-                    root = (path.resolve().parent / line["root"]).resolve()
+                    _require(_of_head(line))
+                    head, root = line, os.path.realpath(path.resolve().parent / line["root"])
                 elif line["state"] == "ok":
+                    _require(_of_video(line, head["classes"]))
                     file = line.get("file") or os.path.join(root, line["path"])
                     counted = line.get("counted")
                     entries.append(
@@ -203,10 +208,44 @@ def read_index(path: str | Path) -> VideoIndex:
                             counted=counted if holds(counted, file) else None,
                         )
                     )
-            except (ValueError, KeyError, TypeError) as error:
+            except DatasetError as error:
+                raise DatasetError(f"{path} line {number}: {error}") from None
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DatasetError(
                     f"{path} line {number}: not a line of a pacecore index ({error!r})"
                 ) from None
     if not entries:
         raise DatasetError(f"{path}: an index without a usable video")
-    return VideoIndex(str(root), head["layout"], tuple(entries), head["classes"])
+    return VideoIndex(root, head["layout"], tuple(entries), tuple(head["classes"]))
+
+
+_Rule = tuple[bool, str, Any]  # whether it is kept, in words, and the value
+
+
+def _of_head(line: dict) -> Iterator[_Rule]:
+    for name in ("root", "layout"):
+        yield isinstance(line[name], str), f"{name} must be a text", line[name]
+    classes = line["classes"]
+    named = isinstance(classes, list) and all(isinstance(each, str) for each in classes)
+    yield named, "classes must be a list of names", classes
+
+
+def _of_video(line: dict, classes: list[str]) -> Iterator[_Rule]:
+    file, label, split, frames = line.get("file"), line["label"], line["split"], line["frames"]
+    yield isinstance(line["path"], str), "path must be a text", line["path"]
+    yield file is None or isinstance(file, str), "file must be a text", file
+    among = f" or a number from 0 to {len(classes) - 1}" if classes else ", as there are no classes"
+    known = label is None or (type(label) is int and 0 <= label < len(classes))
+    yield known, f"label must be null{among}", label
+    of_label = None if label is None else classes[label]
+    rule = f"class must be {json.dumps(of_label)}, that of label {json.dumps(label)}"
+    yield line["class"] == of_label, rule, line["class"]
+    yield split is None or split in SPLITS, f"split must be null or of {', '.join(SPLITS)}", split
+    rule = f"frames must be null or from 1 to {MOST_FRAMES}"
+    yield frames is None or (type(frames) is int and 1 <= frames <= MOST_FRAMES), rule, frames
+
+
+def _require(rules: Iterator[_Rule]) -> None:
+    for kept, rule, value in rules:
+        if not kept:
+            raise DatasetError(f"{rule}, got {json.dumps(value):.200}")

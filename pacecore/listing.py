@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from pacecore.index import DatasetError, VideoEntry, VideoIndex
+from pacecore.index import MOST_FRAMES, DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
 __all__ = [
@@ -42,7 +42,6 @@ _COLUMNS = {  # names in a table's first line; case and what is no letter left o
 }  # fmt: skip
 
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
-_MOST_FRAMES = 10**9
 _WRITTEN = {"options.toml", "report.json"}  # in folders of runs and reports, which hold pictures
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
 
@@ -377,7 +376,7 @@ def _columns(columns: list[str], where: str) -> tuple[int | str | None, int | No
             label = _number(label, 0, _MOST_LABEL, f"{where}: label")
     if len(columns) < 2 or not columns[1]:
         return label, None
-    return label, _number(columns[1], 1, _MOST_FRAMES, f"{where}: frames")
+    return label, _number(columns[1], 1, MOST_FRAMES, f"{where}: frames")
 
 
 def _number(text: str, least: int, most: int, what: str) -> int:

@@ -1,6 +1,7 @@
 """Layouts found by themselves, with the quirks they come with; every broken rule named."""
 
 import errno
+import json
 import os
 import signal
 import time
@@ -271,3 +272,47 @@ def test_probe_all_and_the_index_file(tmp_path):
     }.items():
         with pytest.raises(DatasetError, match=message):
             find_videos(text(tmp_path / "broken.jsonl", content))
+
+
+def test_an_edited_index_is_refused_by_line_rule_and_value(tmp_path):
+    head = {"pacecore_index": 1, "root": ".", "layout": "a list", "classes": ["run", "walk"]}
+    first = {"path": "a.avi", "label": 1, "class": "walk", "split": "val", "frames": 9}
+    bare = {"path": "b.avi", "label": None, "class": None, "split": None, "frames": None}
+    source = tmp_path / "index.jsonl"
+
+    def write(*lines: dict) -> Path:
+        lines = [line | {"state": "ok"} for line in lines]
+        return text(source, "".join(json.dumps(line) + "\n" for line in lines))
+
+    index = find_videos(write(head, first, bare))
+    assert [(e.split, e.label) for e in index.entries] == [("val", 1), (None, None)]
+    for name, rule, values in [
+        ("split", "must be null or of train, val, test", ["trian", 1, ["val"]]),
+        ("label", "must be null or a number from 0 to 1", [0.5, True, 2, -1, "a", [1]]),
+        ("class", 'must be "walk", that of label 1', ["run", None, 1]),
+        ("frames", "must be null or from 1 to 1000000000", [-4, 0, 2.5, True, "9", 10**30]),
+        ("path", "must be a text", [3, None]),
+        ("file", "must be a text", [3]),
+    ]:
+        for value in values:
+            write(head, bare, first | {name: value})
+            with pytest.raises(DatasetError) as raised:
+                find_videos(source)
+            assert str(raised.value) == f"{source} line 3: {name} {rule}, got {json.dumps(value)}"
+    for change, words in [
+        ({"label": None}, 'line 2: class must be null, that of label null, got "walk"'),
+        ({"label": 0}, 'line 2: class must be "run", that of label 0, got "walk"'),
+    ]:
+        with pytest.raises(DatasetError, match=words):
+            find_videos(write(head, first | change))
+    for change, words in [
+        ({"classes": "ab"}, 'classes must be a list of names, got "ab"'),
+        ({"classes": ["run", 3]}, "classes must be a list of names, got "),
+        ({"classes": []}, "line 2: label must be null, as there are no classes, got 1"),
+        ({"root": 3}, "line 1: root must be a text, got 3"),
+        ({"layout": None}, "line 1: layout must be a text, got null"),
+    ]:
+        with pytest.raises(DatasetError, match=words):
+            find_videos(write(head | change, first))
+    with pytest.raises(DatasetError, match="line 1: not a line of a pacecore index"):
+        find_videos(text(source, "[" * 99_999))

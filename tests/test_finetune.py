@@ -242,7 +242,11 @@ def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
 def test_a_run_does_not_go_on_with_other_labels_of_its_videos(videos, tmp_path):
     index, _ = probe_all(find_videos(videos))
     listed, count = tmp_path / "listed.jsonl", len(CLASSES)
-    moved = tuple(replace(each, label=(each.label + 1) % count) for each in index.entries)
+    others = [(each.label + 1) % count for each in index.entries]
+    moved = tuple(
+        replace(each, label=label, class_name=index.classes[label])
+        for each, label in zip(index.entries, others, strict=True)
+    )
     options = tiny_options(listed, tmp_path / "run", max_steps=1)
     write_index(index, listed)
     finetune(options)
