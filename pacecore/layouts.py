@@ -272,7 +272,7 @@ def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
     """Rows of an official Kinetics table, or None if this is none."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            rows = csv.DictReader(text)
+            rows = csv.DictReader(text, skipinitialspace=True)
             if not _KINETICS_COLUMNS.issubset(rows.fieldnames or ()):
                 return None
             return list(rows)

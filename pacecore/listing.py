@@ -314,7 +314,8 @@ def is_json_list(path: Path) -> bool:
 
 def _cells(text: str, delimiter: str) -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv.reader([text], delimiter=delimiter))]
+        row = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
+        return [cell.strip() for cell in row]
     except csv.Error:  # a field too long for it
         return [text]
 
@@ -353,7 +354,7 @@ def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
     longest text that is a video wins.
     """
     parting = next((each for each in "\t;" if each in text), ",")
-    fields = [each.strip(' "') for each in re.findall(rf'"[^"]*"|[^{parting}]+', text)]
+    fields = [each.strip(' "') for each in re.findall(rf' *"[^"]*"|[^{parting}]+', text)]
     readings = [(text.strip('"'), []), ("".join(fields[:1]), fields[1:])]
     for gap in list(re.finditer(r"[\s,]+", text))[-2:]:
         name, rest = text[: gap.start()], text[gap.end() :]

@@ -58,6 +58,17 @@ def test_names_and_classes_of_a_csv_may_hold_commas_and_spaces(tmp_path):
     assert find_videos(source).classes == ("and three more", "two words")
 
 
+@pytest.mark.parametrize("head", ["path, label\n", ""])
+def test_columns_of_a_csv_may_be_parted_by_a_comma_and_a_space(head, tmp_path):
+    tree(tmp_path, "a.mp4", "b.mp4", "c, d.mp4")
+    lines = '"a.mp4", "jump, high"\n"b.mp4", "jump, low"\n"c, d.mp4", sit\n'
+    index = find_videos(text(tmp_path / "all.csv", head + lines))
+    assert [e.class_name for e in index.entries] == ["jump, high", "jump, low", "sit"]
+    table = 'label, youtube_id, time_start, time_end, split\n"jump, high", a, 0, 10, train\n'
+    index = find_videos(text(tmp_path / "kinetics.csv", table))
+    assert (index.layout, index.classes, names(index)) == ("Kinetics", ("jump, high",), ["a.mp4"])
+
+
 def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
     """As tables that programs write have it, in whichever order, and with other columns."""
     tree(tmp_path, "a long name of six words.avi", "e/f.avi", "e/g.avi")
