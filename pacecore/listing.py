@@ -344,7 +344,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: is no video, nor a list in UTF-8 text ({error})") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # str.splitlines parts at U+2028 too
         if line.strip() and not line.startswith("# "):  # HMDB51 has names that begin with #
             yield f"{path} line {number}", line.strip()
 

@@ -69,6 +69,16 @@ def test_columns_of_a_csv_may_be_parted_by_a_comma_and_a_space(head, tmp_path):
     assert (index.layout, index.classes, names(index)) == ("Kinetics", ("jump, high",), ["a.mp4"])
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_only_the_end_of_a_line_ends_it(end, tmp_path):
+    odd = [f"a{sign}b.mp4" for sign in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"]
+    tree(tmp_path, *odd)
+    listed = text(tmp_path / "l.txt", "".join(f"{name} 0{end}" for name in [*odd, "gone.mp4"]))
+    assert names(find_videos(listed, missing="skip")) == sorted(odd)
+    with pytest.raises(DatasetError, match=r"l\.txt line 9: no video gone\.mp4 0 under"):
+        find_videos(listed)
+
+
 def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
     """As tables that programs write have it, in whichever order, and with other columns."""
     tree(tmp_path, "a long name of six words.avi", "e/f.avi", "e/g.avi")
