@@ -92,7 +92,7 @@ class _Lookup:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folded: dict[str, str] | None = None
+        self._found: dict[str, str] | None = None
 
     def direct(self, name: str) -> str | None:
         """The path, if it is a video as it stands."""
@@ -101,15 +101,23 @@ class _Lookup:
 
     def alike(self, name: str) -> str | None:
         """The video whose path differs in case, in its slashes or in its ending only."""
-        if self._folded is None:
-            self._folded = {}
-            for video in walk(self.root):
-                key = video.relative_to(self.root).as_posix().replace("\\", "/").casefold()
-                self._folded.setdefault(key, str(video))
-                self._folded.setdefault(key.rsplit(".", 1)[0], str(video))
-        key = name.replace("\\", "/").removeprefix("./").lstrip("/").casefold()
-        stem = key.rsplit(".", 1)[0] if is_video_name(key) else key
-        return self._folded.get(key) or self._folded.get(stem)
+        if self._found is None:
+            self._found = self._by_name()
+        name = name.replace("\\", "/").removeprefix("./").lstrip("/")
+        stem = name.rsplit(".", 1)[0] if is_video_name(name) else name
+        asked = (name, name.casefold(), stem, stem.casefold())
+        return next((self._found[each] for each in asked if each in self._found), None)
+
+    def _by_name(self) -> dict[str, str]:
+        """Videos by path, with and without the ending; by the same in lower case, if no other's."""
+        videos = [(each.relative_to(self.root).as_posix(), str(each)) for each in walk(self.root)]
+        found: dict[str, str] = {}
+        for form in (str, str.casefold):
+            for path, video in videos:
+                name = form(path.replace("\\", "/"))
+                found.setdefault(name, video)
+                found.setdefault(name.rsplit(".", 1)[0], video)
+        return found
 
 
 @dataclass(slots=True)

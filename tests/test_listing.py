@@ -122,6 +122,20 @@ def test_lists_leave_the_ending_out_or_have_another(tmp_path):
         assert len(find_videos(text(flat / "l.txt", "one a 1\none_b 0\n"))) == 2
 
 
+def test_files_that_differ_in_case_alone_are_told_apart(tmp_path):
+    tree(tmp_path, "v/a.mp4", "v/A.mp4", "v/b/C.MP4")
+    assert names(find_videos(text(tmp_path / "l.txt", "v/a 0\n"))) == ["v/a.mp4"]
+    index = find_videos(text(tmp_path / "l.txt", "v/a 0\nv/A 1\nV/B/c 2\n"))
+    assert [(e.name, e.label) for e in index.entries] == [
+        ("v/A.mp4", 1),
+        ("v/a.mp4", 0),
+        ("v/b/C.MP4", 2),
+    ]
+    ids = '[{"id": "a", "label": 0}, {"id": "A", "label": 1}]'
+    index = find_videos(text(tmp_path / "l.json", ids), root=tmp_path / "v")
+    assert [(e.name, e.label) for e in index.entries] == [("A.mp4", 1), ("a.mp4", 0)]
+
+
 def test_list_errors_name_file_line_rule_and_value(tmp_path):
     folder = tree(tmp_path / "set" / "lists", "a.avi", "b.avi")  # two folders up a root is sought
     for content, message in {
