@@ -41,6 +41,7 @@ _COLUMNS = {  # names in a table's first line; case and what is no letter left o
     "split": ("split", "subset", "partition"),
 }  # fmt: skip
 
+_MOST_TRIED = 100  # lines by which a root is found, each below each folder that may be it
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _WRITTEN = {"options.toml", "report.json"}  # in folders of runs and reports, which hold pictures
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
@@ -171,11 +172,9 @@ def listed_videos(
     """What the lists of each split name: under the root of `main`, or one of their own, as those of
     Kinetics have in MMAction2: videos_train and videos_val.
     """
-    near = _find_root(_first_listed(main), roots)
-    own = {
-        split: _root_holding(_first_listed(one)[1], [near, *roots]) or near
-        for split, one in lists.items()
-    }
+    some = {one: _first_listed(one, missing) for one in lists.values()}
+    near = _find_root(some[main], roots)
+    own = {split: _root_holding(some[one], [near, *roots]) or near for split, one in lists.items()}
     around = os.path.commonpath([os.path.abspath(root) for root in own.values()])
     listing = Listing(near if len(set(own.values())) == 1 else Path(around), missing)
     for split, one in lists.items():
@@ -221,13 +220,13 @@ def _two_numbers(columns: list[str]) -> bool:
     return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
 
 
-def _first_listed(path: Path) -> tuple[str, str]:
-    """Where the first video of a list stands, and what the list says there, of a table its path.
-
-    Raises DatasetError for an empty list.
+def _first_listed(path: Path, missing: str) -> list[tuple[str, str]]:
+    """Where the first video of a list stands, and what the list says there, of a table its path;
+    of all videos, where the first may be missing. Raises DatasetError for an empty list.
     """
-    for where, text, _ in _listed(path):
-        return where, text
+    stop = 1 if missing == "error" else None
+    if listed := [(where, text) for where, text, _ in islice(_listed(path), stop)]:
+        return listed
     raise DatasetError(f"{path}: is empty")
 
 
@@ -238,23 +237,27 @@ def _starts(text: str) -> list[str]:
     return starts + [start.replace("\\", "/") for start in starts if "\\" in start]
 
 
-def _root_holding(text: str, roots: list[Path]) -> Path | None:
-    starts = _starts(text)
-    return next((r for r in roots if any(_may_be_video(r / each) for each in starts)), None)
+def _root_holding(listed: list[tuple[str, str]], roots: list[Path]) -> Path | None:
+    """The root of the first video found, of some from all over a long list."""
+    some = (_starts(text) for _, text in listed[:: len(listed) // _MOST_TRIED + 1])
+    tried = ((root, starts) for starts in some for root in roots)
+    return next((r for r, starts in tried if any(_may_be_video(r / each) for each in starts)), None)
 
 
-def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
-    """The folder under which the first listed video, or at least its folder, is; the only one."""
-    where, text = first
+def _find_root(listed: list[tuple[str, str]], roots: list[Path]) -> Path:
+    """The folder under which one of the listed videos, or at least its folder, is; the only one."""
     if len(roots) == 1:
         return roots[0]
-    if found := _root_holding(text, roots):
+    if found := _root_holding(listed, roots):
         return found
-    starts = _starts(text)
-    heads = {start.lstrip("/").split("/")[0].casefold() for start in starts}
+    heads: dict[bool, set[str]] = {}  # of lines that begin with a folder, and of others
+    for starts in (_starts(text) for _, text in listed):
+        begun = {start.lstrip("/").split("/")[0].casefold() for start in starts}
+        heads.setdefault("/" in starts[-1], set()).update(begun)
     for root in roots:
-        if heads & _heads(root, "/" in starts[-1]):
+        if any(begun & _heads(root, with_folder) for with_folder, begun in heads.items()):
             return root
+    where, text = listed[0]
     tried, said = ", ".join(map(str, roots[:4])), _shortened(text)
     raise DatasetError(
         f"{where}: {said!r} begins with no video under {tried}; pacecore data index takes another"
@@ -263,11 +266,12 @@ def _find_root(first: tuple[str, str], roots: list[Path]) -> Path:
 
 
 def _heads(root: Path, with_folder: bool) -> set[str]:
-    """How paths below `root` may begin: with a folder's name, or a video's without its ending."""
+    """How paths below `root` may begin: with a folder's name, or a video's, its ending or not."""
     if with_folder:
         return {folder.name.casefold() for folder in folders_in(root)}
     with suppress(OSError):
-        return {f.stem.casefold() for f in root.iterdir() if is_video_name(f.name)}
+        videos = [f for f in root.iterdir() if is_video_name(f.name)]
+        return {name.casefold() for f in videos for name in (f.name, f.stem)}
     return set()
 
 

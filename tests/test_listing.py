@@ -136,6 +136,30 @@ def test_files_that_differ_in_case_alone_are_told_apart(tmp_path):
     assert [(e.name, e.label) for e in index.entries] == [("A.mp4", 1), ("a.mp4", 0)]
 
 
+def test_a_root_is_found_where_the_first_videos_listed_are_missing(tmp_path):
+    tree(tmp_path, "train_videos/a.mp4", "train_videos/b.mp4", "val_videos/c.mp4")
+    one = text(tmp_path / "one.txt", "gone.mp4 0\na.mp4 0\nb.mp4 1\n")
+    index = find_videos(one, missing="skip")
+    assert (names(index), index.missing) == (["a.mp4", "b.mp4"], (("gone.mp4 0", None),))
+    with pytest.raises(DatasetError, match=r"one\.txt line 1: 'gone\.mp4 0' begins with no video"):
+        find_videos(one)
+    gone = [f"gone_{number}.mp4 0" for number in range(300)]
+    for place in (300, 150, 201):  # wherever in a long list
+        rare = [*gone[:place], "a.mp4 1", *gone[place:]]
+        assert names(find_videos(text(one, "\n".join(rare)), missing="skip")) == ["a.mp4"]
+    with pytest.raises(DatasetError, match=r"line 1: 'gone_0\.mp4 0' begins with no video"):
+        find_videos(text(one, "\n".join(gone)), missing="skip")
+    text(tmp_path / "train.txt", "gone.mp4 0\na.mp4 0\nb.mp4 1\n")
+    text(tmp_path / "test.txt", "lost.mp4 0\nc.mp4 1\n")
+    found = find_videos(tmp_path, missing="skip")
+    assert [(e.name, e.split) for e in found.entries] == [
+        ("train_videos/a.mp4", "train"),
+        ("train_videos/b.mp4", "train"),
+        ("val_videos/c.mp4", "test"),
+    ]
+    assert set(found.missing) == {("gone.mp4 0", "train"), ("lost.mp4 0", "test")}
+
+
 def test_list_errors_name_file_line_rule_and_value(tmp_path):
     folder = tree(tmp_path / "set" / "lists", "a.avi", "b.avi")  # two folders up a root is sought
     for content, message in {
