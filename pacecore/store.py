@@ -262,11 +262,16 @@ class FrameStore:
             begun = (folder / _JOURNAL).exists()
             state = "an unfinished store; pack again to go on" if begun else "no frame store in it"
             raise StoreError(f"{folder}: {state}") from None
+        except OSError as error:
+            raise StoreError(f"{folder}: {_INDEX} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{folder}: {_INDEX} is damaged ({error})") from None
         if have < total:
             raise StoreError(f"{folder}: {_FRAMES} has {have:,} bytes of {total:,}")
-        data = torch.from_file(str(folder / _FRAMES), shared=False, size=total, dtype=torch.uint8)
+        try:
+            data = torch.from_file(str(folder / _FRAMES), False, total, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise StoreError(f"{folder}: {_FRAMES} cannot be read: {reason_of(error)}") from None
         return cls(folder, content, data)
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from pacecore.source import VideoFiles
 from pacecore.store import FrameStore, StoreError, pack, pixel_bytes, record_bytes, store_bytes
 from pacecore.video import decode_all
 from tests.ranks import held_elsewhere
+from tests.trees import tree
 from tests.video_files import planes_of, write_video
 
 DATA = os.environ.get("PACECORE_DATA")
@@ -206,6 +207,22 @@ def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
     assert torch.equal(again.whole().data, store.whole().data)
     with pytest.raises(StoreError, match="finished store already"):
         pack(index, tmp_path, store.size)
+
+
+def test_a_store_whose_files_cannot_be_read_is_refused(index, tmp_path):
+    pack(index, tmp_path, (8, 8), workers=1)
+    frames, listed = tmp_path / "frames.bin", tmp_path / "index.json"
+    content = json.loads(listed.read_text())
+    content["videos"] = [content["videos"][0] | {"frames": 1}]
+    listed.write_text(json.dumps(content))
+    frames.unlink()
+    tree(frames, *(f"what makes the folder larger than a frame {n}" for n in range(20)))
+    with pytest.raises(StoreError, match=r": frames\.bin cannot be read: .*No such device"):
+        FrameStore.open(tmp_path)
+    listed.unlink()
+    listed.mkdir()
+    with pytest.raises(StoreError, match=r": index\.json cannot be read: Is a directory$"):
+        FrameStore.open(tmp_path)
 
 
 def test_a_disk_that_fills_up_is_told_and_costs_no_frame(
