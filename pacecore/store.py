@@ -19,7 +19,7 @@ import torch
 from pacecore.errors import PacecoreError
 from pacecore.files import for_one_process, made_folder, reason_of, write_lines, write_text
 from pacecore.frames import FRAME_COLUMNS, Frames
-from pacecore.index import BadVideo, VideoEntry, VideoIndex
+from pacecore.index import BadVideo, VideoEntry, VideoIndex, absolute
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.resample import plane_shapes, resample
 from pacecore.video import VideoError, decode_all
@@ -209,14 +209,14 @@ def _finish(
             continue
         said = {"label": entry.label, "class": entry.class_name, "split": entry.split}
         place = {"first": job.first, "frames": job.frames, "format": result["format"]}
-        videos.append({"name": entry.name, "path": entry.path} | said | place)
+        videos.append({"name": entry.name, "path": absolute(entry.path)} | said | place)
     if not videos:
         first = "".join(f"; the first, {video['name']}: {video['reason']}" for video in bad[:1])
         raise StoreError(f"{folder}: none of the {len(jobs)} videos decodes{first}")
     content = {
         "pacecore_store": 1,
         "size": size,
-        "root": index.root,
+        "root": absolute(index.root),
         "layout": index.layout,
         "classes": index.classes,
         "videos": videos,

@@ -209,6 +209,22 @@ def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
         pack(index, tmp_path, store.size)
 
 
+def test_a_store_names_its_videos_by_their_whole_paths(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    index = probe_all(find_videos(folder.name))[0]
+    store, _ = pack(index, tmp_path, (8, 8), workers=1)
+    monkeypatch.chdir(tmp_path)
+    assert store.index.root == str(folder)
+    assert store.path(0) == folder / "a" / "one.avi"
+    content = json.loads((tmp_path / "index.json").read_text())
+    for video in content["videos"]:  # as older ones have them
+        video["path"] = os.path.relpath(video["path"], folder.parent)
+    (tmp_path / "index.json").write_text(json.dumps(content | {"root": folder.name}))
+    older = FrameStore.open(tmp_path)
+    assert (older.index.root, str(older.path(0))) == (folder.name, f"{folder.name}/a/one.avi")
+    assert torch.equal(older.whole().data, store.whole().data)
+
+
 def test_a_store_whose_files_cannot_be_read_is_refused(index, tmp_path):
     pack(index, tmp_path, (8, 8), workers=1)
     frames, listed = tmp_path / "frames.bin", tmp_path / "index.json"
