@@ -6,6 +6,7 @@ mapped into memory.
 """
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pacecore.files import for_one_process, made_folder, reason_of, write_lines,
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import BadVideo, VideoEntry, VideoIndex, absolute
 from pacecore.isolated import JobFailure, run_jobs
+from pacecore.media import picture_files
 from pacecore.resample import plane_shapes, resample
 from pacecore.video import VideoError, decode_all
 
@@ -87,7 +89,7 @@ def pack(
         with for_one_process(folder / _LOCK, "is packing into it"):
             folder_to_pack(folder)  # another process may have finished it since
             jobs = _jobs(index, folder, size)
-            done = _resumed(folder, index, size, store_bytes(index, size))
+            done = _resumed(folder, index, jobs, size)
             with (folder / _JOURNAL).open("a", encoding="utf-8") as journal:
                 remaining = [job for job in jobs if job.video not in done]
                 for count, (video, result) in enumerate(_run(remaining, workers), len(done) + 1):
@@ -124,8 +126,13 @@ def _jobs(index: VideoIndex, folder: Path, size: tuple[int, int]) -> list[_Job]:
     return jobs
 
 
-def _resumed(folder: Path, index: VideoIndex, size: tuple[int, int], total: int) -> dict[int, dict]:
-    """What an earlier run finished; a new journal and an empty frames.bin where there was none."""
+def _resumed(
+    folder: Path, index: VideoIndex, jobs: list[_Job], size: tuple[int, int]
+) -> dict[int, dict]:
+    """What an earlier run finished, of files that are what they were; a new journal and an empty
+    frames.bin where there was none.
+    """
+    total = store_bytes(index, size)
     head = {
         "size": list(size),
         "videos": [[entry.name, entry.num_frames] for entry in index.entries],
@@ -137,9 +144,10 @@ def _resumed(folder: Path, index: VideoIndex, size: tuple[int, int], total: int)
             raise StoreError(f"{folder}: holds an unfinished store of other videos or another size")
         if not frames.exists() or frames.stat().st_size != total:
             raise StoreError(f"{folder}: {_FRAMES} of its unfinished store is gone or cut")
+        done = [each for each in lines[1:] if each.get("stamp") == _stamp(jobs[each["video"]].path)]
         # Written anew, so that a line cut short by the interruption does not stay.
-        write_lines(journal, (json.dumps(line) + "\n" for line in lines))
-        return {line.pop("video"): line for line in lines[1:]}
+        write_lines(journal, (json.dumps(line) + "\n" for line in [head, *done]))
+        return {line["video"]: line for line in done}
     free = shutil.disk_usage(folder).free
     if total > free:
         raise StoreError(f"{folder}: needs {total:,} bytes, {free:,} are free")
@@ -158,10 +166,10 @@ def _journal_lines(journal: Path) -> Iterator[dict]:
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict]]:
-    """(video, {"format": code} or {"bad": reason}) as they get done."""
+    """(video, {"stamp": stamp, "format": code}, or "bad": reason for a format) as they get done."""
     for number, result in run_jobs(_pack_video, jobs, workers, _patience):
         if isinstance(result, JobFailure):
-            result = {"bad": result.reason}
+            result = {"stamp": _stamp(jobs[number].path), "bad": result.reason}
         yield jobs[number].video, result
 
 
@@ -174,6 +182,7 @@ def _pack_video(job: _Job) -> dict:
     """Decodes one video into its records; what is wrong with it, if anything is."""
     record, pixels = record_bytes(job.size), pixel_bytes(job.size)
     written, code = 0, None
+    stamp = {"stamp": _stamp(job.path)}  # before it is read, and may change
     try:
         with open(job.file, "r+b") as file:  # buffered: it writes all, or raises
             for part in decode_all(job.path, planar=True):
@@ -193,8 +202,17 @@ def _pack_video(job: _Job) -> dict:
         if written != job.frames:
             raise VideoError(job.path, f"gave {written} of {job.frames} frames")
     except VideoError as error:
-        return {"bad": error.reason}
-    return {"format": code}
+        return stamp | {"bad": error.reason}
+    return stamp | {"format": code}
+
+
+def _stamp(path: str) -> list[int]:
+    """By which a file, or a folder of pictures, is told from what it is once it has changed."""
+    with suppress(OSError):
+        files = picture_files(path) if os.path.isdir(path) else [path]
+        about = [os.stat(each) for each in files]
+        return [sum(each.st_size for each in about), sum(each.st_mtime_ns for each in about)]
+    return []
 
 
 def _finish(

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pacecore.store import FrameStore, StoreError, pack, pixel_bytes, record_byt
 from pacecore.video import decode_all
 from tests.ranks import held_elsewhere
 from tests.trees import tree
-from tests.video_files import planes_of, write_video
+from tests.video_files import planes_of, textured, write_pictures, write_video
 
 DATA = os.environ.get("PACECORE_DATA")
 
@@ -207,6 +208,46 @@ def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
     assert torch.equal(again.whole().data, store.whole().data)
     with pytest.raises(StoreError, match="finished store already"):
         pack(index, tmp_path, store.size)
+
+
+def test_a_pack_goes_on_without_the_frames_of_files_that_changed(tmp_path, monkeypatch):
+    import pacecore.store as module
+
+    real, ran, size = module._run, [], (24, 32)
+    videos = tmp_path / "videos"
+    for number in (3, 4, 5):
+        write_pictures(videos / str(number), 4)
+    for number in range(3):
+        write_video(videos / f"{number}.avi", frames=9)
+    index = probe_all(find_videos(videos))[0]
+
+    def broken_off(jobs, workers):
+        ran[:] = [job.video for job in jobs]
+        yield from islice(real(jobs, workers), 5)
+        raise KeyboardInterrupt
+
+    def packs_again() -> list[int]:
+        with pytest.raises(KeyboardInterrupt):
+            pack(index, tmp_path / "store", size, workers=1)
+        return ran
+
+    monkeypatch.setattr(module, "_run", broken_off)
+    assert packs_again() == [0, 1, 2, 3, 4, 5]
+    write_video(videos / "0.avi", pictures=[textured(30 - n, 48, 64) for n in range(9)])
+    (videos / "4" / "img_1.jpg").write_bytes((videos / "4" / "img_4.jpg").read_bytes())
+    assert packs_again() == [0, 4, 5]
+    assert packs_again() == []
+    journal = tmp_path / "store" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines[1:]:  # as it was before a line said what its file was
+        del line["stamp"]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert packs_again() == [0, 1, 2, 3, 4, 5]
+    monkeypatch.setattr(module, "_run", real)
+    again, bad = pack(index, tmp_path / "store", size, workers=1)
+    anew, _ = pack(index, tmp_path / "anew", size, workers=1)
+    assert not bad
+    assert torch.equal(again.whole().data, anew.whole().data)
 
 
 def test_a_store_names_its_videos_by_their_whole_paths(folder, tmp_path, monkeypatch):
