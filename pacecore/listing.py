@@ -41,7 +41,7 @@ _COLUMNS = {  # names in a table's first line; case and what is no letter left o
     "split": ("split", "subset", "partition"),
 }  # fmt: skip
 
-_MOST_TRIED = 100  # lines by which a root is found, each below each folder that may be it
+_MOST_TRIED = 20  # lines by which a root is found, each below each folder that may be it
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _WRITTEN = {"options.toml", "report.json"}  # in folders of runs and reports, which hold pictures
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
@@ -238,10 +238,11 @@ def _starts(text: str) -> list[str]:
 
 
 def _root_holding(listed: list[tuple[str, str]], roots: list[Path]) -> Path | None:
-    """The root of the first video found, of some from all over a long list."""
-    some = (_starts(text) for _, text in listed[:: len(listed) // _MOST_TRIED + 1])
-    tried = ((root, starts) for starts in some for root in roots)
-    return next((r for r, starts in tried if any(_may_be_video(r / each) for each in starts)), None)
+    """That of the first video and, where several are, of the most of some from all over a list."""
+    some = [_starts(text) for _, text in listed[:: len(listed) // _MOST_TRIED + 1]]
+    held = [[any(_may_be_video(root / way) for way in starts) for starts in some] for root in roots]
+    best = max(held, key=lambda found: (found[0], sum(found)))
+    return roots[held.index(best)] if any(best) else None
 
 
 def _find_root(listed: list[tuple[str, str]], roots: list[Path]) -> Path:

@@ -138,6 +138,7 @@ def test_files_that_differ_in_case_alone_are_told_apart(tmp_path):
 
 def test_a_root_is_found_where_the_first_videos_listed_are_missing(tmp_path):
     tree(tmp_path, "train_videos/a.mp4", "train_videos/b.mp4", "val_videos/c.mp4")
+    tree(tmp_path, "others/a.mp4")  # with less of them
     one = text(tmp_path / "one.txt", "gone.mp4 0\na.mp4 0\nb.mp4 1\n")
     index = find_videos(one, missing="skip")
     assert (names(index), index.missing) == (["a.mp4", "b.mp4"], (("gone.mp4 0", None),))
