@@ -79,10 +79,10 @@ def pack(
     """Decodes every video once into a store at `size` (height, width), `workers` processes at once.
 
     index: counted by probe_all. workers: 0 is one a core, 1 is this process. on_progress(done,
-    total) counts videos. A pack that was broken off goes on where it stood. Returns the store of
-    the videos that decoded, in the order of the index, and the others with the reason. Raises
-    StoreError: no room on the disk, or the folder holds something else; PacecoreError where another
-    process is packing into it.
+    total) counts videos. A pack that was broken off goes on where it stood, but for files that have
+    changed. Returns the store of the videos that decoded, in the order of the index, and the others
+    with the reason. Raises StoreError: no room on the disk, or the folder holds something else;
+    PacecoreError where another process is packing into it.
     """
     folder = folder_to_pack(folder)
     try:
