@@ -58,19 +58,21 @@ def finetune(
         elif checkpoint is None and not config:
             raise OptionError("CHECKPOINT is missing; --scratch starts from fresh weights")
         given |= {"checkpoint": checkpoint, "data": data}
-        options, trained = _options(given, preset, config)
+        options, trained = _options(given, preset, config, scratch)
         summary = run_finetune(options, trained=trained)
     say(closing_words(options, summary))
 
 
 def _options(
-    given: dict[str, Any], preset: str | None, config: str | None
+    given: dict[str, Any], preset: str | None, config: str | None, scratch: bool = False
 ) -> tuple[FinetuneOptions, Any]:
     """The run's options, and the checkpoint that they start from."""
     from pacecore.finetune import inherit_options
     from pacecore.trained import load_trained
 
     values, preset = given_values(given, preset, config)
+    if scratch:
+        values["checkpoint"] = ""  # over the file's
     trained = None
     if values.get("checkpoint"):
         trained = load_trained(values["checkpoint"], partial=bool(values.get("partial")))

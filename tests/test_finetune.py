@@ -320,6 +320,14 @@ def test_without_data_the_videos_are_those_of_the_checkpoint(tmp_path, stored, g
     assert (elsewhere.data, elsewhere.held_out) == ("D", "auto")
 
 
+def test_scratch_wins_over_the_checkpoint_of_a_file(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text(f'checkpoint = "{pretrained(tmp_path / "last.pt")}"\n')
+    options, trained = _options({"data": "x"}, None, str(file), scratch=True)
+    assert (options.checkpoint, trained) == ("", None)
+    assert _options({"data": "x"}, None, str(file))[1] is not None
+
+
 def test_weights_that_a_file_lacks_start_afresh_where_that_is_asked_for(tmp_path):
     trained, path = load_trained(pretrained(tmp_path / "last.pt")), tmp_path / "w.pt"
     convert(trained.path, path)
