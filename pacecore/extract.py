@@ -19,7 +19,7 @@ from torch import Tensor
 from pacecore.backbones import Backbone, stage_features
 from pacecore.config import ExtractOptions, FeatureOptions
 from pacecore.device import pick_device
-from pacecore.distributed import any_rank, barrier, is_main, join, merge_over_ranks
+from pacecore.distributed import any_rank, barrier, is_main, join, merge_over_ranks, of_all_ranks
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, for_one_process, safetensors, write_json, writing
 from pacecore.inputs import Inputs
@@ -183,21 +183,35 @@ def _description(
             "boundary": used.boundary,
             "amp": options.amp,
         },
-        "identity": _identity(source),
+        # The first's: copies of the videos on other machines may have dates of their own.
+        "identity": of_all_ranks(_identity(source))[0],
         "split": split,
         "classes": list(source.classes),
     }
 
 
 def _identity(source: FrameSource) -> str:
+    """Of the videos as they are: names, labels, and sizes and dates of the files read."""
     whole = source.source if isinstance(source, Subset) else source
+    store = whole if isinstance(whole, FrameStore) else None
     digest = hashlib.sha256()
-    if isinstance(whole, FrameStore):  # its frames are those of the files, resized
-        digest.update(f"{whole.size}\n".encode())
+    if store:  # its frames are those of the files, as they were then, resized
+        digest.update(f"{store.size}\t{_as_it_is(store.folder / 'index.json')}\n".encode())
     for video in range(len(source)):
-        line = f"{source.path(video)}\t{source.num_frames(video)}\t{source.label(video)}\n"
+        path = source.path(video)
+        line = f"{path}\t{source.num_frames(video)}\t{source.label(video)}"
+        line += "\n" if store else f"\t{_as_it_is(path)}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _as_it_is(path: Path) -> str:
+    """Of one state of a file, or of a folder of pictures, which no other state has."""
+    try:
+        about = os.stat(path)
+    except OSError:  # told where it is read
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 class _Writer:

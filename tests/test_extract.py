@@ -17,7 +17,8 @@ from pacecore.cli.extract import extract
 from pacecore.config import ExtractOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
-from pacecore.extract import _mapped, load_features, run_extract
+from pacecore.extract import _identity, _mapped, load_features, run_extract
+from pacecore.index import VideoEntry, VideoIndex
 from pacecore.ops import pace_clip
 from pacecore.sampling import frame_indices
 from pacecore.source import VideoFiles
@@ -26,7 +27,7 @@ from pacecore.trained import fingerprint, load_trained
 from pacecore.video import decode, probe
 
 from .ranks import held_elsewhere, run_ranks
-from .tiny import CLASSES, pretrained, tiny_set
+from .tiny import CLASSES, pretrained, tiny_set, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -194,6 +195,34 @@ def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):
     (two,) = run_extract(other, options)
     assert one.order["network"] != two.order["network"]
     assert not np.allclose(before, two.values)
+
+
+def test_videos_that_were_changed_in_place_are_computed_anew(checkpoint, videos, tmp_path):
+    """As after a repair, or a set made anew: the same names with the same numbers of frames."""
+    data = shutil.copytree(videos, tmp_path / "set")
+    store, _ = pack(probe_all(find_videos(data))[0], tmp_path / "store", (16, 20), workers=1)
+    trained, how = load_trained(checkpoint), {"stage": "gap", "split": "test"}
+
+    def rows(place) -> np.ndarray:
+        options = options_of(tmp_path / "out", data=str(place), **how)
+        return np.array(run_extract(trained, options)[0].values)
+
+    files, stored = rows(data), rows(store.folder)
+    one = data / "test" / "Red" / "test0.mp4"
+    write_tiny(one, 1, 99, probe(one).num_frames)
+    changed = rows(data)
+    assert not np.array_equal(changed[2], files[2])
+    assert np.array_equal(changed[:2], files[:2])
+    assert np.array_equal(rows(store.folder), stored)
+    shutil.rmtree(store.folder)
+    pack(probe_all(find_videos(data))[0], store.folder, (16, 20), workers=1)
+    assert not np.array_equal(rows(store.folder), stored)
+
+
+def test_a_file_that_is_gone_is_told_where_it_is_read(tmp_path):
+    gone = os.fsdecode(os.fsencode(tmp_path) + b"/gone-\xff.mp4")
+    index = VideoIndex(str(tmp_path), "", (VideoEntry(gone, "gone.mp4", num_frames=9),))
+    assert _identity(VideoFiles(index)) == _identity(VideoFiles(index))
 
 
 def test_an_unreadable_video_leaves_no_row(checkpoint, tmp_path, monkeypatch):
