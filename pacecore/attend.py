@@ -4,6 +4,7 @@ attention = min-max of bicubic of mean over time of mean over channels of (last 
 (Zagoruyko and Komodakis). Squared activations say where a network responds, not why.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -139,12 +140,16 @@ class _Drawing:
         ]
 
     def _names(self, videos: list[int]) -> dict[int, str]:
+        """A name of its own for each: its file's, with its number where files share one."""
         stems = {video: Path(self.source.path(video)).stem for video in videos}
-        often = list(stems.values())
-        return {
-            video: f"attend-{stem}" if often.count(stem) == 1 else f"attend-{stem}-{video}"
-            for video, stem in stems.items()
-        }
+        often = Counter(stems.values())
+        names = {video: f"attend-{stem}" for video, stem in stems.items() if often[stem] == 1}
+        for video in sorted(stems.keys() - names):
+            name = f"attend-{stems[video]}-{video}"
+            while name in names.values():  # a file may be called so
+                name += f"-{video}"
+            names[video] = name
+        return names
 
     def _request(self, video: int) -> ClipRequest:
         frames, start = self.source.num_frames(video), self.options.start_frame

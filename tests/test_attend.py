@@ -114,6 +114,16 @@ def test_sheet_and_film_of_several_videos(tmp_path):
     assert difference[0] < 2 < difference[1]
 
 
+def test_a_file_that_is_called_as_another_is_told_apart_has_its_own(tmp_path):
+    for seed, name in enumerate(("c1/clip", "c2/clip-2", "c2/clip")):
+        write_tiny(tmp_path / "set" / f"{name}.mp4", 0, seed, 20)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    options = options_of(tmp_path / "out", data=str(tmp_path / "set"), paces="1", count=3)
+    result = run_attend(load_trained(checkpoint), options)
+    assert len(result["videos"]) == len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert {each["sheet"] for each in result["videos"]} >= {"attend-clip-2.png"}
+
+
 def test_one_video_file(tmp_path):
     write_tiny(tmp_path / "one.mp4", 0, 1, 20)
     checkpoint = pretrained(tmp_path / "run" / "last.pt")
