@@ -2,8 +2,12 @@
 
 import errno
 import importlib
+import io
 import os
+import stat
 import sys
+from contextlib import suppress
+from typing import Any
 
 import click
 
@@ -92,14 +96,43 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, open(hole, mode))  # noqa: SIM115
 
 
+class _Pipe(io.FileIO):
+    """What nobody reads any more is let go, as of `pacecore train 2>&1 | head -1`: the verb's work
+    goes on, and its exit code tells of that.
+    """
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _open_streams() -> None:
+    """Has stdout and stderr take names of files, which need not be text, and readers that go."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with suppress(OSError, AttributeError):  # it is no file, but a test's, in memory
+            kind = os.fstat(stream.fileno()).st_mode
+            if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+                file = _Pipe(stream.fileno(), "w", closefd=False)
+                stream = io.TextIOWrapper(
+                    file if stream.write_through else io.BufferedWriter(file),
+                    encoding=stream.encoding,
+                    line_buffering=stream.line_buffering,
+                    write_through=stream.write_through,
+                )
+                setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2, without traceback, and
     Ctrl-C one line and 130.
     """
     _replace_closed_streams()
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    _open_streams()
     try:
         pacecore(prog_name="pacecore", standalone_mode=True)
     except PacecoreError as error:

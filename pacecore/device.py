@@ -15,6 +15,7 @@ from pacecore.distributed import any_rank, is_main, local_rank
 from pacecore.errors import PacecoreError
 from pacecore.kernels import lack_of
 from pacecore.loader import ClipFormat
+from pacecore.runlog import tell
 
 __all__ = ["clip_format", "pick_device", "repeatable_or_fast", "trusted"]
 
@@ -30,7 +31,7 @@ def pick_device(wish: str) -> torch.device:
         if lack:
             if local_rank() == 0:
                 words = f"the GPU is left unused: {lack.reason}; {lack.mend}"
-                print(f"warning: {words}", file=sys.stderr, flush=True)
+                tell(f"warning: {words}", sys.stderr)
             return torch.device("cpu")
         wish = "cuda"
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", wish):
@@ -65,7 +66,7 @@ def trusted(options: AnyOptions, device: torch.device, *, resume: bool = False) 
     check = check_bf16_conv3d(device)
     (unfit,) = any_rank(bool(check.wrong) if resume else not check.usable)
     if is_main() and (unfit or not resume):
-        print(check.report(), flush=True)
+        tell(check.report())
     return replace(options, amp="none") if unfit else options
 
 

@@ -29,7 +29,7 @@ from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
-from pacecore.runlog import alone_in
+from pacecore.runlog import alone_in, tell
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained
 
@@ -223,7 +223,7 @@ def finetune(
             if words and grouped:
                 groups = len({cut_from[video] for video in validation})
                 words += f", which are {groups} whole groups by their names (_gNN_)"
-            print(f"data: {data.words}\n{len(classes)} classes, {len(labels)} videos{words}")
+            tell(f"data: {data.words}\n{len(classes)} classes, {len(labels)} videos{words}")
         train = Subset(data.train, chosen.tolist())
         counts = tuple(train.num_frames(video) for video in range(len(train)))
         schedule = TrainingSchedule(

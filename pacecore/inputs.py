@@ -25,7 +25,7 @@ from pacecore.distributed import (
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.index import VideoEntry, recordings
-from pacecore.runlog import Progress
+from pacecore.runlog import Progress, tell
 from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
 from pacecore.workers import core_count
@@ -169,7 +169,7 @@ def resident_frames(source: FrameSource, data_on: str, device: torch.device) -> 
     frames = store.to_device(device, lambda done, _: progress.update(done, "videos"))
     progress.close()
     if is_main():
-        print(f"all frames are held on {device}: {size / 1e9:.2f} GB", flush=True)
+        tell(f"all frames are held on {device}: {size / 1e9:.2f} GB")
     return frames
 
 
@@ -178,7 +178,7 @@ def _demo() -> Path:
     folder = Path(DEMO_FOLDER)
     if is_main():
         if not folder.exists():
-            print(f"no data named: making the demo set in {folder.resolve()}", flush=True)
+            tell(f"no data named: making the demo set in {folder.resolve()}")
         make_demo(folder)
     barrier()
     return folder

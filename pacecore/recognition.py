@@ -241,8 +241,8 @@ def run_test(
     pre-trained one the held-out pace accuracy.
 
     Writes test.json and, of actions, predictions.jsonl into options.out. tell: gets the figures
-    before they are written, so that a full disk does not lose them. Raises PacecoreError for input
-    that cannot be used, and where the files cannot be written.
+    before they are written, so that a full disk does not lose them; nor does what it raises.
+    Raises PacecoreError for input that cannot be used, and where the files cannot be written.
     """
     trained.require_head()
     device = pick_device(options.device)
@@ -277,11 +277,13 @@ def run_test(
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }
-        tell(result)
-        if is_main():
-            write_json(folder / "test.json", result)
-            if predictions:
-                predictions.write_predictions(folder / "predictions.jsonl")
+        try:
+            tell(result)
+        finally:
+            if is_main():
+                write_json(folder / "test.json", result)
+                if predictions:
+                    predictions.write_predictions(folder / "predictions.jsonl")
         return result
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
@@ -157,10 +157,12 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def tell(text: str) -> None:
-    """Prints a line for whoever looks; a run does not end because nobody does any more."""
+def tell(text: str, file: TextIO | None = None) -> None:
+    """Prints a line for whoever looks, into stdout or `file`; a run does not end because nobody
+    does any more.
+    """
     with suppress(OSError):  # of a pipe whose reader has gone
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 class Progress:

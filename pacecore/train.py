@@ -26,7 +26,7 @@ from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
 from pacecore.protocol import ClipRunner, labels_of, unread_words
-from pacecore.runlog import alone_in
+from pacecore.runlog import alone_in, tell
 from pacecore.sampling import loop_share
 from pacecore.source import FrameSource
 from pacecore.video_writer import write_png
@@ -131,7 +131,7 @@ def pretrain(
     with join(device):
         options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
         if is_main():
-            print(_data_words(options, data) + _size_words(options, device), flush=True)
+            tell(_data_words(options, data) + _size_words(options, device))
         model = pace_model(options)
         task = PaceTask(options, model, data.held_out, device)
         counts = tuple(data.train.num_frames(video) for video in range(len(data.train)))

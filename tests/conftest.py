@@ -1,4 +1,5 @@
-"""What test files share: the list of devices that the op tests run on, one thread, a full disk.
+"""What test files share: the devices that the op tests run on, one thread, a full disk, a reader
+that has gone.
 
 `device` is a fixture that runs a test on each of DEVICES, or of the test file's own DEVICES.
 "emulated" runs the CUDA kernels on the CPU (tests/cuda_on_cpu) as a GPU of sm_90 would, and
@@ -10,6 +11,7 @@ bit; there the tensors are on the CPU.
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -74,6 +76,27 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def nobody_reads() -> Callable[[], AbstractContextManager[None]]:
+    """`with nobody_reads():` the reader of stdout and stderr has gone within, as of `pacecore train
+    2>&1 | head -1`, or a log's tee that was killed.
+    """
+
+    @contextmanager
+    def gone() -> Iterator[None]:
+        read, write = os.pipe()
+        os.close(read)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("stdout", "stderr"):
+                stream = os.fdopen(os.dup(write), "w")
+                patch.setattr(stream, "close", lambda: None)  # it would fail anew
+                patch.setattr(sys, name, stream)
+            os.close(write)
+            yield
+
+    return gone
 
 
 def pytest_configure() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from pacecore import cli
 from pacecore.cli.options import given_values
+from tests.tiny import write_tiny
 
 
 def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
@@ -223,6 +224,25 @@ def test_an_output_that_is_full_is_one_line(words, unbuffered):
     else:  # the verb's own error is not the output's
         assert reason not in done.stderr
         assert "none.pt" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["data", "pack", "set", "store"], ["test", "none"]])
+def test_a_reader_that_has_gone_costs_no_result(words, unbuffered, tmp_path):
+    """Nor the exit code, which tells of the work."""
+    write_tiny(tmp_path / "set/one.mp4", 0, 1, 8)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "pacecore.cli", *words],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=gone,
+            stderr=gone,
+            cwd=tmp_path,
+        )
+    assert done.returncode == (2 if "none" in words else 0)
+    assert (tmp_path / "store/index.json").exists() == ("store" in words)
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])

@@ -45,6 +45,13 @@ def test_a_number_stands_for_itself(monkeypatch):
         pick_device("cuda:2")
 
 
+def test_words_that_nobody_reads_end_nothing(monkeypatch, nobody_reads):
+    gpus(monkeypatch, (3, 5))
+    with nobody_reads():
+        assert pick_device("auto").type == "cpu"
+        assert bf16_after(monkeypatch, False) == "bf16"
+
+
 def bf16_after(monkeypatch, elsewhere, resume=False, **figures):
     check = Bf16Check("cpu", **{"errors": {}, "bf16_seconds": 1.0, "fp32_seconds": 1.0, **figures})
     monkeypatch.setattr("pacecore.device.check_bf16_conv3d", lambda _: check)

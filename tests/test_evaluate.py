@@ -327,6 +327,15 @@ def test_figures_that_cannot_be_written_are_told_all_the_same(checkpoint, tmp_pa
     assert "6 videos, 2 clips each" in shown.output
 
 
+def test_figures_that_cannot_be_told_are_written_all_the_same(checkpoint, tmp_path):
+    def tell(result):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_test(load_trained(checkpoint), options_of(out=str(tmp_path)), tell)
+    assert {path.name for path in tmp_path.iterdir()} == {"test.json", "predictions.jsonl"}
+
+
 def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_path, monkeypatch):
     decode_one = VideoFiles.decode
 

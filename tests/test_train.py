@@ -18,7 +18,7 @@ from pacecore.source import VideoFiles
 from pacecore.train import PaceTask, _size_words, pace_model, pretrain
 from pacecore.trained import load_trained
 from tests.ranks import held_elsewhere
-from tests.tiny import finetuned, pretrained, tiny_set, write_tiny
+from tests.tiny import SMALL, finetuned, pretrained, tiny_set, write_tiny
 from tests.trees import tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,6 +77,13 @@ def test_a_run_from_files_to_summary(monkeypatch, capsys, videos, tmp_path):
     assert err.endswith(f"{refused}\n")
     with pytest.raises(PacecoreError, match=refused):  # by Python alike
         pretrain(from_mapping(TrainOptions, read_toml(run / "options.toml")))
+
+
+def test_a_run_that_nobody_reads_of_is_whole(videos, tmp_path, nobody_reads):
+    options = {**SMALL, "data": str(videos), "out": str(tmp_path), "batch": 4, "max_steps": 1}
+    with nobody_reads():
+        pretrain(from_mapping(TrainOptions, options))
+    assert (tmp_path / "summary.json").exists()
 
 
 def test_what_a_notebook_has_set_for_itself_is_no_matter(monkeypatch, capsys, videos, tmp_path):
