@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import socket
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -117,27 +118,51 @@ def made_folder(path: str | Path) -> Path:
 
 @contextmanager
 def for_one_process(lock: Path, doing: str) -> Iterator[None]:
-    """Holds what the file `lock`, made and left there, stands for: its folder, or one other file.
+    """Holds what the file `lock`, made and left there, stands for: its folder, or one other file;
+    one thread of one process does.
 
     However the process ends, it is free again. Raises PacecoreError, naming who holds it, `doing`
     what: "is training into it".
     """
     with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    with lock.open("r+b", buffering=0) as file:
-        try:
-            # A lock of this process alone: decoding workers that outlive a kill do not have it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().decode() or "another process"
-            raise PacecoreError(f"{lock.parent}: {holder} {doing}; wait or stop it") from None
-        except OSError:
-            pass  # a file system without locks
+    with _for_one_thread(lock, doing):
         with writing(lock):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            lock.touch()
+        with lock.open("r+b", buffering=0) as file:
+            try:
+                # A lock of this process alone: decoding workers that outlive a kill do not have it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = file.read().decode() or "another process"
+                raise PacecoreError(f"{lock.parent}: {holder} {doing}; wait or stop it") from None
+            except OSError:
+                pass  # a file system without locks
+            with writing(lock):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+
+
+_held: set[str] = set()  # files of locks, by their real paths
+_held_changes = threading.Lock()
+
+
+@contextmanager
+def _for_one_thread(lock: Path, doing: str) -> Iterator[None]:
+    """The system gives a process its own lock once more, and lets it go where any thread closes the
+    file: none may open it beside the one that holds it.
+    """
+    name = os.path.realpath(lock)
+    with _held_changes:
+        if name in _held:
+            raise PacecoreError(f"{lock.parent}: another thread of this process {doing}; wait")
+        _held.add(name)
+    try:
         yield
+    finally:
+        with _held_changes:
+            _held.remove(name)
 
 
 def safetensors(kind: str, who: str | Path) -> Any:

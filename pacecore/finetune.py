@@ -29,7 +29,7 @@ from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
 from pacecore.protocol import ClipRunner, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
-from pacecore.runlog import alone_in, tell
+from pacecore.runlog import alone_in, alone_in_process, tell
 from pacecore.source import FrameSource, Subset
 from pacecore.trained import NETWORK_OPTIONS, Trained, load_trained
 
@@ -190,7 +190,7 @@ def finetune(
     used.
     """
     device = pick_device(options.device)
-    with join(device):
+    with alone_in_process(), join(device):
         options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
         labels, classes = labels_and_classes(data.train)
         if content and tuple(content["classes"]) != classes:

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,7 +16,10 @@ from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
 from pacecore.files import for_one_process, write_text, writing
 
-__all__ = ["Progress", "RunFolder", "alone_in", "duration", "refuse_second_run", "tell"]
+__all__ = [
+    "Progress", "RunFolder", "alone_in", "alone_in_process", "duration", "refuse_second_run",
+    "tell",
+]  # fmt: skip
 
 
 class RunFolder:
@@ -116,6 +120,25 @@ class RunFolder:
         except PacecoreError as error:
             return f"none: {error}"
         return str(path)
+
+
+_training = threading.Lock()
+
+
+@contextmanager
+def alone_in_process() -> Iterator[None]:
+    """Holds what a training has of its process: torch's random numbers, among others, are common to
+    all threads, and each would get others than alone. Raises PacecoreError where another trains.
+    """
+    if not _training.acquire(blocking=False):
+        raise PacecoreError(
+            "another thread of this process is training, which needs the process for itself: train"
+            " after it, or in another process"
+        )
+    try:
+        yield
+    finally:
+        _training.release()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.losses import pretraining_loss
 from pacecore.pictures import clip_sheet, to_rgb
 from pacecore.protocol import ClipRunner, labels_of, unread_words
-from pacecore.runlog import alone_in, tell
+from pacecore.runlog import alone_in, alone_in_process, tell
 from pacecore.sampling import loop_share
 from pacecore.source import FrameSource
 from pacecore.video_writer import write_png
@@ -128,7 +128,7 @@ def pretrain(
     used.
     """
     device = pick_device(options.device)
-    with join(device):
+    with alone_in_process(), join(device):
         options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
         if is_main():
             tell(_data_words(options, data) + _size_words(options, device))

@@ -142,6 +142,22 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path):
         assert lock.read_text().startswith(f"process {os.getpid()} on ")
 
 
+def test_one_thread_at_a_time_holds_a_folder(tmp_path):
+    """Nor does the one that is refused let another process in."""
+    lock, words = tmp_path / ".lock", "another thread of this process is at it; wait$"
+    with for_one_process(lock, "is at it"):
+        (tmp_path / "link").symlink_to(tmp_path)
+        for same in (lock, tmp_path / "link" / ".lock"):
+            with pytest.raises(PacecoreError, match=words), for_one_process(same, "is at it"):
+                pass
+        with pytest.raises(AssertionError), held_elsewhere(lock):
+            pass
+    with held_elsewhere(lock):
+        pass
+    with for_one_process(lock, "is at it"):
+        pass
+
+
 def test_a_full_disk_is_told_where_the_folder_is_taken(tmp_path, largest_file):
     refused = pytest.raises(PacecoreError, match=r"\.lock: cannot be written: File too large")
     with largest_file(0), refused, for_one_process(tmp_path / ".lock", ""):

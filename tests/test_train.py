@@ -4,16 +4,19 @@ import json
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
-from pacecore.config import TrainOptions, from_mapping
+from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
+from pacecore.finetune import finetune
 from pacecore.rules import read_toml
+from pacecore.runlog import alone_in_process
 from pacecore.source import VideoFiles
 from pacecore.train import PaceTask, _size_words, pace_model, pretrain
 from pacecore.trained import load_trained
@@ -84,6 +87,21 @@ def test_a_run_that_nobody_reads_of_is_whole(videos, tmp_path, nobody_reads):
     with nobody_reads():
         pretrain(from_mapping(TrainOptions, options))
     assert (tmp_path / "summary.json").exists()
+
+
+def test_a_process_trains_one_network_at_a_time(videos, tmp_path):
+    """By the random numbers of another thread the weights would be others."""
+    options = {**SMALL, "data": str(videos), "batch": 4, "max_steps": 1, "held_out": "none"}
+    train, tune = TrainOptions(**options).resolved(), FinetuneOptions(**options).resolved()
+    refused = pytest.raises(PacecoreError, match=r"^another thread of this process is training, ")
+    with alone_in_process(), refused:
+        pretrain(replace(train, out=str(tmp_path / "a")))
+    with alone_in_process(), refused:
+        finetune(replace(tune, out=str(tmp_path / "b")))
+    with pytest.raises(PacecoreError, match="out must name the folder"):
+        pretrain(train)
+    pretrain(replace(train, out=str(tmp_path / "a")))
+    finetune(replace(tune, out=str(tmp_path / "b")))
 
 
 def test_what_a_notebook_has_set_for_itself_is_no_matter(monkeypatch, capsys, videos, tmp_path):
