@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,6 +29,10 @@ FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form woul
 
 class CheckpointError(PacecoreError):
     """A checkpoint cannot be written or read; names the file and the reason."""
+
+
+class _Closed(CheckpointError):
+    """A file that may be whole, but cannot be opened, as another user's."""
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -76,10 +80,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if not zipfile.is_zipfile(path):
-            if not path.exists():
-                raise CheckpointError(f"{path}: no such checkpoint")
-            raise CheckpointError(f"{path}: not a checkpoint, or cut short")
+        with _opened(path) as file:
+            if not zipfile.is_zipfile(file):
+                raise CheckpointError(f"{path}: not a checkpoint, or cut short")
         if damaged := damaged_part(path):
             raise CheckpointError(f"{path}: damaged checkpoint, {damaged} has a wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -94,6 +97,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise _Closed(f"{path}: checkpoint cannot be read: {error.strerror}") from None
+
+
 def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
     """The last checkpoint of a run; with `fall_back`, the one before it where that is damaged."""
     path = Path(folder) / "last.pt"
@@ -103,6 +115,8 @@ def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
         )
     try:
         return load_checkpoint(path)
+    except _Closed:  # no reason to go on with older weights
+        raise
     except CheckpointError as error:
         if fall_back and previous(path).exists():
             return load_checkpoint(previous(path))

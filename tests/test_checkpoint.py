@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pacecore.checkpoint import CheckpointError, load_checkpoint, previous, save_checkpoint
+from pacecore.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_resume,
+    previous,
+    save_checkpoint,
+)
 from pacecore.convert import read_weights
 from pacecore.errors import PacecoreError
 from pacecore.trained import load_trained
@@ -89,6 +95,27 @@ def test_damage_is_told(tmp_path):
     path.write_bytes(whole[:middle] + b"\xff" + whole[middle + 1 :])
     with pytest.raises(CheckpointError, match="damaged checkpoint"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("fall_back", [False, True])
+def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch, fall_back):
+    """As another user's file: the weights before it are not what is wanted."""
+    for number in range(2):
+        save_checkpoint(tmp_path / "last.pt", {"model": number})
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        words = r"last\.pt: checkpoint cannot be read: Permission denied$"
+        with pytest.raises(CheckpointError, match=words):
+            load_resume(str(tmp_path), fall_back=fall_back)
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.pt").mkdir()
+    words = r"last\.pt: checkpoint cannot be read: Is a directory$"
+    with pytest.raises(CheckpointError, match=words):
+        load_resume(str(tmp_path), fall_back=fall_back)
 
 
 def test_what_is_damaged_is_no_bare_weights_either(tmp_path):
