@@ -5,6 +5,7 @@ at k if any of its k nearest neighbours has its label.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -271,7 +272,7 @@ def retrieve_features(
     numbers[mine], cosines[mine] = map(torch.from_numpy, own)
     numbers, cosines = (all_reduce_sum(each, device).numpy() for each in (numbers, cosines))
     gallery_labels = gallery.labels
-    shared = set(gallery.paths()) & set(queries.paths())
+    shared = set.intersection(*(set(map(os.path.realpath, f.paths())) for f in (gallery, queries)))
     lacking = sorted(set(labels.tolist()) - set(gallery_labels.tolist()))
     result = {
         "top": {

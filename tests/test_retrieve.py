@@ -320,6 +320,16 @@ def test_videos_that_are_queries_and_gallery_are_told(videos, tmp_path):
         ) == said
 
 
+def test_a_video_is_one_by_whatever_path_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    gallery, queries = (features_of(tmp_path / name, [0, 1, 2]) for name in ("a.npy", "b.npy"))
+    for video, path in zip(queries.order["videos"], (tmp_path / "v0", "link/v1", "w"), strict=True):
+        video["path"] = str(path)
+    result, _ = retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
+    assert result["videos_in_both"] == 2
+
+
 @pytest.mark.parametrize("k", ["", "0", "1,x", "1.5", "-1"])
 def test_k_must_be_a_list_of_whole_numbers(k):
     with pytest.raises(OptionError, match="k must be whole numbers from 1"):
