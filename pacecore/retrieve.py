@@ -248,7 +248,7 @@ def retrieve_features(
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
     """Figures and neighbours of features that are there already; ranks share the queries.
 
-    Raises PacecoreError for features of another network, stage or unit, or without labels.
+    Raises PacecoreError for features of another network, or made in another way, or without labels.
     """
     _require_same(gallery, queries)
     made = {name: gallery.order[name] for name in ("stage", "pool", "unit", "clips")}
@@ -296,11 +296,12 @@ def retrieve_features(
 
 
 def _require_same(gallery: Features, queries: Features) -> None:
-    for name in ("network", "stage", "pool", "unit", "input"):
+    for name in ("network", "stage", "pool", "unit", "clips", "input"):
         one, other = gallery.order.get(name), queries.order.get(name)
         if one != other:
+            what = "number of clips" if name == "clips" else name
             raise PacecoreError(
-                f"{queries.path}: features of another {name} than {gallery.path}:"
+                f"{queries.path}: features of another {what} than {gallery.path}:"
                 f" {other} against {one}"
             )
 

@@ -244,13 +244,12 @@ def features_of(path, labels, classes=CLASSES, **changes) -> Features:
     return Features(path, values, order)
 
 
-def test_features_of_another_network_are_refused_by_name(tmp_path):
+def test_features_made_in_another_way_are_refused_by_name(tmp_path):
     gallery = features_of(tmp_path / "a.npy", [0, 1])
-    for name, value in (("network", "bb"), ("stage", "p5"), ("unit", "clip")):
+    for name, value in (("network", "bb"), ("stage", "p5"), ("unit", "clip"), ("clips", 5)):
         queries = features_of(tmp_path / "b.npy", [0, 1], **{name: value})
-        with pytest.raises(
-            PacecoreError, match=rf"b\.npy: features of another {name} than .*a\.npy"
-        ):
+        words = rf"b\.npy: features of another (number of )?{name} than .*a\.npy: {value} against"
+        with pytest.raises(PacecoreError, match=words):
             retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
 
 
