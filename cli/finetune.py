@@ -1,6 +1,5 @@
 """pacecore finetune: supervised action recognition."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,8 @@ import click
 
 from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.cli.train import (
+    in_run_folder,
     next_lines,
-    next_run_folder,
     options_of_run,
     refuse_idle_fall_back,
 )
@@ -59,7 +58,8 @@ def finetune(
             raise OptionError("CHECKPOINT is missing; --scratch starts from fresh weights")
         given |= {"checkpoint": checkpoint, "data": data}
         options, trained = _options(given, preset, config, scratch)
-        summary = run_finetune(options, trained=trained)
+        with in_run_folder("finetune", options) as options:
+            summary = run_finetune(options, trained=trained)
     say(closing_words(options, summary))
 
 
@@ -89,7 +89,7 @@ def _options(
     elif not values.get("data") and preset is None and not config:
         preset = "small"
     options = from_mapping(FinetuneOptions, values, preset=preset, source=config or "", given=given)
-    return replace(options, out=options.out or next_run_folder("finetune")), trained
+    return options, trained
 
 
 def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:

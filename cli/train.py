@@ -1,7 +1,9 @@
 """pacecore train: self-supervised pre-training by pace prediction."""
 
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.config import AnyOptions, TrainOptions, from_mapping
 from pacecore.rules import OptionError, named_by
 
-__all__ = ["next_lines", "next_run_folder", "options_of_run", "refuse_idle_fall_back", "train"]
+__all__ = ["in_run_folder", "next_lines", "options_of_run", "refuse_idle_fall_back", "train"]
 
 # They may change when a run goes on, but not of a cosine, whose every step depends on its end.
 _LENGTH = {"epochs", "max_steps"}
@@ -51,17 +53,41 @@ def train(
         options = from_mapping(
             TrainOptions, values, preset=preset, source=config or "", given=given
         )
-        options = replace(options, out=options.out or next_run_folder("train"))
-        summary = pretrain(options)
+        with in_run_folder("train", options) as options:
+            summary = pretrain(options)
     say(closing_words(options, summary))
 
 
-def next_run_folder(verb: str) -> str:
-    """runs/<verb>-1, or the next number that is free."""
+@contextmanager
+def in_run_folder(verb: str, options: AnyOptions) -> Iterator[AnyOptions]:
+    """`options`, which without a folder of the run get runs/<verb>-1 or the next number that is
+    free. A process alone makes it, so that another takes the next, and what is still empty at the
+    end goes again; ranks find one name where none has made it yet.
+    """
+    if options.out:
+        yield options
+        return
     number = 1
-    while (Path("runs") / f"{verb}-{number}").exists():
+    while (folder := Path("runs") / f"{verb}-{number}").exists() or not _made(folder):
         number += 1
-    return str(Path("runs") / f"{verb}-{number}")
+    try:
+        yield replace(options, out=str(folder))
+    finally:
+        with suppress(OSError):  # it holds a run; then its parent, where it was the first
+            folder.rmdir()
+            folder.parent.rmdir()
+
+
+def _made(folder: Path) -> bool:
+    """Whether another process has not made `folder` before this one could; what else hinders is
+    told where the run begins.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        try:
+            folder.mkdir(parents=True)
+        except OSError:
+            return not folder.exists()
+    return True
 
 
 def refuse_idle_fall_back(resume_previous: bool) -> None:

@@ -248,7 +248,8 @@ def retrieve_features(
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
     """Figures and neighbours of features that are there already; ranks share the queries.
 
-    Raises PacecoreError for features of another network, or made in another way, or without labels.
+    Raises PacecoreError for features of another network, stage, unit or number of clips, or without
+    labels.
     """
     _require_same(gallery, queries)
     made = {name: gallery.order[name] for name in ("stage", "pool", "unit", "clips")}
