@@ -19,7 +19,7 @@ def test(checkpoint: str, **given: Any) -> None:
 
     After a fine-tuning: 10 clips of each video, top-1, top-5, mean per class, confusion. After a
     pre-training: held-out pace accuracy and its confusion. With no DATA: the videos that the
-    checkpoint was trained on. Writes test.json and predictions.jsonl.
+    checkpoint was trained on. Writes test.json and, of actions, predictions.jsonl.
     """
     from pacecore.recognition import run_test
     from pacecore.trained import load_trained

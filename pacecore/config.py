@@ -199,7 +199,9 @@ class TrainOptions(RunOptions):
         "context", "Positive pairs: clips of a video (Eq. 2), of a pace (Eq. 3), or no contrast.",
         choices=("context", "pace", "none"),
     )  # fmt: skip
-    denominator: str = option("anchor", "Denominator of Eq. 2.", choices=("anchor", "batch"))
+    denominator: str = option(
+        "anchor", "Denominator of Eq. 2 and Eq. 3.", choices=("anchor", "batch")
+    )
     z_norm: bool = option(False, "Normalise the embeddings of the contrastive loss.")
     temperature: float = option(1.0, "Temperature of the contrastive loss.", low=1e-3, high=1e3)
     proj_dim: int = option(0, "Size of a projection before the contrastive loss; 0: none.", low=0)

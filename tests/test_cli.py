@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 
 from pacecore import cli
 from pacecore.cli.options import given_values
@@ -190,6 +191,19 @@ def test_help_gives_defaults_and_limits():
     assert shown["depth"].endswith("  [default: 0; one of 0, 10, 18]")
     assert shown["jitter"].endswith("  [default: on]")
     assert shown["out"].endswith("<n>.")
+    assert shown["denominator"].startswith("Denominator of Eq. 2 and Eq. 3.  [")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["test"], "test.json and, of actions, predictions.jsonl"),
+        (["data", "pack"], "Frames are kept as 8-bit YUV 4:2:0"),
+    ],
+)
+def test_help_says_what_is_written(words, said):
+    shown = CliRunner().invoke(cli.pacecore, [*words, "--help"]).output
+    assert said in " ".join(shown.split())
 
 
 def test_a_compiled_part_that_does_not_load_is_one_line(tmp_path):
