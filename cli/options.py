@@ -114,8 +114,9 @@ def given_values(
     values = read_toml(config) if config else {}
     named = values.pop("preset", None)
     values.update({name: value for name, value in given.items() if value is not None})
-    if not isinstance(values.get("checkpoint", ""), str):  # it is read before options are checked
-        raise OptionError(f"{config}: checkpoint must be text, got {values['checkpoint']!r}")
+    checkpoint = values.get("checkpoint", "")  # it is read before options are checked
+    if not isinstance(checkpoint, str) or "\0" in checkpoint:
+        raise OptionError(f"{config}: checkpoint must be text without NUL, got {checkpoint!r}")
     return values, named if preset is None else preset
 
 

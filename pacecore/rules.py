@@ -63,6 +63,8 @@ def check_field(each: Field, value: Any) -> None:
         raise OptionError(f"{each.name} must be one of {names}, got {value!r}")
     if kind is str and not _is_text(value):
         raise OptionError(f"{each.name} must be text that UTF-8 can write, got {value!r}")
+    if kind is str and "\0" in value:  # which no path can have
+        raise OptionError(f"{each.name} must be text without NUL, got {value!r}")
     if kind is float and not math.isfinite(value):
         raise OptionError(f"{each.name} must be finite, got {value}")
     if rule["low"] is not None and value < rule["low"]:

@@ -62,6 +62,7 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
         ({"lr": float("inf")}, "lr must be finite, got inf"),
         ({"lr": 10**400}, "lr must be finite, got inf"),
+        ({"data": "a\0b"}, "data must be text without NUL, got 'a\\x00b'"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
         ({"epochs": True}, "epochs must be a whole number, got True"),

@@ -297,7 +297,8 @@ def test_a_note_is_said_once_by_all_ranks(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("checkpoint = 5", "checkpoint must be text, got 5"),
+        ("checkpoint = 5", "checkpoint must be text without NUL, got 5"),
+        (r'checkpoint = "a\u0000b"', r"checkpoint must be text without NUL, got 'a\\x00b'"),
         ("resize = 64", "resize must be HEIGHT"),
     ],
 )
