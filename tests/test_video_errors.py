@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from pacecore.errors import PacecoreError
 from pacecore.video import VideoError, decode, probe
 from pacecore.video.container import opened, packets_of
 from tests.video_files import write_video
@@ -120,6 +121,14 @@ def test_frames_that_do_not_exist_or_are_out_of_order(tmp_path):
     for wrong in ([], [2, 1], [1, 1], [-1], [[1]]):
         with pytest.raises(VideoError, match="ascending"):
             decode(path, np.array(wrong, dtype=np.int64))
+    for wrong in ([0.9, 3.7], [False, True], [], "abc", None):
+        with pytest.raises(VideoError, match=r"a\.avi: wanted frames must be whole numbers, .*got"):
+            decode(path, wrong)
+    assert len(decode(path, [0, 3])) == len(decode(path, np.array([0, 3], np.uint8))) == 2
+    with pytest.raises(VideoError, match="ascending"):
+        decode(path, np.array([3, 0], np.uint8))
+    with pytest.raises(PacecoreError, match=r"^decode: path must be text or a Path, got bytes$"):
+        decode(os.fsencode(path), [0])
 
 
 def test_errors_travel_between_processes():

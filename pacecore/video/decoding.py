@@ -6,12 +6,14 @@ A frame is the picture as it is stored: a note that it be shown turned, with pix
 square, or field by field is not followed.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 
+from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.media import picture_files
 from pacecore.planes import FrameSink, UnsupportedFrameError
@@ -40,11 +42,15 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
 
     wanted: (N,) int64, frame numbers, 0-based, ascending, each once. info: what probe(path) gave,
     to save the scan. Equals a decode from the start, frame for frame. Raises VideoError, also for a
-    frame beyond the end.
+    frame beyond the end, and PacecoreError for a path of another type.
     """
-    wanted = np.asarray(wanted, dtype=np.int64)
+    if not isinstance(path, str | os.PathLike):
+        raise PacecoreError(f"decode: path must be text or a Path, got {type(path).__name__}")
+    given = np.asarray(wanted)
+    wanted = given.astype(np.int64) if given.dtype.kind in "iu" else np.empty(0)
     if wanted.ndim != 1 or not len(wanted) or (np.diff(wanted) <= 0).any() or wanted[0] < 0:
-        raise VideoError(path, f"wanted frames must be ascending and each once, got {wanted}")
+        rule = "wanted frames must be whole numbers, ascending and each once"
+        raise VideoError(path, f"{rule}, got {given}")
     info = info or probe(path)
     if wanted[-1] >= info.num_frames:
         raise VideoError(path, f"has {info.num_frames} frames, frame {wanted[-1]} was asked for")
