@@ -67,6 +67,17 @@ def test_errors(change, message):
         info_nce(arguments.pop("z"), arguments.pop("groups"), **arguments)
 
 
+def test_a_number_that_was_compiled_for_any_is_named_too():
+    def loss(temperature):
+        return info_nce(torch.zeros(4, 2), torch.zeros(4).long(), temperature=temperature).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    for number in (0.5, 0.25):  # by the second it is a variable
+        compiled(number)
+    with pytest.raises(RuntimeError, match=r"temperature must be a number from .*, got -1\.0"):
+        compiled(-1.0)
+
+
 @pytest.mark.parametrize(
     "words",
     [

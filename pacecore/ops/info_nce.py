@@ -132,7 +132,9 @@ def _check(
             require(False, "temperature must be one floating-point value", describe(temperature))
     elif not isinstance(temperature, Real) or not _SMALLEST <= temperature <= _LARGEST:
         rule = f"temperature must be a number from {_SMALLEST:.3g} to {_LARGEST:.3g} or a tensor"
-        require(False, rule, repr(temperature))
+        # What torch.compile takes for a variable has no repr.
+        plain = temperature.__float__() if isinstance(temperature, Real) else temperature
+        require(False, rule, repr(plain))
     if denominator not in DENOMINATORS:
         require(False, f"denominator must be one of {', '.join(DENOMINATORS)}", repr(denominator))
     count = z.shape[0] - anchor_start if anchor_count is None else anchor_count
