@@ -1,25 +1,19 @@
 """The verb `train` on real files, as a user calls it: what it leaves, and says of bad input."""
 
 import json
-import os
 import shlex
 import shutil
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from pacecore.checkpoint import load_checkpoint
 from pacecore.cli import main
-from pacecore.cli.train import in_run_folder
-from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
+from pacecore.config import TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
-from pacecore.finetune import finetune
 from pacecore.rules import read_toml
-from pacecore.runlog import alone_in_process
 from pacecore.source import VideoFiles
 from pacecore.train import PaceTask, _size_words, pace_model, pretrain
 from pacecore.trained import load_trained
@@ -90,21 +84,6 @@ def test_a_run_that_nobody_reads_of_is_whole(videos, tmp_path, nobody_reads):
     with nobody_reads():
         pretrain(from_mapping(TrainOptions, options))
     assert (tmp_path / "summary.json").exists()
-
-
-def test_a_process_trains_one_network_at_a_time(videos, tmp_path):
-    """By the random numbers of another thread the weights would be others."""
-    options = {**SMALL, "data": str(videos), "batch": 4, "max_steps": 1, "held_out": "none"}
-    train, tune = TrainOptions(**options).resolved(), FinetuneOptions(**options).resolved()
-    refused = pytest.raises(PacecoreError, match=r"^another thread of this process is training, ")
-    with alone_in_process(), refused:
-        pretrain(replace(train, out=str(tmp_path / "a")))
-    with alone_in_process(), refused:
-        finetune(replace(tune, out=str(tmp_path / "b")))
-    with pytest.raises(PacecoreError, match="out must name the folder"):
-        pretrain(train)
-    pretrain(replace(train, out=str(tmp_path / "a")))
-    finetune(replace(tune, out=str(tmp_path / "b")))
 
 
 def test_what_a_notebook_has_set_for_itself_is_no_matter(monkeypatch, capsys, videos, tmp_path):
@@ -314,46 +293,6 @@ def test_a_folder_that_another_process_trains_into_is_left_alone(
     assert f"pacecore: {run}: process {other} on " in err
     assert err.endswith(" is training into it; wait or stop it\n")
     assert [path.name for path in run.iterdir()] == [".lock"]
-
-
-def test_runs_that_begin_together_get_a_folder_each(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    made = Path.mkdir
-
-    def later(path, *mode, **how):
-        if path.name == "train-2":  # which another process makes between look and grasp
-            os.mkdir(path)
-        made(path, *mode, **how)
-
-    monkeypatch.setattr(Path, "mkdir", later)
-    nameless = TrainOptions()
-    with in_run_folder("train", nameless) as one, in_run_folder("train", nameless) as two:
-        assert (one.out, two.out) == ("runs/train-1", "runs/train-3")
-        with in_run_folder("train", two) as named:
-            assert named is two
-        Path("runs/train-3/last.pt").touch()
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["train-2", "train-3"]
-
-
-def test_ranks_find_one_folder(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    (tmp_path / "runs/train-1").mkdir(parents=True)
-    for _ in range(2):
-        with in_run_folder("train", TrainOptions()) as options:
-            assert options.out == "runs/train-2"
-
-
-@pytest.mark.parametrize("words", [["train", "none"], ["finetune", "--scratch", "none"]])
-def test_a_run_that_does_not_begin_leaves_no_folder(monkeypatch, capsys, tmp_path, words):
-    monkeypatch.chdir(tmp_path)
-    code, _, err = call(monkeypatch, capsys, *words)
-    assert (code, err) == (2, "pacecore: none: no such file or folder\n")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "runs").touch()
-    code, _, err = call(monkeypatch, capsys, *words)
-    verb = words[0]
-    assert err == f"pacecore: runs/{verb}-1: cannot be written: runs is not a folder\n"
 
 
 def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys, videos, tmp_path):

@@ -1,0 +1,74 @@
+"""A run has its folder and its process for itself: what begins beside it."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pacecore.cli.train import in_run_folder
+from pacecore.config import FinetuneOptions, TrainOptions
+from pacecore.errors import PacecoreError
+from pacecore.finetune import finetune
+from pacecore.runlog import alone_in_process
+from pacecore.train import pretrain
+from tests.test_train import call
+from tests.tiny import SMALL, tiny_set
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_process_trains_one_network_at_a_time(tmp_path):
+    """By the random numbers of another thread the weights would be others."""
+    videos = tiny_set(tmp_path / "set", train=2)
+    options = {**SMALL, "data": str(videos), "batch": 4, "max_steps": 1, "held_out": "none"}
+    train, tune = TrainOptions(**options).resolved(), FinetuneOptions(**options).resolved()
+    refused = pytest.raises(PacecoreError, match=r"^another thread of this process is training, ")
+    with alone_in_process(), refused:
+        pretrain(replace(train, out=str(tmp_path / "a")))
+    with alone_in_process(), refused:
+        finetune(replace(tune, out=str(tmp_path / "b")))
+    with pytest.raises(PacecoreError, match="out must name the folder"):
+        pretrain(train)
+    pretrain(replace(train, out=str(tmp_path / "a")))
+    finetune(replace(tune, out=str(tmp_path / "b")))
+
+
+def test_runs_that_begin_together_get_a_folder_each(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = Path.mkdir
+
+    def later(path, *mode, **how):
+        if path.name == "train-2":  # which another process makes between look and grasp
+            os.mkdir(path)
+        made(path, *mode, **how)
+
+    monkeypatch.setattr(Path, "mkdir", later)
+    nameless = TrainOptions()
+    with in_run_folder("train", nameless) as one, in_run_folder("train", nameless) as two:
+        assert (one.out, two.out) == ("runs/train-1", "runs/train-3")
+        with in_run_folder("train", two) as named:
+            assert named is two
+        Path("runs/train-3/last.pt").touch()
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["train-2", "train-3"]
+
+
+def test_ranks_find_one_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "runs/train-1").mkdir(parents=True)
+    for _ in range(2):
+        with in_run_folder("train", TrainOptions()) as options:
+            assert options.out == "runs/train-2"
+
+
+@pytest.mark.parametrize("words", [["train", "none"], ["finetune", "--scratch", "none"]])
+def test_a_run_that_does_not_begin_leaves_no_folder(monkeypatch, capsys, tmp_path, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err) == (2, "pacecore: none: no such file or folder\n")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs").touch()
+    code, _, err = call(monkeypatch, capsys, *words)
+    verb = words[0]
+    assert err == f"pacecore: runs/{verb}-1: cannot be written: runs is not a folder\n"
