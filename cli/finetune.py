@@ -38,7 +38,8 @@ def finetune(
     project.
 
     Network, size and colours of the clips are the checkpoint's own. With no DATA: the videos that
-    the checkpoint was trained on. --freeze backbone trains the head alone (linear probe).
+    the checkpoint was trained on. --freeze backbone trains the head alone, on standardised features
+    (linear probe).
     """
     from pacecore.finetune import finetune as run_finetune
 

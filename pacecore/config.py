@@ -241,9 +241,11 @@ class FinetuneOptions(RunOptions):
     checkpoint: str = _place("", "Pre-trained weights; empty: from scratch.")
     partial: bool = option(False, "Take a file that lacks some of the weights, which start afresh.")
     freeze: str = option(
-        "none", "Weights that stay: none, or the backbone's (linear probe).",
+        "none",
+        "Weights that stay: none, or the backbone's, whose features are then standardised (linear"
+        " probe).",
         choices=("none", "backbone"),
-    )  # fmt: skip
+    )
     val_share: float = option(
         0.0,
         "Share of the training videos to choose the best checkpoint on; of names such as"

@@ -19,6 +19,7 @@ from torch import Tensor
 from pacecore.checkpoint import FORMAT
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, damaged_part, safetensors, unread, write_json
+from pacecore.probe import folded
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
 __all__ = ["INPUT_OPTIONS", "Weights", "convert", "load_weights", "read_weights"]
@@ -242,7 +243,9 @@ def _read_file(path: Path) -> Any:
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what was read, without DataParallel's "module." """
+    """The state dict in what was read, without DataParallel's "module.", a probe's head as others
+    are.
+    """
     if isinstance(content, Mapping):
         if (form := content.get("pacecore", FORMAT)) != FORMAT:
             raise PacecoreError(f"{path}: format {FORMAT} is read, and this has format {form}")
@@ -252,11 +255,13 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, Mapping):
         raise PacecoreError(f"{path}: no state dict in it, but {type(content).__name__}")
-    tensors = {
-        str(name).removeprefix("module."): tensor
-        for name, tensor in content.items()
-        if isinstance(tensor, Tensor)
-    }
+    tensors = folded(
+        {
+            str(name).removeprefix("module."): tensor
+            for name, tensor in content.items()
+            if isinstance(tensor, Tensor)
+        }
+    )
     if not tensors:
         raise PacecoreError(f"{path}: no tensor in it; its entries are {list(content)[:5]}")
     return tensors

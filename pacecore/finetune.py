@@ -1,7 +1,8 @@
 """Supervised action recognition: a new head on a pre-trained backbone, or on a fresh one.
 
-All weights are trained, or only the head (linear probe), on clips at pace 1 (section 4.1 of the
-paper). The best checkpoint is chosen on a share of the training videos, never on the test split.
+All weights are trained, or only the head on standardised features (linear probe), on clips at
+pace 1 (section 4.1 of the paper). The best checkpoint is chosen on a share of the training videos,
+never on the test split.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from pacecore.files import write_json
 from pacecore.index import recordings
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
+from pacecore.probe import Probe, is_probe
 from pacecore.protocol import ClipRunner, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
 from pacecore.runlog import alone_in, alone_in_process, tell
@@ -39,8 +41,9 @@ __all__ = ["ActionModel", "finetune", "inherit_options", "labels_and_classes", "
 class ActionModel(nn.Module):
     """Backbone and a linear classifier: clips (B, 3, T, H, W) -> (logits (B, classes),).
 
-    With `frozen` the backbone keeps its weights and its batch norms use their running averages: a
-    linear probe.
+    With `frozen` the backbone keeps its weights, its batch norms use their running averages, and
+    its features (B, D) are standardised before the dropout and the classifier: a linear probe. Its
+    checkpoints are read with that worked into the classifier, by `load_trained`.
     """
 
     def __init__(
@@ -48,8 +51,11 @@ class ActionModel(nn.Module):
     ):
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(backbone.feature_dim, classes)
+        if frozen:
+            self.head = Probe(backbone.feature_dim, classes, dropout=dropout)
+        else:
+            self.dropout = nn.Dropout(dropout)
+            self.head = nn.Linear(backbone.feature_dim, classes)
         self.frozen = frozen
         backbone.requires_grad_(not frozen)
 
@@ -62,7 +68,7 @@ class ActionModel(nn.Module):
     def forward(self, clips: Tensor) -> tuple[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone(clips)
-        return (self.head(self.dropout(features)),)
+        return (self.head(features if self.frozen else self.dropout(features)),)
 
 
 def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, Any], list[str]]:
@@ -195,6 +201,11 @@ def finetune(
         labels, classes = labels_and_classes(data.train)
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
+        if content and options.freeze == "backbone" and not is_probe(content["model"]):
+            raise PacecoreError(
+                f"{options.out}: a linear probe of an older pacecore, whose features were not"
+                " standardised; it can be tested, but to go on begin anew in another folder"
+            )
         labelling = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
         if content and content.get("labelling", labelling) != labelling:
             raise PacecoreError(f"{options.out}: the run was trained on other labels of its videos")

@@ -229,7 +229,10 @@ class _Scores(nn.Module):
         self.backbone, self.head = trained.backbone, trained.head
 
     def forward(self, clips: Tensor) -> tuple[Tensor]:
-        return (self.head(self.backbone(clips)),)
+        features = self.backbone(clips)
+        # A probe's head takes large means off small deviations, of which bf16 would keep little.
+        with torch.autocast(features.device.type, enabled=False):
+            return (self.head(features.float()),)
 
 
 def run_test(

@@ -123,19 +123,25 @@ class TrainingStep:
                 outputs = network(clips)
         except (RuntimeError, ValueError) as error:
             if "more than 1 value per channel" in str(error):
-                names = ("batch", "accumulate", "views", "crop")
-                got = [f"{n} {getattr(self.options, n)}" for n in names if hasattr(self.options, n)]
-                raise PacecoreError(
-                    "batch norm needs more than one value a channel, but a part of the batch is one"
-                    " clip whose map has come down to one place; take a larger batch or crop, or a"
-                    f" smaller accumulate; got {', '.join(got)}"
-                ) from None
+                raise PacecoreError(self._of_one_value()) from None
             if self.options.compile and type(error).__module__.startswith("torch._"):
                 inner = getattr(error, "inner_exception", error)
                 lines = [line for line in str(inner).splitlines() if line.strip()]
                 raise PacecoreError(f"compile: torch cannot compile here: {lines[0]}") from error
             raise
         return tuple(output.float() for output in outputs)
+
+    def _of_one_value(self) -> str:
+        """What batch norm lacks, in the words of the options."""
+        names = ("batch", "accumulate", "views", "crop")
+        got = [f"{n} {getattr(self.options, n)}" for n in names if hasattr(self.options, n)]
+        words, larger = " whose map has come down to one place", " or crop"
+        if getattr(self.options, "freeze", "none") == "backbone":  # of the map no norm learns
+            words, larger = ", and a linear probe standardises features over clips", ""
+        return (
+            "batch norm needs more than one value a channel, but a part of the batch is one clip"
+            f"{words}; take a larger batch{larger}, or a smaller accumulate; got {', '.join(got)}"
+        )
 
     def _in_parts(self, clips: Tensor, batch: ClipBatch, number: int) -> tuple[Tensor, dict]:
         """The whole batch's loss with the activations of one part at a time in memory.

@@ -16,6 +16,7 @@ from pacecore.config import FinetuneOptions, RunOptions, TrainOptions
 from pacecore.convert import read_weights
 from pacecore.distributed import usual_defaults
 from pacecore.errors import PacecoreError
+from pacecore.probe import folded
 from pacecore.rules import OptionError
 
 __all__ = [
@@ -39,7 +40,7 @@ class Trained:
     kind: str  # "pretrain", "finetune", or "weights": a file of weights without options
     options: RunOptions
     backbone: Backbone
-    head: nn.Linear | None
+    head: nn.Linear | None  # on features as they are; of a linear probe too
     classes: tuple[str, ...]  # of the head: paces, or names of actions
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
     identity: str = ""  # of the videos that it was trained on
@@ -83,12 +84,13 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     if kind not in _KINDS:
         raise CheckpointError(f"{path}: kind must be one of {', '.join(_KINDS)}, got {kind!r}")
     options = stored_options(content, path.parent)
+    backbone = _backbone(path, options, content["model"])
     return Trained(
         path=path,
         kind=kind,
         options=options,
-        backbone=_backbone(path, options, content["model"]),
-        head=_head(content["model"]),
+        backbone=backbone,
+        head=_head(folded(content["model"])),
         classes=tuple(content.get("classes", ())),
         pretrained=dict(content.get("pretrained", {})),
         identity=content.get("identity", ""),

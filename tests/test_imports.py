@@ -20,9 +20,9 @@ LEVELS = tuple(
         "train finetune evaluate protocol recognition retrieve attend extract report doctor",
         "engine device step meter inputs runlog runs loader losses trained stills config"
         " distributed",
-        "demo backbones checkpoint convert weight_names datasets index layouts labelling listing"
-        " check isolated store source arena sampling video video_writer pictures plots paper media"
-        " timeline planes resample ops workers",
+        "demo backbones probe checkpoint convert weight_names datasets index layouts labelling"
+        " listing check isolated store source arena sampling video video_writer pictures plots"
+        " paper media timeline planes resample ops workers",
         "reference frames kernels",
         "_extension files presets rules errors stopping",
     )
