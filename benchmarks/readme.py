@@ -8,6 +8,7 @@ that name here returns. --check changes nothing and exits with 1 where the page 
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -200,14 +201,21 @@ def _best(rows: list[dict]) -> dict:
 
 
 def _arms(words: str, record: str) -> Callable[[], str]:
-    """What each pre-training of a grid of experiments was worth, after `words`."""
-    return lambda: "\n".join([words, "", *_arms_table(_record(record)["cases"])])
+    """What each pre-training of a grid of experiments was worth, after `words`, and how many of
+    the differences stand out.
+    """
+
+    def block() -> str:
+        cases = _record(record)["cases"]
+        return "\n".join([words, "", *_arms_table(cases), "", _standing_out(cases)])
+
+    return block
 
 
 experiments = _arms(
-    "Top-1 in per cent, mean and sample deviation over the seeds; in bold where it is surely above"
-    " training from scratch or, for probe and retrieval, random weights, in italics where it is"
-    " surely below:",
+    "Top-1 in per cent, mean and sample deviation over the seeds; in bold where the 95 % interval"
+    " of how far it is above training from scratch, or for retrieval random weights, is all above"
+    " 0, in italics where it is all below:",
     "experiments-small",
 )
 longer = _arms(
@@ -216,10 +224,38 @@ longer = _arms(
     "experiments-small-long",
 )
 ablations = _arms(
-    "Pace prediction otherwise than with paces 1, 2, 3 and 4; in bold where it is surely above"
-    " that, in italics where it is surely below, which takes more than one seed:",
+    "Pace prediction otherwise than with paces 1, 2, 3 and 4, of which the first row is; in bold or"
+    " italics where the interval is all above or below that:",
     "experiments-small-ablations",
 )
+
+
+def _tells(case: dict) -> bool:
+    """Whether a result says something: a probe of features that were not standardised does not."""
+    return case["measure"] != "probe" or case.get("standardised", False)
+
+
+def _standing_out(cases: list[dict]) -> str:
+    """How many comparisons of a grid stand out by themselves, and whether any does among so many.
+
+    A record has intervals, whose quantile is Student's of unknown degrees of freedom. With endless
+    ones p would be least, so that where Holm's correction rejects nothing then, it does not at all.
+    """
+    compared = [case for case in cases if case.get("difference") is not None and _tells(case)]
+    found = [case for case in compared if case["verdict"] in ("above", "below")]
+    halves = [(case["high"] - case["low"]) / 2 for case in found]
+    least = [
+        math.erfc(1.95996 * abs(case["difference"]) / half / 2**0.5)
+        for case, half in zip(found, halves, strict=True)
+    ]
+    words = (
+        f"Of {len(compared)} comparisons in this grid, top-5 and clip by clip among them,"
+        f" {len(found)} {'stands' if len(found) == 1 else 'stand'} out, each taken by itself;"
+        f" chance alone would give about {0.05 * len(compared):.0f}"
+    )
+    if found and min(least) * len(compared) > 0.05:
+        words += ". Corrected for their number (Holm) none does"
+    return f"{words}."
 
 
 def _arms_table(cases: list[dict]) -> list[str]:
@@ -229,7 +265,8 @@ def _arms_table(cases: list[dict]) -> list[str]:
         "probe": "linear probe",
         "retrieve-1": "retrieval, p5",
     }
-    columns = {k: v for k, v in columns.items() if any(case["measure"] == k for case in cases)}
+    told = {case["measure"] for case in cases if _tells(case)}
+    columns = {k: v for k, v in columns.items() if k in told}
     marks = {"above": "**", "below": "*"}
     lines = [
         f"| pre-training | seeds | {' | '.join(columns.values())} |",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from benchmarks.readme import BLOCKS, rendered
+from benchmarks.readme import BLOCKS, _arms_table, _standing_out, rendered
 from pacecore.cli import pacecore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +90,41 @@ def test_another_figure_would_be_noticed():
     changed = re.sub(r"(\d+) s \|", lambda found: f"{int(found[1]) + 1} s |", page, count=1)
     assert changed != page
     assert rendered(changed) == page
+
+
+def compared(measure, difference, half, **more):
+    verdict = (
+        "not told apart" if abs(difference) <= half else "above" if difference > 0 else "below"
+    )
+    return {
+        "arm": "mine", "measure": measure, "seeds": 3, "share": 0.5, "deviation": 0.1,
+        "difference": difference, "low": difference - half, "high": difference + half,
+        "verdict": verdict, **more,
+    }  # fmt: skip
+
+
+def test_probes_of_features_that_were_not_standardised_stay_off_the_page():
+    fine_tuned, probe = compared("finetune", 0.1, 0.2), compared("probe", 0.3, 0.2)
+    assert "probe" not in "".join(_arms_table([fine_tuned, probe]))
+    assert _standing_out([fine_tuned, probe]).startswith("Of 1 comparisons in this grid,")
+    probe["standardised"] = True
+    assert (
+        _arms_table([fine_tuned, probe])[0]
+        == "| pre-training | seeds | fine-tuned | linear probe |"
+    )
+    assert _standing_out([fine_tuned, probe]).startswith("Of 2 comparisons in this grid,")
+
+
+def test_what_stands_out_by_itself_is_corrected_for_how_many_there_are():
+    """An interval that ends at 0 is p = 0.05, and of 20 the least has to be a twentieth of it."""
+    rest = [compared("finetune", 0.0, 0.2)] * 18
+    found = _standing_out([*rest, compared("finetune", 0.3, 0.2), compared("finetune", -0.21, 0.2)])
+    assert "2 stand out, each taken by itself; chance alone would give about 1." in found
+    assert found.endswith("Corrected for their number (Holm) none does.")
+    # 1.6 times as far from 0 as the interval is wide: 0.0017 or more, which settles nothing.
+    found = _standing_out([*rest, compared("finetune", 0.32, 0.2)])
+    assert "1 stands out" in found
+    assert "Holm" not in found
 
 
 def test_the_python_of_the_readme_runs():

@@ -17,7 +17,7 @@ from benchmarks.experiments.arms import ABLATIONS, ARMS, LONG, SETTINGS, Arm, Se
 from benchmarks.experiments.cells import Cell, CellError
 from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
 from pacecore.presets import PRESETS
-from tests.tiny import SMALL, tiny_set
+from tests.tiny import SMALL, finetuned, tiny_set
 
 _TINY = tuple(
     word
@@ -65,10 +65,25 @@ def test_cell_past_its_limit_says_so_and_goes_on_to_its_end_and_then_runs_nothin
     assert (mine.folder / "cell.log").read_text() == log
     written = page.evidence_page([mine], "tiny")
     assert "| pace | 1 |" in written
+    assert "not standardised" not in written
+    assert {case["standardised"] for case in page.summary([mine]) if "standardised" in case} == {
+        True
+    }
     assert "## Held-out pace accuracy" in written
     ablation = page.evidence_page([mine], "tiny", baseline=mine.arm)
     assert "claims" not in ablation
     assert "above pace by" in ablation
+
+
+def test_a_page_says_where_the_features_of_probes_were_not_standardised(tmp_path):
+    mine = cell(tmp_path, by_name("pace"))
+    finetuned(mine.folder / "probe" / "last.pt", freeze="backbone")  # as it was once
+    line = {"path": "a.mp4", "right": True}
+    (mine.folder / "probe" / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    written = page.evidence_page([mine], "tiny")
+    assert written.count("These say nothing: the features were not standardised") == 1
+    (case,) = page.summary([mine])[:1]
+    assert (case["measure"], case["standardised"]) == ("probe", False)
 
 
 def test_cell_names_the_stage_that_failed(tmp_path):

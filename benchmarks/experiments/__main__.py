@@ -45,7 +45,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=positive, default=1, help="cells at once, sharing the cores")
     parser.add_argument("--threads", type=positive, help="of a cell; default a fair share")
     parser.add_argument(
-        "--limit-minutes", type=float, help="of one cell; default 40 at the small setting"
+        "--limit-minutes",
+        type=float,
+        help="of one cell; default 40 at the small setting, times the arm's schedules",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(

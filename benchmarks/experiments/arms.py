@@ -39,7 +39,7 @@ class Setting:
     finetune: tuple[str, ...]  # length, as of `pretrain`
     probe: tuple[str, ...]  # length and learning rate
     random: tuple[str, ...]  # steps that measure the batch norms' statistics of random weights
-    minutes: float = 40  # that a cell may take, times the length of its schedules
+    minutes: float = 40  # that a cell may take, times its arm's schedules
 
 
 _NO_CONTRAST = ("--contrast", "none", "--lambda-ctr", "0")
@@ -83,8 +83,9 @@ _OWN_VIEWS = Arm(
 
 # The claims again after four times the steps without labels, and after four times the steps with
 # labels too; what might mend same context: one crop, flip and jitter for all views make clips of a
-# video alike whatever they show; and whether paces further apart, whose features a linear probe
-# likes best after the short schedule, are better after the long one.
+# video alike whatever they show; and whether paces further apart, whose features a linear probe,
+# not standardised then, liked best after the short schedule, are better after the long one. The
+# contrastive ways alone are not among them.
 LONG = (
     replace(SCRATCH, finetunes=(1, 4)),
     replace(_LONG_PACE, finetunes=(1, 4)),

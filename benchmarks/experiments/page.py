@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pacecore.checkpoint import load_checkpoint
+from pacecore.probe import is_probe
+
 from .arms import PACE_CONTEXT, RANDOM, SCRATCH, Arm
 from .cells import Cell
 
@@ -44,6 +47,13 @@ MEASURES = (
     Measure("probe", "linear probe, 10 clips, top-1", "probe/predictions.jsonl", RANDOM),
     Measure("retrieve-1", "retrieval, p5, top-1", "pretrain/neighbours-p5-video.jsonl", RANDOM),
     Measure("retrieve-5", "retrieval, p5, top-5", "pretrain/neighbours-p5-video.jsonl", RANDOM),
+)
+
+
+# Beside the table of the probes, where it is so.
+_OF_RAW_FEATURES = (
+    "These say nothing: the features were not standardised, and what such a probe reaches goes with"
+    " their scale."
 )
 
 
@@ -221,6 +231,12 @@ def _same_scene(cells: list[Cell], scene: str) -> list[tuple[str, list[float], f
     return list(rows.values())
 
 
+def _probes_raw(cells: list[Cell]) -> bool:
+    """Whether features of any cell's probe were not standardised, as in older runs."""
+    found = [cell.folder / "probe" / "last.pt" for cell in cells]
+    return any(not is_probe(load_checkpoint(path)["model"]) for path in found if path.is_file())
+
+
 def _by_seed(title: str, rows: list[tuple[str, list[float], float]]) -> list[str]:
     lines = ["", f"## {title}", "", "| weights | % by seed | chance % |", "|---|---|---|"]
     for words, shares, chance in rows:
@@ -248,6 +264,8 @@ def evidence_page(
             continue
         against = (baseline or measure.baseline).words
         lines += ["", f"## {measure.words[0].upper()}{measure.words[1:]}", ""]
+        if measure.name == "probe" and _probes_raw(cells):
+            lines += [_OF_RAW_FEATURES, ""]
         lines += [
             f"| weights | seeds | % | above {against} by | 95 % interval | |",
             "|---|---|---|---|---|---|",
@@ -305,6 +323,10 @@ def summary(cells: list[Cell], baseline: Arm | None = None, scene: str | None = 
     """The same for the record."""
     found = comparisons(cells, baseline)
     cases: list[dict] = [{**vars(each), "verdict": each.verdict} for each in found]
+    standardised = not _probes_raw(cells)
+    for case in cases:
+        if case["measure"] == "probe":
+            case["standardised"] = standardised
     by_seed = {"pace": _pace_accuracy(cells)} | (
         {"scene": _same_scene(cells, scene)} if scene else {}
     )
