@@ -136,19 +136,18 @@ class _Worker:
     def poll(self) -> tuple[int, Any] | None:
         """The job's number and result, once there is one."""
         try:
-            if self.link.poll():
-                said = self.link.recv()
-                if said is None:  # all is imported, it begins with the job
-                    self._ready, self.since = True, time.monotonic()
-                    return None
-                raised, result = said
-                if raised:
-                    raise result
-                return self._number, result
+            said = self.link.recv() if self.link.poll() else ()
         except (EOFError, ConnectionError):
             code = self._process.wait()
             reason = f"by signal {-code}" if code < 0 else f"with code {code}"
             return self._replaced(f"the process reading it ended {reason}")
+        if said is None:  # all is imported, it begins with the job
+            self._ready, self.since = True, time.monotonic()
+        elif said:
+            raised, result = said
+            if raised:  # perhaps what a link that is closed raises too: that of a file cut short
+                raise result
+            return self._number, result
         if time.monotonic() - self.since > self.limit:
             return self._replaced(f"took longer than {self.limit:g} s")
         return None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,15 @@ def test_an_exception_is_raised_here(workers):
         list(run_jobs(job, ["raise", "raise"], workers=workers))
 
 
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_what_a_closed_link_raises_may_be_the_jobs_own(error, monkeypatch):
+    """The process that raised it lives, and would be waited for without an end."""
+    limited = partialmethod(subprocess.Popen.wait, timeout=10)
+    monkeypatch.setattr(subprocess.Popen, "wait", limited)
+    with pytest.raises(error):
+        list(run_jobs(exec, [f"raise {error.__name__}"] * 2, workers=2))
+
+
 def test_a_process_for_each_core_that_may_be_used(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
     assert len({result for _, result in run_jobs(process, range(6))}) == 2
@@ -84,6 +94,23 @@ def test_a_script_is_not_run_again_by_its_processes(tmp_path):
     )
     ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[7, 7]\n", "")
+
+
+def test_no_process_outlives_its_jobs(monkeypatch):
+    """Nor those whose results nobody asked for to the end."""
+    started, start = [], subprocess.Popen
+
+    def noting(*arguments, **options):
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noting)
+    assert sorted(run_jobs(abs, [-1, -2, -3], workers=2)) == [(0, 1), (1, 2), (2, 3)]
+    jobs = run_jobs(abs, [-1, -2, -3], workers=2)
+    next(jobs)
+    assert [each.returncode is None for each in started] == [False, False, True, True]
+    jobs.close()
+    assert None not in [each.returncode for each in started]
 
 
 def process_that_hangs(number):
