@@ -69,6 +69,14 @@ def test_frames_past_a_slot_go_to_fresh_memory():
     assert written(arena, parts[:1])[1] is not None
 
 
+def test_frames_that_would_fit_after_some_that_did_not_keep_their_place():
+    parts = [frames(6), frames(7, count=8), frames(8)]
+    arena = Arena(1, slot_bytes=2 * parts[0].data.numel() + 10)  # has room for the last
+    whole, room = written(arena, parts)
+    assert room is None
+    assert same(whole, concatenate(parts))
+
+
 def test_without_an_arena_all_goes_to_fresh_memory():
     whole, room = written(None, [frames(9), frames(10)])
     assert room is None

@@ -2,12 +2,16 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pacecore.config import TrainOptions, from_mapping
+from pacecore.device import clip_format
 from pacecore.errors import PacecoreError
 from pacecore.frames import concatenate
 from pacecore.loader import ClipFormat, LoaderError, TrainingSchedule, load_batches, on_device
@@ -36,6 +40,18 @@ def test_an_epoch_shows_every_video_as_often_as_said():
     orders = [tuple(plan.videos(step)) for step in range(0, 15, 5)]
     assert len(set(orders)) == 3
     assert [len(plan.videos(step)) for step in range(5)] == [2, 3, 3, 3, 3]
+
+
+def test_each_pass_over_the_videos_has_an_order_and_clips_of_its_own():
+    plan = schedule((300,) * 12, batch=12)  # each step is a pass, each epoch two of them
+    orders = [tuple(video for _, video in plan.videos(step)) for step in range(4)]
+    assert len(set(orders)) == 4
+    clips = [{each.video: each.plans for each in plan(step)} for step in range(4)]
+    for one, other in combinations(clips, 2):
+        for video in range(12):
+            for a, b in zip(one[video], other[video], strict=True):
+                alike = np.array_equal(a.frame_numbers, b.frame_numbers)
+                assert not (alike and np.array_equal(a.crop, b.crop))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -97,6 +113,27 @@ def test_rows_show_the_frames_that_were_planned():
             assert batch.labels[index] == each.label
             index += 1
     assert batch.clips(FORM).shape == (6, 3, 4, 16, 16)
+
+
+def test_the_options_scale_and_order_of_channels_reach_the_clips():
+    plain_sampling = replace(SAMPLING, jitter=None)
+    plan = TrainingSchedule(plain_sampling, (30, 40), batch=2, repeat=1)
+    (batch,) = load_batches(PacketSource((30, 40)), plan, [0], clip_frames=4, workers=0)
+
+    def clips(**changes):
+        size = {"resize": (18, 20), "crop": 16, "clip_frames": 4}
+        options = from_mapping(TrainOptions, {**size, **changes})
+        return batch.clips(clip_format(options, torch.device("cpu")))
+
+    plain = clips()
+    assert plain.max() > 200
+    assert torch.allclose(clips(normalize="unit"), plain / 255)
+    assert torch.equal(clips(channel_order="bgr"), plain.flip(1))
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1, 1)
+    normal = (plain / 255 - mean) / std
+    assert torch.allclose(clips(normalize="imagenet"), normal, atol=1e-4)
+    turned = clips(normalize="imagenet", channel_order="bgr")
+    assert torch.allclose(turned, normal.flip(1), atol=1e-4)
 
 
 def test_an_unreadable_video_is_left_out_and_named():

@@ -132,6 +132,19 @@ def test_gather_crop_and_flip(device):
     assert clips[1, 2, 0].tolist() == clips[1, 2, 1].tolist() == [[3, 2, 1], [8, 7, 6]]
 
 
+@pytest.mark.parametrize("turned", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])
+@pytest.mark.parametrize("widths", [[12, 7, 12], [12, 12, 12]])
+def test_columns_are_not_those_of_the_clip_before(device, turned, widths):
+    """The CPU keeps where they come from, for the next clip that is as wide and turned alike."""
+    pixels = torch.randint(256, (1, 8, 12, 3), dtype=torch.uint8)
+    frames, expected = Frames.of_rgb(pixels.to(device)), pixels[0].permute(2, 0, 1).float()
+    for flip, width in zip(turned, widths, strict=True):
+        size = {"resize": (8, 12), "crop_size": (8, width)}
+        clip = pace_clip(frames, ints([0]).to(device), ints([0, 0, flip]).to(device), **size)
+        part = expected[..., :width]
+        assert torch.equal(clip[0, :, 0].cpu(), part.flip(-1) if flip else part)
+
+
 def test_normalisation_is_of_colours_and_order_of_channels(device):
     pixels = ints(10, 20, 30).to(torch.uint8).view(1, 1, 3)
     frames = frame_of([pixels], FrameFormat(planar=False))

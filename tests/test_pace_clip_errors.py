@@ -69,6 +69,7 @@ WRONG_CONTENTS = [
     ("plan", (0, 0), -1, "plan[0, 0] must be a row"),
     ("crop", (1, 0), 4, "top of crop 1 must be from 0 to 3, got 4"),
     ("crop", (0, 1), -1, "left of crop 0 must be from 0 to 6, got -1"),
+    ("crop", (0, 1), 7, "left of crop 0 must be from 0 to 6, got 7"),
     ("crop", (0, 2), 2, "flip of crop 0 must be 0 or 1, got 2"),
     ("jitter_order", (1, 5), -2, "jitter_order[1, 5] must be -1 or four different steps"),
     ("jitter_order", (0, 0), 0, "jitter_order[0, 0]"),

@@ -78,6 +78,18 @@ def test_finer_and_deeper_sources_keep_range_and_place(pixel_format, tmp_path):
         np.testing.assert_allclose(plane[:, inner], chroma[:, inner], atol=1)
 
 
+def test_a_mean_of_chroma_is_rounded_not_cut():
+    picture = av.VideoFrame(64, 32, "yuv444p")
+    for plane in picture.planes:
+        rows = np.full((32, plane.line_size), 100, np.uint8)
+        rows[1::2] = 101
+        plane.update(rows.tobytes())
+    sink = FrameSink(1, "ffv1")
+    sink.add(picture)
+    for plane in planes_of(sink.frames(), 0)[1:]:
+        assert (plane == 101).all()  # 100.5
+
+
 def test_a_picture_that_is_larger_than_those_before_leaves_them():
     sink = FrameSink(2, "ffv1")
     for size in ((32, 64), (64, 64)):
@@ -111,6 +123,33 @@ def test_matrix_and_range_come_from_the_file(tmp_path):
     assert sink.frames().table[0, 7] == jpeg
     centred = FrameFormat(centre_sited=True).code
     assert code_of(write_video(tmp_path / "h.3gp", "h263", size=(96, 128))) == centred
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "said", "expected"),
+    [
+        ("mjpeg", "yuvj444p", {}, FrameFormat(full_range=True)),  # whose chroma lies on each pixel
+        ("ffv1", "gray", {"color_range": 1}, FrameFormat()),  # said to be limited
+        ("h264", "yuv420p", {"colorspace": 7}, FrameFormat(matrix=Matrix.BT709)),  # SMPTE 240M
+    ],
+)
+def test_what_a_picture_says_of_itself(codec, pixel_format, said, expected):
+    picture = ramp(pixel_format)
+    for name, value in said.items():
+        setattr(picture, name, value)
+    sink = FrameSink(1, codec)
+    sink.add(picture)
+    assert sink.frames().table[0, 7] == expected.code
+
+
+def test_a_range_that_changes_within_the_video_is_followed():
+    sink = FrameSink(3, "h264")
+    for span in (1, 2, 1):
+        picture = ramp("yuv420p")
+        picture.color_range = span
+        sink.add(picture)
+    expected = [FrameFormat(full_range=full).code for full in (False, True, False)]
+    assert sink.frames().table[:, 7].tolist() == expected
 
 
 def test_a_matrix_that_yuv_here_has_not_is_refused(tmp_path):
@@ -154,6 +193,13 @@ def test_rgb_stays_rgb(tmp_path):
     sink = FrameSink(1, "jpeg2000")
     sink.add(picture.reformat(format="xyz12le"))
     assert sink.frames().table[0, 7] == 0
+
+
+def test_rgb_is_yuv_in_every_part_where_only_planes_serve(tmp_path):
+    path = write_video(tmp_path / "a.mov", "png", frames=7, size=(16, 20), pixel_format="rgb24")
+    codes = [part.table[:, 7].tolist() for part in decode_all(path, chunk=3, planar=True)]
+    code = FrameFormat(full_range=True).code
+    assert codes == [[code] * 3, [code] * 3, [code]]
 
 
 def test_rgb_as_yuv_where_only_planes_serve(tmp_path):

@@ -129,6 +129,17 @@ def test_loop_share_counts_the_starts_that_leave_the_video():
         assert loop_share(lengths, Fraction(pace), 16, "fit") == pytest.approx(np.mean(exact))
 
 
+def test_a_video_that_just_fits_does_not_loop():
+    """Neither by the share nor in the clips themselves."""
+    sampling = Sampling(paces=(Fraction(1), Fraction(2)), views=1, start="fit")
+    for length in (14, 15, 16, 17, 30, 31):
+        plans = [plan_views(sampling, length, 0, video)[0] for video in range(60)]
+        for pace in sampling.paces:
+            loops = {(np.diff(p.frame_numbers) < 0).any() for p in plans if p.pace == pace}
+            assert loops == {length < 15 * pace + 1}
+            assert loop_share([length], pace, 16, "fit") == float(length < 15 * pace + 1)
+
+
 def test_epoch_order_is_a_permutation_of_its_own():
     orders = [epoch_order(3, each, 50).tolist() for each in range(4)]
     assert all(sorted(order) == list(range(50)) for order in orders)
@@ -195,6 +206,17 @@ def test_draws_follow_their_distributions():
     drawn, counts = np.unique(orders[orders >= 0], return_counts=True)
     assert len(drawn) == 24
     assert counts / counts.sum() == pytest.approx(1 / 24, abs=0.003)
+
+
+def test_jitter_is_uniform_and_each_factor_free_of_the_others_and_of_whether_it_is_used():
+    sampling = Sampling(jitter=Jitter())
+    plans = [plan_views(sampling, 100, 0, video)[0] for video in range(400)]
+    used = np.concatenate([plan.jitter_order for plan in plans]) >= 0
+    factors = np.concatenate([plan.jitter for plan in plans])[used]
+    for column, span in enumerate([(0.2, 1.8)] * 3 + [(-0.2, 0.2)]):
+        counts, _ = np.histogram(factors[:, column], bins=8, range=span)
+        assert counts / len(factors) == pytest.approx(1 / 8, abs=0.025)
+    assert np.corrcoef(factors.T) == pytest.approx(np.eye(4), abs=0.1)
 
 
 def test_of_four_clips_one_often_has_no_other_of_its_pace():
