@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import nn
 
 from pacecore import distributed
-from pacecore.config import TrainOptions
+from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.distributed import fewest, gather_rows, rank, share_of, world_size, wrap
 from pacecore.errors import PacecoreError
+from pacecore.finetune import _ActionTask
 from pacecore.losses import pretraining_loss
 from tests.ranks import run_ranks
 from tests.test_losses import batch
@@ -54,6 +55,18 @@ def weight_gradients(model, counts, rank_number):
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
+def actions_of_share(rank_number, counts):
+    """Loss, gradients and accuracy of this rank's clips of actions, as loss_of_share has them."""
+    logits, _, labels, _ = batch(sum(counts))
+    mine = shares(counts)[rank_number]
+    logits, videos = logits[mine].clone().requires_grad_(), torch.arange(len(labels))[mine]
+    device = torch.device("cpu")
+    task = _ActionTask(FinetuneOptions(), None, labels.numpy(), None, tuple("abcd"), {}, device)
+    loss, metrics = task.loss((logits,), SimpleNamespace(videos=videos))
+    loss.backward()
+    return loss.detach(), logits.grad / len(counts), metrics["accuracy"]
+
+
 def gathered(rank_number, dtype):
     rows = torch.full((rank_number + 1, 2), float(rank_number), dtype=dtype, requires_grad=True)
     result = gather_rows(rows, torch.arange(rank_number + 1) + 10 * rank_number)
@@ -84,6 +97,7 @@ def everything(rank_number, ranks):
         ],
         "weights": weight_gradients(model, WEIGHT_COUNTS[ranks], rank_number),
         "weights again": weight_gradients(model, WEIGHT_COUNTS[ranks], rank_number),
+        "actions": actions_of_share(rank_number, WEIGHT_COUNTS[ranks]),
         "share": share_of(3 + rank_number),
         "fewest": fewest(5 - rank_number),
         "gathered": [gathered(rank_number, kind) for kind in (torch.float32, torch.bfloat16)],
@@ -120,6 +134,16 @@ def test_averaged_weight_gradients_equal_one_process(ranks):
     expected = weight_gradients(TwoHeads(), (sum(WEIGHT_COUNTS[ranks]),), 0)
     for result in results(ranks):
         torch.testing.assert_close(result["weights"], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_of_actions_too_ranks_of_uneven_shares_equal_one_process(ranks):
+    parts = [result["actions"] for result in results(ranks)]
+    losses, gradients, accuracies = zip(*parts, strict=True)
+    loss, gradient, accuracy = actions_of_share(0, (sum(WEIGHT_COUNTS[ranks]),))
+    torch.testing.assert_close(torch.stack(losses).mean(), loss)
+    torch.testing.assert_close(torch.cat(gradients), gradient)
+    torch.testing.assert_close(torch.stack(accuracies).mean(), accuracy)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -72,6 +72,22 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         run(tmp_path, resume=True, held_out="none", task=Other)
 
 
+def test_every_step_is_in_training_mode_and_no_measuring_is(tmp_path):
+    seen = []
+
+    class Noting(PaceTask):
+        def loss(self, outputs, batch):
+            seen.append(("step", self.model.training))
+            return super().loss(outputs, batch)
+
+        def evaluate(self, between):
+            seen.append(("measuring", self.model.training))
+            return {}
+
+    run(tmp_path, task=Noting)
+    assert seen == [*[("step", True)] * 3, ("measuring", False)] * 2
+
+
 def test_the_time_of_measuring_is_not_that_of_training(tmp_path):
     class Slow(PaceTask):
         def evaluate(self, _):
@@ -288,6 +304,7 @@ def test_learning_rates_are_functions_of_the_step():
     step = from_mapping(TrainOptions, {})
     rates = [learning_rate(step, epoch * 10, 10, 180) for epoch in range(18)]
     assert rates == pytest.approx([1e-3] * 6 + [1e-4] * 6 + [1e-5] * 6)
+    assert [learning_rate(step, epoch * 10 + 9, 10, 180) for epoch in range(18)] == rates
     cosine = from_mapping(TrainOptions, {"schedule": "cosine", "warmup_steps": 10})
     assert learning_rate(cosine, 0, 10, 100) == pytest.approx(1e-4)
     assert learning_rate(cosine, 50, 10, 100) == pytest.approx(5e-4)

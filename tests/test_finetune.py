@@ -20,6 +20,7 @@ from pacecore.finetune import (
     finetune,
     inherit_options,
     labels_and_classes,
+    pretraining_of,
     validation_split,
 )
 from pacecore.index import recordings, write_index
@@ -30,7 +31,7 @@ from pacecore.source import Subset, VideoFiles
 from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
 
-from .tiny import CLASSES, SMALL, pretrained, tiny_set, write_tiny
+from .tiny import CLASSES, SMALL, finetuned, pretrained, tiny_set, write_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,6 +141,11 @@ def test_linear_probe_moves_the_head_alone(videos, tmp_path):
     assert after.pretrained["kind"] == "pretrain"
     assert after.pretrained["paces"] == "1,2,3,4"
     assert not torch.equal(after.head.weight, first_head(options).weight)
+
+
+def test_of_a_network_fine_tuned_before_the_pre_training_is_told(tmp_path):
+    before = replace(load_trained(finetuned(tmp_path / "best.pt")), pretrained={"paces": "1,2"})
+    assert pretraining_of(before) == {"paces": "1,2"}
 
 
 def first_head(options):

@@ -57,6 +57,15 @@ def test_sum_of_both_terms(contrast, z_norm, temperature):
     assert metrics["accuracy"].item() == pytest.approx((logits.argmax(1) == labels).float().mean())
 
 
+@pytest.mark.parametrize("denominator", ["anchor", "batch"])
+def test_the_denominator_is_that_of_the_option(denominator):
+    logits, z, labels, videos = batch()
+    options = TrainOptions(lambda_cls=0.0, lambda_ctr=1.0, denominator=denominator)
+    loss, _ = pretraining_loss(logits, z, labels, videos, options)
+    expected = reference(z, videos, denominator=denominator)[0]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_untrained_network_by_hand():
     """Equal logits give log(classes), equal embeddings log(clips - 1)."""
     _, _, labels, videos = batch()

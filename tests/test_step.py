@@ -91,6 +91,30 @@ def test_the_optimiser_is_that_of_torch(monkeypatch):
     assert_same(one[1], other[1])
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_step_is_that_of_sgd_written_out(nesterov):
+    values = {"lr": 7.0, "momentum": 0.5, "weight_decay": 0.1, "nesterov": nesterov}
+    task, plain, kept = Task(), Task(), {}
+    step = TrainingStep(task, from_mapping(TrainOptions, {**TINY, **values}), CPU)
+    for number, rate in enumerate((0.1, 0.03, 0.2)):  # each step's own, not lr
+        clips, batch = batch_of(4, number)
+        step(clips, batch, number, rate)
+        plain.model.zero_grad()
+        plain.loss(plain.model(clips), batch)[0].backward()
+        with torch.no_grad():
+            for name, weight in plain.model.named_parameters():
+                slope = weight.grad + 0.1 * weight
+                kept[name] = 0.5 * kept[name] + slope if name in kept else slope
+                weight -= rate * (slope + 0.5 * kept[name] if nesterov else kept[name])
+    assert_close(task.model.state_dict(), plain.model.state_dict())
+
+
+def test_bf16_is_that_of_the_option():
+    plain, low = train()[0], train(amp="bf16")[0]
+    assert low != plain
+    assert low == pytest.approx(plain, rel=0.05)
+
+
 def test_training_does_not_load_what_compiles_unless_it_is_asked_to():
     script = (
         "import sys; from tests.test_step import train; train(sizes=(4, 4));"
@@ -111,6 +135,12 @@ def test_dropout_is_drawn_by_seed_step_and_part():
     assert train(dropout=0.0)[0][0] != whole[0][0]
 
 
+def test_each_rank_drops_its_own(monkeypatch):
+    first = train(sizes=(4,), dropout=0.5)[0]
+    monkeypatch.setattr("pacecore.step.rank", lambda: 1)
+    assert train(sizes=(4,), dropout=0.5)[0] != first
+
+
 def test_both_passes_over_a_part_drop_the_same():
     """The loss's gradient belongs to the outputs that the second pass gives again."""
     options = from_mapping(TrainOptions, {**TINY, "accumulate": 2})
@@ -123,6 +153,15 @@ def test_both_passes_over_a_part_drop_the_same():
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[1], seen[3])
     assert not torch.equal(seen[0], seen[1])
+
+
+def test_averages_move_once_for_each_part():
+    """In one of the two passes over it."""
+    task = Task()
+    step = TrainingStep(task, from_mapping(TrainOptions, {**TINY, "accumulate": 2}), CPU)
+    clips, batch = batch_of(4, 0)
+    step(clips, batch, 0, rate=0.1)
+    assert task.model.stem[1].num_batches_tracked == 2
 
 
 def test_a_part_more_than_another_rank_has_is_not_taken(monkeypatch):
