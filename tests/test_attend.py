@@ -55,6 +55,12 @@ def test_each_frame_has_the_step_that_it_lies_in():
     assert [frame.argmax().item() for frame in final] == [3] * 4
 
 
+def test_the_least_of_a_clip_is_that_of_all_its_frames():
+    last = torch.tensor([[0.0, 1.0], [1.0, 2.0]]).view(1, 1, 2, 1, 2)
+    maps = attention_maps(Given(last), torch.zeros(1, 3, 2, 1, 2), (1, 2), time="all")[0]
+    torch.testing.assert_close(maps, torch.tensor([[[0.0, 0.25]], [[0.25, 1.0]]]))
+
+
 def test_a_map_without_contrast_is_zero_not_nan():
     maps = attention_maps(Given(torch.ones(1, 3, 2, 2, 2)), torch.zeros(1, 3, 4, 8, 8), (8, 8))
     assert torch.equal(maps, torch.zeros(1, 4, 8, 8))
@@ -88,6 +94,7 @@ def test_sheet_and_film_of_several_videos(tmp_path):
     result = run_attend(load_trained(checkpoint), options_of(tmp_path / "out", count=3))
     assert result["paces"] == ["1/2", "1", "2"]
     assert len(result["videos"]) == 3
+    assert all("/test/" in video["path"] for video in result["videos"])  # the held-out ones
     side = 128  # crops of 32 pixels are enlarged by 4
     for video in result["videos"]:
         (sheet,) = frames_of(tmp_path / "out" / video["sheet"])

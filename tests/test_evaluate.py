@@ -73,6 +73,8 @@ def test_figures_by_hand():
     assert result.mean_per_class == 0.75
     figures = result.summary(TestOptions())
     assert figures["classes_without_videos"] == ["c"]
+    low, high = figures["top1_interval_95"]
+    assert low < 3 / 4 < high
     assert figures["per_class"] == {"a": 1.0, "b": 0.5, "c": None}
     json.dumps(figures, allow_nan=False)
 
@@ -340,7 +342,7 @@ def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_pat
     decode_one = VideoFiles.decode
 
     def failing(self, video, wanted):
-        if self.path(video).name == "test1.mp4" and self.path(video).parent.name == "Red":
+        if self.path(video).name == "test0.mp4" and self.path(video).parent.name == "Blue":
             raise PacecoreError("cut short")
         return decode_one(self, video, wanted)
 
@@ -348,6 +350,9 @@ def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_pat
     result = run_test(load_trained(checkpoint), options_of(out=str(tmp_path)))
     assert result["videos"] == 5
     assert list(result["unreadable"].values()) == ["cut short"]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    assert [line["path"].split("/")[-2] for line in lines] == [line["label"] for line in lines]
+    assert [line["label"] for line in lines] == ["Blue", "Green", "Green", "Red", "Red"]
 
 
 class Labelled:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pacecore.config import ExtractOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.extract import _identity, _mapped, load_features, run_extract
-from pacecore.index import VideoEntry, VideoIndex
+from pacecore.index import VideoEntry, VideoIndex, write_index
 from pacecore.ops import pace_clip
 from pacecore.sampling import frame_indices
 from pacecore.source import VideoFiles
@@ -225,7 +226,59 @@ def test_a_file_that_is_gone_is_told_where_it_is_read(tmp_path):
     assert _identity(VideoFiles(index)) == _identity(VideoFiles(index))
 
 
-def test_an_unreadable_video_leaves_no_row(checkpoint, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(checkpoint, tmp_path_factory):
+    """A folder with features of the test split."""
+    folder = tmp_path_factory.mktemp("features")
+    run_extract(load_trained(checkpoint), options_of(folder, stage="gap", split="test"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "trained_with"),
+    [
+        ({"clips": 3}, {}),
+        ({"amp": "bf16"}, {}),
+        ({}, {"clip_frames": 16}),
+        ({}, {"resize": (36, 40)}),
+        ({}, {"crop": 28}),
+        ({}, {"normalize": "none"}),
+        ({}, {"channel_order": "bgr"}),
+        ({}, {"boundary": "clamp"}),
+    ],
+    ids=str,
+)
+def test_of_another_input_features_are_made_anew(
+    checkpoint, made, tmp_path, monkeypatch, given, trained_with
+):
+    out = shutil.copytree(made, tmp_path / "out")
+    trained = load_trained(checkpoint)
+    trained = replace(trained, options=replace(trained.options, **trained_with))
+    counting(monkeypatch, stop_after=0)
+    with pytest.raises(KeyboardInterrupt):
+        run_extract(trained, options_of(out, stage="gap", split="test", **given))
+
+
+def test_of_other_labels_features_are_made_anew(checkpoint, videos, tmp_path, monkeypatch):
+    trained, listed = load_trained(checkpoint), tmp_path / "listed.jsonl"
+    how = {"data": str(listed), "stage": "gap", "split": "test"}
+    index, _ = probe_all(find_videos(videos))
+    names = index.classes
+    following = [(each.label + 1) % len(names) for each in index.entries]
+    moved = [
+        replace(each, label=label, class_name=names[label])
+        for each, label in zip(index.entries, following, strict=True)
+    ]
+    opened = counting(monkeypatch)
+    for entries, count in ((index.entries, 3), (index.entries, 3), (tuple(moved), 6)):
+        write_index(replace(index, entries=entries), listed)
+        (found,) = run_extract(trained, options_of(tmp_path, **how))
+        assert len(opened) == count
+        of_test = [entry.label for entry in entries if entry.split == "test"]
+        assert found.labels.tolist() == of_test
+
+
+def test_an_unreadable_video_leaves_no_row(checkpoint, made, tmp_path, monkeypatch):
     decode_one = VideoFiles.decode
 
     def failing(self, video, wanted):
@@ -237,6 +290,9 @@ def test_an_unreadable_video_leaves_no_row(checkpoint, tmp_path, monkeypatch):
     (test,) = run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))
     assert test.values.shape[0] == 2
     assert [video["class"] for video in test.order["videos"]] == ["Blue", "Red"]
+    assert [video["number"] for video in test.order["videos"]] == [0, 2]
+    whole = load_features(made / "features-gap-video-test.npy")
+    np.testing.assert_allclose(test.values, whole.values[[0, 2]], rtol=1e-4, atol=1e-5)
     assert list(test.order["unreadable"].values()) == ["cut short"]
     assert test.labels.tolist() == [0, 2]
 

@@ -193,6 +193,16 @@ def test_retrieval_rows(tmp_path):
     ]
 
 
+def test_retrieval_at_a_k_that_one_of_the_runs_lacks_has_no_mean(tmp_path):
+    runs = [tmp_path / "one", tmp_path / "five"]
+    for seed, top in enumerate(({"1": 0.3}, {"1": 0.5, "5": 0.6})):
+        content = {"stage": "p5", "pool": "max", "unit": "video", "query_videos": 10, "top": top}
+        content["trained_with"] = pretraining(runs[seed], 0.5, seed=seed)
+        write(runs[seed] / "retrieve-p5-video.json", content)
+    (row,) = table_of(make_report(runs, tmp_path / "out", pictures=False), "Retrieval")
+    assert (row["top-1 %"], row["top-5 %"]) == ("40.0 ± 14.1 (2)", "-")
+
+
 def changed(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -223,6 +233,15 @@ def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
         ("third", "70.0", "clips 10"),
         ("ucf", "40.0", "clips 3"),
     ]
+
+
+def test_means_over_clips_of_probabilities_and_of_scores_are_told_apart(tmp_path):
+    for average in ("softmax", "logits"):
+        finetuning(tmp_path / average, 0.7, {})
+        changed(tmp_path / average / "test.json", average=average)
+    runs = [tmp_path / "softmax", tmp_path / "logits"]
+    rows = table_of(make_report(runs, tmp_path / "out", pictures=False), "Action")
+    assert [row["differs in"] for row in rows] == ["average softmax", "average logits"]
 
 
 def test_accuracy_in_training_is_not_averaged_with_that_of_a_test_by_more_clips(tmp_path):

@@ -246,7 +246,8 @@ def features_of(path, labels, classes=CLASSES, **changes) -> Features:
 
 def test_features_made_in_another_way_are_refused_by_name(tmp_path):
     gallery = features_of(tmp_path / "a.npy", [0, 1])
-    for name, value in (("network", "bb"), ("stage", "p5"), ("unit", "clip"), ("clips", 5)):
+    others = {"network": "bb", "stage": "p5", "pool": "gap", "unit": "clip", "clips": 5}
+    for name, value in (others | {"input": {"crop": 9}}).items():
         queries = features_of(tmp_path / "b.npy", [0, 1], **{name: value})
         words = rf"b\.npy: features of another (number of )?{name} than .*a\.npy: {value} against"
         with pytest.raises(PacecoreError, match=words):
