@@ -67,6 +67,13 @@ def test_finds_what_is_planted(folder):
     json.dumps(report)
 
 
+def test_the_share_that_loops_is_of_clips_as_long_as_asked_for(tmp_path):
+    write_video(tmp_path / "a.avi", frames=20)
+    for frames in (8, 16):
+        report = data_check(find_videos(tmp_path), clip_frames=frames, workers=1)
+        assert report["loops"]["1"] == pytest.approx((frames - 1) / 20)
+
+
 def test_a_video_that_a_phone_held_upright_is_named(tmp_path):
     video = write_video(tmp_path / "phone.mp4", "libx264", frames=16)
     content = bytearray(video.read_bytes())

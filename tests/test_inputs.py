@@ -4,13 +4,14 @@ import json
 import os
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from pacecore import inputs
+from pacecore import inputs, protocol
 from pacecore.cli import test as test_verb
 from pacecore.config import MeasureOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
@@ -67,6 +68,23 @@ def test_of_videos_to_measure_on_their_training_split_is_none(split, tmp_path):
     assert found.decode(0, np.array([3])).table[0, 3:5].tolist() == [16, 16]
     assert "1 training videos" in open_inputs(options).words
     assert open_inputs(options).words.endswith("; 1 held out")
+
+
+def test_of_a_set_with_val_and_test_the_test_split_is_held_out(tmp_path):
+    for number, split in enumerate(("train", "val", "test")):
+        write_tiny(tmp_path / split / f"{split}.mp4", 0, number, 20)
+    found = open_inputs(options_of(tmp_path))
+    for source, name in ((found.train, "train.mp4"), (found.held_out, "test.mp4")):
+        assert [source.path(video).name for video in range(len(source))] == [name]
+
+
+def test_videos_of_the_same_names_and_other_lengths_are_others(tmp_path):
+    """A run does not go on with them."""
+    identities = []
+    for frames in (20, 20, 21):
+        write_tiny(tmp_path / "a.mp4", 0, 0, frames)
+        identities.append(open_inputs(options_of(tmp_path)).identity)
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_a_tenth_that_is_held_out_for_want_of_a_split_is_told(tmp_path):
@@ -273,6 +291,26 @@ def test_as_many_processes_measure_within_training_as_after_it(monkeypatch):
     options, cpu = from_mapping(TrainOptions, {"paces": "1,2", "views": 2}), torch.device("cpu")
     PaceTask(options, torch.nn.Identity(), [], cpu).evaluate(lambda: None)
     assert [runner.workers for runner in runners] == [decoder_count(-1, cpu)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("A", "2", "B")),
+        ({"fold": "3"}, ("A", "3", "B")),
+        ({"held_out": "C"}, ("A", "2", "C")),
+        ({"data": "D"}, ("D", "2", "auto")),
+    ],
+)
+def test_what_is_not_said_of_the_videos_is_as_in_the_checkpoints_training(
+    tmp_path, monkeypatch, given, expected
+):
+    opened = []
+    nothing = SimpleNamespace(identity="", words="")
+    monkeypatch.setattr(protocol, "open_inputs", lambda options: opened.append(options) or nothing)
+    path = pretrained(tmp_path / "last.pt", data="A", fold="2", held_out="B")
+    open_measured(load_trained(path), MeasureOptions(**given))
+    assert [(each.data, each.fold, each.held_out) for each in opened] == [expected]
 
 
 def test_only_what_has_no_held_out_videos_is_measured_without(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ def test_path_label_lists_count_from_0_or_1(base, separator, tmp_path):
     index = find_videos(listed)
     assert names(index) == ["a b.avi", "c.avi", "d, e.avi"]
     assert labels(index) == [0, 1, 2]
+    assert index.classes == tuple(str(number + base) for number in range(3))
 
 
 def test_a_list_without_the_first_class_names_the_others_as_listed(tmp_path):
@@ -25,6 +26,13 @@ def test_a_list_without_the_first_class_names_the_others_as_listed(tmp_path):
     assert find_videos(whole).classes == ("0", "1", "2")
     index = find_videos(rest)
     assert [index.classes[label] for label in labels(index)] == ["1", "2"]
+
+
+def test_a_class_without_a_video_has_its_listed_number_beside_the_others_names(tmp_path):
+    tree(tmp_path, "x/a.avi", "y/b.avi")
+    index = find_videos(text(tmp_path / "list.txt", "x/a.avi 1\ny/b.avi 3\n"))
+    assert index.classes == ("x", "2", "y")
+    assert labels(index) == [0, 2]
 
 
 def test_path_class_list_and_path_only_list(tmp_path):

@@ -200,6 +200,16 @@ def test_kinetics(tmp_path):
         find_videos(tmp_path)
 
 
+def test_kinetics_has_the_classes_of_its_tables_whichever_videos_are_there(tmp_path):
+    """Or parts of it would have other numbers for the same classes."""
+    tree(tmp_path, "k_000001_000011.mp4")
+    head = "label,youtube_id,time_start,time_end,split\n"
+    text(tmp_path / "train.csv", f"{head}zumba,k,1,11,train\narchery,gone,1,11,train\n")
+    index = find_videos(tmp_path)
+    assert index.classes == ("archery", "zumba")
+    assert labels(index) == [1]
+
+
 real = pytest.mark.skipif(not DATA, reason="PACECORE_DATA names no folder of real videos")
 
 

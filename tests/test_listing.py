@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pacecore.datasets import DatasetError, find_videos
+from pacecore.datasets import DatasetError, find_videos, write_index
 from tests.trees import labels, names, text, tree
 from tests.video_files import write_pictures
 
@@ -355,9 +355,11 @@ def test_an_index_of_one_of_several_lists_is_no_other(tmp_path):
         text(tmp_path / f"test_{name}.txt", "3.avi\n")
     index = find_videos(tmp_path, fold=2)
     assert index.layout == "lists 2, without the 1 of test, whose labels are not listed"
-    assert index.of_fold("2", "i.jsonl") is index
+    listed = tmp_path / "i.jsonl"
+    write_index(index, listed)
+    assert names(find_videos(listed, fold="2")) == names(index)
     with pytest.raises(DatasetError, match=r"i\.jsonl: was made of lists 2, .*, and fold '3' is"):
-        index.of_fold("3", "i.jsonl")
+        find_videos(listed, fold="3")
 
 
 def test_lists_in_annotations_that_name_no_videos_are_told(tmp_path):

@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ import pytest
 import torch
 
 from pacecore.datasets import find_videos, probe_all
-from pacecore.errors import PacecoreError
 from pacecore.frames import Frames, concatenate
 from pacecore.isolated import run_jobs
 from pacecore.ops.pace_clip import pace_clip
@@ -20,23 +17,15 @@ from pacecore.resample import resample
 from pacecore.source import VideoFiles
 from pacecore.store import FrameStore, StoreError, pack, pixel_bytes, record_bytes, store_bytes
 from pacecore.video import decode_all
-from tests.ranks import held_elsewhere
 from tests.trees import tree
-from tests.video_files import planes_of, textured, write_pictures, write_video
+from tests.video_files import stacked, three_kinds
 
 DATA = os.environ.get("PACECORE_DATA")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three classes: MPEG-4 in AVI, H.264 of an odd size, full-range JPEG."""
-    root = tmp_path_factory.mktemp("videos")
-    for name in ("a", "b", "c"):
-        (root / name).mkdir()
-    write_video(root / "a" / "one.avi", frames=20, size=(48, 64))
-    write_video(root / "b" / "two.mkv", "ffv1", frames=12, size=(37, 51))
-    write_video(root / "c" / "three.avi", "mjpeg", frames=9, pixel_format="yuvj420p")
-    return root
+    return three_kinds(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +38,6 @@ def store(index, tmp_path_factory):
     store, bad = pack(index, tmp_path_factory.mktemp("store"), (24, 33), workers=2)
     assert not bad
     return store
-
-
-def stacked(frames: Frames) -> list[np.ndarray]:
-    return [np.concatenate([p.ravel() for p in planes_of(frames, r)]) for r in range(len(frames))]
 
 
 def torch_threads(_):
@@ -94,10 +79,25 @@ def test_whole_and_on_device_have_the_same_rows(store):
             np.testing.assert_array_equal(stacked(one)[0], expected)
 
 
+def test_frames_are_served_in_any_order(store):
+    whole = stacked(store.decode(0, np.arange(20)))
+    for wanted in ([7, 6, 5, 8, 9, 0], [3, 3, 4]):
+        frames = stacked(store.decode(0, np.array(wanted)))
+        for got, number in zip(frames, wanted, strict=True):
+            np.testing.assert_array_equal(got, whole[number])
+
+
 def test_index_survives(store, index):
     again = store.index
     assert again.classes == index.classes == ("a", "b", "c")
     assert [e.name for e in again.entries] == [e.name for e in index.entries]
+
+
+def test_splits_survive(index, tmp_path):
+    splits = ("train", "test", "train")
+    entries = [replace(e, split=s) for e, s in zip(index.entries, splits, strict=True)]
+    store, _ = pack(replace(index, entries=tuple(entries)), tmp_path, (8, 8), workers=1)
+    assert tuple(entry.split for entry in store.index.entries) == splits
 
 
 def test_size_is_told_beforehand(store, index):
@@ -130,20 +130,6 @@ def test_resample_by_hand():
         20 * row + 100 * column for row in (0, 0.25, 0.75, 1) for column in (0, 0.25, 0.75, 1)
     ]
     assert resample(small, (4, 4))[0].tolist() == enlarged + 4 * [50] + 4 * [60]
-
-
-@pytest.mark.parametrize(("frames", "seconds"), [(20, 600), (20_000, 2000)])
-def test_a_long_video_has_longer_to_be_packed(frames, seconds, index, tmp_path, monkeypatch):
-    limits = []
-
-    def jobs(function, jobs, workers, timeout_seconds):
-        limits.extend(map(timeout_seconds, jobs))
-        return run_jobs(function, jobs, workers, timeout_seconds)
-
-    monkeypatch.setattr("pacecore.store.run_jobs", jobs)
-    one, *others = index.entries
-    pack(replace(index, entries=(replace(one, num_frames=frames), *others)), tmp_path, (8, 8), 1)
-    assert limits == [seconds, *[600] * len(others)]
 
 
 def test_resample_to_the_same_size_changes_nothing(folder):
@@ -180,76 +166,6 @@ def test_clips_from_the_store_are_those_from_the_files(tmp_path):
         assert grey.sum(1).abs().quantile(0.99) < 1.0
 
 
-def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
-    import pacecore.store as module
-
-    real = module._run
-
-    def broken_off(jobs, workers):
-        for count, item in enumerate(real(jobs, workers)):
-            if count == 1:
-                raise KeyboardInterrupt
-            yield item
-
-    monkeypatch.setattr(module, "_run", broken_off)
-    with pytest.raises(KeyboardInterrupt):
-        pack(index, tmp_path, store.size, workers=1)
-    with pytest.raises(StoreError, match="unfinished store; pack again"):
-        FrameStore.open(tmp_path)
-    journal = tmp_path / "journal.jsonl"
-    journal.write_text(journal.read_text() + '{"vid')  # the line that was being written
-    ran = []
-    monkeypatch.setattr(module, "_run", lambda jobs, w: real(ran.append(len(jobs)) or jobs, w))
-    with pytest.raises(StoreError, match="other videos or another size"):
-        pack(index, tmp_path, (24, 34), workers=1)
-    seen = []
-    again, bad = pack(index, tmp_path, store.size, workers=1, on_progress=lambda *a: seen.append(a))
-    assert (ran, bad, seen) == ([2], [], [(2, 3), (3, 3)])
-    assert torch.equal(again.whole().data, store.whole().data)
-    with pytest.raises(StoreError, match="finished store already"):
-        pack(index, tmp_path, store.size)
-
-
-def test_a_pack_goes_on_without_the_frames_of_files_that_changed(tmp_path, monkeypatch):
-    import pacecore.store as module
-
-    real, ran, size = module._run, [], (24, 32)
-    videos = tmp_path / "videos"
-    for number in (3, 4, 5):
-        write_pictures(videos / str(number), 4)
-    for number in range(3):
-        write_video(videos / f"{number}.avi", frames=9)
-    index = probe_all(find_videos(videos))[0]
-
-    def broken_off(jobs, workers):
-        ran[:] = [job.video for job in jobs]
-        yield from islice(real(jobs, workers), 5)
-        raise KeyboardInterrupt
-
-    def packs_again() -> list[int]:
-        with pytest.raises(KeyboardInterrupt):
-            pack(index, tmp_path / "store", size, workers=1)
-        return ran
-
-    monkeypatch.setattr(module, "_run", broken_off)
-    assert packs_again() == [0, 1, 2, 3, 4, 5]
-    write_video(videos / "0.avi", pictures=[textured(30 - n, 48, 64) for n in range(9)])
-    (videos / "4" / "img_1.jpg").write_bytes((videos / "4" / "img_4.jpg").read_bytes())
-    assert packs_again() == [0, 4, 5]
-    assert packs_again() == []
-    journal = tmp_path / "store" / "journal.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    for line in lines[1:]:  # as it was before a line said what its file was
-        del line["stamp"]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert packs_again() == [0, 1, 2, 3, 4, 5]
-    monkeypatch.setattr(module, "_run", real)
-    again, bad = pack(index, tmp_path / "store", size, workers=1)
-    anew, _ = pack(index, tmp_path / "anew", size, workers=1)
-    assert not bad
-    assert torch.equal(again.whole().data, anew.whole().data)
-
-
 def test_a_store_names_its_videos_by_their_whole_paths(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder.parent)
     index = probe_all(find_videos(folder.name))[0]
@@ -282,64 +198,6 @@ def test_a_store_whose_files_cannot_be_read_is_refused(index, tmp_path):
         FrameStore.open(tmp_path)
 
 
-def test_a_disk_that_fills_up_is_told_and_costs_no_frame(
-    index, store, tmp_path, monkeypatch, largest_file
-):
-    import pacecore.store as module
-
-    real, before = module._run, resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def cut_the_last_frame(jobs, workers):
-        limit = store_bytes(index, store.size) - 100  # of its record, part of it would be written
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        yield from real(jobs, workers)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_run", cut_the_last_frame)
-        try:
-            with pytest.raises(StoreError, match="store: cannot be written: File too large"):
-                pack(index, tmp_path / "store", store.size, workers=1)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    journal = (tmp_path / "store" / "journal.jsonl").read_text()
-    assert len(journal.splitlines()) == 3  # the head, and the videos that found room
-    words = "journal.jsonl: cannot be written: File too large"
-    with largest_file(len(journal) - 1), pytest.raises(PacecoreError, match=words):
-        pack(index, tmp_path / "store", store.size, workers=1)
-    ran = []
-    monkeypatch.setattr(module, "_run", lambda jobs, w: real(ran.append(len(jobs)) or jobs, w))
-    again, bad = pack(index, tmp_path / "store", store.size, workers=1)
-    assert ran == [1]
-    assert (bad, again.verify()) == ([], [])
-    assert torch.equal(again.whole().data, store.whole().data)
-
-
-def test_one_process_at_a_time_packs_into_a_folder(index, tmp_path):
-    with held_elsewhere(tmp_path / ".lock") as other:
-        words = rf"process {other} on .* is packing into it; wait or stop it"
-        with pytest.raises(PacecoreError, match=words):
-            pack(index, tmp_path, (24, 33), workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    pack(index, tmp_path, (24, 33), workers=1)
-
-
-def test_bad_videos_are_left_out_and_named(folder, tmp_path):
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    for name in ("one.avi", "two.avi"):
-        (videos / name).write_bytes((folder / "a" / "one.avi").read_bytes())
-    index, _ = probe_all(find_videos(videos))
-    (videos / "two.avi").write_bytes(b"gone bad since")
-    store, bad = pack(index, tmp_path / "store", (24, 32), workers=1)
-    assert len(store) == 1
-    assert [(Path(b.path).name, b.reason.split(":")[0]) for b in bad] == [
-        ("two.avi", "cannot be read")
-    ]
-    (videos / "one.avi").write_bytes(b"")
-    with pytest.raises(StoreError, match="none of the 2 videos decodes; the first, "):
-        pack(index, tmp_path / "none", (24, 32), workers=1)
-
-
 def test_damage_is_refused(index, tmp_path):
     store, _ = pack(index, tmp_path / "store", (24, 33), workers=1)
     file = tmp_path / "store" / "frames.bin"
@@ -370,21 +228,6 @@ def test_damage_is_refused(index, tmp_path):
             FrameStore.open(tmp_path / "store")
     with pytest.raises(StoreError, match="no frame store"):
         FrameStore.open(tmp_path)
-
-
-def test_what_cannot_be_packed(index, tmp_path, monkeypatch):
-    with pytest.raises(StoreError, match="not been counted"):
-        store_bytes(find_videos(index.root), (24, 33))
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(StoreError, match=r"needs .* bytes, 1,000 are free"):
-        pack(index, tmp_path, (24, 33))
-    assert not (tmp_path / "frames.bin").exists()
-    used = tmp_path / "used"
-    used.mkdir()
-    (used / "last.pt").touch()
-    with pytest.raises(StoreError, match=r"used: a store takes a new or an empty folder.*last\.pt"):
-        pack(index, used, (24, 32))
-    assert [path.name for path in used.iterdir()] == ["last.pt"]
 
 
 def test_frames_that_are_not_there(store):

@@ -16,7 +16,9 @@ __all__ = [
     "luma",
     "planes_of",
     "reference_luma",
+    "stacked",
     "textured",
+    "three_kinds",
     "write_fields",
     "write_pictures",
     "write_video",
@@ -67,6 +69,16 @@ def write_video(
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
+
+
+def three_kinds(root: Path) -> Path:
+    """Three classes of one video: MPEG-4, FFV1 of an odd size, full-range JPEG."""
+    for name in ("a", "b", "c"):
+        (root / name).mkdir()
+    write_video(root / "a" / "one.avi", frames=20, size=(48, 64))
+    write_video(root / "b" / "two.mkv", "ffv1", frames=12, size=(37, 51))
+    write_video(root / "c" / "three.avi", "mjpeg", frames=9, pixel_format="yuvj420p")
+    return root
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64)) -> Path:
@@ -157,6 +169,11 @@ def planes_of(frames: "Frames", row: int) -> tuple[np.ndarray, np.ndarray, np.nd
         _rows(data, u, *half, chroma_stride),
         _rows(data, v, *half, chroma_stride),
     )
+
+
+def stacked(frames: "Frames") -> list[np.ndarray]:
+    """Of each frame the samples of its planes, one plane after the other."""
+    return [np.concatenate([p.ravel() for p in planes_of(frames, r)]) for r in range(len(frames))]
 
 
 def _rows(data: np.ndarray, offset: int, height: int, width: int, stride: int) -> np.ndarray:
