@@ -126,7 +126,7 @@ def learned_from(options: RunOptions, source: FrameSource) -> int:
     with suppress(PacecoreError):
         index, _ = _found(options.data or DEMO_FOLDER, options.fold)
         index = _split(index)[0] if options.held_out == "auto" else index.select("train")
-        learned = {os.path.realpath(Path(index.root, entry.name)) for entry in index.entries}
+        learned = {os.path.realpath(entry.path) for entry in index.entries}
         return sum(os.path.realpath(source.path(n)) in learned for n in range(len(source)))
     return 0
 

@@ -73,7 +73,7 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
         )
     )
     named = options.data or options.held_out or options.fold
-    if not named and trained.identity not in ("", found.identity):
+    if not named and trained.identity not in ("", found.identity) and is_main():
         tell(f"warning: {trained.path} was trained on other videos than these: {found.words}")
     return found
 
