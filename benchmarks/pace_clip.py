@@ -107,7 +107,9 @@ def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespac
             functions[name] = make(case, data)
         except ImportError as missing:
             print(f"{case.name:42s} {name:32s} left out: {missing}")
-    timings = time_in_turn(functions, device, min_seconds=args.seconds)
+    # Others take a second a batch on a GPU, whose rate is steady.
+    runs = 2 if args.quick and device.type == "cuda" else 5
+    timings = time_in_turn(functions, device, min_seconds=args.seconds, min_runs=runs)
     spent = {}
     if device.type == "cpu":
         spent = time_in_turn(functions, min_seconds=0.3, clock=time.process_time)
