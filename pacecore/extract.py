@@ -23,6 +23,7 @@ from pacecore.distributed import any_rank, barrier, is_main, join, merge_over_ra
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, for_one_process, safetensors, write_json, writing
 from pacecore.inputs import Inputs
+from pacecore.media import state_of
 from pacecore.protocol import PATIENCE, ClipRunner, open_measured, out_folder, ready
 from pacecore.source import FrameSource, Subset
 from pacecore.store import FrameStore
@@ -196,22 +197,13 @@ def _identity(source: FrameSource) -> str:
     store = whole if isinstance(whole, FrameStore) else None
     digest = hashlib.sha256()
     if store:  # its frames are those of the files, as they were then, resized
-        digest.update(f"{store.size}\t{_as_it_is(store.folder / 'index.json')}\n".encode())
+        digest.update(f"{store.size}\t{state_of(store.folder / 'index.json')}\n".encode())
     for video in range(len(source)):
         path = source.path(video)
         line = f"{path}\t{source.num_frames(video)}\t{source.label(video)}"
-        line += "\n" if store else f"\t{_as_it_is(path)}\n"
+        line += "\n" if store else f"\t{state_of(path)}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
-
-
-def _as_it_is(path: Path) -> str:
-    """Of one state of a file, or of a folder of pictures, which no other state has."""
-    try:
-        about = os.stat(path)
-    except OSError:  # told where it is read
-        return ""
-    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 class _Writer:

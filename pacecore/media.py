@@ -1,9 +1,11 @@
-"""What counts as a video, and as a frame of one, by its name."""
+"""What counts as a video, and as a frame of one, by its name; and whether it has changed since."""
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["is_video_name", "picture_files"]
+__all__ = ["is_video_name", "picture_files", "state_of"]
 
 # fmt: off
 _VIDEO_ENDINGS = {
@@ -29,3 +31,14 @@ def picture_files(folder: str | Path) -> list[Path]:
     pictures = [p for p in visible if p.suffix.lower() in _PICTURE_ENDINGS]
     pictures = [p for p in pictures if not _FLOW.fullmatch(p.stem)] or pictures
     return sorted(pictures, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))
+
+
+def state_of(path: str | Path) -> list[int]:
+    """By which a file, or a folder of pictures, is told from what it is once it has changed: its
+    bytes and its date, in nanoseconds, or the sums of its pictures'. [] of one that is gone.
+    """
+    with suppress(OSError):
+        files = picture_files(path) if os.path.isdir(path) else [path]
+        about = [os.stat(each) for each in files]
+        return [sum(each.st_size for each in about), sum(each.st_mtime_ns for each in about)]
+    return []

@@ -6,7 +6,6 @@ mapped into memory.
 """
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from pacecore.files import for_one_process, made_folder, reason_of, write_lines,
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import BadVideo, VideoEntry, VideoIndex, absolute
 from pacecore.isolated import JobFailure, run_jobs
-from pacecore.media import picture_files
+from pacecore.media import state_of
 from pacecore.resample import plane_shapes, resample
 from pacecore.video import VideoError, decode_all
 
@@ -144,7 +143,9 @@ def _resumed(
             raise StoreError(f"{folder}: holds an unfinished store of other videos or another size")
         if not frames.exists() or frames.stat().st_size != total:
             raise StoreError(f"{folder}: {_FRAMES} of its unfinished store is gone or cut")
-        done = [each for each in lines[1:] if each.get("stamp") == _stamp(jobs[each["video"]].path)]
+        done = [
+            each for each in lines[1:] if each.get("stamp") == state_of(jobs[each["video"]].path)
+        ]
         # Written anew, so that a line cut short by the interruption does not stay.
         write_lines(journal, (json.dumps(line) + "\n" for line in [head, *done]))
         return {line["video"]: line for line in done}
@@ -169,7 +170,7 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict]]:
     """(video, {"stamp": stamp, "format": code}, or "bad": reason for a format) as they get done."""
     for number, result in run_jobs(_pack_video, jobs, workers, _patience):
         if isinstance(result, JobFailure):
-            result = {"stamp": _stamp(jobs[number].path), "bad": result.reason}
+            result = {"stamp": state_of(jobs[number].path), "bad": result.reason}
         yield jobs[number].video, result
 
 
@@ -182,7 +183,7 @@ def _pack_video(job: _Job) -> dict:
     """Decodes one video into its records; what is wrong with it, if anything is."""
     record, pixels = record_bytes(job.size), pixel_bytes(job.size)
     written, code = 0, None
-    stamp = {"stamp": _stamp(job.path)}  # before it is read, and may change
+    stamp = {"stamp": state_of(job.path)}  # before it is read, and may change
     try:
         with open(job.file, "r+b") as file:  # buffered: it writes all, or raises
             for part in decode_all(job.path, planar=True):
@@ -204,15 +205,6 @@ def _pack_video(job: _Job) -> dict:
     except VideoError as error:
         return stamp | {"bad": error.reason}
     return stamp | {"format": code}
-
-
-def _stamp(path: str) -> list[int]:
-    """By which a file, or a folder of pictures, is told from what it is once it has changed."""
-    with suppress(OSError):
-        files = picture_files(path) if os.path.isdir(path) else [path]
-        about = [os.stat(each) for each in files]
-        return [sum(each.st_size for each in about), sum(each.st_mtime_ns for each in about)]
-    return []
 
 
 def _finish(

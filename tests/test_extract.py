@@ -29,6 +29,7 @@ from pacecore.video import decode, probe
 
 from .ranks import held_elsewhere, run_ranks
 from .tiny import CLASSES, pretrained, tiny_set, write_tiny
+from .video_files import write_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -218,6 +219,16 @@ def test_videos_that_were_changed_in_place_are_computed_anew(checkpoint, videos,
     shutil.rmtree(store.folder)
     pack(probe_all(find_videos(data))[0], store.folder, (16, 20), workers=1)
     assert not np.array_equal(rows(store.folder), stored)
+
+
+def test_a_picture_changed_in_place_makes_another_video(tmp_path):
+    write_pictures(tmp_path / "film", 4)
+    entry = VideoEntry(str(tmp_path / "film"), "film", num_frames=4)
+    source = VideoFiles(VideoIndex(str(tmp_path), "", (entry,)))
+    before, film = _identity(source), tmp_path / "film"
+    assert _identity(source) == before
+    (film / "img_1.jpg").write_bytes((film / "img_4.jpg").read_bytes())
+    assert _identity(source) != before
 
 
 def test_a_file_that_is_gone_is_told_where_it_is_read(tmp_path):

@@ -22,20 +22,13 @@ from tests.video_files import stacked, textured, three_kinds, write_pictures, wr
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return three_kinds(tmp_path_factory.mktemp("videos"))
+def index(tmp_path_factory):
+    return probe_all(find_videos(three_kinds(tmp_path_factory.mktemp("videos"))))[0]
 
 
 @pytest.fixture(scope="module")
-def index(folder):
-    return probe_all(find_videos(folder))[0]
-
-
-@pytest.fixture(scope="module")
-def store(index, tmp_path_factory):
-    store, bad = pack(index, tmp_path_factory.mktemp("store"), (24, 33), workers=2)
-    assert not bad
-    return store
+def whole(index, tmp_path_factory):
+    return pack(index, tmp_path_factory.mktemp("whole"), (24, 33), workers=1)[0]
 
 
 @pytest.mark.parametrize(("frames", "seconds"), [(20, 600), (20_000, 2000)])
@@ -52,7 +45,7 @@ def test_a_long_video_has_longer_to_be_packed(frames, seconds, index, tmp_path, 
     assert limits == [seconds, *[600] * len(others)]
 
 
-def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
+def test_a_broken_off_pack_goes_on(index, whole, tmp_path, monkeypatch):
     import pacecore.store as module
 
     real = module._run
@@ -65,7 +58,7 @@ def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "_run", broken_off)
     with pytest.raises(KeyboardInterrupt):
-        pack(index, tmp_path, store.size, workers=1)
+        pack(index, tmp_path, whole.size, workers=1)
     with pytest.raises(StoreError, match="unfinished store; pack again"):
         FrameStore.open(tmp_path)
     journal = tmp_path / "journal.jsonl"
@@ -75,11 +68,11 @@ def test_a_broken_off_pack_goes_on(index, store, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="other videos or another size"):
         pack(index, tmp_path, (24, 34), workers=1)
     seen = []
-    again, bad = pack(index, tmp_path, store.size, workers=1, on_progress=lambda *a: seen.append(a))
+    again, bad = pack(index, tmp_path, whole.size, workers=1, on_progress=lambda *a: seen.append(a))
     assert (ran, bad, seen) == ([2], [], [(2, 3), (3, 3)])
-    assert torch.equal(again.whole().data, store.whole().data)
+    assert torch.equal(again.whole().data, whole.whole().data)
     with pytest.raises(StoreError, match="finished store already"):
-        pack(index, tmp_path, store.size)
+        pack(index, tmp_path, whole.size)
 
 
 def test_a_pack_goes_on_without_the_frames_of_files_that_changed(tmp_path, monkeypatch):
@@ -146,14 +139,14 @@ def test_an_unfinished_store_whose_frames_were_cut_is_refused(index, tmp_path):
 
 
 def test_a_disk_that_fills_up_is_told_and_costs_no_frame(
-    index, store, tmp_path, monkeypatch, largest_file
+    index, whole, tmp_path, monkeypatch, largest_file
 ):
     import pacecore.store as module
 
     real, before = module._run, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def cut_the_last_frame(jobs, workers):
-        limit = store_bytes(index, store.size) - 100  # of its record, part of it would be written
+        limit = store_bytes(index, whole.size) - 100  # of its record, part of it would be written
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         yield from real(jobs, workers)
 
@@ -161,20 +154,20 @@ def test_a_disk_that_fills_up_is_told_and_costs_no_frame(
         patch.setattr(module, "_run", cut_the_last_frame)
         try:
             with pytest.raises(StoreError, match="store: cannot be written: File too large"):
-                pack(index, tmp_path / "store", store.size, workers=1)
+                pack(index, tmp_path / "store", whole.size, workers=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     journal = (tmp_path / "store" / "journal.jsonl").read_text()
     assert len(journal.splitlines()) == 3  # the head, and the videos that found room
     words = "journal.jsonl: cannot be written: File too large"
     with largest_file(len(journal) - 1), pytest.raises(PacecoreError, match=words):
-        pack(index, tmp_path / "store", store.size, workers=1)
+        pack(index, tmp_path / "store", whole.size, workers=1)
     ran = []
     monkeypatch.setattr(module, "_run", lambda jobs, w: real(ran.append(len(jobs)) or jobs, w))
-    again, bad = pack(index, tmp_path / "store", store.size, workers=1)
+    again, bad = pack(index, tmp_path / "store", whole.size, workers=1)
     assert ran == [1]
     assert (bad, again.verify()) == ([], [])
-    assert torch.equal(again.whole().data, store.whole().data)
+    assert torch.equal(again.whole().data, whole.whole().data)
 
 
 def test_one_process_at_a_time_packs_into_a_folder(index, tmp_path):
@@ -186,11 +179,11 @@ def test_one_process_at_a_time_packs_into_a_folder(index, tmp_path):
     pack(index, tmp_path, (24, 33), workers=1)
 
 
-def test_bad_videos_are_left_out_and_named(folder, tmp_path):
+def test_bad_videos_are_left_out_and_named(index, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     for name in ("one.avi", "two.avi"):
-        (videos / name).write_bytes((folder / "a" / "one.avi").read_bytes())
+        (videos / name).write_bytes((Path(index.root) / "a" / "one.avi").read_bytes())
     index, _ = probe_all(find_videos(videos))
     (videos / "two.avi").write_bytes(b"gone bad since")
     store, bad = pack(index, tmp_path / "store", (24, 32), workers=1)
