@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .common import RESULTS, ROOT, processor
+from .experiments.page import holm
 from .gpu_check import measured
 from .gpu_check import page as gpu_page
 from .planning import planned
@@ -238,8 +239,9 @@ def _tells(case: dict) -> bool:
 def _standing_out(cases: list[dict]) -> str:
     """How many comparisons of a grid stand out by themselves, and whether any does among so many.
 
-    A record has intervals, whose quantile is Student's of unknown degrees of freedom. With endless
-    ones p would be least, so that where Holm's correction rejects nothing then, it does not at all.
+    An older record has intervals and no p, their quantile being Student's of unknown degrees of
+    freedom. With endless ones p would be least, so that where Holm's correction rejects nothing
+    then, it does not at all.
     """
     compared = [case for case in cases if case.get("difference") is not None and _tells(case)]
     found = [case for case in compared if case["verdict"] in ("above", "below")]
@@ -253,7 +255,12 @@ def _standing_out(cases: list[dict]) -> str:
         f" {len(found)} {'stands' if len(found) == 1 else 'stand'} out, each taken by itself;"
         f" chance alone would give about {0.05 * len(compared):.0f}"
     )
-    if found and min(least) * len(compared) > 0.05:
+    if all("p" in case for case in compared):
+        count = holm([case["p"] for case in compared])
+        words += (
+            f". Corrected for their number (Holm) {count or 'none'} {'do' if count > 1 else 'does'}"
+        )
+    elif found and min(least) * len(compared) > 0.05:
         words += ". Corrected for their number (Holm) none does"
     return f"{words}."
 

@@ -125,6 +125,11 @@ def test_what_stands_out_by_itself_is_corrected_for_how_many_there_are():
     found = _standing_out([*rest, compared("finetune", 0.32, 0.2)])
     assert "1 stands out" in found
     assert "Holm" not in found
+    # A newer record has each p.
+    rest = [case | {"p": 1.0} for case in rest]
+    for p, words in ((0.0026, "1 does."), (0.0027, "none does.")):
+        found = _standing_out([*rest, compared("finetune", 0.32, 0.2, p=p)])
+        assert found.endswith(f"Corrected for their number (Holm) {words}")
 
 
 def test_the_python_of_the_readme_runs():

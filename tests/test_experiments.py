@@ -66,6 +66,8 @@ def test_cell_past_its_limit_says_so_and_goes_on_to_its_end_and_then_runs_nothin
     written = page.evidence_page([mine], "tiny")
     assert "| pace | 1 |" in written
     assert "not standardised" not in written
+    # One arm alone is compared with nothing.
+    assert "Of 0 comparisons below 0 stand out" in written
     assert {case["standardised"] for case in page.summary([mine]) if "standardised" in case} == {
         True
     }
@@ -169,7 +171,7 @@ def test_interval_shrinks_with_videos():
     widths = []
     for videos in (40, 4000):
         mine, theirs = (rng.random((3, videos)) < share for share in (0.7, 0.5))
-        difference, low, high = page.compare(mine.astype(float), theirs.astype(float))
+        difference, low, high, _ = page.compare(mine.astype(float), theirs.astype(float))
         assert low < difference < high
         assert low < 0.2 < high
         widths.append(high - low)
@@ -184,14 +186,15 @@ def test_interval_of_three_seeds_holds_the_truth_nineteen_times_in_twenty(of_see
     for _ in range(trials):
         seeds = rng.normal(0, of_seeds, (2, 3, 1))
         mine, theirs = 0.5 + seeds + rng.normal(0, of_videos, (2, 1, 36))
-        _, low, high = page.compare(mine, theirs)
+        _, low, high, p = page.compare(mine, theirs)
+        assert (p > 0.05) == (low <= 0 <= high)
         held += low <= 0 <= high
     assert 0.93 <= held / trials <= 0.99
 
 
 def test_interval_of_one_seed_is_of_videos():
     mine, theirs = np.random.default_rng(1).random((2, 1, 50))
-    difference, low, high = page.compare(mine, theirs)
+    difference, low, high, _ = page.compare(mine, theirs)
     error = (mine - theirs).std(ddof=1) / 50**0.5
     # Student's 0.975 quantile for 49 degrees of freedom.
     assert (high - difference) / error == pytest.approx(2.00958, rel=1e-5)
@@ -207,13 +210,38 @@ def test_quantile_of_student_is_that_of_the_tables(freedom, table):
 
 def test_interval_of_equal_results_is_zero():
     right = np.tile(np.arange(10) % 2, (2, 1)).astype(float)
-    assert page.compare(right, right) == (0, 0, 0)
+    assert page.compare(right, right) == (0, 0, 0, 1)
+    assert page.compare(right, right - 1) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "freedom", "table"),
+    [(0, 3, 1.0), (1, 1, 0.5), (2.92, 2, 0.1), (4.6041, 4, 0.01), (2.724, 35, 0.01)],
+)
+def test_tails_of_student_are_those_of_the_tables(statistic, freedom, table):
+    assert page._student_tails(statistic, freedom) == pytest.approx(table, rel=1e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("likelihoods", "count"),
+    [
+        ([], 0),
+        ([0.05], 1),
+        ([0.06], 0),
+        ([0.03, 0.02], 2),  # the least at 0.05 / 2, the other at 0.05
+        ([0.03, 0.026], 0),
+        ([0.5, 0.001, 0.016, 0.024], 3),
+        ([0.5, 0.001, 0.024, 0.018], 1),  # the third would pass, the second did not
+    ],
+)
+def test_holm_stops_at_the_first_that_does_not_stand_out(likelihoods, count):
+    assert page.holm(likelihoods) == count
 
 
 def test_verdicts():
     made = {"arm": "a", "measure": "finetune", "seeds": 3, "share": 0.5, "deviation": 0.1}
     cases = [(0.1, 0.05, 0.2), (-0.1, -0.2, -0.05), (0.1, -0.05, 0.2), (None, None, None)]
-    found = [page.Comparison(**made, difference=d, low=lo, high=hi) for d, lo, hi in cases]
+    found = [page.Comparison(**made, difference=d, low=lo, high=hi, p=None) for d, lo, hi in cases]
     assert [each.verdict for each in found] == ["above", "below", "not told apart", ""]
 
 
@@ -226,7 +254,7 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
         (mine.folder / "finetune").mkdir(parents=True)
         lines = [
             {
-                "path": f"{video}.mp4",
+                "path": f"{video:02}.mp4",
                 "right": video < count,
                 "label": 0,
                 "clips_predicted": [0 if video < count else 1],
@@ -243,6 +271,13 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
         "- Same context beside pace is the best, fine-tuned; beside it: from scratch -40.0 (-55.9"
         " to -24.1, below, of these trainings); pace -5.0 (-12.1 to +2.1, not told apart).",
     ]
+    assert (
+        "\nOf 4 comparisons below 4 stand out, each taken by itself, where chance alone would give"
+        " about 0; corrected for their number (Holm) 4.\n" in page.evidence_page(cells, "made up")
+    )
+    pace = next(case for case in page.summary(cells) if case["arm"] == "pace")
+    assert pace["right"] == (" ".join(["1"] * 34 + ["0"] * 6),)
+    assert pace["p"] == pytest.approx(4.63e-5, rel=1e-2)  # t = 4.583, 39 degrees
 
 
 def test_hits_of_retrieval_look_at_k_neighbours(tmp_path):

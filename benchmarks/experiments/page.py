@@ -18,6 +18,7 @@ __all__ = [
     "compare",
     "evidence_page",
     "hits_of",
+    "holm",
     "summary",
     "trained_on",
 ]
@@ -69,6 +70,8 @@ class Comparison:
     difference: float | None  # None where there is no baseline, or for the baseline itself
     low: float | None  # 95 % interval of the difference
     high: float | None
+    p: float | None  # of a difference as large, either way, where there is none
+    right: tuple[str, ...] = ()  # of each seed: every video's hit, in the order of their paths
 
     @property
     def verdict(self) -> str:
@@ -109,8 +112,9 @@ def hits_of(cell: Cell, measure: Measure) -> dict[str, float]:
     }
 
 
-def compare(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
-    """Difference of two means and its 95 % interval, over other videos and other trainings.
+def compare(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, float]:
+    """Difference of two means, its 95 % interval, over other videos and other trainings, and how
+    likely one as large would be, either way, if there were none.
 
     mine, theirs: (seeds, videos), 0 to 1, the same videos in the same order. The variance is that
     of each side's mean over seeds and that of the difference over videos, which both sides share;
@@ -128,21 +132,43 @@ def compare(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     difference = float(mine.mean() - theirs.mean())
     variance = sum(part for part, _ in parts)
     if variance == 0:
-        return difference, difference, difference
+        return difference, difference, difference, float(difference == 0)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     half = _student_quantile(freedom) * variance**0.5
-    return difference, difference - half, difference + half
+    p = _student_tails(abs(difference) / variance**0.5, freedom)
+    return difference, difference - half, difference + half, p
 
 
 def _student_quantile(freedom: float) -> float:
-    """Between which, positive and negative, 95 % of Student's distribution of `freedom` >= 1 lie.
+    """How far to either side of 0 lie 95 % of Student's distribution of `freedom` >= 1."""
+    angles, shares = _student(freedom)
+    return float(freedom**0.5 * np.tan(np.interp(0.95, shares, angles)))
+
+
+def _student_tails(statistic: float, freedom: float) -> float:
+    """How much of it lies beyond a statistic >= 0 and its negative."""
+    angles, shares = _student(freedom)
+    return float(1 - np.interp(np.arctan(statistic / freedom**0.5), angles, shares))
+
+
+def _student(freedom: float) -> tuple[np.ndarray, np.ndarray]:
+    """Angles, and the share of Student's distribution between each and its negative.
 
     At sqrt(freedom) * tan(angle) the density goes with cos(angle) ** (freedom - 1).
     """
     angles = np.pi / 2 * np.linspace(0, 1, 20_001) ** 3  # close where many degrees have all of it
     density = np.cos(angles) ** (freedom - 1)
     area = np.cumsum((density[1:] + density[:-1]) * np.diff(angles))
-    return float(freedom**0.5 * np.tan(np.interp(0.95 * area[-1], area, angles[1:])))
+    return angles, np.concatenate([[0.0], area / area[-1]])
+
+
+def holm(likelihoods: list[float], level: float = 0.05) -> int:
+    """How many of several comparisons stand out at `level`, corrected for their number."""
+    ordered = sorted(likelihoods)
+    for count, p in enumerate(ordered):
+        if p * (len(ordered) - count) > level:
+            return count
+    return len(ordered)
 
 
 def _right(cells: list[Cell], arm: Arm, measure: Measure) -> np.ndarray:
@@ -170,7 +196,7 @@ def comparisons(cells: list[Cell], baseline: Arm | None = None) -> list[Comparis
             if not len(mine):
                 continue
             spread = mine.mean(axis=1)
-            figures = (None, None, None)
+            figures = (None, None, None, None)
             if len(theirs) and arm.name != against.name:
                 figures = compare(mine, theirs)
             result.append(
@@ -181,6 +207,7 @@ def comparisons(cells: list[Cell], baseline: Arm | None = None) -> list[Comparis
                     float(mine.mean()),
                     float(spread.std(ddof=1)) if len(mine) > 1 else 0.0,
                     *figures,
+                    tuple(" ".join(f"{hit:g}" for hit in seed) for seed in mine),
                 )
             )
     return result
@@ -258,13 +285,15 @@ def evidence_page(
         lines = ["# Ablations on real videos", "", about]
     else:
         lines = ["# The paper's claims on real videos", "", about, "", *_claims(cells, found)]
+    raw = _probes_raw(cells)
+    lines += ["", _standing_out([each for each in found if not (raw and each.measure == "probe")])]
     for measure in MEASURES:
         rows = [each for each in found if each.measure == measure.name]
         if not rows:
             continue
         against = (baseline or measure.baseline).words
         lines += ["", f"## {measure.words[0].upper()}{measure.words[1:]}", ""]
-        if measure.name == "probe" and _probes_raw(cells):
+        if measure.name == "probe" and raw:
             lines += [_OF_RAW_FEATURES, ""]
         lines += [
             f"| weights | seeds | % | above {against} by | 95 % interval | |",
@@ -285,6 +314,16 @@ def evidence_page(
         title = "The same scene, of the five nearest neighbours, p5"
         lines += _by_seed(title, _same_scene(cells, scene))
     return "\n".join(lines) + "\n"
+
+
+def _standing_out(found: list[Comparison]) -> str:
+    compared = [each for each in found if each.p is not None]
+    alone = sum(each.verdict != "not told apart" for each in compared)
+    return (
+        f"Of {len(compared)} comparisons below {alone} stand{'s' * (alone == 1)} out, each taken by"
+        f" itself, where chance alone would give about {0.05 * len(compared):.0f}; corrected for"
+        f" their number (Holm) {holm([each.p for each in compared]) or 'none'}."
+    )
 
 
 def _claims(cells: list[Cell], found: list[Comparison]) -> list[str]:
