@@ -9,37 +9,36 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from pacecore import __version__
-from pacecore.checkpoint import VERBS, CheckpointError, check_kind, load_resume, save_checkpoint
-from pacecore.config import AnyOptions, RunOptions
-from pacecore.device import clip_format, repeatable_or_fast, trusted
+from pacecore.checkpoint import VERBS, CheckpointError, check_kind, save_checkpoint
+from pacecore.config import RunOptions
+from pacecore.device import clip_format, repeatable_or_fast
 from pacecore.distributed import (
     any_rank,
     is_main,
     merge_over_ranks,
-    require_same,
     share_buffers,
     world_size,
 )
 from pacecore.errors import PacecoreError
-from pacecore.inputs import Inputs, open_inputs, resident_frames, worker_count
+from pacecore.inputs import resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
 from pacecore.rules import write_toml
-from pacecore.runlog import Progress, RunFolder, duration, refuse_second_run, tell
+from pacecore.runlog import Progress, RunFolder, duration, tell
 from pacecore.source import FrameSource
-from pacecore.step import Learnt, TrainingStep, check_graph, learning_rate
+from pacecore.step import Learnt, TrainingStep, learning_rate
 from pacecore.stopping import Stop, Stopped, stop_requests
 
-_COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
+__all__ = ["Task", "TrainingError", "fit"]
 
-__all__ = ["Task", "TrainingError", "begin", "fit"]
+_COLLAPSED = 1e-3  # z_spread; that of an untrained network is above 0.1
 
 
 class TrainingError(PacecoreError):
@@ -63,36 +62,6 @@ class Task(Learnt, Protocol):
     def extra_state(self) -> dict[str, Any]:
         """What a user of the checkpoint needs beside weights and options."""
         ...
-
-
-def begin(
-    options: AnyOptions, device: torch.device, *, resume: bool, fall_back: bool
-) -> tuple[AnyOptions, Inputs, dict[str, Any] | None]:
-    """What a verb needs before its network: options that `device` is trusted with, the videos, and
-    with `resume` the content of the run's last checkpoint (`fall_back`: of the one before, where
-    the last is damaged). Raises PacecoreError, also for a checkpoint of other videos, and for a new
-    run in the folder of another.
-    """
-    if not options.out:
-        raise PacecoreError("out must name the folder of the run, got ''")
-    if is_main():
-        # Not after an hour's reading of videos, and so all that follows.
-        RunFolder.check(Path(options.out), tensorboard=options.tensorboard)
-    if not resume:
-        refuse_second_run(options.out)
-    content = load_resume(options.out, fall_back=fall_back) if resume else None
-    require_same(options, **{"last.pt": content and content["totals"]})
-    if options.graph:
-        check_graph(device)
-    options = trusted(options.resolved(), device, resume=resume)
-    data = open_inputs(options)
-    options = replace(options, repeat=options.repeat or data.repeat)
-    if content and content["identity"] != data.identity:
-        raise PacecoreError(
-            f"{options.out}: the run was trained or measured on other videos than"
-            f" {options.data or 'the demo set'} holds now: {data.words}"
-        )
-    return options, data, content
 
 
 def fit(

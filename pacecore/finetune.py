@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
+from pacecore.beginning import begin
 from pacecore.config import FinetuneOptions
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, share_of, world_size
-from pacecore.engine import begin, fit
+from pacecore.engine import fit
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
 from pacecore.index import recordings

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.backbones import build_backbone
+from pacecore.beginning import begin
 from pacecore.config import TrainOptions
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
-from pacecore.engine import begin, fit
+from pacecore.engine import fit
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult, pace_accuracy
 from pacecore.files import write_json

@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from pacecore import inputs, protocol
+from pacecore.beginning import begin
 from pacecore.cli import test as test_verb
 from pacecore.config import MeasureOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
-from pacecore.engine import begin
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
 from pacecore.inputs import learned_from, open_inputs, worker_count
@@ -246,7 +246,7 @@ def test_ranks_that_were_given_other_options_or_checkpoints_are_refused(
     tmp_path, monkeypatch, other, words
 ):
     """Of other seeds or rates nobody would be told, of other batches ranks wait for each other."""
-    monkeypatch.setattr("pacecore.engine.load_resume", lambda *_, **__: {"totals": {"step": 3}})
+    monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: {"totals": {"step": 3}})
     monkeypatch.setattr("pacecore.distributed.of_all_ranks", lambda mine: [mine, mine | other])
     with pytest.raises(PacecoreError, match=words):
         begin(options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
@@ -258,7 +258,7 @@ def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tiny(tmp_path / name, 0, number, 20)
     content = {"identity": open_inputs(options_of(tmp_path)).identity, "totals": {}}
-    monkeypatch.setattr("pacecore.engine.load_resume", lambda *_, **__: content)
+    monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: content)
     go_on = partial(begin, options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
     assert go_on()[2] is content
     (tmp_path / "test" / "c.mp4").unlink()

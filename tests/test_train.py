@@ -323,7 +323,7 @@ def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys
 def test_what_cannot_be_met_is_told_before_videos_are_read(
     monkeypatch, capsys, videos, tmp_path, verb, words, expected
 ):
-    monkeypatch.setattr("pacecore.engine.open_inputs", None)
+    monkeypatch.setattr("pacecore.beginning.open_inputs", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where it is missing
     words = [*verb, videos, *TINY, *words, "--out", tmp_path / "run"]
     code, _, err = call(monkeypatch, capsys, *words)
