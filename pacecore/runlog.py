@@ -198,17 +198,23 @@ class Progress:
         self.live = shows and sys.stderr.isatty()
         self.between = 0.2 if self.live else seconds_between
         self.started = self.shown = time.monotonic()
-        self.first: int | None = None
+        self.first: int | None = None  # done at `started`
+        self.begun = False  # something was done since then
 
     def update(self, done: int, text: str = "") -> None:
-        """`done` of `total` are behind us; the first call sets where the rate is counted from."""
+        """`done` of `total` are behind us; the first call sets where the rate is counted from, and
+        again the next one that has done something: what comes first is slow, on a GPU a minute for
+        a step where later ones take a hundredth of a second.
+        """
         now = time.monotonic()
         if self.first is None:
             self.first, self.started = done, now
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        if done > self.first and not self.begun:
+            self.first, self.started, self.begun = done, now, True
         if not self.shows or (done < self.total and now - self.shown < self.between):
             return
         self.shown = now
-        rate = (done - self.first) / max(now - self.started, 1e-9)
         left = f"{duration((self.total - done) / rate)} left" if rate > 0 else ""
         said = ", ".join(filter(None, (text, left)))
         if self.live:

@@ -70,6 +70,22 @@ def test_progress_in_a_file_is_plain_lines(capsys):
     assert "\r" not in "".join(lines)
 
 
+def test_time_left_is_not_counted_from_a_slow_first_step(capsys, monkeypatch):
+    monkeypatch.setattr("pacecore.runlog.time.monotonic", lambda: 0.0)
+    progress = Progress("train", 100, seconds_between=0)
+    for now, done in ((10, 20), (70, 21), (71, 23), (72, 25), (110, 100)):
+        monkeypatch.setattr("pacecore.runlog.time.monotonic", lambda now=now: now)
+        progress.update(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("train ") for line in lines] == [
+        "20/100 ",
+        "21/100 1 h 19 min left",
+        "23/100 38 s left",
+        "25/100 38 s left",
+        "100/100 0 s left",
+    ]
+
+
 def test_a_reader_that_has_gone_does_not_end_a_run(nobody_reads):
     with nobody_reads():
         progress = Progress("train", 2, seconds_between=0.0)
