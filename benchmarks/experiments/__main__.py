@@ -4,13 +4,14 @@
         [--setting small|full] [--arms pace,context] [--jobs 2] [--scene '(set[0-9])']
 
 Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed: pre-trained
-without labels on the training videos of DATA, then used for retrieval, fine-tuned, probed linearly
-and tested, by the verbs that a user types. All arms run with one seed before the next seed begins.
-A cell that is finished in FOLDER is not run again, one that was stopped goes on, and after each
-cell the pages are written anew: FOLDER/evidence.md, with the differences and their intervals (also
-beside the record), and FOLDER/report/report.md, the runs side by side; of another grid than main
-evidence-GRID.md and report-GRID/. --pages writes them from what there is. With --scene the page
-also says whether a video's neighbours are of its scene, as of features that look at little else.
+without labels on the training videos of DATA, a data set or a frame store of one, then used for
+retrieval, fine-tuned, probed linearly and tested, by the verbs that a user types. All arms run with
+one seed before the next seed begins. A cell that is finished in FOLDER is not run again, one that
+was stopped goes on, and after each cell the pages are written anew: FOLDER/evidence.md, with the
+differences and their intervals (also beside the record), and FOLDER/report/report.md, the runs side
+by side; of another grid than main evidence-GRID.md and report-GRID/. --pages writes them from what
+there is. With --scene the page also says whether a video's neighbours are of its scene, as of
+features that look at little else.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 from pacecore.datasets import find_videos
 from pacecore.errors import PacecoreError
 from pacecore.report import make_report
+from pacecore.store import FrameStore
 
 from ..common import RESULTS, positive, run_main, write_record
 from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
@@ -59,7 +61,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
     options = parser.parse_args()
     arms = _chosen(parser, options.grid, options.arms)
-    find_videos(options.data)  # refused now, with the reason, and not by each cell
+    # Refused now, with the reason, and not by each cell.
+    FrameStore.open(options.data) if FrameStore.is_at(options.data) else find_videos(options.data)
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     cells = [
         Cell(
