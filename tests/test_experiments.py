@@ -69,7 +69,7 @@ def test_cell_past_its_limit_says_so_and_goes_on_to_its_end_and_then_runs_nothin
     assert "| pace | 1 |" in written
     assert "not standardised" not in written
     # One arm alone is compared with nothing.
-    assert "Of the 0 comparisons on this page, 0 stand out" in written
+    assert "Of the 0 comparisons in the tables below, 0 stand out" in written
     assert {case["standardised"] for case in page.summary([mine]) if "standardised" in case} == {
         True
     }
@@ -297,8 +297,8 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
         " to -24.1, below, of these trainings); pace -5.0 (-12.1 to +2.1, not told apart).",
     ]
     assert (
-        "\nOf the 4 comparisons on this page, 4 stand out, each taken by itself, where chance alone"
-        " would give about 0.2; corrected for their number (Holm), 4.\n"
+        "\nOf the 4 comparisons in the tables below, 4 stand out, each taken by itself, where"
+        " chance alone would give about 0.2; corrected for their number (Holm), 4.\n"
         in page.evidence_page(cells, "made up")
     )
     pace = next(case for case in page.summary(cells) if case["arm"] == "pace")

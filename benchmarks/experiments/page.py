@@ -319,10 +319,12 @@ def evidence_page(
 def _standing_out(found: list[Comparison]) -> str:
     compared = [each for each in found if each.p is not None]
     alone = sum(each.verdict != "not told apart" for each in compared)
+    corrected = holm([each.p for each in compared])
     return (
-        f"Of the {len(compared)} comparisons on this page, {alone} stand{'s' * (alone == 1)} out,"
-        f" each taken by itself, where chance alone would give about {0.05 * len(compared):.1f};"
-        f" corrected for their number (Holm), {holm([each.p for each in compared]) or 'none'}."
+        f"Of the {len(compared)} comparisons in the tables below, {alone}"
+        f" stand{'s' * (alone == 1)} out, each taken by itself, where chance alone would give"
+        f" about {0.05 * len(compared):.1f}; corrected for their number (Holm),"
+        f" {corrected or 'none'}."
     )
 
 
