@@ -215,8 +215,8 @@ def _arms(words: str, record: str) -> Callable[[], str]:
 
 experiments = _arms(
     "Top-1 in per cent, mean and sample deviation over the seeds; in bold where the 95 % interval"
-    " of how far it is above training from scratch, or for retrieval random weights, is all above"
-    " 0, in italics where it is all below:",
+    " of how far it is above training from scratch, or for the linear probe and retrieval random"
+    " weights, is all above 0, in italics where it is all below:",
     "experiments-small",
 )
 longer = _arms(
