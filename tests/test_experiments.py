@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import ROOT
-from benchmarks.experiments import page
+from benchmarks.experiments import page, scenes
 from benchmarks.experiments.arms import ABLATIONS, ARMS, LONG, SETTINGS, Arm, Setting
 from benchmarks.experiments.cells import Cell, CellError
 from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
@@ -330,14 +330,55 @@ def test_pace_accuracy_is_each_arms_own(tmp_path):
     assert page._pace_accuracy([*cells, cell(tmp_path, by_name("scratch"))]) == found
 
 
+def featured(mine: Cell, videos: dict[str, list[tuple[str, int, tuple[float, ...]]]]) -> None:
+    """Leaves the features that retrieval leaves: by split, each video's path, label and row."""
+    mine.pretrained.mkdir(parents=True)
+    for split, listed in videos.items():
+        path = mine.pretrained / f"features-p5-video-{split}.npy"
+        rows = np.array([row for _, _, row in listed], dtype=np.float32)
+        np.save(path, rows)
+        named = [{"path": path, "label": label} for path, label, _ in listed]
+        about = {"shape": list(rows.shape), "videos": named}
+        path.with_suffix(".json").write_text(json.dumps(about))
+
+
 def test_neighbours_of_the_same_scene_are_counted_beside_chance(tmp_path):
     mine = cell(tmp_path, by_name("pace"))
-    mine.pretrained.mkdir(parents=True)
-    gallery = {"videos": [{"path": f"{name}.avi"} for name in ("set1_1", "set1_2", "set2_3")]}
-    (mine.pretrained / "features-p5-video-train.json").write_text(json.dumps(gallery))
+    names = ("set1_1", "set1_2", "set2_3")
+    featured(mine, {"train": [(f"{name}.avi", 0, (1.0,)) for name in names]})
     neighbours = [{"path": "set2_3.avi"}, {"path": "set1_2.avi"}, {"path": "set1_1.avi"}]
     lines = [{"query": f"set{number}_9.avi", "neighbours": neighbours[:2]} for number in (1, 2, 2)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (mine.pretrained / "neighbours-p5-video.jsonl").write_text(text)
-    (case,) = page._same_scene([mine], "(set[0-9])")
+    (case,) = scenes.same_scene([mine], "(set[0-9])")
     assert case == ("pace", [pytest.approx(3 / 6)], pytest.approx((2 + 1 + 1) / 9))
+    assert scenes.without_scenes([mine], "(set[0-9])") == []  # no features of the held-out videos
+
+
+def test_features_without_their_scene_retrieve_what_the_scene_hides(tmp_path):
+    """The scenes are far apart, at (9, 0) and (0, 9), the classes of each a little beside it."""
+    of_class = {0: (1.0, 0.0), 1: (0.0, 1.0)}
+    of_scene = {"set1": (9.0, 0.0), "set2": (0.0, 9.0)}
+    placed = {
+        split: [
+            (f"{scene}_{label}_{split}.avi", label, tuple(np.add(at, np.multiply(away, of))))
+            for scene, at in of_scene.items()
+            for label, of in of_class.items()
+        ]
+        for split, away in (("train", 1.0), ("test", 0.9))
+    }
+    # One video in a scene that no training video shows keeps its features, and is wrong with them.
+    placed["test"].append(("set3_1_test.avi", 1, (9.0, 0.0)))
+    cells = [cell(tmp_path, by_name("pace"), seed=seed) for seed in (0, 1)]
+    for mine in cells:
+        featured(mine, placed)
+    (case,) = scenes.without_scenes([*cells, cell(tmp_path, by_name("scratch"))], "(set[0-9])")
+    assert case == ("pace", [0.8, 0.8], 0.5)
+    # As they are, another place: its mean is no longer the middle of its own videos.
+    (case,) = scenes.without_scenes(cells, "([a-z]+)")
+    assert case[1][0] < 0.8
+    assert "## Retrieval without the scenes' mean features" in page.evidence_page(
+        cells, "made up", scene="(set[0-9])"
+    )
+    measures = [case["measure"] for case in page.summary(cells, scene="(set[0-9])")]
+    assert measures == ["retrieve-1, without scenes"]

@@ -1,7 +1,6 @@
 """What the cells say: each arm against its baseline, by how much, and how surely."""
 
 import json
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from pacecore.probe import is_probe
 
 from .arms import PACE_CONTEXT, RANDOM, SCRATCH, Arm
 from .cells import Cell
+from .scenes import same_scene, without_scenes
 
 __all__ = [
     "Comparison",
@@ -228,36 +228,6 @@ def _pace_accuracy(cells: list[Cell]) -> list[tuple[str, list[float], float]]:
     return rows
 
 
-def _same_scene(cells: list[Cell], scene: str) -> list[tuple[str, list[float], float]]:
-    """(arm, share of each seed, chance) of the five nearest neighbours that show the query's scene.
-
-    scene: a regular expression whose first group, in a video's path, is the name of its scene.
-    """
-
-    def name(path: str) -> str:
-        found = re.search(scene, path)
-        return found[1] if found else path
-
-    rows: dict[str, tuple[str, list[float], float]] = {}
-    for cell in cells:
-        path = cell.pretrained / "neighbours-p5-video.jsonl"
-        if not cell.leaves(path):
-            continue
-        listed = json.loads((cell.pretrained / "features-p5-video-train.json").read_text())
-        gallery = [name(video["path"]) for video in listed["videos"]]
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        queries = [name(line["query"]) for line in lines]
-        same = [
-            name(found["path"]) == query
-            for line, query in zip(lines, queries, strict=True)
-            for found in line["neighbours"][:5]
-        ]
-        chance = float(np.mean([[one == query for one in gallery] for query in queries]))
-        row = rows.setdefault(cell.arm.name, (cell.arm.words, [], chance))
-        row[1].append(float(np.mean(same)))
-    return list(rows.values())
-
-
 def _probes_raw(cells: list[Cell]) -> bool:
     """Whether features of any cell's probe were not standardised, as in older runs."""
     found = [cell.folder / "probe" / "last.pt" for cell in cells]
@@ -278,7 +248,8 @@ def evidence_page(
     """Markdown: the claims first, then a table for each measure.
 
     With a `baseline` all arms are compared with that one: ablations, which claim nothing. With a
-    `scene`, as in _same_scene, there is a table of whether the features tell scenes.
+    `scene`, as in scenes.py, there is a table of whether the features tell scenes, and one of
+    retrieval by what is left of them without.
     """
     found = comparisons(cells, baseline)
     if baseline:
@@ -312,7 +283,9 @@ def evidence_page(
     lines += _by_seed("Held-out pace accuracy", _pace_accuracy(cells))
     if scene:
         title = "The same scene, of the five nearest neighbours, p5"
-        lines += _by_seed(title, _same_scene(cells, scene))
+        lines += _by_seed(title, same_scene(cells, scene))
+        title = "Retrieval without the scenes' mean features, p5, top-1"
+        lines += _by_seed(title, without_scenes(cells, scene))
     return "\n".join(lines) + "\n"
 
 
@@ -368,9 +341,10 @@ def summary(cells: list[Cell], baseline: Arm | None = None, scene: str | None = 
     for case in cases:
         if case["measure"] == "probe":
             case["standardised"] = standardised
-    by_seed = {"pace": _pace_accuracy(cells)} | (
-        {"scene": _same_scene(cells, scene)} if scene else {}
-    )
+    by_seed = {"pace": _pace_accuracy(cells)}
+    if scene:
+        by_seed["scene"] = same_scene(cells, scene)
+        by_seed["retrieve-1, without scenes"] = without_scenes(cells, scene)
     for measure, rows in by_seed.items():
         for words, shares, chance in rows:
             cases.append({"arm": words, "measure": measure, "by_seed": shares, "chance": chance})
