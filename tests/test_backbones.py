@@ -357,6 +357,27 @@ def test_bf16_check_finds_wrong_and_slow_convolutions():
     assert good.usable
 
 
+@pytest.mark.parametrize(
+    ("busy", "errors", "slow", "rounds"),
+    [(0, {}, False, 1), (2, {}, False, 3), (9, {}, True, 5), (9, {"3x3x3": 1.0}, True, 1)],
+    ids=["quiet", "busy for two rounds", "always", "wrong, so never mind"],
+)
+def test_bf16_is_slow_only_where_it_stays_so(monkeypatch, busy, errors, slow, rounds):
+    """Of two steps one is held up in bf16 while the machine is busy; fp32 is held up later."""
+    timed = []
+
+    def seconds(step: str, _) -> float:
+        timed.append(step)
+        held_up = step == "bf16" and timed.count(step) <= busy
+        return 5.0 if held_up or (step == "fp32" and timed.count(step) > 1) else 1.0
+
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    steps = {torch.bfloat16: ["bf16", "other"], torch.float32: ["fp32", "other"]}
+    check = tuning._timed("cpu", errors, steps)
+    assert (check.slow, timed.count("bf16"), check.fp32_seconds) == (slow, rounds, 2.0)
+    assert check.bf16_seconds == (6.0 if slow else 2.0)
+
+
 def test_bf16_check_looks_at_the_last_stage():
     """Its two frames: the weight gradient alone is off, as with torch 2.13 on some processors."""
 
