@@ -88,12 +88,13 @@ def real_videos() -> str:
         f"Preset `small` on {_machine(record)}, {cases[0]['videos']} training videos of"
         " UT-Interaction, measured on the videos of other sequences:",
         "",
-        "| seed | threads | training took | held-out pace accuracy | chance |",
-        "|---|---|---|---|---|",
+        "| arithmetic | seed | threads | training took | held-out pace accuracy | chance |",
+        "|---|---|---|---|---|---|",
     ]
     for case in cases:
         accuracy, chance = 100 * case["pace_accuracy"], 100 * case["chance"]
-        start = f"| {case['case'][-1]} | {case['threads']} | {case['seconds']:.0f} s"
+        start = f"| {'bf16' if 'bf16' in case['arguments'] else 'fp32'} | {case['case'][-1]}"
+        start += f" | {case['threads']} | {case['seconds']:.0f} s"
         lines.append(f"{start} | {accuracy:.1f} % | {chance:.1f} % |")
     return "\n".join(lines)
 

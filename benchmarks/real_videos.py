@@ -3,9 +3,9 @@
     python -m benchmarks.real_videos DATA [--runs FOLDER] [--out FILE]
 
 DATA holds the folders ut_interaction, ucf101 and clips. UT-Interaction, split by sequence, is
-trained on to the end with three seeds: its scenes give the pace away least. The others show the
-forms that data come in (a data set in its layout, class folders, a flat folder, a text list) and
-take few steps. A run that is finished in FOLDER is not run again.
+trained on to the end with three seeds, in fp32 and with `--amp bf16`: its scenes give the pace away
+least. The others show the forms that data come in (a data set in its layout, class folders, a flat
+folder, a text list) and take few steps. A run that is finished in FOLDER is not run again.
 """
 
 import argparse
@@ -48,7 +48,8 @@ def _cases(data: Path, runs: Path) -> list[tuple[str, Path, list[str]]]:
     listed = runs / "list.txt"
     listed.write_text("".join(f"{path.resolve()}\n" for path in sorted(flat.iterdir())))
     cases = [
-        (f"ut_interaction-seed{seed}", data / "ut_interaction", ["--seed", str(seed)])
+        (f"ut_interaction{name}-seed{seed}", data / "ut_interaction", ["--seed", str(seed), *more])
+        for name, more in (("", ()), ("-bf16", ("--amp", "bf16")))
         for seed in range(3)
     ]
     cases += [
