@@ -208,6 +208,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == 3
 
 
+def test_embeddings_that_have_collapsed_are_told(tmp_path, capsys):
+    class Flat(PaceTask):
+        def loss(self, outputs, batch):
+            logits, z = outputs
+            return super().loss((logits, 1.0 + 0.0 * z), batch)
+
+    run(tmp_path / "flat", task=Flat)
+    assert (
+        "warning: step 2: the embeddings have collapsed, z_spread 0.0e+00: every clip gets the same"
+        in capsys.readouterr().out
+    )
+    run(tmp_path / "well")
+    assert "collapsed, z_spread" not in capsys.readouterr().out
+
+
 class _Scattering(PaceTask):
     """Needs what torch does in no fixed order, as max-pooling's gradient on CUDA until lately."""
 

@@ -66,6 +66,22 @@ def test_the_denominator_is_that_of_the_option(denominator):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("z", "spread"),
+    [
+        ([[3.0, 0.0], [1.0, 0.0]], 0.2**0.5),  # 1 from the mean, of lengths whose squares average 5
+        ([[2.0, 1.0], [2.0, 1.0]], 0.0),
+        ([[1.0, 0.0], [-1.0, 0.0]], 1.0),
+        ([[0.0, 0.0], [0.0, 0.0]], 0.0),
+    ],
+)
+def test_spread_of_embeddings_by_hand(z, spread):
+    labels = torch.tensor([0, 1])
+    options = TrainOptions(contrast="none")
+    _, metrics = pretraining_loss(torch.zeros(2, 4), torch.tensor(z), labels, labels, options)
+    assert metrics["z_spread"].item() == pytest.approx(spread, abs=1e-7)
+
+
 def test_untrained_network_by_hand():
     """Equal logits give log(classes), equal embeddings log(clips - 1)."""
     _, _, labels, videos = batch()
