@@ -198,7 +198,7 @@ def _print_findings(report: dict) -> None:
 def _parse_size(context: click.Context, option: click.Parameter, text: str) -> tuple[int, int]:
     words = text.replace(",", "x").split("x")
     if len(words) != 2 or not all(word.isdecimal() and 0 < int(word) <= 8192 for word in words):
-        raise click.BadParameter(f"must be HEIGHTxWIDTH, such as 128x171, got {text!r}")
+        raise click.BadParameter(f"must be HEIGHTxWIDTH, each of 1 to 8192, got {text!r}")
     return int(words[0]), int(words[1])
 
 

@@ -232,17 +232,28 @@ def test_commands(folder, tmp_path):
     assert "an unfinished store; pack again to go on" in str(unfinished.exception)
 
 
-def test_commands_name_what_is_wrong(tmp_path):
-    for arguments in (
-        ("check", tmp_path / "none"),
-        ("index", tmp_path, tmp_path / "out.jsonl"),
-        ("pack", tmp_path, tmp_path / "store", "--size", "24"),
-        ("index", tmp_path, tmp_path / "out.jsonl", "--workers", "100000"),
-        ("check", tmp_path, "--clip-frames", "0"),
-        ("check", tmp_path, "--timeout", "-1"),
-    ):
-        result = run(*arguments)
-        assert result.exit_code == 2 or isinstance(result.exception, PacecoreError)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("check", "none"), "none: no such file or folder"),
+        (("index", ".", "out.jsonl"), ".: no video in it, nor a folder of jpg or png frames"),
+        (
+            ("pack", ".", "store", "--size", "24"),
+            "must be HEIGHTxWIDTH, each of 1 to 8192, got '24'",
+        ),
+        (("pack", ".", "store", "--size", "0x24"), "each of 1 to 8192, got '0x24'"),
+        (("pack", ".", "store", "--size", "24,8193"), "each of 1 to 8192, got '24,8193'"),
+        (("index", ".", "out.jsonl", "--workers", "100000"), "'--workers': 100000 is not in the"),
+        (("check", ".", "--clip-frames", "0"), "'--clip-frames': 0 is not in the range"),
+        (("check", ".", "--timeout", "-1"), "'--timeout': -1.0 is not in the range"),
+    ],
+)
+def test_commands_name_what_is_wrong(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    result = run(*words)
+    assert result.exit_code != 0
+    assert said in (str(result.exception) if result.exit_code == 1 else result.output)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not DATA, reason="PACECORE_DATA names no folder of real videos")

@@ -172,6 +172,17 @@ def test_other_system_errors_keep_their_traceback(monkeypatch):
         (["train", "--resume-previous"], "--resume-previous goes with --resume, which is missing"),
         (["finetune", "a.pt", "--resume-previous"], "--resume-previous goes with --resume, which"),
         (["finetune", "--resume", "a", "--scratch"], "--resume goes on from the run's weights:"),
+        (["finetune", "--scratch", "a", "b"], "--scratch takes DATA alone, got a and b"),
+        (["finetune"], "CHECKPOINT is missing; --scratch starts from fresh weights"),
+        (["retrieve"], "CHECKPOINT is missing; or name --features GALLERY QUERIES"),
+        (
+            ["retrieve", "a.pt", "--features", "b.npy", "c.npy"],
+            "--features takes the place of CHECKPOINT, got a.pt too",
+        ),
+        (
+            ["retrieve", "--features", "b.npy", "c.npy", "--clips", "3", "--out", "d"],
+            "with --features only --k, --out and --device apply, got --clips too",
+        ),
     ],
 )
 def test_what_would_start_another_run_than_was_meant_is_refused(words, said, monkeypatch, capsys):
