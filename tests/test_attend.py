@@ -10,6 +10,7 @@ from pacecore.attend import attention_maps, overlaid, run_attend
 from pacecore.config import AttendOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.pictures import inscription
+from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 
 from .tiny import pretrained, tiny_set, write_tiny
@@ -153,3 +154,14 @@ def test_a_start_frame_beyond_the_video(tmp_path):
 def test_time_must_be_known():
     with pytest.raises(PacecoreError, match="time must be mean, last or all, got 'sum'"):
         attention_maps(Given(torch.ones(1, 1, 1, 2, 2)), torch.zeros(1, 3, 1, 2, 2), (2, 2), "sum")
+
+
+def test_a_video_that_does_not_decode_is_named(tmp_path, monkeypatch):
+    def failing(*_):
+        raise PacecoreError("cut short")
+
+    write_tiny(tmp_path / "one.mp4", 0, 1, 20)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    with pytest.raises(PacecoreError, match=r"one\.mp4: cut short"):
+        run_attend(load_trained(checkpoint), options_of(tmp_path, data=str(tmp_path / "one.mp4")))

@@ -180,8 +180,8 @@ def test_other_system_errors_keep_their_traceback(monkeypatch):
             "--features takes the place of CHECKPOINT, got a.pt too",
         ),
         (
-            ["retrieve", "--features", "b.npy", "c.npy", "--clips", "3", "--out", "d"],
-            "with --features only --k, --out and --device apply, got --clips too",
+            ["train", "--resume", "a", "--preset", "small"],
+            "--resume takes its options from the run: leave out --preset and --config",
         ),
     ],
 )

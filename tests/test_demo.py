@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import shutil
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from pacecore import demo
 from pacecore.cli.demo import demo as command
 from pacecore.demo import DEMO_CLASSES, DemoOptions, make_demo
 from pacecore.errors import PacecoreError
+from pacecore.isolated import JobFailure
 from pacecore.video_writer import video_encoder, write_video
 
 progress_calls = []
@@ -103,6 +105,53 @@ def test_an_interrupted_set_is_finished(small, tmp_path, monkeypatch):
     monkeypatch.undo()
     make_demo(folder, groups=2, clips=1, processes=2)
     assert digests_of(folder) == digests_of(small)
+
+
+@pytest.mark.parametrize("mark", ['{"seed": 7}', "no JSON"])
+def test_what_other_options_have_begun_is_not_gone_on_with(small, tmp_path, mark):
+    begun = tmp_path / "set.unfinished"
+    old = begun / "UCF-101" / "Bounce" / "v_Bounce_g01_c01.mp4"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of another seed")
+    (begun / "demo.json").write_text(mark)
+    make_demo(tmp_path / "set", groups=2, clips=1, processes=1)
+    assert digests_of(tmp_path / "set") == digests_of(small)
+    assert not begun.exists()
+
+
+@pytest.mark.parametrize("theirs", ["the same set", "something else"])
+def test_a_folder_that_came_meanwhile_is_kept(small, tmp_path, monkeypatch, theirs):
+    """As of another process, which made the set at the same time and was first."""
+    folder, write_lists = tmp_path / "set", demo._write_lists
+
+    def late(aside, options):
+        write_lists(aside, options)
+        if theirs == "the same set":
+            shutil.copytree(small, folder)
+        else:
+            folder.mkdir()
+            (folder / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr(demo, "_write_lists", late)
+    if theirs == "the same set":
+        make_demo(folder, groups=2, clips=1, processes=1)
+        assert digests_of(folder) == digests_of(small)
+        assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    else:
+        with pytest.raises(PacecoreError, match="set holds something else; name a folder"):
+            make_demo(folder, groups=2, clips=1, processes=1)
+        assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+def test_a_video_that_is_not_drawn_is_named(tmp_path, monkeypatch):
+    def lost(*_):
+        yield 3, JobFailure("the process drawing it ended by signal 9")
+
+    monkeypatch.setattr(demo, "run_jobs", lost)
+    said = r"demo: Bounce/v_Bounce_g02_c02\.mp4 was not drawn: the process drawing it ended by"
+    with pytest.raises(PacecoreError, match=said):
+        make_demo(tmp_path / "set", groups=2, clips=2)
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("content", [{"mine.txt": "mine"}, {"demo.json": "{}"}])

@@ -280,6 +280,31 @@ def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_pat
     assert [line["label"] for line in lines] == ["Blue", "Green", "Green", "Red", "Red"]
 
 
+def test_accuracy_of_no_video_is_refused_not_nan(checkpoint, tmp_path, monkeypatch):
+    def failing(*_):
+        raise PacecoreError("cut short")
+
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    with pytest.raises(PacecoreError, match="held-out videos: none of 6 videos can be read"):
+        run_test(load_trained(checkpoint), options_of(out=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_classes_the_worst_are_printed_and_those_without_a_video(videos, tmp_path):
+    classes = (*CLASSES, *(f"Shade{number}" for number in range(18)))
+    checkpoint = finetuned(tmp_path / "best.pt", data=str(videos), classes=classes)
+    words = [str(checkpoint), "--workers", "0", "--clips", "2", "--device", "cpu"]
+    said = CliRunner().invoke(test_verb.test, words, catch_exceptions=False).output
+    (worst,) = [line for line in said.splitlines() if line.startswith("lowest: ")]
+    assert sorted(worst.removeprefix("lowest: ").replace(" %", "").split(", ")) == sorted(
+        f"{name} {100 * share:.1f}"
+        for name, share in json.loads((tmp_path / "test.json").read_text())["per_class"].items()
+        if share is not None
+    )
+    missing = ", ".join(classes[3:])
+    assert f"classes without a video here, left out of the mean per class: {missing}\n" in said
+
+
 def test_a_checkpoint_without_a_head_says_how_to_get_one(checkpoint, tmp_path):
     convert(checkpoint, tmp_path / "bare.pt")
     with pytest.raises(PacecoreError, match="without a head for actions; make one with: pacecore"):

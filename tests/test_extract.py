@@ -16,6 +16,7 @@ import pacecore.extract as extract_module
 from pacecore.backbones import stage_features
 from pacecore.cli.extract import extract
 from pacecore.config import ExtractOptions, from_mapping
+from pacecore.convert import convert
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.extract import _identity, _mapped, load_features, run_extract
@@ -412,3 +413,29 @@ def test_files_that_are_no_features(checkpoint, tmp_path):
         path.write_bytes(content)
         with pytest.raises(PacecoreError, match="not features of pacecore extract"):
             load_features(path)
+
+
+def test_of_data_without_held_out_videos_all_is_the_training_videos(checkpoint, tmp_path):
+    write_tiny(tmp_path / "set" / "one.mp4", 0, 1, 20)
+    how = {"data": str(tmp_path / "set"), "held_out": "none"}
+    made = run_extract(load_trained(checkpoint), options_of(tmp_path / "out", split="all", **how))
+    assert [each.path.name for each in made] == ["features-p5-video-train.npy"]
+    with pytest.raises(PacecoreError, match=r"set: no test video$"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path / "out", split="test", **how))
+
+
+def test_features_of_no_video_are_refused(checkpoint, tmp_path, monkeypatch):
+    def failing(*_):
+        raise PacecoreError("cut short")
+
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    said = r"features-p5-video-train\.npy: none of 6 videos can be read"
+    with pytest.raises(PacecoreError, match=said):
+        run_extract(load_trained(checkpoint), options_of(tmp_path, split="train"))
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_bare_weights_name_no_videos(checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "bare.pt")
+    with pytest.raises(PacecoreError, match=r"bare\.pt: bare weights name no videos; name the dat"):
+        run_extract(load_trained(tmp_path / "bare.pt"), options_of(tmp_path))

@@ -263,6 +263,33 @@ def test_a_run_does_not_go_on_with_other_labels_of_its_videos(videos, tmp_path):
     assert finetune(replace(options, max_steps=2), resume=True)["steps"] == 2
 
 
+def test_a_run_does_not_go_on_with_other_names_of_its_classes(videos, tmp_path):
+    index, _ = probe_all(find_videos(videos))
+    listed = tmp_path / "listed.jsonl"
+    options = tiny_options(listed, tmp_path / "run", max_steps=1)
+    write_index(index, listed)
+    finetune(options)
+    renamed = tuple(name.lower() for name in index.classes)
+    entries = tuple(replace(each, class_name=renamed[each.label]) for each in index.entries)
+    write_index(replace(index, classes=renamed, entries=entries), listed)
+    with pytest.raises(PacecoreError, match="run: the run was trained on other classes$"):
+        finetune(replace(options, max_steps=2), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "unit"), [(("a", "b"), "video"), (("v_X_g01_c01", "v_X_g01_c02"), "group of clips")]
+)
+def test_a_share_to_validate_on_that_would_leave_nothing_to_train_on_is_refused(
+    tmp_path, names, unit
+):
+    for name in ("Blue", "Red"):
+        for number, stem in enumerate(names if unit != "video" else names[:1]):
+            path = tmp_path / "set" / "train" / name / f"{stem.replace('X', name)}.mp4"
+            write_tiny(path, 0, number, 20)
+    with pytest.raises(PacecoreError, match=f"^val_share: each class has one {unit}, which is nee"):
+        finetune(tiny_options(tmp_path / "set", tmp_path / "run", val_share=0.5))
+
+
 def test_a_checkpoint_of_one_view_and_same_context_is_still_read(tmp_path):
     """Such a run is refused now; what it learnt, it learnt from the paces alone."""
     path = pretrained(tmp_path / "pre.pt", views=1, contrast="none")

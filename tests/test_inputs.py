@@ -339,3 +339,29 @@ def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypa
     assert capsys.readouterr().out == ""
     open_measured(replace(trained, identity="another"), MeasureOptions())
     assert "was trained on other videos than these: 1 training videos" in capsys.readouterr().out
+
+
+def test_of_videos_none_of_which_can_be_read_nothing_is_trained(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"no video")
+    with pytest.raises(PacecoreError, match=f"{tmp_path}: none of its 2 videos can be read"):
+        open_inputs(replace(options_of(tmp_path), max_bad=2))
+
+
+def test_with_no_data_named_it_is_the_demo_set_which_is_made_once(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def make(folder):
+        if not made:
+            tiny_set(folder, train=2, test=1)
+        made.append(folder)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inputs, "make_demo", make)
+    options = replace(options_of(tmp_path), data="")
+    assert "6 training videos" in open_inputs(options).words
+    said = f"no data named: making the demo set in {tmp_path}/pacecore-demo\n"
+    assert said in capsys.readouterr().out
+    assert "6 training videos" in open_inputs(options).words
+    assert said not in capsys.readouterr().out
+    assert len(made) == 2  # the second time it says whether the set is whole

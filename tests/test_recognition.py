@@ -106,6 +106,10 @@ def test_labels_are_matched_by_the_names_of_classes():
     assert head_labels(source, ("clap", "hug", "jump"), "test").tolist() == [2, 0, 0]
 
 
+def test_labels_of_classes_without_names_are_the_numbers_themselves():
+    assert head_labels(Labelled([2, 0, 1]), ("clap", "hug", "jump"), "test").tolist() == [2, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from pacecore.cli import report as report_verb
 from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
-from pacecore.paper import data_set_of, method_of
+from pacecore.paper import data_set_of, method_of, paper_figures
 from pacecore.report import make_report
 from pacecore.video_writer import write_png
 
@@ -414,3 +414,16 @@ def test_the_command_prints_the_tables(tmp_path):
     assert "Action recognition" in shown.output
     assert "70.0" in shown.output
     assert "left out" not in shown.output
+
+
+def test_of_runs_that_nothing_was_measured_of_yet_the_page_says_so(tmp_path):
+    finetuning(tmp_path / "run", 0.7, {})
+    (tmp_path / "run" / "test.json").unlink()
+    make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "No run has been tested or used for retrieval yet." in page
+
+
+def test_figures_of_the_paper_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(PacecoreError, match=f"{tmp_path}: figures cannot be read: Is a directory"):
+        paper_figures(tmp_path)

@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 
 import pytest
 
@@ -24,6 +26,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PacecoreError, match=r"file/run: cannot be written: Not a directory"):
         RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_folder_without_the_right_to_write_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, _: place != tmp_path)  # root may do anything
+    words = f"run: cannot be written: no right to write in {tmp_path}$"
+    with pytest.raises(PacecoreError, match=words):
+        RunFolder.check(tmp_path / "new" / "run")
 
 
 def test_a_run_that_another_process_has_ended_meanwhile_is_not_replaced(tmp_path):
@@ -95,3 +104,21 @@ def test_a_reader_that_has_gone_does_not_end_a_run(nobody_reads):
         progress.update(2)
         progress.close()
         tell("epoch 1")
+
+
+def test_on_a_terminal_it_is_one_line_that_fills(monkeypatch):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+        progress = Progress("train", 4)
+        progress.between = 0.0
+        progress.update(1, "loss 1.5, and words beyond the line's end")
+        progress.update(4)
+        progress.close()
+        said = os.read(ours, 4096).decode()
+    os.close(ours)
+    first, last = said.removeprefix("\r").removesuffix("\r\n").split("\r")
+    assert first == "train [#####...............] 1/4 loss 1.5, and words"[:39]
+    assert last == "train [####################] 4/4 0 s left"[:39]
