@@ -93,7 +93,8 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
     _say_missing(found)
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
-    click.echo(f"{output}: {len(counted)} videos, {frames:,} frames ({counted.layout})")
+    what = f"{counted.layout} in {counted.root}"  # of a list found where nobody named it
+    click.echo(f"{output}: {len(counted)} videos, {frames:,} frames ({what})")
 
 
 @data.command(short_help="Decode every video once and say what is wrong.")

@@ -232,6 +232,19 @@ def test_commands(folder, tmp_path):
     assert "an unfinished store; pack again to go on" in str(unfinished.exception)
 
 
+def test_of_many_unreadable_videos_the_first_are_named_and_the_others_counted(tmp_path):
+    for number in range(23):
+        (tmp_path / f"{number:02}.avi").write_bytes(b"")
+    write_video(tmp_path / "good.avi", frames=9)
+    checked = run("check", tmp_path, "--workers", 1).output
+    assert "\nempty: 23\n" in checked
+    assert "  19.avi: has no bytes\n  and 3 more\n" in checked
+    indexed = run("index", tmp_path, tmp_path / "index.jsonl", "--workers", 1).output
+    assert indexed.count("left out: ") == 21
+    assert "\nleft out: 3 more\n" in indexed
+    assert f"index.jsonl: 1 videos, 9 frames (videos without labels in {tmp_path})\n" in indexed
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

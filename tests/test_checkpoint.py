@@ -118,6 +118,23 @@ def test_what_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch, fall
         load_resume(str(tmp_path), fall_back=fall_back)
 
 
+def test_a_checkpoint_of_another_kind_is_not_measured(tmp_path):
+    path = pretrained(tmp_path / "last.pt")
+    save_checkpoint(path, {**load_checkpoint(path), "kind": "other"})
+    with pytest.raises(CheckpointError, match=r"last\.pt: kind must be one of .*, got 'other'"):
+        load_trained(path)
+
+
+def test_weights_of_another_width_than_the_options_say_are_told(tmp_path):
+    path = pretrained(tmp_path / "last.pt")
+    content = load_checkpoint(path)
+    content["options"]["width"] = 0.25
+    save_checkpoint(path, content)
+    said = r"last\.pt: its weights do not fit r3d of depth 10 and width 0\.25: "
+    with pytest.raises(CheckpointError, match=said):
+        load_trained(path)
+
+
 def test_what_is_damaged_is_no_bare_weights_either(tmp_path):
     path = pretrained(tmp_path / "last.pt")
     values = torch.load(path, weights_only=True)["model"]["head.weight"].numpy().tobytes()

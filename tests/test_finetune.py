@@ -272,7 +272,7 @@ def test_a_run_does_not_go_on_with_other_names_of_its_classes(videos, tmp_path):
     renamed = tuple(name.lower() for name in index.classes)
     entries = tuple(replace(each, class_name=renamed[each.label]) for each in index.entries)
     write_index(replace(index, classes=renamed, entries=entries), listed)
-    with pytest.raises(PacecoreError, match="run: the run was trained on other classes$"):
+    with pytest.raises(PacecoreError, match=r"run: the run was trained on other classes$"):
         finetune(replace(options, max_steps=2), resume=True)
 
 

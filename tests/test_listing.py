@@ -389,3 +389,13 @@ def test_json_files_that_are_no_lists_are_left_alone(tmp_path):
             text(tmp_path / name, other)
             text(tmp_path / name.replace("train", "test"), other)
             assert find_videos(tmp_path).layout == "class folders"
+
+
+def test_of_a_list_whose_videos_are_all_missing_nothing_is_indexed(tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("a.mp4,0\nb.mp4,1\n")
+    said = rf"list\.txt line 1: no video a\.mp4.* under {tmp_path} .* leaves such out by --missing"
+    with pytest.raises(DatasetError, match=said):
+        find_videos(listed, root=tmp_path)
+    with pytest.raises(DatasetError, match=r"none of the 2 listed videos is there$"):
+        find_videos(listed, root=tmp_path, missing="skip")

@@ -124,3 +124,18 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(tmp_path, whole, 
     finish(start(tmp_path))
     assert load_checkpoint(tmp_path / "last.pt")["totals"]["step"] == STEPS
     assert_same(weights(whole), weights(tmp_path))
+
+
+def test_a_rank_whose_others_do_not_come_says_so(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    alone = join(torch.device("cpu"), patience=timedelta(seconds=1))
+    with (
+        pytest.raises(PacecoreError, match=r"^the processes cannot be joined: .*1/2.* joined"),
+        alone,
+    ):
+        pass

@@ -222,7 +222,8 @@ def test_damage_is_refused(index, tmp_path):
     content = json.loads((tmp_path / "store" / "index.json").read_text())
     del content["classes"]
     file.write_bytes(raw)
-    for text in (json.dumps(content), json.dumps(content | {"classes": "abc"}), "{"):
+    later = json.dumps(content | {"classes": [], "pacecore_store": 2})
+    for text in (json.dumps(content), json.dumps(content | {"classes": "abc"}), later, "{"):
         (tmp_path / "store" / "index.json").write_text(text)
         with pytest.raises(StoreError, match=r"index\.json is damaged"):
             FrameStore.open(tmp_path / "store")

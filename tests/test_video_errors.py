@@ -35,6 +35,13 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     between = tmp_path / "between.avi"  # the cut is not within a frame
     data = video.read_bytes()
     between.write_bytes(data[: data.rindex(b"00dc", 0, data.index(b"idx1"))])
+    last = next(packet.pos for packet in _packets(mp4)[::-1])
+    between_mp4 = tmp_path / "between.mp4"
+    between_mp4.write_bytes(mp4.read_bytes()[:last])
+    header = tmp_path / "header.flv"
+    with av.open(str(mp4)) as source, av.open(str(header), "w") as container:
+        container.add_stream_from_template(source.streams.video[0])
+        container.start_encoding()
     unknown = tmp_path / "unknown.mp4"
     unknown.write_bytes(mp4.read_bytes().replace(b"avc1", b"zzzz"))
     sound = tmp_path / "sound.mp4"
@@ -56,6 +63,8 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         "cut within the last frame": (cut_last, "truncated: it ends within a frame"),
         "cut mkv": (cut_mkv, "truncated: it has [0-9]+ of [0-9]+ bytes"),
         "cut between frames": (between, "truncated: it has [0-9]+ of [0-9]+ bytes"),
+        "cut between samples": (between_mp4, "truncated: it has 39 of 40 frames"),
+        "header alone": (header, "its video stream is empty"),
         "unknown codec": (unknown, "no decoder here"),
         "sound only": (sound, "no video stream"),
         "folder": (tmp_path / "folder", "without pictures"),
@@ -70,6 +79,31 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
         assert str(path) in str(caught.value), case
     if open_before is not None:
         assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def _packets(path: Path) -> list[av.Packet]:
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
+
+
+def test_of_a_file_that_is_decoded_to_be_counted_no_frame_may_come(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mpg", "mpeg2video", frames=4)
+    monkeypatch.setattr("pacecore.video.probing.decoded", lambda *_: iter(()))
+    with pytest.raises(VideoError, match=r"a\.mpg: no frame of it decodes"):
+        probe(path)
+
+
+def test_memory_that_a_file_asks_for_and_there_is_not_is_told(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryError
+
+    path = write_video(tmp_path / "a.avi", frames=3)
+    said = r"a\.avi: needs more memory than there is"
+    with pytest.raises(VideoError, match=said), opened(path):
+        refuse()  # as PyAV may, in the middle of a file
+    monkeypatch.setattr("pacecore.video.container.av.open", refuse)
+    with pytest.raises(VideoError, match=said):
+        probe(path)
 
 
 def test_streams_that_come_while_a_file_is_read_end_nothing():
