@@ -402,6 +402,10 @@ def test_folders_without_results_are_left_out(tmp_path):
     assert len(result["runs"]) == 1
     assert [words.split(": ")[0] for words in result["left_out"]] == [str(tmp_path / "begun")]
     assert f"- left out: {tmp_path / 'begun'}: holds no" in (tmp_path / "out/report.md").read_text()
+    words = [str(tmp_path / name) for name in ("begun", "run")]
+    words += ["--out", str(tmp_path / "out"), "--no-pictures"]
+    shown = CliRunner().invoke(report_verb.report, words, catch_exceptions=False)
+    assert f"\nleft out: {tmp_path / 'begun'}: holds no summary.json" in shown.output
     with pytest.raises(PacecoreError, match="named twice"):
         make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")
 

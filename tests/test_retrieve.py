@@ -263,6 +263,14 @@ def test_classes_are_matched_by_name_and_missing_ones_told(tmp_path):
     result, _ = retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
     assert result["classes_without_gallery"] == ["Violet"]
     assert result["top"]["50"] == 0.5
+    for each in (gallery, queries):
+        np.save(each.path, each.values)
+        about = {**each.order, "shape": list(each.values.shape)}
+        each.path.with_suffix(".json").write_text(json.dumps(about))
+    words = ["--features", str(gallery.path), str(queries.path), "--device", "cpu"]
+    shown = CliRunner().invoke(retrieve_verb.retrieve, words, catch_exceptions=False)
+    said = "classes without a gallery video, which can have no hit: Violet\n"
+    assert said in shown.output
 
 
 def test_labels_without_names_are_not_matched_with_names(tmp_path):

@@ -1,6 +1,7 @@
 """The verb `train` on real files, as a user calls it: what it leaves, and says of bad input."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -229,6 +230,27 @@ def test_the_commands_that_follow_are_those_that_the_videos_serve(
             assert following(out) == tested  # its own held-out videos are those of the data
     code, _, err = train(monkeypatch, capsys, videos, *words)
     assert err.endswith(f"name another, or --resume '{run}'\n")
+
+
+@pytest.mark.parametrize("verb", ["train", "finetune"])
+def test_the_last_words_name_the_videos_that_were_left_out(
+    monkeypatch, capsys, videos, tmp_path, verb
+):
+    decode, bad = VideoFiles.decode, videos / "train" / "Green" / "train1.mp4"
+
+    def failing(self, video, wanted):
+        if self.path(video) == bad:
+            raise PacecoreError("cut short")
+        return decode(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", failing)
+    start = ["train"] if verb == "train" else ["finetune", "--scratch", "--val-share", "0.25"]
+    code, out, err = call(monkeypatch, capsys, *start, videos, "--out", tmp_path / "run", *TINY)
+    assert code == 0, err
+    assert f"\nleft out: {bad}: cut short\nrun: {tmp_path}/run" in out
+    if verb == "finetune":
+        best = r"\nbest on 3 videos of the training split, set aside by video: [0-9.]+ % after step"
+        assert re.search(rf"{best} [0-9]+: {tmp_path}/run/best\.pt\n", out)
 
 
 def test_held_out_videos_none_of_which_is_read_give_a_reason_not_nan(
