@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,13 @@ def test_other_files_are_refused(tmp_path):
     ):
         load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
+    torch.save({"pacecore": 1, "model": {}}, path)
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "cut.pt", "w") as cut:
+        for name in whole.namelist():
+            content = whole.read(name)
+            cut.writestr(name, content[:-1] if name.endswith("data.pkl") else content)
+    with pytest.raises(CheckpointError, match=r"cut\.pt: .*its pickle is broken"):
+        load_checkpoint(tmp_path / "cut.pt")
     path.write_bytes(pickle.dumps({"pacecore": 1}))
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(path)

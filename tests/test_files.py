@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -138,8 +139,9 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path):
         words = rf"run: process {other} on .* is at it; wait or stop it"
         with pytest.raises(PacecoreError, match=words), for_one_process(lock, "is at it"):
             pass
+    lock.write_text("process 4194304 on a host of a very long name")  # left by one that has ended
     with for_one_process(lock, "is at it"):
-        assert lock.read_text().startswith(f"process {os.getpid()} on ")
+        assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_one_thread_at_a_time_holds_a_folder(tmp_path):

@@ -119,6 +119,21 @@ def test_on_a_terminal_it_is_one_line_that_fills(monkeypatch):
         progress.close()
         said = os.read(ours, 4096).decode()
     os.close(ours)
+    assert said.endswith("\r\n")  # what is printed next has a line of its own
     first, last = said.removeprefix("\r").removesuffix("\r\n").split("\r")
     assert first == "train [#####...............] 1/4 loss 1.5, and words"[:39]
     assert last == "train [####################] 4/4 0 s left"[:39]
+
+
+def test_curves_that_cannot_be_drawn_fail_no_run(tmp_path, monkeypatch):
+    def refuse(_, path):
+        raise PacecoreError(f"{path}: cannot be written: No space left on device")
+
+    folder = RunFolder(tmp_path)
+    folder.log(step=1, epoch=1, loss=0.5)
+    assert folder.curves("pretrain") == f"{tmp_path}/curves.png"
+    assert (tmp_path / "curves.png").stat().st_size
+    monkeypatch.setattr("pacecore.plots.draw_curves", refuse)
+    said = f"none: {tmp_path}/curves.png: cannot be written: No space left on device"
+    assert folder.curves("pretrain") == said
+    assert RunFolder(tmp_path, writes=False).curves("pretrain") == "none"
