@@ -410,6 +410,23 @@ def test_folders_without_results_are_left_out(tmp_path):
         make_report([tmp_path / "run", tmp_path / "run"], tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "it must have options"),
+        ('{"results": {}}', "it must have options"),
+        ("{", "Expecting"),
+    ],
+)
+def test_files_of_other_programs_are_named(tmp_path, text, said):
+    with pytest.raises(PacecoreError, match=r"none: no such run folder$"):
+        make_report([tmp_path / "none"], tmp_path / "out")
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(PacecoreError, match=rf"summary\.json: not a record of pacecore: {said}"):
+        make_report([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_prints_the_tables(tmp_path):
     finetuning(tmp_path / "run", 0.7, {})
     arguments = [str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--no-pictures"]
