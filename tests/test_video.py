@@ -77,7 +77,7 @@ KINDS = {
     "webm_vp8": (
         "webm",
         "libvpx",
-        {"options": {"auto-alt-ref": "1", "lag-in-frames": "10", "g": "12", "cpu-used": "4"}},
+        {"options": {"lag-in-frames": "10", "g": "12", "cpu-used": "4"}},
         True,
     ),
     "webm_vp9": (
@@ -109,6 +109,30 @@ def check_every_way(path: Path, expected: list[np.ndarray]) -> None:
         assert len(frames) == len(numbers)
         for row, number in enumerate(numbers):
             np.testing.assert_array_equal(luma(frames, row), expected[number], f"frame {number}")
+
+
+def test_a_picture_of_vp8_that_is_only_referred_to_is_no_frame(tmp_path):
+    """As an encoder of two passes makes them, packets of their own that nothing shows."""
+    plain = write_video(tmp_path / "plain.webm", "libvpx", options={"g": "6", "cpu-used": "4"})
+    path = tmp_path / "hidden.webm"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if number in (4, 9, 20):
+                content = bytearray(bytes(packet))
+                content[0] &= ~0x10  # show_frame
+                hidden = av.Packet(bytes(content))
+                hidden.pts = hidden.dts = packet.pts - 10
+                hidden.time_base, hidden.stream = packet.time_base, stream
+                target.mux(hidden)
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == 33
+    expected = reference_luma(path)
+    assert len(expected) == 30
+    check_every_way(path, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
