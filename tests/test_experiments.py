@@ -374,7 +374,7 @@ def test_features_without_their_scene_retrieve_what_the_scene_hides(tmp_path):
         featured(mine, placed)
     (case,) = scenes.without_scenes([*cells, cell(tmp_path, by_name("scratch"))], "(set[0-9])")
     assert case == ("pace", [0.8, 0.8], 0.5)
-    # As they are, another place: its mean is no longer the middle of its own videos.
+    # With one place for all, the places stay in the features.
     (case,) = scenes.without_scenes(cells, "([a-z]+)")
     assert case[1][0] < 0.8
     assert "## Retrieval without the scenes' mean features" in page.evidence_page(

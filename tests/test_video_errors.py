@@ -35,7 +35,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     between = tmp_path / "between.avi"  # the cut is not within a frame
     data = video.read_bytes()
     between.write_bytes(data[: data.rindex(b"00dc", 0, data.index(b"idx1"))])
-    last = next(packet.pos for packet in _packets(mp4)[::-1])
+    last = _packets(mp4)[-1].pos
     between_mp4 = tmp_path / "between.mp4"
     between_mp4.write_bytes(mp4.read_bytes()[:last])
     header = tmp_path / "header.flv"
