@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pacecore.backbones import BACKBONES, build_backbone
+from pacecore.backbones.bf16 import check_bf16_conv3d
 from pacecore.backbones.layers import Conv3d
-from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d, memory_format, prepare
+from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 
 from .common import add_arguments, peak_extra_bytes, positive, run_main, time_function, write_record
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from pacecore.backbones.tuning import MEMORY_FORMAT, check_bf16_conv3d
+from pacecore.backbones.bf16 import check_bf16_conv3d
+from pacecore.backbones.tuning import MEMORY_FORMAT
 from pacecore.config import AnyOptions, RunOptions, input_scale
 from pacecore.distributed import any_rank, is_main, local_rank
 from pacecore.errors import PacecoreError

@@ -293,7 +293,7 @@ def _info_nce() -> Rest:
 
 def _bf16_convolution() -> Rest:
     """conv3d in bf16 against fp32: some torch and cuDNN versions get it wrong, or run it slowly."""
-    from pacecore.backbones.tuning import check_bf16_conv3d
+    from pacecore.backbones.bf16 import check_bf16_conv3d
 
     for device in _devices():
         check = check_bf16_conv3d(device)

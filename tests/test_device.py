@@ -5,7 +5,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from pacecore.backbones.tuning import Bf16Check
+from pacecore.backbones.bf16 import Bf16Check
 from pacecore.config import TrainOptions
 from pacecore.device import pick_device, repeatable_or_fast, trusted
 from pacecore.errors import PacecoreError

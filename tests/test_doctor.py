@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from pacecore import doctor as module
-from pacecore.backbones import tuning
+from pacecore.backbones import bf16
 from pacecore.cli.doctor import doctor as command
 from pacecore.doctor import STATES, Finding, doctor, is_broken
 from tests.gpus import gpus
@@ -72,8 +72,8 @@ def test_bf16_convolution_off_is_a_warning(monkeypatch):
         result = torch.nn.functional.conv3d(clips, weight, **kwargs)
         return result * 1.1 if clips.dtype == torch.bfloat16 else result
 
-    check = partial(tuning.check_bf16_conv3d, convolution=off)
-    monkeypatch.setattr(tuning, "check_bf16_conv3d", check)
+    check = partial(bf16.check_bf16_conv3d, convolution=off)
+    monkeypatch.setattr(bf16, "check_bf16_conv3d", check)
     finding = only(doctor(), "bf16 conv3d")
     assert finding.state == "warn"
     assert finding.mend == "train without --amp bf16; training falls back by itself"
