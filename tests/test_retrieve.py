@@ -71,9 +71,9 @@ def test_neighbours_are_exact_whatever_the_blocks(block_bytes, k):
 def test_the_largest_of_each_row_are_those_of_a_sort(width, values):
     generator = torch.Generator().manual_seed(width)
     rows = {
-        "random": torch.randn(30, width, generator=generator),
-        "few": torch.randint(0, 4, (30, width), generator=generator).float(),
-        "equal": torch.zeros(30, width),
+        "random": torch.randn(300, width, generator=generator),
+        "few": torch.randint(0, 4, (300, width), generator=generator).float(),
+        "equal": torch.zeros(300, width),
     }[values]
     found, places = _largest(rows, 10)
     assert torch.equal(found, rows.sort(dim=1, descending=True).values[:, :10])
