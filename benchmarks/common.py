@@ -30,6 +30,7 @@ __all__ = [
     "Timing",
     "add_arguments",
     "changed",
+    "end_running",
     "git",
     "machine_info",
     "peak_extra_bytes",
@@ -283,15 +284,30 @@ def run_limited(
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, **_OWN_GROUP
         )
+        _running.add(process)
         try:
             code = process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             process.wait()
+            _running.discard(process)
     return code, log.read_text(errors="replace")
+
+
+_running: set[subprocess.Popen] = set()  # that run_limited waits for, in any thread
+
+
+def end_running() -> None:
+    """Ends what run_limited waits for in other threads, where it then returns."""
+    for process in list(_running):
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _started() -> str:

@@ -6,13 +6,14 @@
 Works from a source tree, with the torch of the running Python, in a copy of the tree; nothing needs
 to be installed and nothing is fetched. Each step is a process of its own with a limit in seconds,
 so what one step found stays when a later one fails, and all end within 8 minutes; a build that
-crashes ends it at once. Tests, sanitizers and short trainings run side by side, since none of them
-is timed; what is timed runs alone. DIR then holds gpu_check-cuda.json and gpu_check-cuda.md,
-written anew after every step; what passed in an earlier run into DIR on such a machine, of the same
-commit or of one that --also names, stays where it is not run again. Without the step `build` the
-extension is the one that was built in place. Exit codes: 0 all passed, 1 a step failed, 2 no GPU.
-The README shows the record of a GPU that lies in benchmarks/results. --data and --official: as
-benchmarks.pretrain has them; without, the demo set and the authors' way rebuilt.
+crashes ends it at once. Tests, sanitizers, short trainings and what counts bytes run side by side,
+since none of them is timed; what is timed runs alone, the longest last. DIR then holds
+gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step; what passed in an earlier
+run into DIR on such a machine, of the same commit or of one that --also names, stays where it is
+not run again, or not begun in time. Without the step `build` the extension is the one that was
+built in place. Exit codes: 0 all passed, 1 a step failed, 2 no GPU, 130 stopped by Ctrl-C or
+SIGTERM. The README shows the record of a GPU that lies in benchmarks/results. --data and
+--official: as benchmarks.pretrain has them; without, the demo set and the authors' way rebuilt.
 
     python -m benchmarks.gpu_check --out DIR --device cpu
 
@@ -24,17 +25,19 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 from pacecore.files import made_folder, write_json, write_text
 
-from .common import ROOT, changed, git
+from .common import ROOT, changed, end_running, git, run_main
 from .gpu_steps import STEPS, TOGETHER, Context, Result, breaks, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
@@ -46,8 +49,8 @@ _LEFT_BEHIND = ("build", "dist", "runs", "shared", "*.so", "*.egg-info", ".*", "
 
 
 def run_steps(names: list[str], context: Context) -> Iterator[Result]:
-    """Results in the order of `names`; neighbours in TOGETHER run side by side, and after one that
-    breaks the others they are not begun.
+    """Results in the order of `names`, but of neighbours in TOGETHER, which run side by side, as
+    they end; after one that breaks the others they are not begun.
     """
     broken = ""
     for together, group in itertools.groupby(names, TOGETHER.__contains__):
@@ -60,7 +63,13 @@ def run_steps(names: list[str], context: Context) -> Iterator[Result]:
             continue
         group = list(group)
         with ThreadPoolExecutor(len(group)) as pool:
-            yield from pool.map(lambda name: _begun(name, context, broken), group)  # noqa: B023
+            begun = [pool.submit(_begun, name, context, broken) for name in group]
+            try:
+                for each in as_completed(begun):
+                    yield each.result()
+            finally:
+                while wait(begun, 0.2).not_done:  # it was stopped
+                    end_running()
 
 
 def _begun(name: str, context: Context, broken: str) -> Result:
@@ -208,15 +217,19 @@ def main(arguments: list[str] | None = None) -> int:
             *(path and str(Path(path).resolve()) for path in (options.data, options.official)),
             deadline,
         )
-        for result in run_steps(names, context):
-            failed |= result.state == "failed"
-            steps[result.name] = asdict(result) | {"commit": about.get("commit")}
-            line = f"{result.state:8}{result.name:15}{result.seconds:6.1f} s  {result.said}"
-            print(line, flush=True)
-            write(options.out, options.device, about, steps)
+        with closing(run_steps(names, context)) as results:
+            for result in results:
+                failed |= result.state == "failed"
+                # One that was not begun leaves what passed before.
+                if result.date or steps.get(result.name, {}).get("state") != "passed":
+                    steps[result.name] = asdict(result) | {"commit": about.get("commit")}
+                line = f"{result.state:8}{result.name:15}{result.seconds:6.1f} s  {result.said}"
+                print(line, flush=True)
+                write(options.out, options.device, about, steps)
     print(f"written: gpu_check-{options.device}.json and .md in {options.out}")
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps end with it
+    run_main(main)

@@ -230,13 +230,18 @@ def benchmark(name: str) -> Callable[[Context], Result]:
             command += [f"--{option}", value] if value else []
         code, output = context.run(name, command, limit)
         result = _judged(name, code, output, limit)
-        if record.is_file():
-            result.values = {"cases": json.loads(record.read_text())["cases"]}
-            kept = f"{len(result.values['cases'])} cases in {record.name}"
+        cases = json.loads(record.read_text())["cases"] if record.is_file() else []
+        kept = f"{len(cases)} cases in {record.name}"
+        left_out = [line.strip() for line in output.splitlines() if "left out" in line]
+        if cases:
+            result.values = {"cases": cases}
             result.said = kept if code == 0 else f"{result.said}; {kept}"
-            failed = [case["failed"] for case in result.values["cases"] if "failed" in case]
-            if failed:
-                result.state, result.said = "failed", f"{kept}; {failed[0]}"
+        elif code == 0:  # it has measured nothing
+            result.state, result.said = "failed", kept
+        failed = [case["failed"] for case in cases if "failed" in case]
+        if failed:
+            result.state, result.said = "failed", f"{kept}; {failed[0]}"
+        result.said = "; ".join([result.said, *left_out])
         return result
 
     return step
@@ -287,20 +292,22 @@ _WITHOUT_VIDEO = (LIMITS, "pace_clip", "info_nce", "backbones", "memory")
 
 STEPS: dict[str, Callable[[Context], Result]] = {
     "build": build,
-    "doctor": doctor,
     "exercise": exercise,
     LIMITS: benchmark(LIMITS),
+    "doctor": doctor,
     "tests": _on_gpu_only(tests, "tests"),
     **{
         tool: _on_gpu_only(sanitizer(tool), tool) for tool in ("memcheck", "racecheck", "initcheck")
     },
     "train": train,
     "train_resident": train_resident,
-    **{name: benchmark(name) for name in ("pace_clip", "info_nce", "backbones", "pretrain")},
-    **{name: benchmark(name) for name in ("data", "train_step", "evaluate", "retrieve")},
-    **{name: benchmark(name) for name in ("memory", "scaling")},
+    "memory": benchmark("memory"),
+    **{name: benchmark(name) for name in ("pace_clip", "info_nce", "backbones", "data")},
+    **{name: benchmark(name) for name in ("train_step", "evaluate", "retrieve", "scaling")},
+    "pretrain": benchmark("pretrain"),
 }
-TOGETHER = ("tests", "memcheck", "racecheck", "initcheck", "train", "train_resident")
+TOGETHER = ("doctor", "tests", "memcheck", "racecheck", "initcheck")
+TOGETHER += ("train", "train_resident", "memory")
 
 
 def breaks(result: Result) -> bool:

@@ -1,6 +1,8 @@
 """gpu_check: its machinery, without a GPU; and that without one it says so and exits 2."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -86,6 +88,8 @@ def test_what_passed_before_stays_until_the_code_changes(tmp_path, monkeypatch):
     assert states("--commit", "b", "--only", "second", "--also", "a") == both
     assert "| first | passed | 0.0 | ; commit a |" in (tmp_path / "gpu_check-cuda.md").read_text()
     assert states("--commit", "c", "--only", "second", "--also", "b") == {"second": "passed"}
+    late = {"first": "failed", "second": "passed"}  # neither is begun
+    assert states("--commit", "c", "--limit", "-1") == late
 
 
 def test_it_begins_where_no_video_can_be_read():
@@ -118,7 +122,7 @@ def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
     assert "not begun" in (tmp_path / "gpu_check-cuda.json").read_text()
 
 
-def test_those_that_are_not_timed_run_side_by_side_and_are_told_in_order(context, monkeypatch):
+def test_those_that_are_not_timed_run_side_by_side_and_are_told_as_they_end(context, monkeypatch):
     begun = threading.Barrier(2)
     steps = {
         "first": lambda context: Result("first"),
@@ -128,8 +132,46 @@ def test_those_that_are_not_timed_run_side_by_side_and_are_told_in_order(context
     monkeypatch.setattr(gpu_steps, "STEPS", steps)
     monkeypatch.setattr(gpu_check, "TOGETHER", ("slow", "quick"))
     results = list(gpu_check.run_steps(list(steps), context))
-    assert [result.name for result in results] == ["first", "slow", "quick"]
+    assert [result.name for result in results] == ["first", "quick", "slow"]
     assert all(result.state == "passed" for result in results)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_keeps_what_has_ended_and_ends_the_rest(tmp_path, sent):
+    """Of two steps side by side the first has ended; the other's process must not live on."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks import gpu_check, gpu_steps
+from benchmarks.common import run_main
+
+def slow(context):
+    code, _ = context.run("slow", [sys.executable, "-c", SLEEP], 300)
+    return gpu_steps._judged("slow", code, "", 300)
+
+SLEEP = "import os, time; print(os.getpid(), flush=True); time.sleep(300)"
+steps = {{"quick": lambda context: gpu_steps.Result("quick"), "slow": slow}}
+gpu_check.STEPS = gpu_steps.STEPS = steps
+gpu_check.TOGETHER = tuple(steps)
+gpu_check.copy_tree = lambda folder, built: folder
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+sys.argv[1:] = ["--device", "cpu", "--out", {str(tmp_path)!r}, "--only", "quick,slow"]
+run_main(gpu_check.main)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    log = tmp_path / "slow.log"
+    try:
+        while not (log.is_file() and log.read_text().strip()):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(sent)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    record = json.loads((tmp_path / "gpu_check-cpu.json").read_text())
+    assert [(step["name"], step["state"]) for step in record["steps"]] == [("quick", "passed")]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
 
 
 def test_the_build_knows_its_lines_for_the_sanitizer(context, monkeypatch):
@@ -162,6 +204,23 @@ def test_nothing_is_begun_with_a_build_that_crashes(context, monkeypatch):
 def test_a_record_that_is_not_understood_is_told_on_the_page():
     record = {"machine": {}, "steps": [_step("info_nce", {"cases": [{"seconds": 1}]})]}
     assert "its record is not understood: KeyError" in gpu_check.page(record)
+
+
+def test_a_benchmark_that_leaves_no_case_has_failed_and_what_it_leaves_out_is_said(
+    context, monkeypatch
+):
+    left = iter([None, [], [{"threads": 1}]])
+
+    def run(self, name, command, *_):
+        if (cases := next(left)) is not None:
+            (context.out / "limits-cuda.json").write_text(json.dumps({"cases": cases}))
+        return 0, "  cv2 left out: not here\nwritten"
+
+    monkeypatch.setattr(Context, "run", run)
+    results = [gpu_steps.benchmark("limits")(context) for _ in range(3)]
+    found = [(result.state, result.said) for result in results]
+    none = "0 cases in limits-cuda.json; cv2 left out: not here"
+    assert found == [("failed", none), ("failed", none), ("passed", none.replace("0", "1"))]
 
 
 def test_options_reach_the_benchmarks_that_take_them(context, monkeypatch):
