@@ -217,6 +217,34 @@ def test_interval_of_three_seeds_holds_the_truth_nineteen_times_in_twenty(of_see
     assert 0.93 <= held / trials <= 0.99
 
 
+def test_videos_filmed_together_count_as_one_in_the_interval():
+    """Six sequences of six videos, of which one method knows some better than the other does."""
+    rng = np.random.default_rng(5)
+    groups = np.repeat(np.arange(6), 6)
+    held, trials = {"groups": 0, "videos": 0}, 400
+    for _ in range(trials):
+        of_groups = rng.normal(0, 0.3, (2, 1, 6)).repeat(6, axis=2)
+        mine, theirs = 0.5 + of_groups + rng.normal(0, 0.3, (2, 3, 36))
+        for name, given in (("groups", groups), ("videos", None)):
+            _, low, high, p = page.compare(mine, theirs, given)
+            assert (p > 0.05) == (low <= 0 <= high)
+            held[name] += low <= 0 <= high
+    assert 0.93 <= held["groups"] / trials <= 0.99
+    assert held["videos"] / trials < 0.8
+    alone = page.compare(mine, theirs, rng.permutation(36))
+    assert alone == pytest.approx(page.compare(mine, theirs))
+    assert page.compare(mine, theirs, groups * 0)[1:] == (-np.inf, np.inf, 1)
+
+
+def test_the_interval_of_groups_of_any_size_by_hand():
+    mine, theirs = np.array([[1.0, 1.0, 0.0, 1.0]]), np.zeros((1, 4))
+    difference, low, high, _ = page.compare(mine, theirs, np.array(["a", "a", "b", "b"]))
+    # The differences are 0.25, 0.25, -0.75 and 0.25 from their mean, the sums of groups +-0.5.
+    error = (2 / 1 * (0.5**2 + 0.5**2) / 4**2) ** 0.5
+    assert difference == 0.75
+    assert (high - low) / 2 == pytest.approx(12.7062 * error, rel=1e-5)  # one degree of freedom
+
+
 def test_interval_of_one_seed_is_of_videos():
     mine, theirs = np.random.default_rng(1).random((2, 1, 50))
     difference, low, high, _ = page.compare(mine, theirs)
@@ -301,6 +329,9 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
         " chance alone would give about 0.2; corrected for their number (Holm), 4.\n"
         in page.evidence_page(cells, "made up")
     )
+    # The first of their names' two digits as what was filmed together: four groups of ten videos.
+    grouped = page.evidence_page(cells, "made up", together="([0-9])[0-9][.]mp4")
+    assert "from scratch -40.0 (-118.0 to +38.0, not told apart)" in grouped
     pace = next(case for case in page.summary(cells) if case["arm"] == "pace")
     assert pace["right"] == (" ".join(["1"] * 34 + ["0"] * 6),)
     assert pace["p"] == pytest.approx(4.63e-5, rel=1e-2)  # t = 4.583, 39 degrees

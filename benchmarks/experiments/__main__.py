@@ -2,6 +2,7 @@
 
     python -m benchmarks.experiments DATA --runs FOLDER [--grid main|long|ablations] [--seeds 0,1,2]
         [--setting small|full] [--arms pace,context] [--jobs 2] [--scene '(set[0-9])']
+        [--together '_([0-9]+)_[0-9]+[.]avi']
 
 Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed: pre-trained
 without labels on the training videos of DATA, a data set or a frame store of one, then used for
@@ -11,7 +12,8 @@ was stopped goes on, and after each cell the pages are written anew: FOLDER/evid
 differences and their intervals (also beside the record), and FOLDER/report/report.md, the runs side
 by side; of another grid than main evidence-GRID.md and report-GRID/. --pages writes them from what
 there is. With --scene the page also says whether a video's neighbours are of its scene, as of
-features that look at little else.
+features that look at little else. With --together held-out videos that were filmed together, whose
+results may go together, count as one in the intervals; above, for UT-Interaction, its sequences.
 """
 
 import argparse
@@ -54,8 +56,13 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--scene",
-        type=_scene,
+        type=_expression,
         help="regular expression whose group, in a video's path, names its scene",
+    )
+    parser.add_argument(
+        "--together",
+        type=_expression,
+        help="as --scene, of what was filmed together with it; default: each video alone",
     )
     parser.add_argument("--pages", action="store_true", help="only write the pages")
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
@@ -123,7 +130,7 @@ def _seeds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _scene(text: str) -> str:
+def _expression(text: str) -> str:
     try:
         groups = re.compile(text).groups
     except re.error as error:
@@ -144,11 +151,14 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         " are Student's, of other videos and, where there are several seeds, of other trainings; an"
         " arm is above or below its baseline where the whole interval is."
     )
+    if options.together:
+        about += " Videos that were filmed together may go together in them."
     machines = trained_on(cells)
     if machines:
         about += f" Trained on {' and on '.join(machines)}."
     baseline = PACE if options.grid == "ablations" else None
-    page = evidence_page(cells, about, baseline, options.scene)
+    marks = options.scene, options.together
+    page = evidence_page(cells, about, baseline, *marks)
     suffix = "" if options.grid == "main" else f"-{options.grid}"
     report = options.runs / f"report{suffix}"
     try:
@@ -157,7 +167,7 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         print(error, file=sys.stderr)
         make_report(folders, report, pictures=False)
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
-    write_record(path, "experiments", "cpu", summary(cells, baseline, options.scene))
+    write_record(path, "experiments", "cpu", summary(cells, baseline, *marks))
     for place in (options.runs / f"evidence{suffix}.md", path.with_suffix(".md")):
         place.write_text(page, encoding="utf-8")
 

@@ -10,7 +10,7 @@ from pacecore.probe import is_probe
 
 from .arms import PACE_CONTEXT, RANDOM, SCRATCH, Arm
 from .cells import Cell
-from .scenes import same_scene, without_scenes
+from .scenes import group_of, same_scene, without_scenes
 
 __all__ = [
     "Comparison",
@@ -112,24 +112,33 @@ def hits_of(cell: Cell, measure: Measure) -> dict[str, float]:
     }
 
 
-def compare(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, float]:
+def compare(
+    mine: np.ndarray, theirs: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[float, float, float, float]:
     """Difference of two means, its 95 % interval, over other videos and other trainings, and how
     likely one as large would be, either way, if there were none.
 
-    mine, theirs: (seeds, videos), 0 to 1, the same videos in the same order. The variance is that
-    of each side's mean over seeds and that of the difference over videos, which both sides share;
-    the quantile is Student's with the degrees of freedom of Welch and Satterthwaite. What a seed
-    and a video have in common counts on both accounts, so that the interval is rather too wide.
-    One seed says nothing of seeds, and the interval then holds for these trainings alone.
+    mine, theirs: (seeds, videos), 0 to 1, the same videos in the same order. groups: (videos,), the
+    same for videos that were filmed together, whose differences then may go together too; each
+    alone where it is None. The variance is that of each side's mean over seeds and that of the
+    difference over groups, which both sides share; the quantile is Student's with the degrees of
+    freedom of Welch and Satterthwaite. What a seed and a video have in common counts on both
+    accounts, so that the interval is rather too wide. One seed says nothing of seeds, and the
+    interval then holds for these trainings alone. One group says nothing of others: there it is
+    without end.
     """
-    videos = mine.shape[1]
     parts = [
         (right.mean(axis=1).var(ddof=1) / len(right), len(right) - 1)
         for right in (mine, theirs)
         if len(right) > 1
     ]
-    parts.append(((mine.mean(axis=0) - theirs.mean(axis=0)).var(ddof=1) / videos, videos - 1))
     difference = float(mine.mean() - theirs.mean())
+    apart = mine.mean(axis=0) - theirs.mean(axis=0) - difference
+    _, group = np.unique(np.arange(len(apart)) if groups is None else groups, return_inverse=True)
+    sums = np.bincount(group, apart)
+    if len(sums) == 1:
+        return difference, -np.inf, np.inf, 1.0
+    parts.append((len(sums) / (len(sums) - 1) * (sums**2).sum() / len(apart) ** 2, len(sums) - 1))
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return difference, difference, difference, float(difference == 0)
@@ -171,34 +180,40 @@ def holm(likelihoods: list[float], level: float = 0.05) -> int:
     return len(ordered)
 
 
-def _right(cells: list[Cell], arm: Arm, measure: Measure) -> np.ndarray:
-    """(seeds, videos) of an arm's finished cells; (0, 0) where there is none."""
+def _right(cells: list[Cell], arm: Arm, measure: Measure) -> tuple[list[str], np.ndarray]:
+    """The videos' paths in order, and (seeds, videos) of an arm's finished cells; (0, 0) where
+    there is none.
+    """
     found = [hits_of(cell, measure) for cell in cells if cell.arm.name == arm.name]
     found = [hits for hits in found if hits]
     if not found:
-        return np.zeros((0, 0))
+        return [], np.zeros((0, 0))
     videos = sorted(found[0])
-    return np.array([[hits[video] for video in videos] for hits in found], dtype=np.float64)
+    return videos, np.array([[hits[video] for video in videos] for hits in found], dtype=np.float64)
 
 
-def comparisons(cells: list[Cell], baseline: Arm | None = None) -> list[Comparison]:
+def comparisons(
+    cells: list[Cell], baseline: Arm | None = None, together: str | None = None
+) -> list[Comparison]:
     """Every arm under every measure, in the order of the grid.
 
-    baseline: what arms are compared with; None for each measure's own.
+    baseline: what arms are compared with; None for each measure's own. together: a regular
+    expression whose group, in a video's path, names what was filmed together with it.
     """
     arms = {cell.arm.name: cell.arm for cell in cells}
     result = []
     for measure in MEASURES:
         against = baseline or measure.baseline
-        theirs = _right(cells, against, measure)
+        _, theirs = _right(cells, against, measure)
         for arm in arms.values():
-            mine = _right(cells, arm, measure)
+            videos, mine = _right(cells, arm, measure)
             if not len(mine):
                 continue
             spread = mine.mean(axis=1)
             figures = (None, None, None, None)
             if len(theirs) and arm.name != against.name:
-                figures = compare(mine, theirs)
+                groups = np.array([group_of(path, together) for path in videos])
+                figures = compare(mine, theirs, groups)
             result.append(
                 Comparison(
                     arm.words,
@@ -243,19 +258,29 @@ def _by_seed(title: str, rows: list[tuple[str, list[float], float]]) -> list[str
 
 
 def evidence_page(
-    cells: list[Cell], about: str, baseline: Arm | None = None, scene: str | None = None
+    cells: list[Cell],
+    about: str,
+    baseline: Arm | None = None,
+    scene: str | None = None,
+    together: str | None = None,
 ) -> str:
     """Markdown: the claims first, then a table for each measure.
 
     With a `baseline` all arms are compared with that one: ablations, which claim nothing. With a
     `scene`, as in scenes.py, there is a table of whether the features tell scenes, and one of
-    retrieval by what is left of them without.
+    retrieval by what is left of them without. together: as of `comparisons`.
     """
-    found = comparisons(cells, baseline)
+    found = comparisons(cells, baseline, together)
     if baseline:
         lines = ["# Ablations on real videos", "", about]
     else:
-        lines = ["# The paper's claims on real videos", "", about, "", *_claims(cells, found)]
+        lines = [
+            "# The paper's claims on real videos",
+            "",
+            about,
+            "",
+            *_claims(cells, found, together),
+        ]
     raw = _probes_raw(cells)
     lines += ["", _standing_out([each for each in found if not (raw and each.measure == "probe")])]
     for measure in MEASURES:
@@ -301,7 +326,7 @@ def _standing_out(found: list[Comparison]) -> str:
     )
 
 
-def _claims(cells: list[Cell], found: list[Comparison]) -> list[str]:
+def _claims(cells: list[Cell], found: list[Comparison], together: str | None) -> list[str]:
     """The paper's claims, each with what these cells say of it."""
 
     def rows(measure: str) -> list[Comparison]:
@@ -325,7 +350,7 @@ def _claims(cells: list[Cell], found: list[Comparison]) -> list[str]:
         others = [
             f"{each.arm} {100 * each.difference:+.1f} ({100 * each.low:+.1f} to"
             f" {100 * each.high:+.1f}, {each.verdict})"
-            for each in comparisons(cells, best)
+            for each in comparisons(cells, best, together)
             if each.measure == "finetune" and each.difference is not None
         ]
         words = "; ".join(others) or "not measured yet"
@@ -333,9 +358,14 @@ def _claims(cells: list[Cell], found: list[Comparison]) -> list[str]:
     return lines
 
 
-def summary(cells: list[Cell], baseline: Arm | None = None, scene: str | None = None) -> list[dict]:
+def summary(
+    cells: list[Cell],
+    baseline: Arm | None = None,
+    scene: str | None = None,
+    together: str | None = None,
+) -> list[dict]:
     """The same for the record."""
-    found = comparisons(cells, baseline)
+    found = comparisons(cells, baseline, together)
     cases: list[dict] = [{**vars(each), "verdict": each.verdict} for each in found]
     standardised = not _probes_raw(cells)
     for case in cases:

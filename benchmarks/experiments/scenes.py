@@ -11,7 +11,7 @@ from pacecore.retrieve import nearest
 
 from .cells import Cell
 
-__all__ = ["same_scene", "without_scenes"]
+__all__ = ["group_of", "same_scene", "without_scenes"]
 
 # (arm, share of each seed, chance)
 Rows = list[tuple[str, list[float], float]]
@@ -28,11 +28,11 @@ def same_scene(cells: list[Cell], scene: str) -> Rows:
         text = (cell.pretrained / "neighbours-p5-video.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
         same = [
-            _scene(found["path"], scene) == _scene(line["query"], scene)
+            group_of(found["path"], scene) == group_of(line["query"], scene)
             for line in lines
             for found in line["neighbours"][:5]
         ]
-        chance = [gallery == _scene(line["query"], scene) for line in lines]
+        chance = [gallery == group_of(line["query"], scene) for line in lines]
         return float(np.mean(same)), float(np.mean(chance))
 
     return _by_arm(cells, "neighbours-p5-video.jsonl", measure)
@@ -76,9 +76,10 @@ def _features(cell: Cell, split: str) -> Features:
 
 
 def _scenes(features: Features, scene: str) -> np.ndarray:
-    return np.array([_scene(path, scene) for path in features.paths()])
+    return np.array([group_of(path, scene) for path in features.paths()])
 
 
-def _scene(path: str, scene: str) -> str:
-    found = re.search(scene, path)
+def group_of(path: str, expression: str | None) -> str:
+    """The first group of a regular expression in a video's path; the path where there is none."""
+    found = re.search(expression, path) if expression else None
     return found[1] if found else path
