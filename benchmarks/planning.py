@@ -111,7 +111,10 @@ def of_gpu(records: Path) -> Inputs:
     if not ways or not limits:
         raise PacecoreError(f"{path}: needs the steps limits and pretrain of a GPU")
     best = max(ways, key=lambda case: case["clips_per_second"])
-    words = f"pre-training from end to end, {best['way'].partition(', ')[2]}"
+    words = (
+        f"preset official, pace alone and one view, from end to end in batches of {best['batch']},"
+        f" {best['way'].partition(', ')[2]}"
+    )
     machine = record["machine"]
     where = f"measured on an {machine['gpu']}, {path.name}"
     return Inputs(
@@ -222,7 +225,8 @@ def _one_gpu(inputs: Inputs, found: Measured) -> list[str]:
         f" {height} x {width} in YUV 4:2:0, and {record:,} of a record of the store.",
         "",
         f"Several GPUs exchange R(2+1)D's gradients, {gradients / 1e6:.1f} MB in fp32, once a step"
-        f" of {1000 * step_seconds:.0f} ms. By a ring that is twice the gradients a step,"
+        f" of {1000 * step_seconds:.0f} ms, {inputs.batch} clips at that rate. By a ring that is"
+        " twice the gradients a step,"
         f" {2 * gradients / step_seconds / 1e9:.1f} GB/s in and as much out of each GPU.",
         "",
     ]
@@ -292,7 +296,11 @@ def _unknown() -> list[str]:
         " machine, which says nothing of many.",
         "- How fast videos of another codec and size decode. Those measured are 320 x 240 MPEG-4"
         " where UCF101 was; H.264 of 340 x 256 with rare key frames takes longer.",
-        "- Disks: how fast the store is read from where it lies.",
+        "- What the GPU's run left out: a second view, the contrastive loss, and frames that come"
+        " over the bus, not from its own memory.",
+        "- Disks: how fast the store is read from where it lies. And what a frame costs the first"
+        " time that a process reads it, when its checksum is computed: the rate of the store is of"
+        " later times, and a set of which each video is visited once has none.",
     ]
 
 

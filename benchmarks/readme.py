@@ -33,19 +33,21 @@ def _record(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def _machine(record: dict) -> str:
+def _machine(record: dict, *, torch: bool = True) -> str:
     machine = record["machine"]
-    return f"{machine['processors']} cores of {processor(machine)}, torch {machine['torch']}"
+    words = f"{machine['processors']} cores of {processor(machine)}"
+    return f"{words}, torch {machine['torch']}" if torch else words
 
 
 def install() -> str:
     """What `pip install .` did in each state of the environment."""
     record = _record("install")
     lines = [
-        f"Installing in fresh environments on {_machine(record)}:",
+        f"Installing in fresh environments on {_machine(record, torch=False)}; where pip fetched"
+        " torch, it was held to the CPU's, of which a CUDA one is many times the size:",
         "",
-        "| environment | pip | `pip install .` took | CPU time | load | torch fetched | built |",
-        "|---|---|---|---|---|---|---|",
+        "| environment | pip | `pip install .` took | CPU time | load | torch | fetched | built |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for case in record["cases"]:
         if "wheel" in case:
@@ -55,7 +57,7 @@ def install() -> str:
         seconds = f"{case['seconds']:.0f} s | {case['cpu_seconds']:.0f} s"
         seconds += f" | {case['load_average'][1]:.0f}"
         start = f"| {case['state']} | {case['pip']}"
-        lines.append(f"{start} | {seconds} | {fetched} | `{built}` |")
+        lines.append(f"{start} | {seconds} | {case['probe']['torch']} | {fetched} | `{built}` |")
     lines += ["", "Load is the machine's load average: above the number of cores, time is shared."]
     for case in record["cases"]:
         if "wheel" in case:
@@ -86,7 +88,8 @@ def real_videos() -> str:
     cases = [case for case in record["cases"] if case["case"].startswith("ut_interaction")]
     lines = [
         f"Preset `small` on {_machine(record)}, {cases[0]['videos']} training videos of"
-        " UT-Interaction, measured on the videos of other sequences:",
+        " UT-Interaction, measured on the videos of other sequences, with a load average of"
+        f" {record['machine']['load_average'][0]:.1f} at the end:",
         "",
         "| arithmetic | seed | threads | training took | held-out pace accuracy | chance |",
         "|---|---|---|---|---|---|",
@@ -172,8 +175,9 @@ def _limits(cases: list[dict]) -> str:
 
 
 def _summary(runs: list[dict]) -> list[str]:
-    """Of each case the row of ours, and by how much it is faster than which other way; where there
-    is no other, all of ours, since none is what another is to be measured by.
+    """Of each case the row of ours, and by how much it is faster than which other way. Of training,
+    whose ways may differ in arithmetic, all of ours that are faster than any other, each with its
+    own ratios; and all where there is no other, since none is what another is to be measured by.
     """
     lines = ["| measured | ours | limit | share | faster than |", "|---|---|---|---|---|"]
     for run in runs:
@@ -182,24 +186,26 @@ def _summary(runs: list[dict]) -> list[str]:
             cases.setdefault(row["case"], []).append(row)
         for case, rows in cases.items():
             own = [row for row in rows if row["times"] in (None, 1.0)]
+            others = [row for row in rows if row not in own]
             if not own:
                 continue
-            others = [f"{row['way']} {short(row['times'])} x" for row in rows if row not in own]
-            for ours in [_best(own)] if others else own:
-                way = "" if others or len(own) == 1 else ours["way"].removeprefix("pacecore")
+            training = own[0]["unit"] == "clips/s"
+            best = max(own, key=lambda row: (row["value"] if training else 0, row["share"] or 0))
+            for ours in own if training or not others else [best]:
+                times = [row["times"] * (ours["value"] / best["value"]) for row in others]
+                if training and min(times, default=2) <= 1:
+                    continue
+                told = training or (len(own) > 1 and not others)
+                # The layout that pacecore picks is no other arithmetic.
+                way = re.sub("^(pacecore|ours)(, layout$)?", "", ours["way"]) if told else ""
+                beside = [
+                    f"{row['way']} {short(each)} x" for row, each in zip(others, times, strict=True)
+                ]
                 share = f"{100 * ours['share']:.0f} %" if ours["share"] is not None else ""
                 value = f"{short(ours['value'])} {ours['unit']}"
-                cells = [f"{case}{way}", value, ours["limit"], share, ", ".join(others)]
+                cells = [f"{case}{way}", value, ours["limit"], share, ", ".join(beside)]
                 lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
-
-
-def _best(rows: list[dict]) -> dict:
-    """The one that the ratios to other ways are of: of training the fastest, whatever its
-    arithmetic, else the one nearest its limit.
-    """
-    training = rows[0]["unit"] == "clips/s"
-    return max(rows, key=lambda row: (row["value"] if training else 0, row["share"] or 0))
 
 
 def _arms(words: str, record: str) -> Callable[[], str]:

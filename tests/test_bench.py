@@ -314,6 +314,32 @@ def test_end_to_end_rows_compare_our_best_with_each_peer():
     assert not rows_of("pretrain", [cases[0], failed], LIMITS)  # else the README calls theirs ours
 
 
+def test_the_readme_says_of_training_which_of_our_ways_is_how_much_faster():
+    common = {"batch": 30, "workers": 8, "clip": [16, 112, 112], "network_alone": None}
+    rates = {"pacecore, store, bf16": 8.0, "pacecore, store": 4.0, "pacecore, store, slow": 1.0}
+    cases = [
+        {"way": way, "clips_per_second": rate, **common}
+        for way, rate in (rates | {"the official repository": 2.0}).items()
+    ]
+    rows = [asdict(row) for row in rows_of("pretrain", cases, LIMITS)]
+    what = "| r21d, width 1, 16 x 112 x 112, batch 30, 8 workers, end to end, store"
+    assert _summary([{"rows": rows}])[2:-1] == [
+        f"{what}, bf16 | 8.00 clips/s |  |  | the official repository 4.00 x |",
+        f"{what} | 4.00 clips/s |  |  | the official repository 2.00 x |",
+    ]
+
+
+def test_the_limit_of_the_loss_is_the_most_that_the_run_reached():
+    case = {"name": "pacecore", "rows": 60, "features": 512, "seconds": {"p50": 1e-3}}
+    case |= {"peak_extra_bytes": 0, "share": 0.5, "tflops": 0.01}
+    limits = [{"threads": 2, "float32_flops": 0.04e12}]
+    (alone,) = rows_of("info_nce", [case | {"type": "float32"}], [])
+    (beside,) = rows_of("info_nce", [case | {"type": "float32"}], limits)
+    (other,) = rows_of("info_nce", [case | {"type": "bfloat16"}], limits)
+    assert [row.share for row in (alone, beside, other)] == [0.5, 0.25, 0.5]
+    assert beside.limit == "matrix product at 0.0400 TFLOP/s"
+
+
 def test_contenders_are_timed_in_turn_after_a_run_to_warm_up():
     order: list[str] = []
     ticks = itertools.count().__next__

@@ -23,7 +23,7 @@ FORBIDDEN = [
     r"\bst" + r"ubs?\b",
     "lorem" + " ipsum",
 ]
-MACHINE_PATHS = r"(?<![\w./])/(?:work|home|root|Users)/\w"
+MACHINE_PATHS = r"(?<![\w./])/(?:work|home|root|Users|opt/torch|opt/gcc|tmp/tmp)/?\w"
 
 
 def tracked():

@@ -89,7 +89,7 @@ def record_of(path, **content):
 def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
     ways = [
         {"way": "pacecore, store", "clips_per_second": 700.0},
-        {"way": "pacecore, store in GPU memory, bf16", "clips_per_second": 900.0},
+        {"way": "pacecore, store in GPU memory, bf16", "clips_per_second": 900.0, "batch": 30},
         {"way": "the authors' way", "clips_per_second": 990.0},
         {"way": "pacecore, compiled", "failed": "no memory"},
     ]
@@ -105,7 +105,7 @@ def test_plans_start_from_what_a_gpu_has_shown(tmp_path):
     record_of(tmp_path / "gpu_check-cuda.json", steps=steps)
     found = planning.of_gpu(tmp_path)
     assert (found.gpu_clips, found.bus_bytes_per_second) == (900.0, 54e9)
-    assert found.gpu_from.startswith("pre-training from end to end, store in GPU memory, bf16; ")
+    assert "from end to end in batches of 30, store in GPU memory, bf16; " in found.gpu_from
     record = json.loads((RESULTS / "data-cpu.json").read_text())
     page = planning.page(record, found)
     assert "| bus to a GPU | 54 GB/s | measured on an NVIDIA H100" in page
