@@ -219,6 +219,7 @@ def page(record: dict) -> str:
         f"{what}, torch {machine['torch']}, {machine['threads']} threads, {machine['date'][:10]},"
         f" load average {machine['load_average'][0]:.1f} at the end; `{record['command']}`.",
         "A power of 1 means that twice the size costs twice as much.",
+        *_noise(record["cases"]),
     ]
     for name, title in _TITLES.items():
         cases = [case for case in record["cases"] if case["grows"] == name]
@@ -229,6 +230,23 @@ def page(record: dict) -> str:
                 lines += ["Each has one thread.", ""]
             lines += _table(name, chosen)
     return "\n".join(lines) + "\n"
+
+
+def _noise(cases: list[dict]) -> list[str]:
+    """What the step that several tables share took in each: they were measured at other times."""
+    size = ("batch", "clip_frames", "side_px")
+    took: dict[tuple, list[str]] = {}
+    for case in cases:
+        if case["grows"] in size and "clips_per_second" in case:
+            ms = short(1000 * case["batch"] / case["clips_per_second"])
+            took.setdefault(tuple(case[name] for name in size), []).append(ms)
+    *first, last = max(took.values(), key=len, default=[""])
+    if not first:
+        return []
+    return [
+        f"The step that the tables of batch, frames and side share took {', '.join(first)} and"
+        f" {last} ms in them: no time here is known better than that, nor is a power of it."
+    ]
 
 
 def _table(name: str, cases: list[dict]) -> list[str]:

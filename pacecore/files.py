@@ -87,11 +87,12 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes the file whole, in UTF-8. Raises PacecoreError, naming it, where it cannot be."""
     write_lines(path, [text])
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """lines: with their ends."""
+    """As write_text. lines: with their ends."""
     with aside(path) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
@@ -99,6 +100,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """As write_text. value: what JSON can hold, and what str makes of the rest."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
 
 

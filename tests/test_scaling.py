@@ -64,6 +64,18 @@ def test_the_pages_are_those_of_the_records():
         assert path.read_text() == text, f"{path.name}: run python -m benchmarks.readme"
 
 
+def test_the_page_of_growth_says_what_a_shared_step_took():
+    step = {"grows": "batch", "batch": 8, "clip_frames": 16, "side_px": 56, "value": 8}
+    cases = [
+        step | {"grows": grows, "clips_per_second": rate}
+        for grows, rate in (("batch", 50.0), ("clip_frames", 40.0), ("side_px", 32.0))
+    ]
+    cases += [step | {"batch": 4, "clips_per_second": 1.0}, step | {"failed": "no memory"}]
+    (said,) = scaling._noise([*cases, {"grows": "rows", "value": 8, "batch": 8}])
+    assert "share took 160, 200 and 250 ms in them" in said
+    assert scaling._noise(cases[:1]) == []
+
+
 def test_a_plan_follows_from_its_inputs_and_the_record():
     rates = {"files, two views decoded once": 100.0, "store, two views": 500.0}
     cases = [{"way": way, "clips_per_core_second": rate} for way, rate in rates.items()]
