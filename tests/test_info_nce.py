@@ -104,6 +104,16 @@ def test_dot_products_of_ten_thousand(device, few, temperature):
     assert error(got[1], exact[1]) <= max(1e-5, 2 * error(plain[1], exact[1]))
 
 
+@on_devices([(60, 64), (400, 64), (600, 64)], [(37, 64)])
+def test_logits_of_a_hundred_thousand_that_the_gradient_makes_anew(device, n, features):
+    """They must have the bits of those whose largest the sums are relative to."""
+    z, groups = embeddings(n, features), labels(n, "pairs")
+    exact = outcome(reference, z, groups, torch.float64, temperature=1e-3)
+    plain = outcome(reference, z, groups, temperature=1e-3)
+    got = outcome(info_nce, z.to(device), groups, temperature=1e-3)
+    assert error(got[1], exact[1]) <= 2 * error(plain[1], exact[1])
+
+
 def test_well_separated_pairs_keep_relative_precision(device, few):
     """1 - p(positive) is near 1e-5: made by subtraction, float32 would lose 1 % of the gradient."""
     base = torch.nn.functional.normalize(embeddings(few // 2, 64), dim=1)

@@ -2,12 +2,17 @@
 // (source_flags of setup.py).
 #pragma once
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace pacecore {
 
 #if defined(__x86_64__)
 inline bool runs_avx2() {
+  unsigned a, b, c, d;  // clang's __builtin_cpu_supports knows "f16c" only from version 18 on
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+         __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
 inline bool runs_avx512() {
