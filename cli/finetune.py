@@ -7,7 +7,6 @@ import click
 
 from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.cli.train import (
-    in_run_folder,
     next_lines,
     options_of_run,
     refuse_idle_fall_back,
@@ -21,7 +20,11 @@ __all__ = ["finetune"]
 @click.command()
 @click.argument("checkpoint", required=False)
 @click.argument("data", required=False)
-@click.option("--scratch", is_flag=True, help="From fresh weights: the one argument is DATA.")
+@click.option(
+    "--scratch",
+    is_flag=True,
+    help="From fresh weights: the one argument is DATA, or none for the demo set.",
+)
 @run_options
 @options_of(FinetuneOptions, leave_out=("data", "checkpoint"))
 def finetune(
@@ -59,9 +62,8 @@ def finetune(
             raise OptionError("CHECKPOINT is missing; --scratch starts from fresh weights")
         given |= {"checkpoint": checkpoint, "data": data}
         options, trained = _options(given, preset, config, scratch)
-        with in_run_folder("finetune", options) as options:
-            summary = run_finetune(options, trained=trained)
-    say(closing_words(options, summary))
+        summary = run_finetune(options, trained=trained)
+    say(closing_words(summary))
 
 
 def _options(
@@ -93,9 +95,9 @@ def _options(
     return options, trained
 
 
-def closing_words(options: FinetuneOptions, summary: dict[str, Any]) -> str:
+def closing_words(summary: dict[str, Any]) -> str:
     """What a person reads at the end: what came out, and what to do with it."""
-    folder = Path(options.out)
+    folder = Path(summary["options"]["out"])
     kept = folder / ("best.pt" if summary["best"] else "last.pt")
     measured = " with the measuring" if summary["best"] else ""
     lines = [

@@ -78,15 +78,29 @@ def run_options(command: Callable) -> Callable:
             help="With --resume: use the checkpoint before a damaged one.",
         ),
         click.option(
-            "--resume", "run", type=click.Path(), help="Go on with the run in this folder."
+            "--resume",
+            "run",
+            type=click.Path(),
+            callback=_not_empty,
+            help="Go on with the run in this folder.",
         ),
         click.option(
-            "--config", type=click.Path(), help="TOML file of options, such as RUN/options.toml."
+            "--config",
+            type=click.Path(),
+            callback=_not_empty,
+            help="TOML file of options, such as RUN/options.toml.",
         ),
         click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options."),
     ):
         command = option(command)
     return command
+
+
+def _not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Raises OptionError for an empty value, as of a shell variable that is not set."""
+    if value == "":
+        raise OptionError(f"{param.opts[0]} must name a file or a folder, got ''")
+    return value
 
 
 def collect(kind: type[AnyOptions], given: dict[str, Any]) -> AnyOptions:

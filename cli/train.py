@@ -1,9 +1,7 @@
 """pacecore train: self-supervised pre-training by pace prediction."""
 
-import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,9 @@ import click
 
 from pacecore.cli.options import given_values, options_of, run_options, say
 from pacecore.config import AnyOptions, TrainOptions, from_mapping
-from pacecore.rules import OptionError, named_by
+from pacecore.rules import OptionError
 
-__all__ = ["in_run_folder", "next_lines", "options_of_run", "refuse_idle_fall_back", "train"]
-
-# They may change when a run goes on, but not of a cosine, whose every step depends on its end.
-_LENGTH = {"epochs", "max_steps"}
+__all__ = ["next_lines", "options_of_run", "refuse_idle_fall_back", "train"]
 
 _NEXT = {
     "test": "accuracy on the held-out videos, with its confusions",
@@ -53,41 +48,8 @@ def train(
         options = from_mapping(
             TrainOptions, values, preset=preset, source=config or "", given=given
         )
-        with in_run_folder("train", options) as options:
-            summary = pretrain(options)
-    say(closing_words(options, summary))
-
-
-@contextmanager
-def in_run_folder(verb: str, options: AnyOptions) -> Iterator[AnyOptions]:
-    """`options`, which without a folder of the run get runs/<verb>-1 or the next number that is
-    free. A process alone makes it, so that another takes the next, and what is still empty at the
-    end goes again; ranks find one name where none has made it yet.
-    """
-    if options.out:
-        yield options
-        return
-    number = 1
-    while (folder := Path("runs") / f"{verb}-{number}").exists() or not _made(folder):
-        number += 1
-    try:
-        yield replace(options, out=str(folder))
-    finally:
-        with suppress(OSError):  # it holds a run; then its parent, where it was the first
-            folder.rmdir()
-            folder.parent.rmdir()
-
-
-def _made(folder: Path) -> bool:
-    """Whether another process has not made `folder` before this one could; what else hinders is
-    told where the run begins.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        try:
-            folder.mkdir(parents=True)
-        except OSError:
-            return not folder.exists()
-    return True
+        summary = pretrain(options)
+    say(closing_words(summary))
 
 
 def refuse_idle_fall_back(resume_previous: bool) -> None:
@@ -104,7 +66,7 @@ def options_of_run(
     config: str | None,
     fall_back: bool,
 ) -> AnyOptions:
-    """The options that the run was started with; only those free to change may differ.
+    """The options that the run was started with, with what was given over them.
 
     fall_back: from the checkpoint before the last, where that is damaged.
     """
@@ -119,19 +81,13 @@ def options_of_run(
     check_kind(run, content, "pretrain" if kind is TrainOptions else "finetune")
     options = stored_options(content, Path(run))
     wanted = {name: value for name, value in given.items() if value is not None}
-    free = named_by(kind, "course", "machine")
-    if options.schedule != "cosine":
-        free |= _LENGTH
-    for name, value in wanted.items():
-        if name not in free and value != getattr(options, name):
-            was = getattr(options, name)
-            raise OptionError(f"{name} must stay {was!r} in the resumed run {run}, got {value!r}")
     return replace(options, **wanted | {"out": run}).resolved()
 
 
-def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
+def closing_words(summary: dict[str, Any]) -> str:
     """What a person reads at the end: what came out, and what to do with it."""
-    results, kept = summary["results"], Path(options.out) / "last.pt"
+    folder = summary["options"]["out"]
+    results, kept = summary["results"], Path(folder) / "last.pt"
     measured = " with the measuring" if results else ""
     lines = [
         f"trained {summary['clips']:,} clips in {summary['time']}{measured} on"
@@ -146,14 +102,15 @@ def closing_words(options: TrainOptions, summary: dict[str, Any]) -> str:
         )
     for path, reason in summary["unreadable"].items():
         lines.append(f"left out: {path}: {reason}")
-    lines += [f"run: {options.out}   checkpoint: {kept}", f"curves: {summary['curves']}"]
+    lines += [f"run: {folder}   checkpoint: {kept}", f"curves: {summary['curves']}"]
     return "\n".join([*lines, *next_lines(kept, summary["next"])])
 
 
 def next_lines(kept: Path, verbs: Sequence[str]) -> list[str]:
     """The commands that go on from the checkpoint `kept`, with the videos it was trained on."""
+    named = f"./{kept}" if str(kept).startswith("-") else str(kept)  # else it reads as an option
     commands = [
-        (shlex.join(["pacecore", verb, str(kept)]), words)
+        (shlex.join(["pacecore", verb, named]), words)
         for verb, words in _NEXT.items()
         if verb in verbs
     ]

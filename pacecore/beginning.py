@@ -1,43 +1,94 @@
 """What a training asks for before it has a network: options that it can keep to, and its videos."""
 
-from dataclasses import replace
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pacecore.checkpoint import load_resume
-from pacecore.config import AnyOptions
+from pacecore.checkpoint import VERBS, check_kind, load_resume
+from pacecore.config import AnyOptions, FinetuneOptions, TrainOptions
 from pacecore.device import trusted
 from pacecore.distributed import is_main, require_same
 from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs, open_inputs
+from pacecore.rules import OptionError, named_by
 from pacecore.runlog import RunFolder, refuse_second_run
 from pacecore.step import check_graph
+from pacecore.trained import stored_options
 
-__all__ = ["begin"]
+__all__ = ["begin", "in_run_folder"]
+
+_OPTIONS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}  # by the kind of the training
+# They may change when a run goes on, but not of a cosine, whose every step depends on its end.
+_LENGTH = {"epochs", "max_steps"}
+
+
+@contextmanager
+def in_run_folder(kind: str, options: AnyOptions, *, resume: bool = False) -> Iterator[AnyOptions]:
+    """`options` of a training of this kind, which without a folder of the run get runs/<verb>-1 or
+    the next number that is free. A process alone makes it, so that another takes the next, and what
+    is still empty at the end goes again; ranks find one name where none has made it yet.
+
+    Raises PacecoreError for another verb's options, and without a folder where a run goes on.
+    """
+    wanted = _OPTIONS[kind]
+    if not isinstance(options, wanted):
+        got = type(options).__name__
+        raise PacecoreError(f"{kind}: options must be {wanted.__name__}, got {got}")
+    if resume and not options.out:
+        raise PacecoreError("out must name the folder of the run that goes on, got ''")
+    if options.out:
+        yield options
+        return
+    number = 1
+    while (folder := Path("runs") / f"{VERBS[kind]}-{number}").exists() or not _made(folder):
+        number += 1
+    try:
+        yield replace(options, out=str(folder))
+    finally:
+        with suppress(OSError):  # it holds a run; then its parent, where it was the first
+            folder.rmdir()
+            folder.parent.rmdir()
+
+
+def _made(folder: Path) -> bool:
+    """Whether another process has not made `folder` before this one could; what else hinders is
+    told where the run begins.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        try:
+            folder.mkdir(parents=True)
+        except OSError:
+            return not folder.exists()
+    return True
 
 
 def begin(
-    options: AnyOptions, device: torch.device, *, resume: bool, fall_back: bool
+    kind: str, options: AnyOptions, device: torch.device, *, resume: bool, fall_back: bool
 ) -> tuple[AnyOptions, Inputs, dict[str, Any] | None]:
-    """What a verb needs before its network: options that `device` is trusted with, the videos, and
-    with `resume` the content of the run's last checkpoint (`fall_back`: of the one before, where
-    the last is damaged). Raises PacecoreError, also for a checkpoint of other videos, and for a new
-    run in the folder of another.
+    """What a training needs before its network: options that `device` is trusted with, the videos,
+    and with `resume` the content of the run's last checkpoint (`fall_back`: of the one before,
+    where the last is damaged). Raises PacecoreError, also for a checkpoint of another setting or of
+    other videos, and for a new run in the folder of another.
     """
-    if not options.out:
-        raise PacecoreError("out must name the folder of the run, got ''")
+    options = options.resolved()
     if is_main():
         # Not after an hour's reading of videos, and so all that follows.
         RunFolder.check(Path(options.out), tensorboard=options.tensorboard)
     if not resume:
         refuse_second_run(options.out)
     content = load_resume(options.out, fall_back=fall_back) if resume else None
+    if content:
+        check_kind(options.out, content, kind)
+        _require_kept(options, stored_options(content, Path(options.out)))
     require_same(options, **{"last.pt": content and content["totals"]})
     if options.graph:
         check_graph(device)
-    options = trusted(options.resolved(), device, resume=resume)
+    options = trusted(options, device, resume=resume)
     data = open_inputs(options)
     options = replace(options, repeat=options.repeat or data.repeat)
     if content and content["identity"] != data.identity:
@@ -46,3 +97,29 @@ def begin(
             f" {options.data or 'the demo set'} holds now: {data.words}"
         )
     return options, data, content
+
+
+def _require_kept(options: AnyOptions, stored: AnyOptions) -> None:
+    """Raises OptionError where a run that goes on would do so with another setting."""
+    free = named_by(options, "course", "machine") | {"out"}
+    if stored.schedule != "cosine":
+        free |= _LENGTH
+    if not options.repeat:  # as the data set has it
+        free.add("repeat")
+    places = named_by(options, "place")
+    if not is_main():  # on each rank's machine its own
+        free |= places
+    for each in fields(options):
+        was, value = getattr(stored, each.name), getattr(options, each.name)
+        same = was == value or (each.name in places and _one_place(was, value))
+        if each.name not in free and not same:
+            raise OptionError(
+                f"{each.name} must stay {was!r} in the resumed run {options.out}, got {value!r}"
+            )
+
+
+def _one_place(one: str, other: str) -> bool:
+    words = {one, other}
+    if words & {"", "auto", "none"}:
+        return False
+    return len({os.path.abspath(os.path.expanduser(word)) for word in words}) == 1

@@ -2,10 +2,11 @@
 
 import difflib
 import math
-import sys
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -405,18 +406,33 @@ def from_mapping(
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise OptionError(f"{named}unknown option {name}{hint}")
-        plain = known[name].type
-        if plain is tuple and type(value) is list:
-            value = tuple(value)
-        if plain is float and type(value) is int:
-            value = float(value) if abs(value) <= sys.float_info.max else math.inf
-        merged[name] = value
+        merged[name] = _as_plain(known[name].type, value)
     try:
         return kind(**merged).resolved()
     except PacecoreError as error:
         first = str(error).split()[0]  # the option's name; of one pace, without its s
         own = given.get(first) is given.get(f"{first}s") is None
         raise OptionError(f"{named if own else ''}{error}") from None
+
+
+def _as_plain(kind: type, value: Any) -> Any:
+    """A value as an option of this type holds it: numbers of NumPy and paths as what they stand
+    for, lists as tuples. What it cannot be stays, to be refused.
+    """
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(_as_plain(int, side) for side in value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, Integral):
+        return int(value)
+    if kind is float and isinstance(value, Real):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    return value
 
 
 def input_scale(normalize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

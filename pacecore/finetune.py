@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
-from pacecore.beginning import begin
+from pacecore.beginning import begin, in_run_folder
 from pacecore.config import FinetuneOptions
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
@@ -192,13 +192,17 @@ def finetune(
 
     The network's options have to be the checkpoint's, and the clips' should be: `inherit_options`
     takes both from it. trained: what options.checkpoint holds, where it was read already. Writes
-    into options.out: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above 0,
-    summary.json, and with matplotlib curves.png. Raises PacecoreError for input that cannot be
+    into options.out, or where that is empty runs/finetune-1 or the next that is free, which the
+    summary's options name: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above
+    0, summary.json, and with matplotlib curves.png. Raises PacecoreError for input that cannot be
     used.
     """
     device = pick_device(options.device)
-    with alone_in_process(), join(device):
-        options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
+    in_folder = in_run_folder("finetune", options, resume=resume)
+    with in_folder as options, alone_in_process(), join(device):
+        options, data, content = begin(
+            "finetune", options, device, resume=resume, fall_back=fall_back
+        )
         labels, classes = labels_and_classes(data.train)
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")

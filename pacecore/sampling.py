@@ -5,6 +5,7 @@ from (pass over the data, video, view) and counting on through the frames. A cli
 of these numbers alone: the same whatever the number of workers or ranks, and after a resume.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -152,10 +153,35 @@ def _last_step(pace: Fraction, clip_frames: int) -> int:
     return (clip_frames - 1) * abs(pace.numerator) // pace.denominator
 
 
+_JITTER_MOST = {
+    "brightness": math.inf,
+    "contrast": math.inf,
+    "saturation": math.inf,
+    "hue": 0.5,
+    "probability": 1.0,
+}
+_SAMPLING_CHOICES = {
+    "view_paces": ("distinct", "free"),
+    "view_augment": ("own", "shared"),
+    "start": ("all", "fit"),
+    "boundary": BOUNDARIES,
+    "reverse": ("off", "augment", "label"),
+}
+
+
+def _require(holds: bool, rule: str, got: object) -> None:
+    if not holds:
+        raise PacecoreError(f"{rule}, got {got!r}")
+
+
+def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name} must be one of {', '.join(choices)}", value)
+
+
 @dataclass(frozen=True)
 class Jitter:
-    """Colour jitter (section 3.4 of the paper): factors uniform in [1 - x, 1 + x], hue uniform in
-    [-hue, hue] turns.
+    """Colour jitter (section 3.4 of the paper): factors uniform in [1 - x, 1 + x] and not below 0,
+    hue uniform in [-hue, hue] turns. Raises PacecoreError for a value out of range.
     """
 
     brightness: float = 0.8
@@ -165,11 +191,17 @@ class Jitter:
     probability: float = 0.8
     scope: str = "frame"  # "frame": each frame draws its own; "clip": one draw for all
 
+    def __post_init__(self) -> None:
+        for name, most in _JITTER_MOST.items():
+            value = getattr(self, name)
+            _require(0 <= value <= most, f"jitter {name} must be 0 to {most:g}", value)
+        _require_one_of("jitter scope", self.scope, ("frame", "clip"))
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How clips are drawn from videos: paces, views, geometry, jitter. Sizes in pixels (height,
-    width).
+    width). Raises PacecoreError for a value out of range.
     """
 
     paces: tuple[Fraction, ...] = tuple(map(Fraction, (1, 2, 3, 4)))
@@ -185,6 +217,20 @@ class Sampling:
     flip: float = 0.5
     jitter: Jitter | None = field(default_factory=Jitter)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        paces = list(self.paces)
+        if not paces or paces[0] <= 0 or paces != sorted(set(paces)):
+            raise PacecoreError(
+                f"paces must be positive and ascend, as parse_paces gives them, got {self.paces}"
+            )
+        for name in ("clip_frames", "views"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        for name, choices in _SAMPLING_CHOICES.items():
+            _require_one_of(name, getattr(self, name), choices)
+        inside = all(1 <= c <= r for c, r in zip(self.crop, self.resize, strict=True))
+        _require(inside, f"crop must be 1 to resize {self.resize}", self.crop)
+        _require(0 <= self.flip <= 1, "flip must be 0 to 1", self.flip)
 
     @property
     def classes(self) -> tuple[Fraction, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.backbones import build_backbone
-from pacecore.beginning import begin
+from pacecore.beginning import begin, in_run_folder
 from pacecore.config import TrainOptions
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
@@ -120,17 +120,21 @@ def _collapse(result: PaceResult) -> str:
 def pretrain(
     options: TrainOptions, *, resume: bool = False, fall_back: bool = False
 ) -> dict[str, Any]:
-    """Pre-trains as `options` (resolved) say and returns the run's summary, with the verbs that
-    the videos serve `next`.
+    """Pre-trains as `options` say and returns the run's summary, with the verbs that the videos
+    serve `next`.
 
-    Writes into options.out: options.toml, metrics.jsonl, last.pt, clips.png, summary.json, and with
+    Writes into options.out, or where that is empty runs/train-1 or the next that is free, which the
+    summary's options name: options.toml, metrics.jsonl, last.pt, clips.png, summary.json, and with
     matplotlib curves.png. With `resume` it goes on from the last checkpoint there (`fall_back`:
     from the one before, where the last is damaged). Raises PacecoreError for input that cannot be
     used.
     """
     device = pick_device(options.device)
-    with alone_in_process(), join(device):
-        options, data, content = begin(options, device, resume=resume, fall_back=fall_back)
+    in_folder = in_run_folder("pretrain", options, resume=resume)
+    with in_folder as options, alone_in_process(), join(device):
+        options, data, content = begin(
+            "pretrain", options, device, resume=resume, fall_back=fall_back
+        )
         if is_main():
             tell(_data_words(options, data) + _size_words(options, device))
         model = pace_model(options)

@@ -1,7 +1,9 @@
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import asdict, fields
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,3 +167,15 @@ def test_input_scale():
     assert input_scale("none") == ((0.0,) * 3, (1.0,) * 3)
     assert input_scale("unit") == ((0.0,) * 3, (255.0,) * 3)
     assert input_scale("imagenet")[0][0] == pytest.approx(0.485 * 255)
+
+
+def test_values_of_numpy_and_paths_are_taken_for_what_they_stand_for(tmp_path):
+    values = {"lr": np.float64(0.01), "flip": np.float32(0.5), "seed": np.int64(3)}
+    values |= {"out": tmp_path, "resize": np.array([48, 64]).tolist(), "crop": np.int32(32)}
+    found = from_mapping(TrainOptions, values)
+    assert (found.lr, found.flip, found.seed, found.out) == (0.01, 0.5, 3, str(tmp_path))
+    assert from_mapping(TrainOptions, {"resize": (np.int64(256), 300)}).resize == (256, 300)
+    assert all(type(value) in (bool, int, float, str, tuple) for value in asdict(found).values())
+    for values in ({"seed": np.float64(3)}, {"lr": True}, {"crop": 32.0}, {"lr": Path("1")}):
+        with pytest.raises(OptionError, match="must be a"):
+            from_mapping(TrainOptions, values)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pacecore.cli.train import in_run_folder
+from pacecore.beginning import in_run_folder
+from pacecore.cli.train import next_lines
 from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.finetune import finetune
@@ -28,8 +29,8 @@ def test_a_process_trains_one_network_at_a_time(tmp_path):
         pretrain(replace(train, out=str(tmp_path / "a")))
     with alone_in_process(), refused:
         finetune(replace(tune, out=str(tmp_path / "b")))
-    with pytest.raises(PacecoreError, match="out must name the folder"):
-        pretrain(train)
+    with pytest.raises(PacecoreError, match="out must name the folder of the run that goes on"):
+        pretrain(train, resume=True)
     pretrain(replace(train, out=str(tmp_path / "a")))
     finetune(replace(tune, out=str(tmp_path / "b")))
 
@@ -45,9 +46,9 @@ def test_runs_that_begin_together_get_a_folder_each(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "mkdir", later)
     nameless = TrainOptions()
-    with in_run_folder("train", nameless) as one, in_run_folder("train", nameless) as two:
+    with in_run_folder("pretrain", nameless) as one, in_run_folder("pretrain", nameless) as two:
         assert (one.out, two.out) == ("runs/train-1", "runs/train-3")
-        with in_run_folder("train", two) as named:
+        with in_run_folder("pretrain", two) as named:
             assert named is two
         Path("runs/train-3/last.pt").touch()
     assert sorted(path.name for path in Path("runs").iterdir()) == ["train-2", "train-3"]
@@ -58,7 +59,7 @@ def test_ranks_find_one_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "runs/train-1").mkdir(parents=True)
     for _ in range(2):
-        with in_run_folder("train", TrainOptions()) as options:
+        with in_run_folder("pretrain", TrainOptions()) as options:
             assert options.out == "runs/train-2"
 
 
@@ -72,3 +73,47 @@ def test_a_run_that_does_not_begin_leaves_no_folder(monkeypatch, capsys, tmp_pat
     code, _, err = call(monkeypatch, capsys, *words)
     verb = words[0]
     assert err == f"pacecore: runs/{verb}-1: cannot be written: runs is not a folder\n"
+
+
+def test_a_training_without_a_folder_makes_one_by_python_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    videos = tiny_set(tmp_path / "set", train=2)
+    options = TrainOptions(**SMALL, data=str(videos), batch=4, max_steps=1, held_out="none")
+    summary = pretrain(options)  # not resolved either
+    assert summary["options"]["out"] == "runs/train-1"
+    assert Path("runs/train-1/last.pt").is_file()
+
+
+@pytest.mark.parametrize("verb", [pretrain, finetune], ids=["pretrain", "finetune"])
+def test_options_of_another_verb_are_refused_at_once(tmp_path, verb):
+    wanted = {pretrain: "TrainOptions", finetune: "FinetuneOptions"}[verb]
+    other = FinetuneOptions if verb is pretrain else TrainOptions
+    with pytest.raises(PacecoreError, match=f"options must be {wanted}, got {other.__name__}"):
+        verb(other(data=str(tmp_path / "none"), out=str(tmp_path / "run")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_with_its_own_setting_by_python_too(monkeypatch, tmp_path):
+    videos = tiny_set(tmp_path / "set", train=2)
+    common = {**SMALL, "batch": 4, "max_steps": 1, "held_out": "none"}
+    common |= {"data": str(videos), "out": str(tmp_path / "run")}
+    options = TrainOptions(**common)
+    pretrain(options)
+    first = (tmp_path / "run" / "options.toml").read_text()
+    changed = {"lr": 0.5, "seed": 9, "paces": "1,2,3,7", "normalize": "none", "data": "elsewhere"}
+    for name, value in changed.items():
+        was = getattr(options, name)
+        with pytest.raises(PacecoreError, match=f"^{name} must stay {was!r} .*, got {value!r}"):
+            pretrain(replace(options, **{name: value}), resume=True)
+    with pytest.raises(PacecoreError, match="a run of pacecore train; resume it with that"):
+        finetune(FinetuneOptions(**common), resume=True)
+    assert (tmp_path / "run" / "options.toml").read_text() == first
+    # The end, how often it logs, and where the same videos lie may be said anew.
+    monkeypatch.chdir(tmp_path)
+    longer = replace(options, max_steps=2, log_every=1, data="set", repeat=0)
+    assert pretrain(longer, resume=True)["steps"] == 2
+
+
+def test_the_next_commands_name_a_folder_that_looks_like_an_option():
+    (line,) = next_lines(Path("-dash/last.pt"), ["test"])[1:]
+    assert line.startswith("  pacecore test ./-dash/last.pt ")

@@ -27,6 +27,9 @@ def changed(tensor: Tensor, index: tuple, value: float) -> Tensor:
 WRONG_SHAPES = [
     ("plan", lambda t: t.long(), "plan must be (B, T) int32"),
     ("plan", lambda t: t[0], "plan must be (B, T) int32"),
+    ("plan", lambda t: t.to("meta"), "plan must be on the device of frames.data, "),
+    ("jitter_order", lambda t: t.to("meta"), "jitter_order must be on the device of frames.data"),
+    ("table", lambda t: t.to("meta"), "frames.table must be on the device of frames.data, "),
     ("crop", lambda t: t[:1], "crop must be (B, 3) int32"),
     ("crop", lambda t: t.float(), "crop must be (B, 3) int32"),
     ("jitter", lambda t: t[:, 1:], "jitter must be (B, T, 4) float32"),

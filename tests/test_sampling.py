@@ -271,3 +271,41 @@ def test_centre_plan():
     assert plan.crop.tolist() == [8, 29, 0]
     assert (plan.jitter_order == -1).all()
     assert plan.frame_numbers.tolist() == list(range(5, 37, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"paces": (Fraction(4), Fraction(1))}, "paces must be positive and ascend"),
+        ({"paces": (Fraction(1), Fraction(1))}, "paces must be positive and ascend"),
+        ({"paces": (Fraction(-1), Fraction(1))}, "paces must be positive and ascend"),
+        ({"paces": ()}, "paces must be positive and ascend"),
+        ({"clip_frames": 0}, "clip_frames must be at least 1, got 0"),
+        ({"views": 0}, "views must be at least 1, got 0"),
+        ({"start": "fitt"}, "start must be one of all, fit, got 'fitt'"),
+        ({"view_augment": "both"}, "view_augment must be one of own, shared, got 'both'"),
+        ({"reverse": "on"}, "reverse must be one of off, augment, label, got 'on'"),
+        ({"boundary": "wrap"}, "boundary must be one of restart, modulo, clamp, got 'wrap'"),
+        ({"view_paces": "same"}, "view_paces must be one of distinct, free, got 'same'"),
+        ({"crop": (200, 100)}, r"crop must be 1 to resize \(128, 171\), got \(200, 100\)"),
+        ({"crop": (0, 100)}, "crop must be 1 to resize"),
+        ({"flip": 7.0}, "flip must be 0 to 1, got 7.0"),
+    ],
+)
+def test_a_sampling_that_nothing_can_be_drawn_by_is_refused(values, message):
+    with pytest.raises(PacecoreError, match=message):
+        Sampling(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hue": 3.0}, "jitter hue must be 0 to 0.5, got 3.0"),
+        ({"contrast": -0.1}, "jitter contrast must be 0 to inf, got -0.1"),
+        ({"probability": 1.5}, "jitter probability must be 0 to 1, got 1.5"),
+        ({"scope": "clips"}, "jitter scope must be one of frame, clip, got 'clips'"),
+    ],
+)
+def test_a_jitter_out_of_range_is_refused(values, message):
+    with pytest.raises(PacecoreError, match=message):
+        Jitter(**values)

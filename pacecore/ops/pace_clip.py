@@ -91,6 +91,12 @@ def pace_clip(
         )
     if isinstance(jitter, Tensor) and (jitter.requires_grad or has_tangent(jitter)):
         raise PacecoreError("pace_clip: jitter must not require a gradient, there is none")
+    inputs = {"frames.table": frames.table, "plan": plan, "crop": crop, "jitter": jitter}
+    for name, tensor in (inputs | {"jitter_order": jitter_order}).items():
+        # Of one without values, as on `meta`, torch would run the fake kernel.
+        if isinstance(tensor, Tensor) and tensor.device != frames.data.device:
+            where = f"the device of frames.data, {frames.data.device}"
+            raise PacecoreError(f"pace_clip: {name} must be on {where}, got {tensor.device}")
     with expected_errors("pace_clip"):
         return ops().pace_clip(
             frames.data,
