@@ -57,9 +57,9 @@ def data_check(
 ) -> dict:
     """Decodes every video once, and pieces of it again by seeking; what a person should know of it.
 
-    workers: 0 is one process a core, 1 this process. timeout_seconds: for one video. Returns the
-    report, as JSON has it: "videos", "frames", "splits", "classes", "lengths", "loops" (share of
-    clips that leave the video, which betrays their pace), "findings", "serious" (how many).
+    workers: 0 or -1 is one process a core, 1 this process. timeout_seconds: for one video. Returns
+    the report, as JSON has it: "videos", "frames", "splits", "classes", "lengths", "loops" (share
+    of clips that leave the video, which betrays their pace), "findings", "serious" (how many).
     """
     paths = [entry.path for entry in index.entries]
     checked: dict[int, _Checked] = {}

@@ -114,7 +114,7 @@ def probe_all(
     on_progress: Callable[[int, int], None] | None = None,
     timeout_seconds: float = 600.0,
 ) -> tuple[VideoIndex, list[BadVideo]]:
-    """Counts the frames of every video not counted yet, `workers` at a time (0: one a core).
+    """Counts the frames of every video not counted yet, `workers` at a time (0 or -1: one a core).
 
     Each in a process that may die, or hang for timeout_seconds, alone (run_jobs); workers=1: in
     this one. Returns the index of the readable ones, with num_frames and counted, and the others

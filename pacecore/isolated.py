@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
+from numbers import Integral
 from typing import Any
 
 from pacecore.errors import PacecoreError
 from pacecore.files import reason_of
 from pacecore.workers import core_count, signals_kept
 
-__all__ = ["JobFailure", "run_jobs"]
+__all__ = ["JobFailure", "process_count", "run_jobs"]
 
 _IMPORT_SECONDS = 60.0  # that a new process may take beside its first job
 # Not a process of multiprocessing, which would run the script that called us once more.
@@ -32,6 +33,16 @@ class JobFailure:
     reason: str
 
 
+def process_count(workers: int) -> int:
+    """How many processes `workers` asks for: 0 and -1, as the options of other verbs have it, are
+    one a core. Raises PacecoreError for another number below 1.
+    """
+    if not isinstance(workers, Integral) or workers < -1:
+        rule = "workers must be a whole number of at least -1"
+        raise PacecoreError(f"{rule}, got {workers!r}")
+    return workers if workers > 0 else core_count()
+
+
 def run_jobs(
     function: Callable[[Any], Any],
     jobs: Sequence[Any],
@@ -39,20 +50,21 @@ def run_jobs(
     timeout_seconds: float | Callable[[Any], float] = 600.0,
     jobs_each: int = 1,
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the job, function(job)) as they get done, in `workers` processes (0: one a core),
-    or fewer, so that each has `jobs_each`: short jobs are not worth the start of many.
+    """(number of the job, function(job)) as they get done, in process_count(workers) processes, or
+    fewer, so that each has `jobs_each`: short jobs are not worth the start of many.
 
     A job whose process dies, or that takes longer than timeout_seconds, which may be a function of
     the job, gives a JobFailure, and another process takes the place. An exception of the function
     is raised here. function and jobs must be picklable, by what modules hold, not the script that
     runs. workers=1 runs in this process, without that protection.
     """
+    most = process_count(workers)
     if workers == 1:
         yield from _run_here(function, jobs)
         return
     limit = timeout_seconds if callable(timeout_seconds) else lambda _: timeout_seconds
     waiting = ((number, job, limit(job)) for number, job in enumerate(jobs))
-    count = min(-(-len(jobs) // jobs_each), workers or core_count())
+    count = min(-(-len(jobs) // jobs_each), most)
     running = [_Worker(function) for _ in range(count)]
     try:
         busy = [worker for worker in running if worker.take(waiting)]

@@ -20,7 +20,7 @@ from pacecore.errors import PacecoreError
 from pacecore.files import for_one_process, made_folder, reason_of, write_lines, write_text
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import BadVideo, VideoEntry, VideoIndex, absolute
-from pacecore.isolated import JobFailure, run_jobs
+from pacecore.isolated import JobFailure, process_count, run_jobs
 from pacecore.media import state_of
 from pacecore.resample import plane_shapes, resample
 from pacecore.video import VideoError, decode_all
@@ -77,12 +77,13 @@ def pack(
 ) -> tuple["FrameStore", list[BadVideo]]:
     """Decodes every video once into a store at `size` (height, width), `workers` processes at once.
 
-    index: counted by probe_all. workers: 0 is one a core, 1 is this process. on_progress(done,
-    total) counts videos. A pack that was broken off goes on where it stood, but for files that have
-    changed. Returns the store of the videos that decoded, in the order of the index, and the others
-    with the reason. Raises StoreError: no room on the disk, or the folder holds something else;
-    PacecoreError where another process is packing into it.
+    index: counted by probe_all. workers: 0 or -1 is one a core, 1 is this process.
+    on_progress(done, total) counts videos. A pack that was broken off goes on where it stood, but
+    for files that have changed. Returns the store of the videos that decoded, in the order of the
+    index, and the others with the reason. Raises StoreError: no room on the disk, or the folder
+    holds something else; PacecoreError where another process is packing into it.
     """
+    process_count(workers)  # refused before the folder is made
     folder = folder_to_pack(folder)
     try:
         with for_one_process(folder / _LOCK, "is packing into it"):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pacecore.check import data_check
 from pacecore.errors import PacecoreError
+from pacecore.index import VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
+from pacecore.store import pack
 from tests.video_files import write_video
 
 
@@ -73,9 +77,24 @@ def test_what_a_closed_link_raises_may_be_the_jobs_own(error, monkeypatch):
 
 def test_a_process_for_each_core_that_may_be_used(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
-    assert len({result for _, result in run_jobs(process, range(6))}) == 2
+    for workers in (0, -1):
+        assert len({result for _, result in run_jobs(process, range(6), workers)}) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert len({result for _, result in run_jobs(process, range(3))}) == 1
+
+
+@pytest.mark.parametrize("workers", [-2, 1.5, "2", None])
+def test_workers_that_are_no_number_of_processes_are_refused_before_any_work(workers, tmp_path):
+    words = re.escape(f"workers must be a whole number of at least -1, got {workers!r}")
+    nothing = VideoIndex("", "", ())
+    for begins in (
+        lambda: list(run_jobs(job, ["die"], workers)),
+        lambda: data_check(nothing, workers=workers),
+        lambda: pack(nothing, tmp_path / "store", (8, 8), workers),
+    ):
+        with pytest.raises(PacecoreError, match=words):
+            begins()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_few_short_jobs_share_a_process():
