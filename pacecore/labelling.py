@@ -59,13 +59,13 @@ def _with_classes(listing: Listing, layout: str) -> VideoIndex:
     if numbers:
         where = next(row.where for row in listing.rows if not isinstance(row.said, int))
         raise DatasetError(f"{where}: has no number for a label, as other lines have")
+    known = set(said) - {None}
     if None in said:
-        known = set(said) - {None}
         said = [row.said or _its_folder(row, known, listing.root) for row in listing.rows]
         if None in said:
             return listing.index(layout, ())
     classes = tuple(sorted(set(said)))
-    if len(classes) == 1:  # one folder around all is no class
+    if len(classes) == 1 and not known:  # one folder around all is no class
         classes, said = (), [None] * len(said)
     for row, name in zip(listing.rows, said, strict=True):
         row.said = name

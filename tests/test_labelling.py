@@ -3,6 +3,9 @@
 import pytest
 
 from pacecore.datasets import DatasetError, find_videos
+from pacecore.errors import PacecoreError
+from pacecore.finetune import labels_and_classes
+from pacecore.source import VideoFiles
 from tests.trees import labels, names, text, tree
 
 
@@ -47,6 +50,17 @@ def test_path_class_list_and_path_only_list(tmp_path):
     assert labels(find_videos(inside)) == [None, None]
     two_folders = text(tmp_path / "list.txt", "s/x/a.avi 0\ns/y/d.avi 0\n")
     assert find_videos(two_folders).classes == ("0",)
+
+
+def test_the_one_class_that_lines_name_is_a_class_and_one_folder_is_none(tmp_path):
+    tree(tmp_path, "s/a.avi", "s/b.avi")
+    for lines in ("s/a.avi,A\ns/b.avi,A\n", "path,label\ns/a.avi,A\ns/b.avi,A\n"):
+        index = find_videos(text(tmp_path / "list.csv", lines))
+        assert (index.classes, labels(index)) == (("A",), [0, 0])
+        with pytest.raises(PacecoreError, match="needs two classes or more, got 1"):
+            labels_and_classes(VideoFiles(index))
+    index = find_videos(text(tmp_path / "list.csv", "s/a.avi\ns/b.avi\n"))
+    assert (index.classes, labels(index)) == ((), [None, None])
 
 
 def test_a_test_list_without_labels_whose_folders_are_classes_is_no_list_without_labels(tmp_path):
