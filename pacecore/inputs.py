@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +98,9 @@ def open_inputs(options: RunOptions) -> Inputs:
     words += f"; {len(held):,} held out" if held else "; none held out"
     if held and options.held_out == "auto" and not set(held.splits) & set(_MEASURED):
         grouped = len(set(recordings(entry.name for entry in held.entries))) < len(held)
-        how = "by recordings, which their names tell (_gNN_)," if grouped else f"each {_EVERY}th"
+        how = (
+            "by recordings, which their names tell (_gNN_)," if grouped else f"one of each {_EVERY}"
+        )
         words += f", {how} as there is no test split; --held-out names others"
     if missing:
         words += f"; {missing:,} more are listed but not there"
@@ -185,8 +188,8 @@ def _demo() -> Path:
 
 
 def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
-    """Training and held-out videos: the data's own test or val split, else of every tenth recording
-    (of the last, where there are fewer), so that no clips of one lie on both sides.
+    """Training and held-out videos: the data's own test or val split, else one in ten recordings
+    (one, where there are fewer), so that no clips of one lie on both sides.
     """
     for name in _MEASURED:
         if name in index.splits and "train" in index.splits:
@@ -196,12 +199,34 @@ def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
     order = list(dict.fromkeys(cut_from))
     if len(index) < _EVERY or len(order) == 1:
         return index, None
-    held = set(order[_EVERY - 1 :: _EVERY] or order[-1:])
+    held = _one_in_ten(index.entries, cut_from, order)
+    if not held:
+        return index, None
     parts: tuple[list[VideoEntry], list[VideoEntry]] = ([], [])
     for entry, recording in zip(index.entries, cut_from, strict=True):
         parts[recording in held].append(entry)
     kept, held_out = (replace(index, entries=tuple(part)) for part in parts)
     return kept, held_out
+
+
+def _one_in_ten(entries: Sequence[VideoEntry], cut_from: list[str], order: list[str]) -> set[str]:
+    """Of each ten recordings the last that leaves each of its classes a video to train on, which
+    the tenth mostly does.
+    """
+    labels: dict[str, Counter] = {recording: Counter() for recording in order}
+    for entry, recording in zip(entries, cut_from, strict=True):
+        if entry.label is not None:
+            labels[recording][entry.label] += 1
+    left = sum(labels.values(), Counter())
+    tens = [order[end - _EVERY : end] for end in range(_EVERY, len(order) + 1, _EVERY)] or [order]
+    held = set()
+    for ten in tens:
+        for recording in reversed(ten):
+            if all(count < left[label] for label, count in labels[recording].items()):
+                held.add(recording)
+                left -= labels[recording]
+                break
+    return held
 
 
 def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[str, str]]]:

@@ -18,6 +18,7 @@ from pacecore.config import MeasureOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
+from pacecore.index import VideoEntry, VideoIndex
 from pacecore.inputs import learned_from, open_inputs, worker_count
 from pacecore.protocol import decoder_count, open_measured
 from pacecore.store import pack
@@ -93,7 +94,33 @@ def test_a_tenth_that_is_held_out_for_want_of_a_split_is_told(tmp_path):
     (tmp_path / "train.txt").write_text("".join(f"{number}.mp4 0\n" for number in range(10)))
     for data in (tmp_path, tmp_path / "train.txt"):
         words = open_inputs(replace(options_of(tmp_path), data=str(data))).words
-        assert "; 1 held out, each 10th as there is no test split; --held-out names" in words
+        assert "; 1 held out, one of each 10 as there is no test split; --held-out names" in words
+
+
+@pytest.mark.parametrize(
+    ("classes", "held"),
+    [
+        ("A" * 9 + "B" * 11, [9, 19]),  # the tenths, as of videos without labels
+        ("A" * 10 + "B" * 9 + "C", [9, 18]),
+        ("A" * 9 + "B" + "A" * 9 + "B", [9, 18]),
+        ("AABCDEFGHIJ", [1]),
+        ("ABCDEFGHIJKL", []),
+    ],
+)
+def test_the_tenth_that_is_held_out_leaves_each_class_a_video_to_train_on(classes, held):
+    entries = tuple(VideoEntry(f"{n}", f"{n}", ord(one), one) for n, one in enumerate(classes))
+    kept, apart = inputs._split(VideoIndex("", "class folders", entries))
+    assert [int(entry.name) for entry in (apart.entries if apart else ())] == held
+    assert {entry.class_name for entry in kept.entries} == set(classes)
+    assert len(kept) + len(held) == len(classes)
+
+
+def test_the_recording_that_is_held_out_is_not_all_that_its_class_has():
+    names = [f"v_Wave_g{group:02}_c{clip:02}" for group in range(1, 10) for clip in (1, 2)]
+    names += ["v_Yawn_g01_c01", "v_Yawn_g01_c02"]
+    entries = tuple(VideoEntry(name, name, int("Yawn" in name)) for name in names)
+    apart = inputs._split(VideoIndex("", "class folders", entries))[1]
+    assert [entry.name for entry in apart.entries] == ["v_Wave_g09_c01", "v_Wave_g09_c02"]
 
 
 @pytest.mark.parametrize(("groups", "held"), [(11, {"g10"}), (4, {"g04"}), (1, set())])
