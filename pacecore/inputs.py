@@ -89,9 +89,10 @@ def open_inputs(options: RunOptions) -> Inputs:
     bad: list[tuple[str, str]] = []
     listed = {entry.name: entry.num_frames for entry in index.entries}
     if not store:
-        index, bad = open_index(index, options.max_bad)
+        index, bad = open_index(index, options.max_bad, data)
     if held is not None and not held_store:
-        held, more = open_index(held, options.max_bad)
+        named = data if options.held_out == "auto" else options.held_out
+        held, more = open_index(held, options.max_bad, named)
         bad += more
     frames = sum(entry.num_frames for entry in index.entries)
     words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
@@ -229,8 +230,11 @@ def _one_in_ten(entries: Sequence[VideoEntry], cut_from: list[str], order: list[
     return held
 
 
-def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[str, str]]]:
-    """`index` with counted frames and without the unreadable videos, which come beside it.
+def open_index(
+    index: VideoIndex, max_bad: int, named: str
+) -> tuple[VideoIndex, list[tuple[str, str]]]:
+    """`index`, as the user named it, with counted frames and without the unreadable videos, which
+    come beside it.
 
     Each rank counts a share of the videos; every rank must call it, with the same index.
     """
@@ -253,7 +257,11 @@ def open_index(index: VideoIndex, max_bad: int) -> tuple[VideoIndex, list[tuple[
             f" the first one: {bad[0][0]}: {bad[0][1]}"
         )
     if not kept:
-        raise PacecoreError(f"{index.root}: none of its {len(index)} videos can be read")
+        path, reason = bad[0]
+        if path == str(Path(named).expanduser()):  # one video
+            raise PacecoreError(f"{path}: {reason}")
+        none = f"{named}: none of its {len(index)} videos can be read"
+        raise PacecoreError(f"{none}; the first one: {path}: {reason}")
     return replace(index, entries=kept), bad
 
 

@@ -198,7 +198,7 @@ def test_ranks_share_the_cores_that_count(ranks, processes, tmp_path, monkeypatc
 
     monkeypatch.setattr(inputs, "probe_all", counting)
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
-    inputs.open_index(find_videos(tmp_path), max_bad=0)
+    inputs.open_index(find_videos(tmp_path), 0, str(tmp_path))
     assert asked == [processes]
 
 
@@ -368,11 +368,23 @@ def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypa
     assert "was trained on other videos than these: 1 training videos" in capsys.readouterr().out
 
 
-def test_of_videos_none_of_which_can_be_read_nothing_is_trained(tmp_path):
+def test_of_videos_none_of_which_can_be_read_the_first_is_told_with_the_reason(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"no video")
-    with pytest.raises(PacecoreError, match=f"{tmp_path}: none of its 2 videos can be read"):
-        open_inputs(replace(options_of(tmp_path), max_bad=2))
+    (tmp_path / "list.txt").write_text("a.mp4\nb.mp4\n")
+    reason = f"{tmp_path}/a.mp4: cannot be read: Invalid data found when processing input"
+    for named in (tmp_path, tmp_path / "list.txt"):
+        words = f"{named}: none of its 2 videos can be read; the first one: {reason}$"
+        with pytest.raises(PacecoreError, match=words):
+            open_inputs(replace(options_of(tmp_path), data=str(named)))
+    with pytest.raises(PacecoreError, match=f"^{reason}$"):
+        open_inputs(replace(options_of(tmp_path), data=str(tmp_path / "a.mp4")))
+    write_tiny(tmp_path / "good.mp4", 0, 0, 20)
+    options = replace(options_of(tmp_path / "good.mp4"), held_out=str(tmp_path / "list.txt"))
+    with pytest.raises(
+        PacecoreError, match=r"list\.txt: none of its 2 .*; the first one: .*a\.mp4"
+    ):
+        open_inputs(options)
 
 
 def test_with_no_data_named_it_is_the_demo_set_which_is_made_once(tmp_path, monkeypatch, capsys):

@@ -61,7 +61,7 @@ def _count_slowly_on_one(number, port, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "probe_all", counting)
         with join(torch.device("cpu"), patience=timedelta(seconds=2)):
-            counted, _ = inputs.open_index(find_videos(folder), max_bad=0)
+            counted, _ = inputs.open_index(find_videos(folder), 0, str(folder))
     assert [entry.num_frames for entry in counted.entries] == [20, 21]
 
 
