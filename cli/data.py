@@ -6,19 +6,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from pacecore.cli.demo import demo
 from pacecore.datasets import data_index, find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.files import writing
 from pacecore.index import BadVideo, VideoIndex
+from pacecore.rules import OptionError
 from pacecore.sampling import parse_paces
-
-if TYPE_CHECKING:  # loads torch, which takes seconds
-    from pacecore.store import FrameStore
 
 __all__ = ["data"]
 
@@ -128,14 +126,18 @@ def check(
 ) -> None:
     """Decode every video of SOURCE once and say what is wrong. Exit code 1: look at something.
 
-    Of a frame store, every frame is compared with its checksum.
+    Of a frame store, every frame is compared with its checksum; of the options --json applies.
     """
-    from pacecore.check import data_check
+    from pacecore.check import data_check, store_check
     from pacecore.store import FrameStore
 
     if FrameStore.is_at(source):
-        if not _verify(FrameStore.open(source)):
-            context.exit(1)
+        _require_none_idle(context)
+        store = FrameStore.open(source)
+        with _progress("checking", len(store)) as progress:
+            report = store_check(store, progress)
+        _print_store_report(report)
+        _finish_check(context, report, report_file)
         return
     pace_set = parse_paces(paces)
     found = find_videos(source, **how)
@@ -150,11 +152,36 @@ def check(
             on_progress=progress,
         )
     _print_report(report)
+    _finish_check(context, report, report_file)
+
+
+def _require_none_idle(context: click.Context) -> None:
+    """How videos are found and decoded says nothing of a store."""
+    given = [
+        each.opts[0]
+        for each in context.command.params
+        if isinstance(each, click.Option)
+        and each.name != "report_file"
+        and context.get_parameter_source(each.name) is not ParameterSource.DEFAULT
+    ]
+    if given:
+        raise OptionError(f"of a frame store only --json applies, got {', '.join(given)} too")
+
+
+def _finish_check(context: click.Context, report: dict, report_file: Path | None) -> None:
     if report_file:
         with writing(report_file):  # in place: it may be /dev/stdout
             report_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
     if report["serious"]:
         context.exit(1)
+
+
+def _print_store_report(report: dict) -> None:
+    for finding in report["findings"][:_SHOWN]:
+        click.echo(finding["detail"])
+    bad = report["serious"]
+    words = f"{bad} of them damaged" if bad else "every frame as it was packed"
+    click.echo(f"{report['root']}: {report['videos']} videos, {words}")
 
 
 def _print_report(report: dict) -> None:
@@ -236,13 +263,3 @@ def pack_command(
         store, bad = pack(counted, folder, size, workers=workers, on_progress=progress)
     _say_bad(bad)
     click.echo(f"{folder}: {len(store)} videos of {size[0]} x {size[1]}")
-
-
-def _verify(store: "FrameStore") -> bool:
-    with _progress("checking", len(store)) as progress:
-        bad = store.verify(progress)
-    for one in bad[:_SHOWN]:
-        click.echo(one.reason)
-    words = f"{len(bad)} of them damaged" if bad else "every frame as it was packed"
-    click.echo(f"{store.folder}: {len(store)} videos, {words}")
-    return not bad

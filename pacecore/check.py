@@ -17,9 +17,10 @@ from pacecore.index import VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.paper import OFFICIAL_SPLITS
 from pacecore.sampling import loop_share
+from pacecore.store import FrameStore
 from pacecore.video import VideoError, VideoInfo, decode, decode_all, probe, turned
 
-__all__ = ["data_check"]
+__all__ = ["data_check", "store_check"]
 
 # What a person has to look at; other kinds are notes.
 _SERIOUS = {"unreadable", "empty", "seeking", "count", "twice in two splits", "totals", "missing"}
@@ -80,6 +81,26 @@ def data_check(
         findings.append(Finding(path, "missing", "is listed and not there"))
     findings += _totals(index, fold)
     return _report(index, results, findings, paces, clip_frames)
+
+
+def store_check(store: FrameStore, on_progress: Callable[[int, int], None] | None = None) -> dict:
+    """Compares every frame of a store with its checksum.
+
+    Returns the report, as JSON has it, with those entries of data_check's that a store has; a
+    finding is a video with damaged frames, of which it names the first.
+    """
+    index = store.index
+    bad = store.verify(on_progress)
+    return {
+        "root": str(store.folder),
+        "layout": f"frame store of {store.size[0]} x {store.size[1]}",
+        "videos": len(index),
+        "readable": len(index) - len(bad),
+        "frames": sum(entry.num_frames for entry in index.entries),
+        "kinds": {"damaged": len(bad)} if bad else {},
+        "serious": len(bad),
+        "findings": [vars(Finding(one.path, "damaged", one.reason)) for one in bad],
+    }
 
 
 def _check_video(clip_frames: int, path: str) -> _Checked:

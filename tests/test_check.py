@@ -219,17 +219,34 @@ def test_commands(folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert "184 frames" in result.output
     assert len(FrameStore.open(tmp_path / "store")) == 6
-    whole = run("check", tmp_path / "store")
+    report = tmp_path / "store.json"
+    whole = run("check", tmp_path / "store", "--json", report)
     assert (whole.exit_code, whole.output.count("every frame as it was packed")) == (0, 1)
+    said = json.loads(report.read_text())
+    assert (said["layout"], said["videos"], said["frames"]) == ("frame store of 24 x 32", 6, 184)
+    assert (said["readable"], said["serious"], said["findings"]) == (6, 0, [])
     with (tmp_path / "store" / "frames.bin").open("r+b") as file:
         file.write(bytes(64))
-    damaged = run("check", tmp_path / "store")
+    damaged = run("check", tmp_path / "store", "--json", report)
     assert damaged.exit_code == 1
     assert "frame 0 of" in damaged.output
     assert "6 videos, 1 of them damaged" in damaged.output
+    said = json.loads(report.read_text())
+    assert (said["readable"], said["serious"], said["kinds"]) == (5, 1, {"damaged": 1})
+    assert "frame 0 of" in said["findings"][0]["detail"]
     (tmp_path / "store" / "index.json").rename(tmp_path / "store" / "journal.jsonl")
     unfinished = run("check", tmp_path / "store")
     assert "an unfinished store; pack again to go on" in str(unfinished.exception)
+
+
+def test_what_says_nothing_of_a_store_is_refused_by_name(tmp_path):
+    (tmp_path / "frames.bin").touch()
+    idle = ["--split", "test", "--fold", "1", "--paces", "zzz", "--timeout", "600"]
+    failed = run("check", tmp_path, *idle, "--json", tmp_path / "report.json").exception
+    assert isinstance(failed, PacecoreError)
+    names = "--fold, --split, --paces, --timeout"
+    assert str(failed) == f"of a frame store only --json applies, got {names} too"
+    assert [path.name for path in tmp_path.iterdir()] == ["frames.bin"]
 
 
 def test_of_many_unreadable_videos_the_first_are_named_and_the_others_counted(tmp_path):
