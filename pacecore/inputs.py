@@ -119,7 +119,7 @@ def open_inputs(options: RunOptions) -> Inputs:
         words,
         _identity(index, held),
         tuple(bad),
-        1 if index.layout == "Kinetics" else 10,
+        1 if index.layout.split(",")[0] == "Kinetics" else 10,
     )
 
 

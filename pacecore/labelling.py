@@ -6,7 +6,7 @@ from pathlib import Path
 from pacecore.index import DatasetError, VideoIndex
 from pacecore.listing import Listing, Row, lines_of
 
-__all__ = ["labelled"]
+__all__ = ["labelled", "without_test"]
 
 
 def labelled(listing: Listing, folder: Path, ucf101: str, other: str) -> VideoIndex:
@@ -89,9 +89,15 @@ def _without_unlabelled_test(listing: Listing) -> str:
         or any(row.said is not None or _folder_name(row, listing.root) in known for row in test)
     ):
         return ""
-    listing.rows = rest
+    return without_test(listing)
+
+
+def without_test(listing: Listing) -> str:
+    """Leaves the test videos out, in words, if one is there."""
+    count = sum(row.split == "test" for row in listing.rows)
+    listing.rows = [row for row in listing.rows if row.split != "test"]
     listing.missing = [each for each in listing.missing if each[1] != "test"]
-    return f", without the {len(test)} of test, whose labels are not listed"
+    return f", without the {count} of test, whose labels are not listed" if count else ""
 
 
 def _folder_name(row: Row, root: Path) -> str | None:

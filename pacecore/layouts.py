@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from pacecore.index import DatasetError, VideoEntry, VideoIndex, is_index, read_index
-from pacecore.labelling import labelled
+from pacecore.index import SPLITS, DatasetError, VideoEntry, VideoIndex, is_index, read_index
+from pacecore.labelling import labelled, without_test
 from pacecore.listing import (
     SPLIT_WORDS,
     Listing,
@@ -29,7 +29,7 @@ _LIST_NAME = re.compile(  # as trainlist01.txt, or ucf101_val_split_1_videos.txt
     r"\.(?:txt|csv|json)$",
     re.I,
 )
-_KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
+_KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
 
 
 def read_source(
@@ -273,7 +273,10 @@ def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
             rows = csv.DictReader(text, skipinitialspace=True)
-            if not _KINETICS_COLUMNS.issubset(rows.fieldnames or ()):
+            names = set(rows.fieldnames or ())
+            # Without labels, as that of test, it is told from other tables by having no more.
+            unlabelled = names <= _KINETICS_COLUMNS | {"split", "is_cc"}
+            if not names >= _KINETICS_COLUMNS or not ("label" in names or unlabelled):
                 return None
             return list(rows)
     except (UnicodeDecodeError, csv.Error):
@@ -286,9 +289,12 @@ def _kinetics_tables(folder: Path) -> list[tuple[Path, list[dict[str, str]]]]:
 
 
 def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> VideoIndex:
-    """Videos YOUTUBE-ID_START_END.mp4, or YOUTUBE-ID.mp4, anywhere below the table's folder."""
+    """Videos YOUTUBE-ID_START_END.mp4, or YOUTUBE-ID.mp4, anywhere below the table's folder; those
+    of test, where no label of them is listed, are left out if others are there to validate on.
+    """
     by_stem = {video.stem: video for video in walk(root)}
     listing = Listing(root, "skip")
+    labels: dict[str, set[str]] = {split: set() for split in SPLITS}
     for table, rows in tables:
         for number, row in enumerate(rows, 2):
             where = f"{table} line {number}"
@@ -300,12 +306,16 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
             split = (row.get("split") or _split_word(table)).lower()
             if split not in SPLIT_WORDS:
                 raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
+            split, label = SPLIT_WORDS[split], row.get("label") or None
+            if label:
+                labels[split].add(label)
             if found is None:
-                listing.lose(row["youtube_id"] + span, SPLIT_WORDS[split], where)
+                listing.lose(row["youtube_id"] + span, split, where)
                 continue
-            listing.rows.append(Row(found, SPLIT_WORDS[split], row["label"] or None, where))
-    labels = {row["label"] for _, rows in tables for row in rows if row["label"]}
-    return listing.index("Kinetics", tuple(sorted(labels)))
+            listing.rows.append(Row(found, split, label, where))
+    there = {row.split for row in listing.rows if row.said}
+    left_out = without_test(listing) if not labels["test"] and {"train", "val"} <= there else ""
+    return listing.index("Kinetics" + left_out, tuple(sorted(set().union(*labels.values()))))
 
 
 def _root_of_table(folder: Path) -> Path:

@@ -45,6 +45,13 @@ def test_kinetics_is_shown_once_an_epoch_and_what_is_missing_is_counted(tmp_path
     assert "; 1 more are listed but not there" in data.words
     resolved, _, _ = begin(options, torch.device("cpu"), resume=False, fall_back=False)
     assert resolved.repeat == 1
+    (tmp_path / "val.csv").write_text(f"{HEAD}waving,b,0,10,val\n")
+    (tmp_path / "test.csv").write_text(f"{HEAD},c,0,10,test\n")
+    for number, name in enumerate("bc"):
+        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20)
+    data = open_inputs(options)
+    assert "Kinetics, without the 1 of test, whose labels are not listed in" in data.words
+    assert (data.repeat, data.held_out.path(0).name) == (1, "b.mp4")
 
 
 def test_other_videos_are_shown_ten_times_unless_told(tmp_path):

@@ -210,6 +210,35 @@ def test_kinetics_has_the_classes_of_its_tables_whichever_videos_are_there(tmp_p
     assert labels(index) == [1]
 
 
+@pytest.mark.parametrize(
+    "head", ["youtube_id,time_start,time_end", "label,youtube_id,time_start,time_end"]
+)
+def test_kinetics_without_the_labels_of_test_is_told_as_other_sets_are(head, tmp_path):
+    tree(tmp_path, "train/a.mp4", "val/b.mp4", "test/c.mp4", "test/d.mp4")
+    labelled = "label,youtube_id,time_start,time_end,split\n"
+    text(tmp_path / "train.csv", f"{labelled}archery,a,1,11,train\nzumba,gone,1,11,train\n")
+    rows = "".join(f"{',' * head.startswith('label')}{name},1,11,test\n" for name in "cde")
+    text(tmp_path / "test.csv", f"{head},split\n{rows}")
+    for table in (tmp_path, tmp_path / "test.csv"):  # with no others to measure on they are kept
+        index = find_videos(table, split="test")
+        assert (names(index), labels(index)) == (["test/c.mp4", "test/d.mp4"], [None, None])
+    text(tmp_path / "val.csv", f"{labelled}zumba,b,1,11,val\n")
+    index = find_videos(tmp_path)
+    assert index.layout == "Kinetics, without the 2 of test, whose labels are not listed"
+    assert (index.splits, index.missing) == (("train", "val"), (("gone_000001_000011", "train"),))
+    assert index.classes == ("archery", "zumba")
+    for name in "cd":
+        (tmp_path / "test" / f"{name}.mp4").unlink()
+    assert find_videos(tmp_path).layout == "Kinetics"
+
+
+def test_a_table_with_columns_of_its_own_beside_those_of_kinetics_is_a_list(tmp_path):
+    tree(tmp_path, "a.mp4", "b.mp4")
+    head = "path,class,youtube_id,time_start,time_end\n"
+    index = find_videos(text(tmp_path / "l.csv", f"{head}a.mp4,run,x,1,2\nb.mp4,walk,y,1,2\n"))
+    assert (names(index), index.classes) == (["a.mp4", "b.mp4"], ("run", "walk"))
+
+
 real = pytest.mark.skipif(not DATA, reason="PACECORE_DATA names no folder of real videos")
 
 
