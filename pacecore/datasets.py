@@ -161,7 +161,7 @@ def data_index(
 
     Returns the index of the readable ones and the others with the reason; both are in the file.
     Raises PacecoreError, before it counts, for a `path` in no folder that can be written in, or
-    where something else than an index is.
+    where something else than an index is; after it, and writes nothing, where none is readable.
     """
     path = Path(path)
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -169,5 +169,9 @@ def data_index(
     if path.exists() and not is_index(path):
         raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
     counted, bad = probe_all(index, workers, on_progress)
+    if not counted.entries:
+        first = "".join(f"; the first one: {each.path}: {each.reason}" for each in bad[:1])
+        none = f"none of the {len(index)} videos can be read"
+        raise PacecoreError(f"{path}: is not written, as {none}{first}")
     write_index(counted, path, bad)
     return counted, bad

@@ -186,6 +186,16 @@ def test_index_replaces_nothing_but_an_index(folder, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_of_videos_none_of_which_can_be_read_no_index_is_written(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.avi").write_bytes(b"")
+    failed = run("index", tmp_path, tmp_path / "index.jsonl", "--workers", 1).exception
+    assert isinstance(failed, PacecoreError)
+    words = r"/index\.jsonl: is not written, as none of the 2 videos can be read; the first one: "
+    assert re.search(rf"{words}.*a\.avi: cannot be read: ", str(failed))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.avi", "b.avi"]
+
+
 def test_a_folder_that_takes_no_index_is_told_before_the_counting(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root all are open
     monkeypatch.setattr("pacecore.datasets.probe_all", None)
