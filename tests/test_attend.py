@@ -151,6 +151,12 @@ def test_a_start_frame_beyond_the_video(tmp_path):
         run_attend(load_trained(checkpoint), options)
 
 
+def test_paces_that_run_backwards_are_refused_without_an_option_that_attend_lacks(tmp_path):
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    with pytest.raises(PacecoreError, match=r"^paces must be positive, got -1,1$"):
+        run_attend(load_trained(checkpoint), options_of(tmp_path, paces="-1,1"))
+
+
 def test_time_must_be_known():
     with pytest.raises(PacecoreError, match="time must be mean, last or all, got 'sum'"):
         attention_maps(Given(torch.ones(1, 1, 1, 2, 2)), torch.zeros(1, 3, 1, 2, 2), (2, 2), "sum")

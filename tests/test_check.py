@@ -285,6 +285,7 @@ def test_of_many_unreadable_videos_the_first_are_named_and_the_others_counted(tm
         (("pack", ".", "store", "--size", "24,8193"), "each of 1 to 8192, got '24,8193'"),
         (("index", ".", "out.jsonl", "--workers", "100000"), "'--workers': 100000 is not in the"),
         (("check", ".", "--clip-frames", "0"), "'--clip-frames': 0 is not in the range"),
+        (("check", ".", "--paces", "-1,1"), "paces must be positive, got -1,1"),
         (("check", ".", "--timeout", "-1"), "'--timeout': -1.0 is not in the range"),
     ],
 )
