@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = ["FrameStore", "StoreError", "folder_to_pack", "pack", "record_bytes",
 
 _FRAMES, _INDEX, _JOURNAL, _LOCK = "frames.bin", "index.json", "journal.jsonl", ".lock"
 _LINE = 64  # records begin at cache lines
+_MOST_SIDE = 8192  # rows, and columns, of a frame
 
 
 class StoreError(PacecoreError):
@@ -81,9 +83,11 @@ def pack(
     on_progress(done, total) counts videos. A pack that was broken off goes on where it stood, but
     for files that have changed. Returns the store of the videos that decoded, in the order of the
     index, and the others with the reason. Raises StoreError: no room on the disk, or the folder
-    holds something else; PacecoreError where another process is packing into it.
+    holds something else; PacecoreError where another process is packing into it, or for another
+    `size` or `workers`.
     """
     process_count(workers)  # refused before the folder is made
+    size = _whole_size(size)
     folder = folder_to_pack(folder)
     try:
         with for_one_process(folder / _LOCK, "is packing into it"):
@@ -103,6 +107,14 @@ def pack(
         raise StoreError(f"{folder}: cannot be written: {reason_of(error)}") from error
     bad = [BadVideo(j.path, done[j.video]["bad"]) for j in jobs if "bad" in done[j.video]]
     return FrameStore.open(folder), bad
+
+
+def _whole_size(size: tuple[int, int]) -> tuple[int, int]:
+    pair = isinstance(size, tuple | list) and len(size) == 2
+    if not pair or not all(isinstance(n, Integral) and 0 < n <= _MOST_SIDE for n in size):
+        rule = f"size must be (height, width), each of 1 to {_MOST_SIDE}"
+        raise PacecoreError(f"pack: {rule}, got {size!r}")
+    return int(size[0]), int(size[1])
 
 
 def folder_to_pack(folder: str | Path) -> Path:
@@ -315,7 +327,11 @@ class FrameStore:
         """Rows of frames `wanted`, (N,) int64 in any order, in `whole()` and in what `to_device`
         gives. Raises StoreError for a damaged frame, as `decode` does.
         """
-        wanted, count = np.asarray(wanted, dtype=np.int64), self.num_frames(video)
+        given, count = np.asarray(wanted), self.num_frames(video)
+        if given.dtype.kind not in "iu":
+            rule = "wanted frames must be whole numbers"
+            raise StoreError(f"{self.path(video)}: {rule}, got {given}")
+        wanted = given.astype(np.int64)
         if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0 or wanted.max() >= count:
             raise StoreError(
                 f"{self.path(video)}: has {count} frames in the store, {wanted} were asked for"

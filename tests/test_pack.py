@@ -1,6 +1,7 @@
 """Packing a frame store: broken off and gone on with, on a full disk, of videos that do not fit."""
 
 import json
+import re
 import resource
 from dataclasses import replace
 from itertools import islice
@@ -43,6 +44,16 @@ def test_a_long_video_has_longer_to_be_packed(frames, seconds, index, tmp_path, 
     one, *others = index.entries
     pack(replace(index, entries=(replace(one, num_frames=frames), *others)), tmp_path, (8, 8), 1)
     assert limits == [seconds, *[600] * len(others)]
+
+
+@pytest.mark.parametrize(
+    "size", [36, (36.5, 48), (36,), (36, 48, 3), (0, 8), (8, 8193), "24", None]
+)
+def test_a_size_that_no_frame_can_have_is_refused_before_a_folder_is_made(size, index, tmp_path):
+    rule = re.escape(f"pack: size must be (height, width), each of 1 to 8192, got {size!r}")
+    with pytest.raises(PacecoreError, match=rule):
+        pack(index, tmp_path / "store", size, workers=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_off_pack_goes_on(index, whole, tmp_path, monkeypatch):

@@ -237,6 +237,13 @@ def test_frames_that_are_not_there(store):
             store.decode(0, np.array(wanted, dtype=np.int64))
 
 
+def test_frames_are_asked_for_by_whole_numbers(store):
+    for wanted in (np.array([1.7]), [True], ["1"], []):
+        with pytest.raises(StoreError, match="wanted frames must be whole numbers, got "):
+            store.decode(0, wanted)
+    assert len(store.decode(0, [3, 1])) == 2
+
+
 def test_store_index_is_json(store):
     content = json.loads((store.folder / "index.json").read_text())
     assert content["size"] == [24, 33]

@@ -11,7 +11,7 @@ import pytest
 from av.stream import Disposition
 
 from pacecore.errors import PacecoreError
-from pacecore.video import VideoError, decode, probe
+from pacecore.video import VideoError, decode, decode_all, probe
 from pacecore.video.container import opened, packets_of
 from tests.video_files import write_video
 
@@ -208,3 +208,19 @@ def test_a_thousand_opens_hold_no_file_and_no_memory(tmp_path):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert len(os.listdir("/proc/self/fd")) == files
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 8 * 1024  # KiB
+
+
+def test_all_frames_of_a_folder_without_pictures_are_refused_as_by_probe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path, ""):
+        for reads in (probe, lambda path: list(decode_all(path))):
+            with pytest.raises(VideoError, match=f"{path}: a folder without pictures"):
+                reads(path)
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 1.5, None])
+def test_a_chunk_is_a_whole_number_of_frames(chunk, tmp_path):
+    words = f"decode_all: chunk must be a whole number of at least 1, got {chunk}"
+    for path in (tmp_path, write_video(tmp_path / "a.avi", frames=3)):
+        with pytest.raises(PacecoreError, match=words):
+            list(decode_all(path, chunk=chunk))

@@ -8,6 +8,7 @@ square, or field by field is not followed.
 
 import os
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 
 import av
@@ -25,7 +26,7 @@ from pacecore.video.container import (
     opened,
     packets_of,
 )
-from pacecore.video.probing import VideoInfo, by_presentation, probe
+from pacecore.video.probing import VideoInfo, by_presentation, pictures_of, probe
 
 __all__ = ["decode", "decode_all", "turned"]
 
@@ -65,10 +66,13 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
 def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> Iterator[Frames]:
     """Every frame of a video in order, at most `chunk` at a time; planar: RGB becomes YUV too.
 
-    Raises VideoError where decoding fails.
+    Raises VideoError where decoding fails, and PacecoreError for a chunk of no frame.
     """
+    if not isinstance(chunk, Integral) or chunk < 1:
+        rule = "chunk must be a whole number of at least 1"
+        raise PacecoreError(f"decode_all: {rule}, got {chunk!r}")
     if Path(path).is_dir():
-        for first in range(0, len(files := picture_files(path)), chunk):
+        for first in range(0, len(files := pictures_of(path)), chunk):
             wanted = np.arange(first, min(first + chunk, len(files)))
             yield _decode_pictures(path, wanted, planar=planar)
         return

@@ -20,7 +20,7 @@ from pacecore.timeline import (
 )
 from pacecore.video.container import VideoError, decoded, opened, packets_of
 
-__all__ = ["VideoInfo", "by_presentation", "probe"]
+__all__ = ["VideoInfo", "by_presentation", "pictures_of", "probe"]
 
 # Containers whose packets carry the presentation stamp that the encoder wrote.
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -190,10 +190,16 @@ def _info(
     )
 
 
-def _probe_pictures(path: str | Path) -> VideoInfo:
+def pictures_of(path: str | Path) -> list[Path]:
+    """The frames of a folder of pictures. Raises VideoError for one without."""
     files = picture_files(path)
     if not files:
         raise VideoError(path, "a folder without pictures")
+    return files
+
+
+def _probe_pictures(path: str | Path) -> VideoInfo:
+    files = pictures_of(path)
     with opened(files[0]) as (_, stream):
         height, width = stream.codec_context.height, stream.codec_context.width
         codec, pixel_format = stream.codec_context.name, stream.codec_context.pix_fmt
