@@ -200,6 +200,11 @@ def _add_list(listing: Listing, path: Path, split: str | None, root: Path) -> No
             rows.append((video, part, columns, where))
     swapped = not named_columns and _frames_come_first(rows)
     for video, part, columns, where in rows:
+        if len(columns) > 1 and columns[1][:1].isalpha() and not named_columns:
+            raise DatasetError(
+                f"{where}: a third column is the number of frames, got {_shortened(columns[1])};"
+                " the first line of a .csv may name its columns: path, label, split"
+            )
         label, frames = _columns(columns[1::-1] if swapped else columns, where)
         listing.rows.append(Row(video, part, label, where, frames))
 

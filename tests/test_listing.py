@@ -172,7 +172,8 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
         "a.avi 0\nb.avi -1\n": "line 2: label must be from 0 to 1000000, got -1$",
         "a.avi 0\nb.avi 1000001\n": "line 2: label must be from 0 to 1000000, got 1000001$",
         f"a.avi 0\nb.avi {'9' * 5000}\n": "line 2: label must be from 0 to 1000000, got 9999",
-        "a.avi 0 x\n": "line 1: frames must be from 1 to 1000000000, got x$",
+        "a.avi 0 train\n": "line 1: a third column is the number of frames, got train; the first "
+        "line of a .csv may name its columns: path, label, split$",
         "a.avi 0 0\n": "line 1: frames must be from 1 to 1000000000, got 0$",
         "a.avi 0 ²\n": "line 1: frames must be from 1 to 1000000000, got ²$",
         "a.avi 0\nb.avi\n": "line 2: has no number for a label",
