@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 from pacecore.errors import PacecoreError
@@ -79,7 +78,6 @@ def find_videos(
     with _told_if_long(path):
         index = read_source(path, split, fold, Path(root).expanduser() if root else None, missing)
     ordered = sorted(index.entries, key=lambda entry: (entry.name, entry.split or ""))
-    _require_unique(index, ordered)
     return replace(index, entries=tuple(ordered)).select(split)
 
 
@@ -99,13 +97,6 @@ def _told_if_long(path: Path) -> Iterator[None]:
         yield
     finally:
         late.cancel()
-
-
-def _require_unique(index: VideoIndex, ordered: list[VideoEntry]) -> None:
-    for one, other in pairwise(ordered):
-        if one.name == other.name:
-            where = f" (in {one.split} and {other.split})" if one.split != other.split else ""
-            raise DatasetError(f"{index.root}: {one.name} is listed twice{where}")
 
 
 def probe_all(

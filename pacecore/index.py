@@ -185,6 +185,7 @@ def read_index(path: str | Path) -> VideoIndex:
     """
     path = Path(path)
     entries: list[VideoEntry] = []
+    first: dict[str, int] = {}  # lines of the videos
     root, head = "", {"layout": "", "classes": []}
     with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, text in enumerate(lines, 1):
@@ -195,6 +196,11 @@ def read_index(path: str | Path) -> VideoIndex:
                     head, root = line, os.path.realpath(path.resolve().parent / line["root"])
                 elif line["state"] == "ok":
                     _require(_of_video(line, head["classes"]))
+                    before = first.setdefault(line["path"], number)
+                    if before != number:
+                        raise DatasetError(
+                            f"{line['path']} is listed twice; first in line {before}"
+                        )
                     file = line.get("file") or os.path.join(root, line["path"])
                     counted = line.get("counted")
                     entries.append(

@@ -10,6 +10,7 @@ from pacecore.index import SPLITS, DatasetError, VideoEntry, VideoIndex, is_inde
 from pacecore.labelling import labelled, without_test
 from pacecore.listing import (
     SPLIT_WORDS,
+    ListedTwiceError,
     Listing,
     Row,
     folders_in,
@@ -70,6 +71,8 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
             roots = [root] if root else _roots(path, lists)
             try:
                 return _listed(roots, lists, pairs, fold, missing)
+            except ListedTwiceError:
+                raise
             except DatasetError as error:  # they may be of something else
                 return replace(index, layout=f"{index.layout}, not by its lists: {error}")
     unread = f", not by the lists of {' or '.join(sets)}: name one of them" if sets else ""

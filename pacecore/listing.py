@@ -15,6 +15,7 @@ from pacecore.media import is_video_name, picture_files
 
 __all__ = [
     "SPLIT_WORDS",
+    "ListedTwiceError",
     "Listing",
     "Row",
     "folders_in",
@@ -121,6 +122,10 @@ class _Lookup:
         return found
 
 
+class ListedTwiceError(DatasetError):
+    """Of lists that are of these videos, then: no others are tried."""
+
+
 @dataclass(slots=True)
 class Row:
     """A video that a list names, and what it says of it."""
@@ -157,11 +162,16 @@ class Listing:
                 f"{self.root}: none of the {len(self.missing)} listed videos is there"
             )
         rank = {name: label for label, name in enumerate(classes)}
-        entries = []
+        entries, first = [], {}
         for row in self.rows:
             label = rank[row.said] if isinstance(row.said, str) else row.said
             name = classes[label] if label is not None else None
             relative = os.path.relpath(row.path, self.root).replace(os.sep, "/")
+            if (before := first.setdefault(relative, row)) is not row:
+                splits = f", in {before.split} and {row.split}" if before.split != row.split else ""
+                raise ListedTwiceError(
+                    f"{row.where}: {relative} is listed twice{splits}; first in {before.where}"
+                )
             entries.append(VideoEntry(str(row.path), relative, label, name, row.split, row.frames))
         return VideoIndex(str(self.root), layout, tuple(entries), classes, tuple(self.missing))
 

@@ -314,5 +314,7 @@ def test_an_edited_index_is_refused_by_line_rule_and_value(tmp_path):
     ]:
         with pytest.raises(DatasetError, match=words):
             find_videos(write(head | change, first))
+    with pytest.raises(DatasetError, match=r"line 4: a\.avi is listed twice; first in line 2$"):
+        find_videos(write(head, first, bare, first))
     with pytest.raises(DatasetError, match="line 1: not a line of a pacecore index"):
         find_videos(text(source, "[" * 99_999))

@@ -95,7 +95,10 @@ def test_ucf101_errors(tmp_path):
 def test_a_video_in_train_and_test_is_an_error(tmp_path):
     root = ucf101(tmp_path, "ucfTrainTestlist")
     text(root / "ucfTrainTestlist" / "testlist01.txt", "Punch/v_Punch_g08_c01.avi\n")
-    with pytest.raises(DatasetError, match=r"g08_c01\.avi is listed twice \(in test and train\)"):
+    twice = (
+        r"trainlist01\.txt line 2: Punch/v_Punch_g08_c01\.avi is listed twice, in test and train"
+    )
+    with pytest.raises(DatasetError, match=rf"{twice}; first in .*/testlist01\.txt line 1$"):
         find_videos(root)
 
 

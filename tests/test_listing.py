@@ -177,7 +177,7 @@ def test_list_errors_name_file_line_rule_and_value(tmp_path):
         "a.avi 0 0\n": "line 1: frames must be from 1 to 1000000000, got 0$",
         "a.avi 0 ²\n": "line 1: frames must be from 1 to 1000000000, got ²$",
         "a.avi 0\nb.avi\n": "line 2: has no number for a label",
-        "a.avi 0\na.avi 0\n": "a.avi is listed twice",
+        "a.avi 0\nb.avi 0\nA.avi 0\n": "line 3: a.avi is listed twice; first in .*list.txt line 1",
     }.items():
         with pytest.raises(DatasetError, match=message):
             find_videos(text(folder / "list.txt", content))
@@ -371,6 +371,17 @@ def test_lists_in_annotations_that_name_no_videos_are_told(tmp_path):
     assert names(index) == ["001YG.mp4", "004QE.mp4"]
     assert index.layout.startswith("videos without labels, not by its lists: ")
     assert "Charades_v1_train.csv line 1: 'id,subject,scene' begins with no video" in index.layout
+
+
+def test_lists_in_annotations_that_name_a_video_twice_are_not_passed_over(tmp_path):
+    tree(tmp_path, "1.mp4", "2.mp4")
+    for split, lines in (("train", "1.mp4 0\n2.mp4 1\n"), ("test", "2.mp4 1\n")):
+        text(tmp_path / "annotations" / f"{split}.txt", lines)
+    said = (
+        r"train\.txt line 2: 2\.mp4 is listed twice, in test and train; first in .*test\.txt line 1"
+    )
+    with pytest.raises(DatasetError, match=said):
+        find_videos(tmp_path)
 
 
 def test_the_official_folder_of_diving48(tmp_path):
