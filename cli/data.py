@@ -139,8 +139,6 @@ def check(
         _print_store_report(report)
         _finish_check(context, report, report_file)
         return
-    if "-" in paces:  # of which parse_paces names an option of training
-        raise OptionError(f"paces must be positive, got {paces}")
     pace_set = parse_paces(paces)
     found = find_videos(source, **how)
     with _progress("decoding", len(found)) as progress:

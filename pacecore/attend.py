@@ -76,7 +76,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
     PacecoreError for a start frame that a video does not have, or a video that cannot be read.
     """
     device = pick_device(options.device)
-    paces = _forward(options.paces or getattr(trained.options, "paces", "1,2,3,4"))
+    paces = parse_paces(options.paces or getattr(trained.options, "paces", "1,2,3,4"))
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         source = data.held_out or data.train
@@ -94,13 +94,6 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
         if is_main():
             write_json(folder / "attend.json", result)
         return result
-
-
-def _forward(paces: str) -> tuple[Fraction, ...]:
-    """As parse_paces, whose words on backward ones name an option of training."""
-    if "-" in paces:
-        raise PacecoreError(f"paces must be positive, got {paces}")
-    return parse_paces(paces)
 
 
 @dataclass

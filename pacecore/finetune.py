@@ -306,7 +306,8 @@ def labels_and_classes(source: FrameSource) -> tuple[np.ndarray, tuple[str, ...]
     if not classes:
         classes = tuple(str(label) for label in range(int(labels.max()) + 1))
     if len(classes) < 2:
-        raise PacecoreError(f"training split: needs two classes or more, got {len(classes)}")
+        got = f"{len(classes)}: {', '.join(classes)}"
+        raise PacecoreError(f"training split: needs two classes or more, got {got}")
     lacking = sorted(set(range(len(classes))) - set(labels.tolist()))
     if lacking:
         names = ", ".join(classes[label] for label in lacking[:10])

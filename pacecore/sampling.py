@@ -76,7 +76,7 @@ def parse_paces(paces: str) -> tuple[Fraction, ...]:
     if len(set(values)) < len(values):
         raise PacecoreError(f"paces must differ from each other, got {paces}")
     if values[0] < 0:
-        raise PacecoreError(f"paces must be positive (see --reverse for backwards), got {paces}")
+        raise PacecoreError(f"paces must be positive, got {paces}")
     return tuple(values)
 
 
