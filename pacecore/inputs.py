@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,10 @@ from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
 from pacecore.workers import core_count
 
-__all__ = ["Inputs", "learned_from", "open_index", "open_inputs", "resident_frames", "worker_count"]
+__all__ = [
+    "Inputs", "identity_of", "learned_from", "open_index", "open_inputs", "resident_frames",
+    "worker_count",
+]  # fmt: skip
 
 DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
 _MEASURED = ("test", "val")  # the split that is held out, the first of these that there is
@@ -121,6 +124,21 @@ def open_inputs(options: RunOptions) -> Inputs:
         tuple(bad),
         1 if index.layout.split(",")[0] == "Kinetics" else 10,
     )
+
+
+def identity_of(*parts: Iterable[tuple[str | Path, int | None]]) -> str:
+    """Of videos, (path, frames) each, in any order: their names from the folder on that all have in
+    common, wherever that is and by whatever path it was named, and their frame counts, hashed.
+    """
+    real = [[(os.path.realpath(path), frames) for path, frames in part] for part in parts]
+    common = os.path.commonpath([os.path.dirname(path) for part in real for path, _ in part])
+    above = os.path.dirname(common)
+    digest = hashlib.sha256()
+    for part in real:
+        for name, frames in sorted((os.path.relpath(path, above), frames) for path, frames in part):
+            digest.update(f"{name}\t{frames}\n".encode("utf-8", "surrogateescape"))
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
 
 
 def learned_from(options: RunOptions, source: FrameSource) -> int:

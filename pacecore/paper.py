@@ -96,8 +96,10 @@ def data_set_of(path: str, result: dict[str, Any]) -> str:
     """
     classes = len(result.get("per_class", ()))
     videos = result.get("videos", result.get("query_videos", 0))
+    gallery = result.get("gallery_videos")
     for name, (count, splits) in OFFICIAL_SPLITS.items():
-        if classes in (0, count) and any(videos == test for _, test in splits.values()):
+        sizes = any(videos == test and gallery in (None, train) for train, test in splits.values())
+        if classes in (0, count) and sizes:
             return name
     name = Path(path).name or path
     return f"{name} (not an official split)" if name in OFFICIAL_SPLITS else name

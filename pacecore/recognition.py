@@ -19,7 +19,7 @@ from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.files import aside, write_json
-from pacecore.inputs import Inputs, learned_from
+from pacecore.inputs import Inputs, identity_of, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
@@ -272,6 +272,10 @@ def run_test(
             "data": options.data or trained.options.data or "demo set",
             "data_words": data.words,
             "identity": data.identity,
+            "videos_identity": identity_of(
+                (data.held_out.path(n), data.held_out.num_frames(n))
+                for n in range(len(data.held_out))
+            ),
             "device": str(device),
             "measured_with": asdict(options),
             **figures,

@@ -1,14 +1,15 @@
 """Runs side by side in the form of the paper's tables, with the paper's own figures beside them.
 
-A row is a setting: runs that differ in seed or official split only are one row, mean and sample
-standard deviation. Nothing is computed anew; what the verbs wrote into the run folders is read.
+A row is a setting, and what it was measured on: runs that differ in seed or official split only are
+one row, mean and sample standard deviation. Nothing is computed anew; what the verbs wrote into the
+run folders is read.
 """
 
 import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from pacecore.errors import PacecoreError
 from pacecore.files import aside, made_folder, write_json, write_text
 from pacecore.paper import PaperFigure, data_set_of, matching, method_of, paper_figures
 from pacecore.rules import named_by
-from pacecore.runs import NoResults, Run, read_run, told_apart
+from pacecore.runs import Measured, NoResults, Run, elsewhere, measured_of, read_run, told_apart
 
 __all__ = ["Table", "make_report"]
 
@@ -29,6 +30,9 @@ _INCIDENTAL = {"kind"}.union(
         for kind in (TrainOptions, FinetuneOptions)
     )
 )
+
+_OWN = "its own"  # the split that a run left out of its training
+_NEW = "all new"  # videos that were not learned from, nor stand in the gallery
 
 
 @dataclass
@@ -115,24 +119,34 @@ def _grouped(
 ) -> list[tuple[dict[str, Any], list[Run]]]:
     """Runs of one setting together, in the order in which the settings first came."""
     groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
-    for run in runs:
-        setting = _settings(run, result_of(run))
+    found = [(run, measured_of(result_of(run), run.options)) for run in runs]
+    identities: dict[Measured, set[str]] = {}
+    for _, of in found:
+        identities.setdefault(replace(of, identity=""), set()).add(of.identity)
+    for run, of in found:
+        setting = _settings(run, result_of(run), of)
+        if len(identities[replace(of, identity="")] - {""}) > 1:  # the data changed in between
+            setting["measured"]["identity"] = of.identity or None
         text = json.dumps(setting, sort_keys=True, default=str)
         groups.setdefault(text, (setting, []))[1].append(run)
     return list(groups.values())
 
 
-def _settings(run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    """All that a run's `result`, {} before there is one, depends on but seed and split."""
+def _settings(run: Run, result: dict[str, Any], of: Measured) -> dict[str, Any]:
+    """All that a run's `result`, {} before there is one, depends on but seed and split, where the
+    split is the one that the run left out of its training.
+    """
 
     def kept(options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name not in _INCIDENTAL}
 
-    by = result.get("measured_with", {})
-    path = by.get("held_out", "auto")
+    own = run.options.get("fold")  # bare weights and files of features have none
     measured = {
-        "data": path if path not in ("", "auto", "none") else result.get("data") or run.data,
-        "clips": by.get("clips"),
+        "data": of.place,
+        "gallery": of.data if "top" in result and of.place != of.data else None,
+        "fold": own and (_OWN if of.fold == own else of.fold),
+        "videos": of.spoilt or _NEW,
+        "clips": result.get("measured_with", {}).get("clips"),
         "average": result.get("average"),
     }
     return {
@@ -162,16 +176,29 @@ def _differing(groups: list[tuple[dict[str, Any], list[Run]]], shown: set[str]) 
 
 _IN_COLUMNS = {
     "backbone", "depth", "width", "paces", "freeze", "lambda_cls", "lambda_ctr", "contrast", "data",
+    "videos",
 }  # fmt: skip
 
 
 def _rows(
     runs: Iterable[Run], result_of: Callable[[Run], dict[str, Any]]
-) -> Iterator[tuple[list[Run], str, str]]:
-    """Of each setting its runs, the data they were measured on, and how it differs from others."""
+) -> Iterator[tuple[list[Run], dict[str, Any], str]]:
+    """Of each setting its runs, what they were measured on, and how it differs from others."""
     groups = _grouped(runs, result_of)
-    for (setting, members), other in zip(groups, _differing(groups, _IN_COLUMNS), strict=True):
-        yield members, setting["measured"]["data"], other
+    places = {setting["measured"]["data"] for setting, _ in groups}
+    alike = len({Path(place).name for place in places}) < len(places)
+    shown = _IN_COLUMNS - {"data"} if alike else _IN_COLUMNS  # names tell them apart, or paths
+    for (setting, members), other in zip(groups, _differing(groups, shown), strict=True):
+        yield members, setting["measured"], other
+
+
+def _data_words(name: str, measured: dict[str, Any]) -> str:
+    return name if measured["videos"] == _NEW else f"{name} ({measured['videos']})"
+
+
+def _as_published(measured: dict[str, Any]) -> bool:
+    """Whether a figure is of videos that are new to the run, by the split it was trained on."""
+    return measured["videos"] == _NEW and measured["fold"] in (None, _OWN)
 
 
 def _network(options: dict[str, Any]) -> str:
@@ -186,14 +213,14 @@ def _pace_table(runs: list[Run]) -> Table:
         ["network", "method", "paces", "data", "accuracy %", "chance %", "differs in"],
     )
     measured = [run for run in runs if run.kind == "pretrain" and _pace_result(run)]
-    for members, folder, other in _rows(measured, _pace_result):
+    for members, by, other in _rows(measured, _pace_result):
         run = members[0]
         table.rows.append(
             [
                 _network(run.options),
                 method_of(run.options),
                 run.options["paces"],
-                data_set_of(folder, {}),
+                _data_words(data_set_of(by["data"], {}), by),
                 _mean_words([_pace_result(each)["pace_accuracy"] for each in members]),
                 f"{100 * _pace_result(run)['chance']:.1f}",
                 other,
@@ -217,21 +244,22 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     measured = [run for run in runs if run.kind == "finetune" and "top1" in run.test]
     clips = " or ".join(str(n) for n in sorted({run.test["clips_per_video"] for run in measured}))
     table = Table(f"Action recognition, {clips} clips a video (Tables 1 to 4)", heads)
-    for members, folder, other in _rows(measured, lambda run: run.test):
-        run = members[0]
+    for members, by, other in _rows(measured, lambda run: run.test):
+        run, folder = members[0], by["data"]
         tests = [each.test for each in members]
         data = data_set_of(folder, run.test)
         frozen = run.options.get("freeze") == "backbone"
         setting = run.options, run.learning, folder, data
         usual = run.test["clips_per_video"] == 10 and run.test.get("average") != "logits"
-        paper = matching(known, "top1", *setting) if usual and not frozen else ""
+        usual = usual and _as_published(by) and not frozen
+        paper = matching(known, "top1", *setting) if usual else ""
         table.rows.append(
             [
                 _network(run.options),
                 method_of(run.learning),
                 str(run.learning.get("paces", "-")),
                 "head only" if frozen else "all",
-                data,
+                _data_words(data, by),
                 *(
                     _mean_words([test[name] for test in tests])
                     for name in ("top1", "top5", "mean_per_class", "clip_top1")
@@ -257,14 +285,16 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
             if (each["stage"], each["pool"], each["unit"]) == kind
         }
         measured = [run for run in runs if run.folder in found]
-        for members, folder, other in _rows(measured, lambda run, of=found: of[run.folder]):
+        for members, by, other in _rows(measured, lambda run, of=found: of[run.folder]):
             run, results = members[0], [found[each.folder] for each in members]
+            folder = by["data"]
             data = data_set_of(folder, results[0])
             weights = "-" if run.kind == "features" else method_of(run.learning)
             if run.kind == "finetune":
                 weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
             paper = {}
-            if run.kind == "pretrain" and unit == "video" and results[0].get("clips", 10) == 10:
+            usual = pool == "max" and unit == "video" and results[0].get("clips", 10) == 10
+            if run.kind == "pretrain" and usual and _as_published(by):
                 setting = run.options, run.learning, folder, data
                 paper = {k: matching(known, f"{stage}-top{k}", *setting) for k in ks}
             table.rows.append(
@@ -273,7 +303,7 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
                     weights,
                     stage + (", averaged" if pool == "gap" and stage != "gap" else ""),
                     unit,
-                    data,
+                    _data_words(data, by),
                     *(
                         _mean_words([each["top"][str(k)] for each in results])
                         if all(str(k) in each["top"] for each in results)
@@ -350,7 +380,7 @@ def _page(
     parts.append(
         "Means and sample standard deviations over the runs of one setting, their number in"
         " brackets. The paper's figures stand beside a row only where it is the paper's setting:"
-        " network, width, clip, pre-training and data."
+        " network, width, clip, pre-training and data, of videos that were not learned from."
     )
     parts.append("")
     parts += [table.markdown() for table in tables]
@@ -363,7 +393,7 @@ def _page(
         said = (("seed", "seed"), ("split", "fold"))  # bare weights and files of features have none
         words = [f"{word} {run.options[name]}" for word, name in said if name in run.options]
         words = ", ".join([run.kind, *words, run.summary.get("time", "no summary")])
-        parts.append(f"- `{run.folder}`: {words}{_top1_words(run)}")
+        parts.append(f"- `{run.folder}`: {words}{_result_words(run)}")
     parts += [f"- left out: {words}" for words in left_out]
     parts.append("")
     for file, what in drawn:
@@ -371,12 +401,24 @@ def _page(
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _top1_words(run: Run) -> str:
-    """Top-1 of a tested run and its bootstrap interval over videos."""
-    if "top1" not in run.test:
-        return ""
-    words = f"; top-1 {100 * run.test['top1']:.1f} %"
+def _result_words(run: Run) -> str:
+    """Of a tested run top-1 and its bootstrap interval over videos, and of every result what other
+    videos than the run's own held-out ones it is of.
+    """
+    words = ""
+    if "top1" in run.test:
+        words = f"; top-1 {100 * run.test['top1']:.1f} %"
     if "top1_interval_95" in run.test:
         low, high = run.test["top1_interval_95"]
         words += f", 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    for what, result in [("tested", run.test), *((_of(each), each) for each in run.retrievals)]:
+        said = elsewhere(result, run.options)
+        words += f"; {what} {said}" if said else ""
     return words
+
+
+def _of(retrieval: dict[str, Any]) -> str:
+    words = [retrieval["stage"], retrieval["unit"]]
+    if retrieval["pool"] == "gap" != retrieval["stage"]:
+        words.insert(1, "averaged")
+    return f"retrieval by {' '.join(words)}"

@@ -23,7 +23,7 @@ from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features, extract_split, features_name, load_features
 from pacecore.files import aside, made_folder, write_json
-from pacecore.inputs import Inputs
+from pacecore.inputs import Inputs, identity_of
 from pacecore.pictures import framed_rows
 from pacecore.protocol import PATIENCE, labels_of, open_measured, out_folder, ready
 from pacecore.runlog import Progress
@@ -297,6 +297,7 @@ def retrieve_features(
         "gallery_videos": len(gallery.values),
         "videos_in_both": len(shared),
         "dimensions": asked.shape[1],
+        "videos_identity": identity_of(*map(_counted, (gallery, queries))),
         "classes_without_gallery": [names.get(label, str(label)) for label in lacking],
         "unreadable": {**gallery.order["unreadable"], **queries.order["unreadable"]},
         **made,
@@ -306,6 +307,10 @@ def retrieve_features(
         "measured_with": asdict(options),
     }
     return result, (numbers, cosines)
+
+
+def _counted(features: Features) -> list[tuple[str, int | None]]:
+    return [(video["path"], video.get("frames")) for video in features.order["videos"]]
 
 
 def _require_same(gallery: Features, queries: Features) -> None:

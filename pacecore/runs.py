@@ -11,7 +11,7 @@ from pacecore.errors import PacecoreError
 from pacecore.runlog import RunFolder
 from pacecore.trained import NETWORK_OPTIONS
 
-__all__ = ["NoResults", "Run", "read_run", "told_apart"]
+__all__ = ["Measured", "NoResults", "Run", "elsewhere", "measured_of", "read_run", "told_apart"]
 
 
 class NoResults(PacecoreError):
@@ -40,6 +40,55 @@ class Run:
     @property
     def data(self) -> str:
         return self.options.get("data") or "demo set"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Which videos a result is of: those that the measurement named, else its run's own."""
+
+    data: str  # folder, list or index; of two files of features both
+    held_out: str  # "auto", or a path
+    fold: str  # "" where neither tells
+    identity: str  # of the videos, and of a gallery; "" in results of older versions
+    spoilt: str  # what makes the figure larger than of new videos; "" where nothing is known to
+
+    @property
+    def place(self) -> str:
+        """What the measured videos are named by."""
+        return self.data if self.held_out in ("auto", "none") else self.held_out
+
+
+def measured_of(result: dict[str, Any], options: dict[str, Any]) -> Measured:
+    """What `result`, {} before there is one, was measured on, of a run trained with `options`: as
+    `protocol.open_measured` takes it from both.
+    """
+    by, spoilt = result.get("measured_with", {}), ""
+    if result.get("videos_learned_from"):
+        spoilt = "some learned from"
+    elif result.get("videos_in_both"):
+        spoilt = "some in the gallery too"
+    named = by.get("data", result.get("data"))
+    return Measured(
+        data=named or options.get("data") or result.get("data") or "demo set",
+        held_out=by.get("held_out") or (not named and options.get("held_out")) or "auto",
+        fold=by.get("fold") or options.get("fold") or "",
+        identity=result.get("videos_identity") or "",
+        spoilt=spoilt,
+    )
+
+
+def elsewhere(result: dict[str, Any], options: dict[str, Any]) -> str:
+    """In words, what other videos than the run's own held-out ones a result is of."""
+    of, own, words = measured_of(result, options), measured_of({}, options), []
+    if "data" in options and of.place != own.place:  # bare weights have none of their own
+        words.append(f"on {of.place}")
+    if "fold" in options and of.fold != own.fold:
+        words.append(f"on split {of.fold}")
+    if count := result.get("videos_learned_from"):
+        words.append(f"with {count:,} of {result['videos']:,} held-out videos learned from")
+    if count := result.get("videos_in_both"):
+        words.append(f"with {count:,} of {result['query_videos']:,} queries in the gallery too")
+    return ", ".join(words)
 
 
 def read_run(folder: str | Path) -> Run:

@@ -19,7 +19,7 @@ from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
 from pacecore.index import VideoEntry, VideoIndex
-from pacecore.inputs import learned_from, open_inputs, worker_count
+from pacecore.inputs import identity_of, learned_from, open_inputs, worker_count
 from pacecore.protocol import decoder_count, open_measured
 from pacecore.store import pack
 from pacecore.train import PaceTask
@@ -93,6 +93,18 @@ def test_videos_of_the_same_names_and_other_lengths_are_others(tmp_path):
         write_tiny(tmp_path / "a.mp4", 0, 0, frames)
         identities.append(open_inputs(options_of(tmp_path)).identity)
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_videos_are_the_same_wherever_their_folder_is(tmp_path):
+    one = [(tmp_path / "a" / name, 20) for name in ("Red/1.mp4", "Blue/1.mp4")]
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    moved = [(tmp_path / place / "Red/1.mp4", 20) for place in ("b", "c/a")]
+    alike = [one, one[::-1], [(tmp_path / "c" / path.relative_to(tmp_path), 20) for path, _ in one]]
+    alike.append([moved[0], one[1]])
+    others = [one[:1], one[1:], [one[0], (one[1][0], 21)], [moved[1], one[1]]]
+    assert len(set(map(identity_of, alike))) == 1
+    assert len(set(map(identity_of, [one, *others]))) == 5
+    assert identity_of(one[:1], one[1:]) != identity_of(one)  # of a gallery and of queries
 
 
 def test_a_tenth_that_is_held_out_for_want_of_a_split_is_told(tmp_path):

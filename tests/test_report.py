@@ -174,6 +174,9 @@ def test_more_figures_of_the_paper_from_a_file(tmp_path):
 def test_data_sets_are_known_by_their_official_counts():
     assert data_set_of("/x/videos", {"videos": 3783, "per_class": range(101)}) == "UCF101"
     assert data_set_of("/x/videos", {"query_videos": 1530}) == "HMDB51"
+    gallery = {"query_videos": 3783, "gallery_videos": 9537}
+    assert data_set_of("/x/videos", gallery) == "UCF101"
+    assert data_set_of("/x/videos", {**gallery, "gallery_videos": 9586}) == "videos"  # of split 2
     assert data_set_of("/x/UCF101", {"videos": 42}) == "UCF101 (not an official split)"
     assert data_set_of("demo set", {}) == "demo set"
 
@@ -235,6 +238,98 @@ def test_a_figure_stands_beside_what_it_was_measured_on(tmp_path):
     ]
 
 
+def measured_with(**by):
+    """The options that `test` and `retrieve` write down, in full."""
+    return {"measured_with": {"data": "", "held_out": "", "fold": "", "clips": 10, **by}}
+
+
+def test_a_run_that_was_trained_with_a_list_held_out_is_measured_on_that_list(tmp_path):
+    runs = [tmp_path / name for name in ("own", "listed", "other")]
+    for run, held_out in zip(runs, ("auto", "/a/list.txt", "/b/list.txt"), strict=True):
+        finetuning(run, 0.5, {}, held_out=held_out)
+        pretraining(tmp_path / "pre" / run.name, 0.5, held_out=held_out)
+        changed(run / "test.json", **measured_with())
+    # The same videos, named by the measurement; and not that list, as it named the data.
+    for name, by in (("named", {"held_out": "/a/list.txt"}), ("back", {"data": "/data/ucf"})):
+        runs.append(tmp_path / name)
+        finetuning(runs[-1], 0.7, {}, held_out="/a/list.txt" if name == "back" else "auto")
+        changed(runs[-1] / "test.json", **measured_with(**by))
+    rows = table_of(make_report(runs, tmp_path / "out", pictures=False), "Action")
+    assert [(r["data"], r["top-1 %"], r["differs in"]) for r in rows] == [
+        ("ucf", "60.0 ± 14.1 (2)", "data /data/ucf"),
+        ("list.txt", "60.0 ± 14.1 (2)", "data /a/list.txt"),
+        ("list.txt", "50.0", "data /b/list.txt"),
+    ]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert f"`{runs[3]}`: finetune, seed 0, split 1, 3 s; top-1 70.0 %" in page
+    assert page.count("; tested on /a/list.txt\n") == 1  # of the others it is their own
+    pre = sorted((tmp_path / "pre").iterdir())
+    rows = table_of(make_report(pre, tmp_path / "out", pictures=False), "Pace")
+    assert sorted(row["data"] for row in rows) == ["list.txt", "list.txt", "ucf"]
+
+
+def test_a_split_that_the_run_was_trained_on_is_told_and_not_averaged(tmp_path):
+    kinetics = asdict(TrainOptions(data="/data/kinetics400").resolved())
+    official = {"videos": 3783, "classes": [f"class{number}" for number in range(101)]}
+    runs = [tmp_path / name for name in ("first", "second", "crossed", "leaked")]
+    for run, fold in zip(runs, ("1", "2", "1", "1"), strict=True):
+        finetuning(run, 0.5, kinetics, fold=fold, **official)
+        changed(run / "test.json", **measured_with())
+    changed(runs[2] / "test.json", **measured_with(fold="2"), top1=0.8)
+    changed(runs[3] / "test.json", videos_learned_from=1200, top1=0.9)
+    rows = table_of(make_report(runs, tmp_path / "out", pictures=False), "Action")
+    assert [(r["data"], r["top-1 %"], r["paper %"], r["differs in"]) for r in rows] == [
+        ("UCF101", "50.0 ± 0.0 (2)", "77.1", "fold its own"),
+        ("UCF101", "80.0", "-", "fold 2"),
+        ("UCF101 (some learned from)", "90.0", "-", "fold its own"),
+    ]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "; tested on split 2\n" in page
+    assert "; tested with 1,200 of 3,783 held-out videos learned from\n" in page
+
+
+def test_queries_that_stand_in_the_gallery_and_another_gallery_are_told(tmp_path):
+    found = {"stage": "p5", "pool": "max", "unit": "video", "query_videos": 3783}
+    found |= {"gallery_videos": 9537, "top": {"1": 0.3}}
+    changes = {
+        "first": {},
+        "second": {},
+        "both": {"videos_in_both": 7},
+        "gallery": {"gallery_videos": 84, **measured_with(data="/data/ut", held_out="/l")},
+        "pooled": {"pool": "gap"},
+    }
+    for name, change in changes.items():
+        options = pretraining(tmp_path / name, 0.5)
+        content = {**found, **measured_with(), "trained_with": options, **change}
+        write(tmp_path / name / "retrieve-p5-video.json", content)
+    path = write(tmp_path / "figures.json", [{**FIGURE, "measure": "p5-top1", "percent": 1.5}])
+    runs = [tmp_path / name for name in changes]
+    result = make_report(runs, tmp_path / "out", figures=path, pictures=False)
+    rows = table_of(result, "Retrieval")
+    assert [(r["features"], r["data"], r["top-1 %"], r["paper %"]) for r in rows] == [
+        ("p5, averaged", "UCF101", "30.0", "-"),
+        ("p5", "UCF101", "30.0 ± 0.0 (2)", "top-1 1.5"),
+        ("p5", "UCF101 (some in the gallery too)", "30.0", "-"),
+        ("p5", "l", "30.0", "-"),
+    ]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "; retrieval by p5 video with 7 of 3,783 queries in the gallery too\n" in page
+    assert "; retrieval by p5 video on /l\n" in page
+
+
+def test_data_that_changed_between_two_tests_make_two_rows(tmp_path):
+    runs = [tmp_path / name for name in ("old", "one", "two")]
+    for run in runs:
+        finetuning(run, 0.5, {})
+    changed(runs[1] / "test.json", videos_identity="aaaa", top1=0.7)
+    rows = table_of(make_report(runs[:2], tmp_path / "out", pictures=False), "Action")
+    assert [row["top-1 %"] for row in rows] == ["60.0 ± 14.1 (2)"]  # the older one tells none
+    changed(runs[2] / "test.json", videos_identity="bbbb")
+    rows = table_of(make_report(runs[1:], tmp_path / "out", pictures=False), "Action")
+    found = [(row["top-1 %"], row["differs in"]) for row in rows]
+    assert found == [("70.0", "identity aaaa"), ("50.0", "identity bbbb")]
+
+
 def test_means_over_clips_of_probabilities_and_of_scores_are_told_apart(tmp_path):
     for average in ("softmax", "logits"):
         finetuning(tmp_path / average, 0.7, {})
@@ -277,7 +372,8 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
         ("c3d x 0.25", "-", "p5-test.npy", "-"),
     ]
     page = (tmp_path / "out" / "report.md").read_text()
-    assert f"`{runs[0]}`: pretrain, seed 0, split 1, 3 s\n" in page
+    line = f"`{runs[0]}`: pretrain, seed 0, split 1, 3 s; retrieval by p5 video on /data/hmdb\n"
+    assert line in page
     assert f"`{runs[1]}`: pretrain, no summary\n- `{runs[2]}`: features, no summary\n" in page
 
 
