@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, say
+from pacecore.cli.options import collect, options_of, say, say_replaced
 from pacecore.config import ExtractOptions
 
 __all__ = ["extract"]
@@ -29,6 +29,7 @@ def extract(checkpoint: str, **given: Any) -> None:
     for features in run_extract(load_trained(checkpoint), options):
         shape = " x ".join(map(str, features.values.shape))
         say(f"{features.path}: {shape}, {len(features.order['videos']):,} videos")
+        say_replaced(features.replaced)
         left_out |= features.order["unreadable"]
     for path, reason in left_out.items():
         say(f"left out: {path}: {reason}")

@@ -12,7 +12,15 @@ from pacecore.config import AnyOptions, from_mapping
 from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, read_toml
 
-__all__ = ["collect", "given_values", "options_of", "results_beside", "run_options", "say"]
+__all__ = [
+    "collect",
+    "given_values",
+    "options_of",
+    "results_beside",
+    "run_options",
+    "say",
+    "say_replaced",
+]
 
 
 class _Pair(click.ParamType):
@@ -138,3 +146,9 @@ def say(text: str, *, err: bool = False) -> None:
     """Prints, of the processes that torchrun started, in the first one only."""
     if int(os.environ.get("RANK", "0")) == 0:
         click.echo(text, err=err)
+
+
+def say_replaced(words: str) -> None:
+    """Where a result of other videos stood in the place of what was written: that it is gone."""
+    if words:
+        say(f"replaced: {words}; another --out keeps both")

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, results_beside, say
+from pacecore.cli.options import collect, options_of, results_beside, say, say_replaced
 from pacecore.config import RetrieveOptions
 from pacecore.rules import OptionError
 
@@ -50,6 +50,7 @@ def retrieve(checkpoint: str | None, features: tuple[str, str] | None, **given: 
         raise OptionError("CHECKPOINT is missing; or name --features GALLERY QUERIES")
     say(_words(result))
     say(f"written to {results_beside(beside, options.out)}")
+    say_replaced(result.get("replaced", ""))  # which the first rank alone knows
 
 
 def _words(result: dict[str, Any]) -> str:

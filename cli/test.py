@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, results_beside, say
+from pacecore.cli.options import collect, options_of, results_beside, say, say_replaced
 from pacecore.config import TestOptions
 
 __all__ = ["test"]
@@ -25,8 +25,9 @@ def test(checkpoint: str, **given: Any) -> None:
     from pacecore.trained import load_trained
 
     options = collect(TestOptions, given)
-    run_test(load_trained(checkpoint), options, tell=lambda result: say(_words(result)))
+    result = run_test(load_trained(checkpoint), options, tell=lambda result: say(_words(result)))
     say(f"written: {results_beside(checkpoint, options.out) / 'test.json'}")
+    say_replaced(result["replaced"])
 
 
 def _words(result: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ class Features:
     path: Path
     values: np.ndarray  # (N, D) of videos, or (N, K, D) of clips; fp32, mapped from the file
     order: dict[str, Any]  # the JSON beside it
+    replaced: str = ""  # of those just written, the features of other videos that stood there
 
     @property
     def rows(self) -> np.ndarray:
@@ -224,6 +225,7 @@ class _Writer:
         self.part = path.with_suffix(".npy.part")
         self.state_part = path.with_suffix(".state.part")
         self.begun = path.with_suffix(".json.part")
+        self.replaced = ""
 
     def write(self) -> Features:
         found = self._finished()
@@ -235,7 +237,7 @@ class _Writer:
                 if is_main():
                     self._finish()
             barrier()  # nobody reads before it is finished
-            found = load_features(self.path)
+            found = replace(load_features(self.path), replaced=self.replaced)
         return found
 
     def _finished(self) -> Features | None:
@@ -342,6 +344,7 @@ class _Writer:
             "unreadable": self.bad,
         }
         beside = self.path.with_suffix(".json")
+        self.replaced = _replaced_by(order, beside)
         with aside(beside) as described:
             write_json(described, order)  # while the rows can still be gone on with
             for old in (beside, self.path.with_suffix(".safetensors")):  # of other features
@@ -359,6 +362,23 @@ class _Writer:
             "class": names[label] if label is not None and names else None,
             "frames": self.source.num_frames(video),
         }
+
+
+def _replaced_by(order: dict[str, Any], path: Path) -> str:
+    """In words, of what other videos the features are that the JSON at `path` describes, and that
+    those of `order` are about to replace; "" where there are none, or of the same videos.
+    """
+    with suppress(OSError, ValueError, TypeError, LookupError):  # none, or not ours
+        before = json.loads(path.read_text(encoding="utf-8"))
+        one, other = (
+            {os.path.realpath(video["path"]) for video in each["videos"]}
+            | set(map(os.path.realpath, each["unreadable"]))
+            for each in (before, order)
+        )
+        if one != other:
+            first = before["videos"][0]["path"]
+            return f"features of other videos, {len(before['videos'])}, the first {first}"
+    return ""
 
 
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

@@ -21,6 +21,7 @@ from pacecore.evaluate import pace_accuracy
 from pacecore.files import aside, write_json
 from pacecore.inputs import Inputs, identity_of, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
+from pacecore.runs import replaced_by
 from pacecore.source import FrameSource
 from pacecore.trained import Trained
 
@@ -243,9 +244,10 @@ def run_test(
     """Tests a checkpoint and returns its figures: of actions by the 10-clip protocol, of a
     pre-trained one the held-out pace accuracy.
 
-    Writes test.json and, of actions, predictions.jsonl into options.out. tell: gets the figures
-    before they are written, so that a full disk does not lose them; nor does what it raises.
-    Raises PacecoreError for input that cannot be used, and where the files cannot be written.
+    Writes test.json and, of actions, predictions.jsonl into options.out; `replaced`, only returned,
+    says what result on other videos stood there. tell: gets the figures before they are written,
+    so that a full disk does not lose them; nor does what it raises. Raises PacecoreError for input
+    that cannot be used, and where the files cannot be written.
     """
     trained.require_head()
     device = pick_device(options.device)
@@ -284,14 +286,16 @@ def run_test(
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }
+        replaced = ""
         try:
             tell(result)
         finally:
             if is_main():
+                replaced = replaced_by(result, folder / "test.json")
                 write_json(folder / "test.json", result)
                 if predictions:
                     predictions.write_predictions(folder / "predictions.jsonl")
-        return result
+        return {**result, "replaced": replaced}
 
 
 def _test_pace(

@@ -27,6 +27,7 @@ from pacecore.inputs import Inputs, identity_of
 from pacecore.pictures import framed_rows
 from pacecore.protocol import PATIENCE, labels_of, open_measured, out_folder, ready
 from pacecore.runlog import Progress
+from pacecore.runs import replaced_by
 from pacecore.stills import still_frames
 from pacecore.trained import Trained
 from pacecore.video_writer import write_png
@@ -198,8 +199,8 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
     """Retrieval with a checkpoint's features, which are kept for the next time.
 
     Writes retrieve-STAGE-UNIT.json, neighbours-STAGE-UNIT.jsonl, the features, and with
-    options.gallery gallery-STAGE-UNIT.png into options.out. Raises PacecoreError for input that
-    cannot be used.
+    options.gallery gallery-STAGE-UNIT.png into options.out; `replaced`, only returned, says what
+    of other videos stood there. Raises PacecoreError for input that cannot be used.
     """
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
@@ -352,9 +353,14 @@ def _write(
     gallery: Features,
     queries: Features,
 ) -> str:
-    """Writes figures and neighbours; returns what their names end in."""
+    """Writes figures and neighbours, and says in `result` then what it replaced; returns what their
+    names end in.
+    """
     name = features_name(result["stage"], result["pool"], result["unit"])
-    write_json(folder / f"retrieve-{name}.json", result)
+    path = folder / f"retrieve-{name}.json"
+    replaced = replaced_by(result, path) or gallery.replaced or queries.replaced
+    write_json(path, result)
+    result["replaced"] = replaced
     answers, asked = gallery.paths(), queries.paths()
     target = folder / f"neighbours-{name}.jsonl"
     with aside(target) as part, open(part, "w", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 """What the verbs left in a run's folder, read back."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from pacecore.errors import PacecoreError
 from pacecore.runlog import RunFolder
 from pacecore.trained import NETWORK_OPTIONS
 
-__all__ = ["Measured", "NoResults", "Run", "elsewhere", "measured_of", "read_run", "told_apart"]
+__all__ = [
+    "Measured", "NoResults", "Run", "elsewhere", "measured_of", "read_run", "replaced_by",
+    "told_apart",
+]  # fmt: skip
 
 
 class NoResults(PacecoreError):
@@ -89,6 +93,26 @@ def elsewhere(result: dict[str, Any], options: dict[str, Any]) -> str:
     if count := result.get("videos_in_both"):
         words.append(f"with {count:,} of {result['query_videos']:,} queries in the gallery too")
     return ", ".join(words)
+
+
+def replaced_by(result: dict[str, Any], path: Path) -> str:
+    """In words, on what other videos the result in the file `path` is, which `result` is about to
+    replace; "" where there is none, or of the same videos.
+    """
+    with suppress(PacecoreError, AttributeError, TypeError):  # another program's, or broken
+        if not (before := _read(path, "measured_with")):
+            return ""
+        of, now = (measured_of(each, each.get("trained_with", {})) for each in (before, result))
+        if of.identity and now.identity:
+            same = of.identity == now.identity
+        else:  # of an older version
+            same = (of.place, of.fold) == (now.place, now.fold)
+            same = same and before.get("data_words") == result.get("data_words")
+        if not same:
+            count = before.get("videos", before.get("query_videos"))
+            split = f", split {of.fold}" if of.fold and of.place == of.data else ""
+            return f"the result on other videos, {count} of {of.place}{split}"
+    return ""
 
 
 def read_run(folder: str | Path) -> Run:

@@ -328,6 +328,29 @@ def test_the_command_prints_the_figures(checkpoint, tmp_path):
         assert said in shown.output
 
 
+def test_a_result_of_other_videos_that_is_replaced_is_named(videos, tmp_path):
+    checkpoint = finetuned(tmp_path / "best.pt", data=str(videos))
+    words = [str(checkpoint), "--workers", "0", "--clips", "1", "--device", "cpu"]
+    held = ["--held-out", str(videos / "test")]  # which are the data's own test videos
+    others = [str(videos), "--held-out", str(videos / "train")]
+    told = []
+    for more in ([], [], held, others, others, []):
+        shown = CliRunner().invoke(test_verb.test, [*words, *more], catch_exceptions=False)
+        told.append(shown.output.partition("test.json\n")[2])
+    end = "; another --out keeps both\n"
+    mine = f"replaced: the result on other videos, 6 of {videos}, split 1{end}"
+    theirs = f"replaced: the result on other videos, 3 of {videos / 'train'}{end}"
+    assert told == [
+        "",
+        "",
+        "",
+        mine.replace(f"{videos}, split 1", f"{videos / 'test'}"),
+        "",
+        theirs,
+    ]
+    assert "replaced" not in json.loads((tmp_path / "test.json").read_text())
+
+
 def test_a_folder_that_cannot_be_made_is_told_before_the_measuring(checkpoint, monkeypatch):
     monkeypatch.setattr(protocol, "load_batches", None)
     out = f"{checkpoint}/results"

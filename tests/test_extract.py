@@ -200,6 +200,22 @@ def test_other_weights_are_computed_anew(checkpoint, videos, tmp_path):
     assert not np.allclose(before, two.values)
 
 
+def test_features_of_other_videos_that_are_replaced_are_named(checkpoint, videos, tmp_path):
+    words = [str(checkpoint), "--stage", "gap", "--clips", "1", "--workers", "0", "--device", "cpu"]
+    words += ["--out", str(tmp_path), "--split", "test"]
+    others = ["--held-out", str(videos / "train")]
+    told = []
+    for more in ([], ["--clips", "2"], others, others, ["--format", "safetensors"]):
+        shown = CliRunner().invoke(extract, [*words, *more], catch_exceptions=False)
+        told.append([line for line in shown.output.splitlines() if "replaced" in line])
+    paths = [videos / split / "Blue" / f"{split}0.mp4" for split in ("test", "train")]
+    mine, theirs = (
+        [f"replaced: features of other videos, {count}, the first {path}; another --out keeps both"]
+        for count, path in zip((3, 6), paths, strict=True)
+    )
+    assert told == [[], [], mine, [], theirs]
+
+
 def test_videos_that_were_changed_in_place_are_computed_anew(checkpoint, videos, tmp_path):
     """As after a repair, or a set made anew: the same names with the same numbers of frames."""
     data = shutil.copytree(videos, tmp_path / "set")

@@ -328,6 +328,32 @@ def test_videos_that_are_queries_and_gallery_are_told(videos, tmp_path):
         ) == said
 
 
+def test_a_result_of_other_videos_that_is_replaced_is_named(videos, tmp_path):
+    checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
+    how = ["--clips", "2", "--workers", "0", "--device", "cpu"]
+    own = [str(checkpoint), *how, "--stage", "gap"]
+    files = [str(tmp_path / f"features-gap-video-{split}.npy") for split in ("train", "test")]
+    by_files = ["--features", *files, "--device", "cpu"]
+    others = [*own, "--held-out", str(videos / "train")]
+    told = []
+    for words in (own, by_files, others, others, own):
+        shown = CliRunner().invoke(retrieve_verb.retrieve, words, catch_exceptions=False)
+        told.append(shown.output.partition(f"written to {tmp_path}\n")[2])
+    end = "; another --out keeps both\n"
+    assert told[:2] == ["", ""]
+    assert told[2] == f"replaced: the result on other videos, 6 of {', '.join(files)}{end}"
+    assert told[3:] == ["", f"replaced: the result on other videos, 6 of {videos / 'train'}{end}"]
+
+
+def test_features_of_other_videos_that_retrieval_replaces_are_named(videos, tmp_path):
+    trained = load_trained(pretrained(tmp_path / "last.pt", data=str(videos)))
+    assert run_retrieve(trained, options_of(tmp_path))["replaced"] == ""
+    (tmp_path / "retrieve-gap-video.json").unlink()
+    result = run_retrieve(trained, options_of(tmp_path, held_out=str(videos / "train")))
+    first = videos / "test" / "Blue" / "test0.mp4"
+    assert result["replaced"] == f"features of other videos, 6, the first {first}"
+
+
 def test_a_video_is_one_by_whatever_path_it_was_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)

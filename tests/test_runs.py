@@ -1,9 +1,11 @@
 """What is read back from a run's folder."""
 
+import json
+
 import pytest
 
 from pacecore.errors import PacecoreError
-from pacecore.runs import NoResults, read_run
+from pacecore.runs import NoResults, read_run, replaced_by
 
 
 def test_folders_without_results(tmp_path):
@@ -15,3 +17,20 @@ def test_folders_without_results(tmp_path):
         (tmp_path / f"{name}.json").write_text(text)
         with pytest.raises(PacecoreError, match=rf"{name}\.json: not a record of pacecore"):
             read_run(tmp_path)
+
+
+def test_of_older_results_the_words_tell_which_videos_they_are_of(tmp_path):
+    path = tmp_path / "test.json"
+    new = {"measured_with": {"data": "ucf"}, "videos_identity": "a", "data_words": "9 videos"}
+    old = {"measured_with": {"data": "ucf"}, "videos": 3, "data_words": "9 videos"}
+    others = [
+        {**old, "data_words": "8 videos"},
+        {**old, "measured_with": {"data": "ucf", "fold": "2"}},
+    ]
+    assert replaced_by(new, path) == ""
+    for before, said in ((old, ""), (others[0], "3 of ucf"), (others[1], "3 of ucf, split 2")):
+        path.write_text(json.dumps(before))
+        assert replaced_by(new, path) == (said and f"the result on other videos, {said}")
+    for text in ("{", "[]", "{}", '{"measured_with": 3}'):  # of other programs
+        path.write_text(text)
+        assert replaced_by(new, path) == ""
