@@ -82,10 +82,10 @@ def begin(
     if not resume:
         refuse_second_run(options.out)
     content = load_resume(options.out, fall_back=fall_back) if resume else None
+    require_same(options, **{"last.pt": content and content["totals"]})
     if content:
         check_kind(options.out, content, kind)
         _require_kept(options, stored_options(content, Path(options.out)))
-    require_same(options, **{"last.pt": content and content["totals"]})
     if options.graph:
         check_graph(device)
     options = trusted(options, device, resume=resume)

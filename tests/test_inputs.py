@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -43,7 +43,7 @@ def test_kinetics_is_shown_once_an_epoch_and_what_is_missing_is_counted(tmp_path
     assert data.repeat == 1
     assert "1 training videos with 20 frames, Kinetics in" in data.words
     assert "; 1 more are listed but not there" in data.words
-    resolved, _, _ = begin(options, torch.device("cpu"), resume=False, fall_back=False)
+    resolved, _, _ = begin("pretrain", options, torch.device("cpu"), resume=False, fall_back=False)
     assert resolved.repeat == 1
     (tmp_path / "val.csv").write_text(f"{HEAD}waving,b,0,10,val\n")
     (tmp_path / "test.csv").write_text(f"{HEAD},c,0,10,test\n")
@@ -58,7 +58,9 @@ def test_other_videos_are_shown_ten_times_unless_told(tmp_path):
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
     for wish, given in ((0, 10), (3, 3)):
         options = from_mapping(TrainOptions, {**vars(options_of(tmp_path)), "repeat": wish})
-        resolved, data, _ = begin(options, torch.device("cpu"), resume=False, fall_back=False)
+        resolved, data, _ = begin(
+            "pretrain", options, torch.device("cpu"), resume=False, fall_back=False
+        )
         assert "listed but not there" not in data.words
         assert resolved.repeat == given
 
@@ -268,7 +270,7 @@ def test_frame_counts_that_are_not_those_listed_are_told(tmp_path):
 def test_what_depends_on_other_options_is_filled_in(tmp_path):
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
     options = TrainOptions(data=str(tmp_path), out=str(tmp_path / "run"))
-    resolved, _, _ = begin(options, torch.device("cpu"), resume=False, fall_back=False)
+    resolved, _, _ = begin("pretrain", options, torch.device("cpu"), resume=False, fall_back=False)
     assert (resolved.clip_frames, resolved.resize, resolved.crop) == (16, (128, 171), 112)
 
 
@@ -278,7 +280,7 @@ def test_ranks_that_find_other_videos_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pacecore.inputs.merge_over_ranks", lambda found: found | {"other": ""})
     words = rf"the ranks do not find the same videos in {tmp_path}: rank 0 has 1 training videos"
     with pytest.raises(PacecoreError, match=words):
-        begin(options_of(tmp_path), torch.device("cpu"), resume=False, fall_back=False)
+        begin("pretrain", options_of(tmp_path), torch.device("cpu"), resume=False, fall_back=False)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_ranks_that_were_given_other_options_or_checkpoints_are_refused(
     monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: {"totals": {"step": 3}})
     monkeypatch.setattr("pacecore.distributed.of_all_ranks", lambda mine: [mine, mine | other])
     with pytest.raises(PacecoreError, match=words):
-        begin(options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
+        begin("pretrain", options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
 
 
 def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
@@ -303,18 +305,15 @@ def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
     for number, name in enumerate(("train/a.mp4", "test/b.mp4", "test/c.mp4")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tiny(tmp_path / name, 0, number, 20)
-    content = {"identity": open_inputs(options_of(tmp_path)).identity, "totals": {}}
+    options = options_of(tmp_path)
+    content = {"kind": "pretrain", "options": asdict(options), "totals": {}}
+    content["identity"] = open_inputs(options).identity
     monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: content)
-    go_on = partial(begin, options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
+    go_on = partial(begin, "pretrain", options, torch.device("cpu"), resume=True, fall_back=False)
     assert go_on()[2] is content
     (tmp_path / "test" / "c.mp4").unlink()
     with pytest.raises(PacecoreError, match=r"trained or measured on other videos than .*; 1 held"):
         go_on()
-
-
-def test_a_run_needs_a_folder(tmp_path):
-    with pytest.raises(PacecoreError, match="out must name the folder of the run, got ''"):
-        begin(TrainOptions(), torch.device("cpu"), resume=False, fall_back=False)
 
 
 def test_ranks_of_a_machine_share_its_cores_for_decoding(monkeypatch):
