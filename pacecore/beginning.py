@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pacecore.checkpoint import VERBS, check_kind, load_resume
-from pacecore.config import AnyOptions, FinetuneOptions, TrainOptions
+from pacecore.config import AnyOptions
 from pacecore.device import trusted
 from pacecore.distributed import is_main, require_same
 from pacecore.errors import PacecoreError
@@ -18,11 +18,10 @@ from pacecore.inputs import Inputs, open_inputs
 from pacecore.rules import OptionError, named_by
 from pacecore.runlog import RunFolder, refuse_second_run
 from pacecore.step import check_graph
-from pacecore.trained import stored_options
+from pacecore.trained import OPTIONS_BY_KIND, stored_options
 
 __all__ = ["begin", "in_run_folder"]
 
-_OPTIONS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}  # by the kind of the training
 # They may change when a run goes on, but not of a cosine, whose every step depends on its end.
 _LENGTH = {"epochs", "max_steps"}
 
@@ -35,7 +34,7 @@ def in_run_folder(kind: str, options: AnyOptions, *, resume: bool = False) -> It
 
     Raises PacecoreError for another verb's options, and without a folder where a run goes on.
     """
-    wanted = _OPTIONS[kind]
+    wanted = OPTIONS_BY_KIND[kind]
     if not isinstance(options, wanted):
         got = type(options).__name__
         raise PacecoreError(f"{kind}: options must be {wanted.__name__}, got {got}")
