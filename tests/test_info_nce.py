@@ -92,6 +92,25 @@ def test_temperatures(device, few, temperature, denominator):
     assert_close(z, labels(few, "few"), temperature=temperature, denominator=denominator)
 
 
+@on_devices([(60, 64), (600, 64)], [(13, 33)])
+@pytest.mark.parametrize("temperature", [1e-30, 1e35])
+def test_the_gradient_at_any_temperature_is_of_its_size(device, n, features, temperature):
+    z, groups = embeddings(n, features), labels(n, "few")
+    exact = outcome(reference, z, groups, torch.float64, temperature=temperature)
+    got = outcome(info_nce, z.to(device), groups, temperature=temperature)
+    assert error(got[0], exact[0]) <= 1e-5
+    assert error(got[1], exact[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("n", [60, 600])
+def test_subnormal_numbers_are_left_to_others(n):
+    """The gradient counts them as 0 for itself alone, on each thread that it uses."""
+    z = embeddings(n, 512, scale=22).requires_grad_()
+    info_nce(z, labels(n, "pairs")).loss.backward()
+    subnormal = torch.full((1 << 20,), 1e-40)
+    assert (subnormal * 1.5 > subnormal).all()
+
+
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 10.0])
 def test_dot_products_of_ten_thousand(device, few, temperature):
     """exp overflows float32 at 88; here logits reach 1e6. Plain torch's error bounds ours."""

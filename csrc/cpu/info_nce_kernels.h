@@ -50,8 +50,8 @@ struct NceTileKernels {
   void (*column_sums)(const NceTile<Real>& tile, const Real* logits, NceSums<double>* sums);
 
   // Turns scores, or with has_logits what row_sums has left, into weights in place: d loss / d
-  // logit of the pair both ways round, times the scale. Zero for a clip with itself and
-  // beyond the last row and column.
+  // logit of the pair both ways round. Zero for a clip with itself and beyond the last row and
+  // column.
   void (*weights)(const NceTile<Real>& tile, const NceRows<Real>& row, const NceRows<Real>& column,
                   bool has_logits, Real* scores);
 

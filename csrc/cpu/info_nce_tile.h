@@ -336,7 +336,7 @@ void tile_weights(const NceTile<Real>& tile, const NceRows<Real>& row, const Nce
       sum += weight<Real>(logit, load<Real>(column.reference + j), load<Real>(column.all + j),
                           load<Real>(column.positive + j), load<Real>(column.constant + j),
                           is_positive);
-      store<Real>(at + j, is_positive | is_negative ? sum * tile.scale : zero);
+      store<Real>(at + j, is_positive | is_negative ? sum : zero);
     }
   }
   for (int64_t i = tile.rows; i < all_rows; ++i)

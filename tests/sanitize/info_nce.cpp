@@ -120,7 +120,6 @@ void check_tile(const NceTileKernels<Real>& kernels, const std::string& build) {
         weight +=
             positive ? side->fields[2][row] * e + side->fields[3][row] : side->fields[1][row] * e;
       }
-      weight *= double(scale);
     }
 
   std::vector<Real> kept = scores;
