@@ -1,14 +1,16 @@
 """info_nce against the ways a user would otherwise have it, forward and backward.
 
     python -m benchmarks.info_nce [--device cpu] [--quick] [--out FILE] [--rows 60,1024]
-        [--features 128,512,768] [--types float32,bfloat16]
+        [--features 128,512,768] [--types float32,bfloat16] [--norms 1,22.6]
 
 Contestants: pacecore's op; `eager`, the reference that the tests use (pacecore.reference), which
 holds the (n, n) matrix; `compiled`, torch.compile of that; `loss alone` and its compilation, which
 spare the figures for the log that these three give; and, where installed, lightly's NTXentLoss (Eq.
 2, normalised, its own pairing of views). Each in the same process, in turn, so that a slow spell of
-the machine falls on all, on the same z (n, D) with two rows a group. A contestant whose matrices
-would not fit in half of the free memory is not run and the record says so.
+the machine falls on all, on the same z (n, D) with two rows a group, random ones of norm 1 or about
+as given. At norm 22.6, D = 512, temperature 1, a softmax reaches below the smallest normal numbers,
+which cost a CPU a hundred times the others wherever they are computed with. A contestant whose
+matrices would not fit in half of the free memory is not run and the record says so.
 
 What no way can go below, for n rows of D features, with the full matrix (a symmetric one halves the
 first two lines):
@@ -46,16 +48,20 @@ from .common import (
 )
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
-# Rows, features, type of a quick run, which has a minute on a GPU.
-QUICK_CPU = [(60, 512, "float32"), (512, 512, "float32")]
+# Rows, features, type and norm of a quick run, which has a minute on a GPU.
+QUICK_CPU = [
+    (60, 512, "float32", 1.0),
+    (512, 512, "float32", 1.0),
+    (512, 512, "float32", 22.6),
+]
 QUICK_CUDA = [
-    (60, 512, "float32"),
-    (60, 512, "bfloat16"),
-    (512, 512, "bfloat16"),
-    (4096, 512, "float32"),
-    (32768, 512, "bfloat16"),
-    (65536, 768, "bfloat16"),
-    (131072, 512, "bfloat16"),
+    (60, 512, "float32", 1.0),
+    (60, 512, "bfloat16", 1.0),
+    (512, 512, "bfloat16", 1.0),
+    (4096, 512, "float32", 1.0),
+    (32768, 512, "bfloat16", 1.0),
+    (65536, 768, "bfloat16", 1.0),
+    (131072, 512, "bfloat16", 1.0),
 ]
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (n, n) matrices that a contestant holds at once, of 4 bytes; measured with the allocator.
@@ -123,17 +129,22 @@ def graphed(step: Callable[[], object], device: torch.device) -> Callable[[], ob
 
 
 def measure(
-    functions: dict[str, Callable], n: int, features: int, kind: torch.dtype, device: torch.device
+    functions: dict[str, Callable],
+    n: int,
+    features: int,
+    kind: torch.dtype,
+    norm: float,
+    device: torch.device,
 ) -> list[dict]:
     """Cases of the record: forward and backward of each contestant."""
     cases, steps = {}, {}
     for name, function in functions.items():
         case = {"name": name, "rows": n, "features": features, "type": str(kind).split(".")[1]}
-        cases[name] = case
+        cases[name] = case = case | {"norm": norm}
         if MATRICES[name] * n * n * 4 > free_bytes(device) / 2:
             case["left_out"] = f"needs {MATRICES[name]} matrices of n x n"
             continue
-        step = training_step(function, n, features, kind, device)
+        step = training_step(function, n, features, kind, norm, device)
         try:
             step()
             # z and the gradient of the step before are held when it begins.
@@ -155,10 +166,15 @@ def measure(
 
 
 def training_step(
-    function: Callable, n: int, features: int, kind: torch.dtype, device: torch.device
+    function: Callable,
+    n: int,
+    features: int,
+    kind: torch.dtype,
+    norm: float,
+    device: torch.device,
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    z = (torch.randn(n, features) * features**-0.5).to(device, kind).requires_grad_()
+    z = (torch.randn(n, features) * norm * features**-0.5).to(device, kind).requires_grad_()
     groups = (torch.arange(n) // 2).to(device)
 
     def step() -> None:
@@ -174,20 +190,21 @@ def main() -> None:
     parser.add_argument("--rows", help="comma-separated; default by device")
     parser.add_argument("--features", default="512")
     parser.add_argument("--types", help="comma-separated; default by device")
+    parser.add_argument("--norms", default="1", help="comma-separated: of the rows of z, about")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     on_cuda = device.type == "cuda"
     rates: dict[str, float] = {}
     cases: list[dict] = []
-    for n, features, word in sizes(options, on_cuda):
+    for n, features, word, norm in sizes(options, on_cuda):
         kind = TYPES[word]
         if word not in rates:
             rates[word] = matrix_rate(kind, device, 8192 if on_cuda else 1024)
         functions = contestants(n, device)
         if options.quick and (on_cuda or n > 512):  # compiling takes longer than all the rest
             functions = {w: each for w, each in functions.items() if "compiled" not in w}
-        for case in measure(functions, n, features, kind, device):
+        for case in measure(functions, n, features, kind, norm, device):
             if "tflops" in case:
                 case["share"] = case["tflops"] * 1e12 / rates[word]
             cases.append(case)
@@ -197,23 +214,25 @@ def main() -> None:
     print(f"record: {path}")
 
 
-def sizes(options: argparse.Namespace, on_cuda: bool) -> list[tuple[int, int, str]]:
-    """Rows, features and type of each case, the cheap ones first."""
+def sizes(options: argparse.Namespace, on_cuda: bool) -> list[tuple[int, int, str, float]]:
+    """Rows, features, type and norm of each case, the cheap ones first."""
     if options.quick:
         return QUICK_CUDA if on_cuda else QUICK_CPU
     types = options.types or ("bfloat16,float32" if on_cuda else "float32")
     # On the CPU eager needs 8 GB at 16,384 rows, and minutes beyond.
     rows = options.rows or ",".join(str(n) for n in ROWS if on_cuda or n <= 16384)
     return [
-        (n, features, kind)
+        (n, features, kind, norm)
         for n in map(int, rows.split(","))
         for features in map(int, options.features.split(","))
         for kind in types.split(",")
+        for norm in map(float, options.norms.split(","))
     ]
 
 
 def words(case: dict) -> str:
     head = f"{case['type']:9} {case['rows']:7} x {case['features']:<4} {case['name']:20}"
+    head += f" norm {case['norm']:<4g}"
     if "seconds" not in case:
         return f"{head} {case.get('left_out') or case.get('failed')}"
     time = case["seconds"]

@@ -78,7 +78,10 @@ def _threads(count: int) -> str:
 def info_nce(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
     ours: dict[str, float] = {}
     for case in cases:
-        name = f"{case['rows']:,} x {case['features']}, {case['type']}, forward and backward"
+        name = f"{case['rows']:,} x {case['features']}, {case['type']}, "
+        # Earlier records have norm 1 alone.
+        name += f"norm {norm:g}, " if (norm := case.get("norm", 1)) != 1 else ""
+        name += "forward and backward"
         if "seconds" not in case:
             continue
         took = 1000 * case["seconds"]["p50"]
