@@ -14,7 +14,7 @@ from pacecore.cli.demo import demo
 from pacecore.datasets import data_index, find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.files import writing
-from pacecore.index import BadVideo, VideoIndex
+from pacecore.index import BadVideo, VideoIndex, none_readable
 from pacecore.rules import OptionError
 from pacecore.sampling import parse_paces
 
@@ -255,6 +255,8 @@ def pack_command(
     with _progress("counting frames", len(found)) as progress:
         counted, bad = probe_all(found, workers, progress)
     _say_missing(found)
+    if not counted.entries:
+        raise PacecoreError(f"{source}: {none_readable(len(found), bad)}")
     _say_bad(bad)
     frames = sum(entry.num_frames or 0 for entry in counted.entries)
     megabytes = store_bytes(counted, size) / 1e6

@@ -20,6 +20,7 @@ from pacecore.index import (
     VideoEntry,
     VideoIndex,
     is_index,
+    none_readable,
     read_index,
     write_index,
 )
@@ -161,8 +162,6 @@ def data_index(
         raise PacecoreError(f"{path}: exists and is no index of pacecore; give another name")
     counted, bad = probe_all(index, workers, on_progress)
     if not counted.entries:
-        first = "".join(f"; the first one: {each.path}: {each.reason}" for each in bad[:1])
-        none = f"none of the {len(index)} videos can be read"
-        raise PacecoreError(f"{path}: is not written, as {none}{first}")
+        raise PacecoreError(f"{path}: is not written, as {none_readable(len(index), bad)}")
     write_index(counted, path, bad)
     return counted, bad

@@ -22,6 +22,7 @@ __all__ = [
     "VideoIndex",
     "absolute",
     "is_index",
+    "none_readable",
     "read_index",
     "recordings",
     "write_index",
@@ -99,6 +100,12 @@ class BadVideo:
 
     path: str
     reason: str
+
+
+def none_readable(count: int, bad: list[BadVideo]) -> str:
+    """What to say where none of `count` videos is readable. bad: they, but those not there."""
+    first = "".join(f"; the first one: {each.path}: {each.reason}" for each in bad[:1])
+    return f"none of the {count} videos can be read{first}"
 
 
 # UCF101 names a clip v_CLASS_gGROUP_cCLIP: clips of one group were cut from one recording.

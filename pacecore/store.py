@@ -84,10 +84,12 @@ def pack(
     for files that have changed. Returns the store of the videos that decoded, in the order of the
     index, and the others with the reason. Raises StoreError: no room on the disk, or the folder
     holds something else; PacecoreError where another process is packing into it, or for another
-    `size` or `workers`.
+    `size` or `workers`, or an index without videos.
     """
     process_count(workers)  # refused before the folder is made
     size = _whole_size(size)
+    if not index.entries:
+        raise PacecoreError("pack: the index has no videos")
     folder = folder_to_pack(folder)
     try:
         with for_one_process(folder / _LOCK, "is packing into it"):

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from pacecore.cli.data import data
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.frames import FrameFormat, Frames, concatenate
@@ -205,6 +207,21 @@ def test_bad_videos_are_left_out_and_named(index, tmp_path):
     (videos / "one.avi").write_bytes(b"")
     with pytest.raises(StoreError, match="none of the 2 videos decodes; the first, "):
         pack(index, tmp_path / "none", (24, 32), workers=1)
+
+
+def test_of_videos_that_none_can_be_counted_the_first_is_named(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("one.avi", "two.avi"):
+        (videos / name).write_bytes(b"no video")
+    result = CliRunner().invoke(data, ["pack", str(videos), str(tmp_path / "store")])
+    said = f"{videos}: none of the 2 videos can be read; the first one: {videos / 'one.avi'}: "
+    assert isinstance(result.exception, PacecoreError)
+    assert str(result.exception).startswith(said)
+    assert not list((tmp_path / "store").iterdir())
+    empty, _ = probe_all(find_videos(videos), 1)
+    with pytest.raises(PacecoreError, match=r"^pack: the index has no videos$"):
+        pack(empty, tmp_path / "store", (24, 32))
 
 
 @pytest.mark.parametrize(
