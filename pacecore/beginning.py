@@ -17,7 +17,7 @@ from pacecore.errors import PacecoreError
 from pacecore.inputs import Inputs, open_inputs
 from pacecore.rules import OptionError, named_by
 from pacecore.runlog import RunFolder, refuse_second_run
-from pacecore.step import check_graph
+from pacecore.step import check_device
 from pacecore.trained import OPTIONS_BY_KIND, stored_options
 
 __all__ = ["begin", "in_run_folder"]
@@ -85,8 +85,7 @@ def begin(
     if content:
         check_kind(options.out, content, kind)
         _require_kept(options, stored_options(content, Path(options.out)))
-    if options.graph:
-        check_graph(device)
+    check_device(options, device)
     options = trusted(options, device, resume=resume)
     data = open_inputs(options)
     options = replace(options, repeat=options.repeat or data.repeat)

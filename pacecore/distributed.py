@@ -197,8 +197,6 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool = False) -> nn
     if world_size() == 1:
         return model
     if sync_bn:
-        if device.type != "cuda":
-            raise PacecoreError("sync_bn needs CUDA devices; torch has none of it for the CPU")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     # True of axes of size 1 in channels-last weights, where a stride means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -20,7 +20,7 @@ from pacecore.distributed import fewest, rank, world_size, wrap
 from pacecore.errors import PacecoreError
 from pacecore.loader import ClipBatch
 
-__all__ = ["Learnt", "TrainingStep", "check_graph", "learning_rate"]
+__all__ = ["Learnt", "TrainingStep", "check_device", "learning_rate"]
 
 
 class Learnt(Protocol):
@@ -60,8 +60,7 @@ class TrainingStep:
 
     def __init__(self, task: Learnt, options: RunOptions, device: torch.device):
         self.task, self.options, self.device = task, options, device
-        if options.graph:
-            check_graph(device)
+        check_device(options, device)
         prepare(task.model, device)
         self.layout = memory_format(task.model, device)
         self.network = wrap(task.model, device, sync_bn=options.sync_bn)
@@ -206,11 +205,13 @@ class _Forward(nn.Module):
         return self.run(self.network, clips)
 
 
-def check_graph(device: torch.device) -> None:
-    """Raises PacecoreError where the option `graph` cannot be met on `device`."""
-    if device.type != "cuda":
+def check_device(options: RunOptions, device: torch.device) -> None:
+    """Raises PacecoreError where `graph` or `sync_bn` cannot be met on `device` by these ranks."""
+    if options.sync_bn and world_size() > 1 and device.type != "cuda":
+        raise PacecoreError(f"sync_bn needs CUDA devices, got {device}")
+    if options.graph and device.type != "cuda":
         raise PacecoreError(f"graph needs a CUDA device, got {device}")
-    if world_size() > 1:
+    if options.graph and world_size() > 1:
         raise PacecoreError(
             f"graph works with one rank: averaging gradients cannot be recorded; got {world_size()}"
         )

@@ -267,6 +267,23 @@ def test_frame_counts_that_are_not_those_listed_are_told(tmp_path):
     assert "than listed" not in open_inputs(TrainOptions(data=str(tmp_path / "list.txt"))).words
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"sync_bn": True}, "sync_bn needs CUDA devices, got cpu"),
+        ({"graph": True}, "graph needs a CUDA device, got cpu"),
+    ],
+)
+def test_what_several_ranks_of_the_cpu_cannot_do_is_told_before_videos_are_read(
+    tmp_path, monkeypatch, option, words
+):
+    monkeypatch.setattr("pacecore.step.world_size", lambda: 2)
+    monkeypatch.setattr("pacecore.beginning.open_inputs", None)
+    options = TrainOptions(data=str(tmp_path), out=str(tmp_path / "run"), **option)
+    with pytest.raises(PacecoreError, match=f"^{words}$"):
+        begin("pretrain", options, torch.device("cpu"), resume=False, fall_back=False)
+
+
 def test_what_depends_on_other_options_is_filled_in(tmp_path):
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
     options = TrainOptions(data=str(tmp_path), out=str(tmp_path / "run"))

@@ -266,7 +266,7 @@ def pretend_graphs(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr("pacecore.step.check_graph", lambda device: None)
+    monkeypatch.setattr("pacecore.step.check_device", lambda *_: None)
     return used
 
 
