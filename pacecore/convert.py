@@ -56,6 +56,10 @@ class Weights:
         ]
         if verbose:
             lines += [f"renamed {theirs} -> {ours}" for theirs, ours in self.renamed.items()]
+        if self.width is None:
+            lines.append(
+                f"of another width than 1, which {self.path.with_suffix('.json').name} does not say"
+            )
         lines += [f"left over {name}" for name in self.left_over]
         lines += [f"missing {name}" for name in self.missing]
         if self.note:
@@ -81,8 +85,8 @@ def read_weights(
     partial: also take a file that lacks some of the network's weights.
 
     Raises PacecoreError for a file that is missing or broken, that would run code when read, that
-    holds no network known here or another than `network`, whose weights have other shapes, or,
-    unless `partial`, that lacks some.
+    holds no network known here or another than `network`, whose weights have other shapes than at
+    the width it is of, or, unless `partial`, that lacks some.
     """
     path = Path(path)
     content = _read_file(path)
@@ -111,9 +115,11 @@ def read_weights(
         if ours != theirs:
             renamed[theirs] = ours
 
+    said = _said_of(content, path, found)
     shapes = shapes_of(found, depth)
-    if source.spelling != "pacecore":  # ours may be thinned, and then has other shapes
-        _check_shapes(weights, shapes, path, found)
+    width = _width_of(said, weights, shapes) if source.spelling == "pacecore" else 1.0
+    if width is not None:
+        _check_shapes(weights, shapes_of(found, depth, width), path, found)
     missing = []
     for name in shapes:
         ours = f"backbone.{name}"
@@ -123,13 +129,12 @@ def read_weights(
             weights[ours] = torch.tensor(0)
         else:
             missing.append(ours)
-    said = _said_of(content, path, found)
     result = Weights(
         path=path,
         source=source.title,
         network=found,
         depth=depth,
-        width=_width_of(said, weights, shapes),
+        width=width,
         weights=weights,
         renamed=renamed,
         left_over=tuple(left_over),
@@ -331,7 +336,8 @@ def _width_of(
     held = ((weights.get(f"backbone.{name}"), shape) for name, shape in shapes.items())
     if all(tensor is None or tensor.shape == shape for tensor, shape in held):
         return 1.0
-    return said.get("width")
+    width = said.get("width")
+    return width if isinstance(width, int | float) else None
 
 
 def _official(found: Weights) -> dict[str, Any]:

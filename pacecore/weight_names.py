@@ -168,10 +168,10 @@ def names_of(spelling: str, network: str, depth: int | None) -> dict[str, str]:
 
 
 @lru_cache
-def shapes_of(network: str, depth: int | None) -> dict[str, torch.Size]:
-    """Shape of every entry of the network's state dict, at full width."""
+def shapes_of(network: str, depth: int | None, width: float = 1.0) -> dict[str, torch.Size]:
+    """Shape of every entry of the network's state dict."""
     with torch.device("meta"):
-        backbone = build_backbone(network, depth)
+        backbone = build_backbone(network, depth, width)
     return {name: tensor.shape for name, tensor in backbone.state_dict().items()}
 
 

@@ -6,6 +6,7 @@ the same weights.
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -252,7 +253,21 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     (tmp_path / "ours.json").write_text('{"network": "r3d"}')  # of something else
     again = read_weights(tmp_path / name)
     assert (again.width, again.input) == (None, {})
+    assert "\nof another width than 1, which ours.json does not say" in again.report()
     assert described["from"]["file"] == "checkpoint.pt"
+
+
+@pytest.mark.parametrize("width", [1.0, 0.125])
+def test_our_weights_of_other_shapes_than_their_width_has_are_named(tmp_path, width):
+    state = build_backbone("r3d", width=width).state_dict()
+    model = {f"backbone.{name}": tensor for name, tensor in state.items()}
+    path, name = tmp_path / "ours.pt", "conv3.0.conv1.conv.weight"
+    torch.save({"model": model, "options": {"width": width}}, path)
+    assert read_weights(path).width == width
+    model[f"backbone.{name}"] = model[f"backbone.{name}"][:5]
+    torch.save({"model": model, "options": {"width": width}}, path)
+    with pytest.raises(PacecoreError, match=rf"{re.escape(name)} of r3d must be .*, got \(5, "):
+        load_weights(path)
 
 
 @pytest.mark.parametrize("network", ["r21d", "c3d", "s3dg"])
