@@ -96,7 +96,7 @@ def run_options(command: Callable) -> Callable:
             "--config",
             type=click.Path(),
             callback=_not_empty,
-            help="TOML file of options, such as RUN/options.toml.",
+            help="TOML file of options, such as RUN/options.toml, for another run of the same.",
         ),
         click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options."),
     ):
@@ -134,12 +134,21 @@ def given_values(
         if given.get(name) == "":
             raise OptionError(f"{name.upper()} must name a file or a folder, got ''")
     values = read_toml(config) if config else {}
+    if config and _is_of_run(Path(config), values.get("out")):
+        del values["out"]  # that run is there
     named = values.pop("preset", None)
     values.update({name: value for name, value in given.items() if value is not None})
     checkpoint = values.get("checkpoint", "")  # it is read before options are checked
     if not isinstance(checkpoint, str) or "\0" in checkpoint:
         raise OptionError(f"{config}: checkpoint must be text without NUL, got {checkpoint!r}")
     return values, named if preset is None else preset
+
+
+def _is_of_run(config: Path, out: Any) -> bool:
+    """Whether the file is what a run in the folder `out` wrote down."""
+    if not isinstance(out, str) or not out or "\0" in out:
+        return False
+    return config.name == "options.toml" and config.resolve().parent == Path(out).resolve()
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from pacecore.backbones import Backbone
 from pacecore.backbones.tuning import memory_format
-from pacecore.config import AttendOptions
+from pacecore.config import AttendOptions, taken
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
 from pacecore.loader import ClipRequest, load_batches
 from pacecore.pictures import clip_sheet, heat, inscription, to_rgb
-from pacecore.protocol import PATIENCE, open_measured, out_folder, ready
+from pacecore.protocol import PATIENCE, decoder_count, open_measured, out_folder, ready
 from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, parse_paces
 from pacecore.source import FrameSource
@@ -75,6 +75,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
     column a pace: the clip above, its attention below. Beside them attend.json. Raises
     PacecoreError for a start frame that a video does not have, or a video that cannot be read.
     """
+    options = taken("attend", options, AttendOptions)
     device = pick_device(options.device)
     paces = parse_paces(options.paces or getattr(trained.options, "paces", "1,2,3,4"))
     with join(device, patience=PATIENCE):
@@ -117,7 +118,9 @@ class _Drawing:
             lambda number: [self._request(mine[number])],
             range(len(mine)),
             clip_frames=self.trained.options.clip_frames,
-            workers=0,
+            workers=min(decoder_count(self.options.workers, self.device), len(mine)),
+            timeout_seconds=self.options.decode_timeout,
+            give_way=self.device.type == "cpu",
         ):
             for path, reason in batch.bad:
                 raise PacecoreError(f"{path}: {reason}")

@@ -18,7 +18,7 @@ from pacecore.inputs import Inputs, open_inputs
 from pacecore.rules import OptionError, named_by
 from pacecore.runlog import RunFolder, refuse_second_run
 from pacecore.step import check_device
-from pacecore.trained import OPTIONS_BY_KIND, stored_options
+from pacecore.trained import stored_options
 
 __all__ = ["begin", "in_run_folder"]
 
@@ -32,12 +32,8 @@ def in_run_folder(kind: str, options: AnyOptions, *, resume: bool = False) -> It
     the next number that is free. A process alone makes it, so that another takes the next, and what
     is still empty at the end goes again; ranks find one name where none has made it yet.
 
-    Raises PacecoreError for another verb's options, and without a folder where a run goes on.
+    Raises PacecoreError without a folder where a run goes on.
     """
-    wanted = OPTIONS_BY_KIND[kind]
-    if not isinstance(options, wanted):
-        got = type(options).__name__
-        raise PacecoreError(f"{kind}: options must be {wanted.__name__}, got {got}")
     if resume and not options.out:
         raise PacecoreError("out must name the folder of the run that goes on, got ''")
     if options.out:

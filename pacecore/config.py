@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pacecore.errors import PacecoreError
 from pacecore.presets import PRESETS
-from pacecore.rules import OptionError, check_field, option
+from pacecore.rules import OptionError, check_fields, option
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "TrainOptions",
     "from_mapping",
     "input_scale",
+    "taken",
 ]
 
 AnyOptions = TypeVar("AnyOptions", bound="RunOptions | MeasureOptions")
@@ -55,7 +56,9 @@ class RunOptions:
 
     data: str = _place("", "Folder, list or index of videos; empty: the built-in demo set.")
     held_out: str = _place(
-        "auto", "Videos to measure on: auto (the data's test split, else a tenth), none, or a path."
+        "auto",
+        "Videos to measure on: auto (the data's test or val split, else every tenth), none, or a"
+        " path.",
     )
     fold: str = _run("1", "Which of the data set's splits: a number, or a list's name.")
     out: str = _place("", "Run folder; empty: runs/<verb>-<n>.")
@@ -123,6 +126,7 @@ class RunOptions:
 
     def resolved(self: AnyOptions) -> AnyOptions:
         """The same options with every default that depends on another one filled in, checked."""
+        check_fields(self)
         frames, resize, crop = _INPUT.get(self.backbone, _USUAL_INPUT)
         result = replace(
             self,
@@ -148,8 +152,9 @@ class RunOptions:
 
     def check(self) -> None:
         """Raises OptionError for the first value that breaks its rule."""
-        for each in fields(self):
-            check_field(each, getattr(self, each.name))
+        check_fields(self)
+        if not self.held_out:  # as of a variable that is not set; it would be the current folder
+            raise OptionError("held_out must be auto, none or a path, got ''")
         if len(self.resize) != 2 or not all(
             type(side) is int and 1 <= side <= 4096 for side in self.resize
         ):
@@ -284,8 +289,8 @@ class MeasureOptions:
     data: str = _place("", "Folder, list or index of videos; empty: what it was trained on.")
     held_out: str = _place(
         "",
-        "Videos to measure on; empty: the test split of DATA, else a tenth, or with no DATA as it"
-        " was trained.",
+        "Videos to measure on; empty: the test or val split of DATA, else every tenth, or with no"
+        " DATA as it was trained.",
     )
     fold: str = _run("", "Which of the data set's splits; empty: as it was trained.")
     out: str = _place("", "Folder for the results; empty: beside the checkpoint.")
@@ -306,8 +311,7 @@ class MeasureOptions:
 
     def check(self) -> None:
         """Raises OptionError for the first value that breaks its rule."""
-        for each in fields(self):
-            check_field(each, getattr(self, each.name))
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -379,6 +383,16 @@ class AttendOptions(MeasureOptions):
     )  # fmt: skip
     count: int = option(4, "How many of the held-out videos to show.", low=1)
     rate: int = option(8, "Frames a second of the film.", low=1, high=120)
+
+
+def taken(verb: str, options: Any, kind: type[AnyOptions]) -> AnyOptions:
+    """The resolved `options` of a verb. Raises OptionError where they are another verb's, or for a
+    value that breaks its rule.
+    """
+    if not isinstance(options, kind):
+        got = type(options).__name__
+        raise OptionError(f"{verb}: options must be {kind.__name__}, got {got}")
+    return options.resolved()
 
 
 def from_mapping(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pacecore.backbones import Backbone, stage_features
-from pacecore.config import ExtractOptions, FeatureOptions
+from pacecore.config import ExtractOptions, FeatureOptions, taken
 from pacecore.device import pick_device
 from pacecore.distributed import any_rank, barrier, is_main, join, merge_over_ranks, of_all_ranks
 from pacecore.errors import PacecoreError
@@ -101,6 +101,7 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
     Files features-STAGE-UNIT-SPLIT.npy (or .safetensors) and .json in options.out. Raises
     PacecoreError for input that cannot be used.
     """
+    options = taken("extract", options, ExtractOptions)
     if options.format == "safetensors":
         # Told before the work, not after it.
         safetensors("numpy", "--format safetensors, unlike npy,")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.beginning import begin, in_run_folder
-from pacecore.config import FinetuneOptions
+from pacecore.config import FinetuneOptions, taken
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, share_of, world_size
@@ -197,6 +197,7 @@ def finetune(
     0, summary.json, and with matplotlib curves.png. Raises PacecoreError for input that cannot be
     used.
     """
+    options = taken("finetune", options, FinetuneOptions)
     device = pick_device(options.device)
     in_folder = in_run_folder("finetune", options, resume=resume)
     with in_folder as options, alone_in_process(), join(device):

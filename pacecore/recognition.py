@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pacecore.config import TestOptions
+from pacecore.config import TestOptions, taken
 from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
@@ -190,9 +190,11 @@ def measure_actions(
     """Scores of `runner`'s network (first output: logits) on all videos of `source`, the same on
     every rank.
 
-    average: "softmax", or "logits" as VCOP's code has it. Raises PacecoreError for a source that
-    is empty, has no labels or classes unknown to the head, or no readable video.
+    average: "softmax", or "logits" as VCOP's code has it. Raises PacecoreError for another, and for
+    a source that is empty, has no labels or classes unknown to the head, or no readable video.
     """
+    if average not in ("softmax", "logits"):
+        raise PacecoreError(f"average must be softmax or logits, got {average!r}")
     labels = head_labels(source, classes, "held-out videos")
     scores = torch.zeros(len(source), runner.clips, len(classes))
     read = torch.zeros(len(source), dtype=torch.int64)
@@ -249,6 +251,7 @@ def run_test(
     so that a full disk does not lose them; nor does what it raises. Raises PacecoreError for input
     that cannot be used, and where the files cannot be written.
     """
+    options = taken("test", options, TestOptions)
     trained.require_head()
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pacecore.config import RetrieveOptions
+from pacecore.config import RetrieveOptions, taken
 from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
@@ -202,6 +202,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
     options.gallery gallery-STAGE-UNIT.png into options.out; `replaced`, only returned, says what
     of other videos stood there. Raises PacecoreError for input that cannot be used.
     """
+    options = taken("retrieve", options, RetrieveOptions)
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
@@ -244,6 +245,7 @@ def retrieve_files(paths: tuple[str, str], options: RetrieveOptions) -> dict[str
     Writes retrieve-STAGE-UNIT.json and neighbours-STAGE-UNIT.jsonl into options.out, or beside the
     queries.
     """
+    options = taken("retrieve", options, RetrieveOptions)
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         gallery, queries = map(load_features, paths)

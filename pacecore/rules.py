@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["OptionError", "check_field", "named_by", "option", "read_toml", "write_toml"]
+__all__ = ["OptionError", "check_fields", "named_by", "option", "read_toml", "write_toml"]
 
 # What an option tells of a run. Only those of the setting tell the rows of a report apart.
 _TELLS = (
@@ -53,8 +53,13 @@ def named_by(options: Any, *tells: str) -> set[str]:
     return {each.name for each in fields(options) if each.metadata["tells"] in tells}
 
 
-def check_field(each: Field, value: Any) -> None:
-    """Raises OptionError where the value of an option breaks its rule."""
+def check_fields(options: Any) -> None:
+    """Raises OptionError for the first option of a dataclass whose value breaks its rule."""
+    for each in fields(options):
+        _check_field(each, getattr(options, each.name))
+
+
+def _check_field(each: Field, value: Any) -> None:
     kind, rule = each.type, each.metadata
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise OptionError(f"{each.name} must be {_TYPE_NAMES[kind]}, got {value!r}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pacecore.backbones import build_backbone
 from pacecore.beginning import begin, in_run_folder
-from pacecore.config import TrainOptions
+from pacecore.config import TrainOptions, taken
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import is_main, join, rank, world_size
 from pacecore.engine import fit
@@ -129,6 +129,7 @@ def pretrain(
     from the one before, where the last is damaged). Raises PacecoreError for input that cannot be
     used.
     """
+    options = taken("pretrain", options, TrainOptions)
     device = pick_device(options.device)
     in_folder = in_run_folder("pretrain", options, resume=resume)
     with in_folder as options, alone_in_process(), join(device):

@@ -1,5 +1,7 @@
 """Attention: the definition by hand, the three ways over time, sheets and films, bad input."""
 
+import time
+
 import av
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from pacecore.attend import attention_maps, overlaid, run_attend
 from pacecore.config import AttendOptions, from_mapping
 from pacecore.errors import PacecoreError
+from pacecore.loader import LoaderError
 from pacecore.pictures import inscription
 from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
@@ -87,6 +90,14 @@ def assert_reads(picture: np.ndarray, pace: str, blurred: int = 0) -> None:
     name = inscription(pace)
     shown = picture[: name.shape[0], : name.shape[1]]
     np.testing.assert_allclose(shown.astype(int), name, atol=blurred)
+
+
+def test_a_video_that_does_not_come_is_waited_for_as_the_options_say(tmp_path, monkeypatch):
+    videos = tiny_set(tmp_path / "set", train=1, test=1)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt", data=str(videos))
+    monkeypatch.setattr(VideoFiles, "decode", lambda *_: time.sleep(60))
+    with pytest.raises(LoaderError, match=r"^decoding stopped: timed out after 1 seconds; reading .*test0\.mp4"):
+        run_attend(load_trained(checkpoint), options_of(tmp_path / "out", decode_timeout=1.0))
 
 
 def test_sheet_and_film_of_several_videos(tmp_path):

@@ -172,6 +172,7 @@ def test_other_system_errors_keep_their_traceback(monkeypatch):
         (["train", "--resume-previous"], "--resume-previous goes with --resume, which is missing"),
         (["finetune", "a.pt", "--resume-previous"], "--resume-previous goes with --resume, which"),
         (["train", "--resume", ""], "--resume must name a file or a folder, got ''"),
+        (["train", "--held-out", ""], "held_out must be auto, none or a path, got ''"),
         (["finetune", "--config", ""], "--config must name a file or a folder, got ''"),
         (["finetune", "--resume", "a", "--scratch"], "--resume goes on from the run's weights:"),
         (["finetune", "--scratch", "a", "b"], "--scratch takes DATA alone, got a and b"),

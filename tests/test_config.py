@@ -7,9 +7,23 @@ import numpy as np
 import pytest
 import torch
 
+from pacecore.attend import run_attend
 from pacecore.backbones import BACKBONES, build_backbone
-from pacecore.config import FinetuneOptions, TrainOptions, from_mapping, input_scale
+from pacecore.config import (
+    AttendOptions,
+    ExtractOptions,
+    FinetuneOptions,
+    RetrieveOptions,
+    TestOptions,
+    TrainOptions,
+    from_mapping,
+    input_scale,
+)
+from pacecore.errors import PacecoreError
+from pacecore.extract import run_extract
 from pacecore.presets import PRESETS
+from pacecore.recognition import measure_actions, run_test
+from pacecore.retrieve import retrieve_files, run_retrieve
 from pacecore.rules import OptionError, named_by, read_toml, write_toml
 from pacecore.sampling import Jitter, Sampling
 
@@ -179,3 +193,42 @@ def test_values_of_numpy_and_paths_are_taken_for_what_they_stand_for(tmp_path):
     for values in ({"seed": np.float64(3)}, {"lr": True}, {"crop": 32.0}, {"lr": Path("1")}):
         with pytest.raises(OptionError, match="must be a"):
             from_mapping(TrainOptions, values)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "words"),
+    [
+        (run_test, TestOptions(average="mean"), "average must be one of softmax, logits, got"),
+        (run_test, TestOptions(amp="fp16"), "amp must be one of none, bf16, got 'fp16'"),
+        (run_test, TestOptions(clips=0), "clips must be at least 1, got 0"),
+        (run_test, ExtractOptions(), "test: options must be TestOptions, got ExtractOptions"),
+        (run_extract, ExtractOptions(split="val"), "split must be one of all, train, test, got"),
+        (run_extract, ExtractOptions(format="pt"), "format must be one of npy, safetensors, got"),
+        (run_extract, {}, "extract: options must be ExtractOptions, got dict"),
+        (run_retrieve, RetrieveOptions(k="0"), "k must be whole numbers from 1, such as 1,5,10"),
+        (retrieve_files, RetrieveOptions(unit="frame"), "unit must be one of video, clip, got"),
+        (run_attend, AttendOptions(every=0), "every must be at least 1, got 0"),
+    ],
+)
+def test_options_of_a_measuring_verb_are_checked_by_python_too(verb, options, words):
+    with pytest.raises(OptionError, match=f"^{words}"):
+        verb(None, options)
+
+
+def test_another_average_than_those_there_are_is_no_average_of_logits():
+    with pytest.raises(PacecoreError, match=r"^average must be softmax or logits, got 'mean'$"):
+        measure_actions(None, None, ("a", "b"), average="mean")
+
+
+@pytest.mark.parametrize("kind", [TrainOptions, FinetuneOptions])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"backbone": ["r21d"]}, r"backbone must be text, got \['r21d'\]"),
+        ({"resize": np.array([128, 171])}, "resize must be HEIGHT,WIDTH, got array"),
+        ({"held_out": ""}, "held_out must be auto, none or a path, got ''"),
+    ],
+)
+def test_a_value_that_others_depend_on_is_checked_first(kind, values, words):
+    with pytest.raises(OptionError, match=words):
+        from_mapping(kind, values)

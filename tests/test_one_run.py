@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pacecore.beginning import in_run_folder
 from pacecore.cli.train import next_lines
@@ -90,6 +91,10 @@ def test_options_of_another_verb_are_refused_at_once(tmp_path, verb):
     other = FinetuneOptions if verb is pretrain else TrainOptions
     with pytest.raises(PacecoreError, match=f"options must be {wanted}, got {other.__name__}"):
         verb(other(data=str(tmp_path / "none"), out=str(tmp_path / "run")))
+    with pytest.raises(PacecoreError, match=f"options must be {wanted}, got dict"):
+        verb({"data": str(tmp_path / "none")})
+    with pytest.raises(PacecoreError, match=r"^device must be text, got device"):
+        verb({pretrain: TrainOptions, finetune: FinetuneOptions}[verb](device=torch.device("cpu")))
     assert list(tmp_path.iterdir()) == []
 
 

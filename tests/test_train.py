@@ -64,11 +64,10 @@ def test_a_run_from_files_to_summary(monkeypatch, capsys, videos, tmp_path):
     assert summary["options"]["width"] == 0.125
     assert summary["results"]["held_out_clips"] == 72
 
-    again = tmp_path / "again"
-    code, _, err = call(
-        monkeypatch, capsys, "train", "--config", run / "options.toml", "--out", again
-    )
+    monkeypatch.chdir(tmp_path)  # another run, in a folder of its own
+    code, _, err = call(monkeypatch, capsys, "train", "--config", run / "options.toml")
     assert code == 0, err
+    again = tmp_path / "runs" / "train-1"
     one, two = (load_checkpoint(folder / "last.pt")["model"] for folder in (run, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
