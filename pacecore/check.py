@@ -61,7 +61,10 @@ def data_check(
     workers: 0 or -1 is one process a core, 1 this process. timeout_seconds: for one video. Returns
     the report, as JSON has it: "videos", "frames", "splits", "classes", "lengths", "loops" (share
     of clips that leave the video, which betrays their pace), "findings", "serious" (how many).
+    Raises PacecoreError for paces that are none, or no clip_frames.
     """
+    for pace in paces:  # told before the hours, not after them
+        loop_share([1], pace, clip_frames)
     paths = [entry.path for entry in index.entries]
     checked: dict[int, _Checked] = {}
     found = run_jobs(partial(_check_video, clip_frames), paths, workers, timeout_seconds)

@@ -188,13 +188,18 @@ def read_index(path: str | Path) -> VideoIndex:
     """What write_index wrote, without the videos that it marks unusable; counted where the file is
     still the one that was counted.
 
-    Raises DatasetError for a line that is none of it, edited by hand as it may be.
+    Raises DatasetError for a file that cannot be read, and for a line that is none of it, edited by
+    hand as it may be.
     """
     path = Path(path)
     entries: list[VideoEntry] = []
     first: dict[str, int] = {}  # lines of the videos
     root, head = "", {"layout": "", "classes": []}
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+    try:
+        text_file = path.open(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
+    with text_file as lines:
         for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)

@@ -178,6 +178,9 @@ class TrainingSchedule:
     world: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("batch", "repeat"):
+            if getattr(self, name) < 1:
+                raise PacecoreError(f"{name} must be 1 or more, got {getattr(self, name)}")
         smallest = len(self.frame_counts) * self.repeat // self.steps_per_epoch
         if smallest < self.world:
             raise PacecoreError(
@@ -339,8 +342,11 @@ def load_batches(
     give_way: workers decode while this process waits for them, for a network on the same cores,
     whose threads would otherwise wait for the one whose core a worker has taken.
     Unreadable videos are left out of their batch and named in its `bad`. Raises LoaderError, with
-    the files being read, when a worker dies or gives nothing for `timeout_seconds`.
+    the files being read, when a worker dies or gives nothing for `timeout_seconds`; PacecoreError
+    for fewer than no workers.
     """
+    if workers < 0:  # an option's -1 is for pacecore.inputs.worker_count
+        raise PacecoreError(f"workers must be 0 or more, got {workers}")
     dataset = _Batches(source, requests, clip_frames, workers, resident)
     loader = DataLoader(
         dataset,

@@ -14,7 +14,7 @@ __all__ = ["pretraining_loss"]
 def pretraining_loss(
     logits: Tensor, z: Tensor, labels: Tensor, videos: Tensor, options: TrainOptions
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive: Eq. 1 to 3 of the paper.
+    """lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive: Eq. 4 of the paper, of 1 to 3.
 
     logits: (b, classes), z: (b, D), labels: (b,) int64 pace labels, videos: (b,) int64 video
     numbers, all of this rank's clips; the number of clips may differ between ranks. options: read

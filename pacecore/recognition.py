@@ -142,8 +142,14 @@ def _in_top(scores: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval, 95 %, of the mean of `values` (N,), drawn anew by video."""
+    """Percentile bootstrap interval, 95 %, of the mean of `values` (N,), drawn anew by video.
+
+    Raises PacecoreError for no values or no resamples.
+    """
     values = np.asarray(values, dtype=np.float64)
+    if len(values) < 1 or resamples < 1:
+        got = f"{len(values)} and {resamples}"
+        raise PacecoreError(f"values and resamples must be 1 or more, got {got}")
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     block = max(1, 4_000_000 // len(values))  # draws held at once

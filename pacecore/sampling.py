@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from fractions import Fraction
 from functools import lru_cache
-from numbers import Integral
+from numbers import Integral, Rational, Real
 
 import numpy as np
 
@@ -70,8 +70,9 @@ def parse_pace(pace: int | str | Fraction) -> Fraction:
 
 def parse_paces(paces: str) -> tuple[Fraction, ...]:
     """A set of paces, "1/3,1/2,1,2,3", in ascending order: the rank is the label (Table 1 of the
-    paper).
+    paper). Raises PacecoreError for what is no such text.
     """
+    _require(isinstance(paces, str), "paces must be text such as 1/3,1/2,1,2,3", paces)
     values = sorted(parse_pace(word.strip()) for word in paces.split(","))
     if len(set(values)) < len(values):
         raise PacecoreError(f"paces must differ from each other, got {paces}")
@@ -141,8 +142,12 @@ def loop_share(
 
     lengths: frames of each video. start: "all", starts uniform over all frames: on UCF101 16 frames
     loop in 10, 20, 31, 41 % of cases at pace 1, 2, 3, 4; "fit": where the clip fits, so that all
-    clips of the videos that are too short loop, and no others.
+    clips of the videos that are too short loop, and no others. Raises PacecoreError for a value of
+    another type or out of range.
     """
+    pace = parse_pace(pace)
+    _require_count("clip_frames", clip_frames)
+    _require_one_of("start", start, _SAMPLING_CHOICES["start"])
     lengths, last = np.asarray(lengths, dtype=np.float64), _last_step(pace, clip_frames)
     if start == "fit":
         return float(np.mean(lengths <= last))
@@ -174,6 +179,12 @@ def _require(holds: bool, rule: str, got: object) -> None:
         raise PacecoreError(f"{rule}, got {got!r}")
 
 
+def _require_count(name: str, value: int) -> None:
+    _require(
+        isinstance(value, Integral) and value >= 1, f"{name} must be a whole number from 1", value
+    )
+
+
 def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, f"{name} must be one of {', '.join(choices)}", value)
 
@@ -201,7 +212,7 @@ class Jitter:
 @dataclass(frozen=True)
 class Sampling:
     """How clips are drawn from videos: paces, views, geometry, jitter. Sizes in pixels (height,
-    width). Raises PacecoreError for a value out of range.
+    width). Raises PacecoreError for a value of another type or out of range.
     """
 
     paces: tuple[Fraction, ...] = tuple(map(Fraction, (1, 2, 3, 4)))
@@ -219,18 +230,27 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        paces = list(self.paces)
-        if not paces or paces[0] <= 0 or paces != sorted(set(paces)):
+        fractions = isinstance(self.paces, tuple) and all(
+            isinstance(pace, Rational) and pace > 0 for pace in self.paces
+        )
+        if not fractions or not self.paces or list(self.paces) != sorted(set(self.paces)):
             raise PacecoreError(
                 f"paces must be positive and ascend, as parse_paces gives them, got {self.paces}"
             )
         for name in ("clip_frames", "views"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+            _require_count(name, getattr(self, name))
         for name, choices in _SAMPLING_CHOICES.items():
             _require_one_of(name, getattr(self, name), choices)
+        for name in ("resize", "crop"):
+            size = getattr(self, name)
+            pair = isinstance(size, tuple) and [isinstance(n, Integral) for n in size] == [True] * 2
+            _require(pair, f"{name} must be (height, width)", size)
         inside = all(1 <= c <= r for c, r in zip(self.crop, self.resize, strict=True))
         _require(inside, f"crop must be 1 to resize {self.resize}", self.crop)
-        _require(0 <= self.flip <= 1, "flip must be 0 to 1", self.flip)
+        probable = isinstance(self.flip, Real) and 0 <= self.flip <= 1
+        _require(probable, "flip must be 0 to 1", self.flip)
+        seeds = isinstance(self.seed, Integral) and 0 <= self.seed < 2**64
+        _require(seeds, "seed must be a whole number from 0 to 2^64 - 1", self.seed)
 
     @property
     def classes(self) -> tuple[Fraction, ...]:

@@ -96,7 +96,9 @@ def test_a_video_that_does_not_come_is_waited_for_as_the_options_say(tmp_path, m
     videos = tiny_set(tmp_path / "set", train=1, test=1)
     checkpoint = pretrained(tmp_path / "run" / "last.pt", data=str(videos))
     monkeypatch.setattr(VideoFiles, "decode", lambda *_: time.sleep(60))
-    with pytest.raises(LoaderError, match=r"^decoding stopped: timed out after 1 seconds; reading .*test0\.mp4"):
+    with pytest.raises(
+        LoaderError, match=r"^decoding stopped: timed out after 1 seconds; reading .*test0\.mp4"
+    ):
         run_attend(load_trained(checkpoint), options_of(tmp_path / "out", decode_timeout=1.0))
 
 

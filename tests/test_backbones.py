@@ -146,6 +146,18 @@ def test_stages_past_the_last_named_do_not_run():
     ]
 
 
+@pytest.mark.parametrize("size", [(7, 16, 16), (8, 15, 16), (8, 16, 15)])
+def test_a_clip_that_no_pooling_leaves_anything_of_is_refused(size):
+    c3d = thin("c3d").eval()
+    rule = r"C3D: clips must have 8 frames of 16 x 16 or more, got \(.*\) \(T, H, W\)"
+    for run in (c3d, lambda clips: stage_features(c3d, clips, "p4")):
+        with pytest.raises(PacecoreError, match=rule):
+            run(some_clips(1, 3, *size))
+    assert c3d(some_clips(1, 3, 8, 16, 16)).isfinite().all()
+    others = [name for name in NAMES if name != "c3d"]
+    assert all(thin(name).eval()(some_clips(1, 3, 1, 1, 1)).isfinite().all() for name in others)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("width", [0.25, 0.1, 2])
 def test_width(name, width):

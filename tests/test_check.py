@@ -151,6 +151,14 @@ def test_totals_of_a_known_set(tmp_path):
     assert _totals(more, 1) == []
 
 
+@pytest.mark.parametrize("wrong", [{"clip_frames": 0}, {"paces": "1,2"}])
+def test_what_no_share_of_loops_can_be_told_of_is_refused_before_the_decoding(folder, wrong):
+    done = []
+    with pytest.raises(PacecoreError, match="must be a whole number"):
+        data_check(find_videos(folder), **wrong, on_progress=lambda *_: done.append(1))
+    assert not done
+
+
 def test_index_keeps_the_good_and_names_the_bad(folder, tmp_path):
     counted, bad = data_index(find_videos(folder), tmp_path / "index.jsonl", workers=1)
     assert {Path(b.path).name for b in bad} == {"empty.avi", "text.avi", "cut.avi"}

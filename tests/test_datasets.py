@@ -255,6 +255,8 @@ def test_probe_all_and_the_index_file(tmp_path):
     assert seen == [(1, 3), (2, 3), (3, 3)]
     write_index(index, tmp_path / "index.jsonl", bad)
     assert read_index(tmp_path / "index.jsonl") == index
+    with pytest.raises(DatasetError, match=r"none\.jsonl: cannot be read: No such file"):
+        read_index(tmp_path / "none.jsonl")
     assert find_videos(tmp_path / "index.jsonl").entries == index.entries
     moved = tmp_path / "moved"
     moved.mkdir()

@@ -42,6 +42,18 @@ def test_an_epoch_shows_every_video_as_often_as_said():
     assert [len(plan.videos(step)) for step in range(5)] == [2, 3, 3, 3, 3]
 
 
+@pytest.mark.parametrize("name", ["batch", "repeat"])
+def test_a_schedule_of_nothing_is_refused(name):
+    with pytest.raises(PacecoreError, match=f"^{name} must be 1 or more, got 0$"):
+        schedule(**{name: 0})
+
+
+def test_fewer_than_no_workers_are_refused():
+    """Which an option leaves open; worker_count gives a number."""
+    with pytest.raises(PacecoreError, match=r"^workers must be 0 or more, got -1$"):
+        next(load_batches(None, None, range(1), clip_frames=16, workers=-1))
+
+
 def test_each_pass_over_the_videos_has_an_order_and_clips_of_its_own():
     plan = schedule((300,) * 12, batch=12)  # each step is a pass, each epoch two of them
     orders = [tuple(video for _, video in plan.videos(step)) for step in range(4)]

@@ -199,3 +199,17 @@ def test_last_row_may_end_with_its_pixels():
 
 def test_check_plan_accepts_what_pace_clip_does():
     call(check_plan, named_case(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("function", [pace_clip, check_plan])
+def test_frames_that_are_none_and_tensors_of_other_devices_are_refused(function):
+    frames = random_frame(torch.Generator().manual_seed(1), 5, 7, FrameFormat())
+    size = {"resize": (5, 7), "crop_size": (5, 7)}
+    wrong = [
+        ((frames.data, frames.table), ints([0]), "frames must be Frames, got tuple"),
+        (Frames(frames.data.numpy(), frames.table), ints([0]), "frames.data must be a tensor, got"),
+        (frames, ints([0]).to("meta"), "plan must be on the device of frames.data, cpu, got meta"),
+    ]
+    for given, plan, words in wrong:
+        with pytest.raises(PacecoreError, match=f"^pace_clip: {words}"):
+            function(given, plan, ints([0, 0, 0]), **size)

@@ -84,6 +84,9 @@ def test_bootstrap_interval_is_that_of_the_mean():
     assert high == pytest.approx(mean + 1.96 * deviation, abs=0.006)
     assert bootstrap_interval(values, 4000, seed=2) == (low, high)
     assert bootstrap_interval(np.ones(5), 100) == (1.0, 1.0)
+    for none in ((np.array([]), 100), (np.ones(5), 0)):
+        with pytest.raises(PacecoreError, match="values and resamples must be 1 or more, got"):
+            bootstrap_interval(*none)
 
 
 class Labelled:

@@ -129,6 +129,17 @@ def test_loop_share_counts_the_starts_that_leave_the_video():
         assert loop_share(lengths, Fraction(pace), 16, "fit") == pytest.approx(np.mean(exact))
 
 
+def test_a_loop_share_of_no_such_clips_is_refused():
+    with pytest.raises(PacecoreError, match="start must be one of all, fit, got 'fits'"):
+        loop_share([50], Fraction(4), 16, "fits")
+    with pytest.raises(PacecoreError, match="clip_frames must be a whole number from 1, got 0"):
+        loop_share([50], Fraction(4), 0)
+    with pytest.raises(PacecoreError, match="must be a whole number or a ratio such as 1/3, got 4"):
+        loop_share([50], 4.0, 16)
+    with pytest.raises(PacecoreError, match="paces must be text such as 1/3,1/2,1,2,3, got"):
+        parse_paces((1, 2))
+
+
 def test_a_video_that_just_fits_does_not_loop():
     """Neither by the share nor in the clips themselves."""
     sampling = Sampling(paces=(Fraction(1), Fraction(2)), views=1, start="fit")
@@ -280,8 +291,12 @@ def test_centre_plan():
         ({"paces": (Fraction(1), Fraction(1))}, "paces must be positive and ascend"),
         ({"paces": (Fraction(-1), Fraction(1))}, "paces must be positive and ascend"),
         ({"paces": ()}, "paces must be positive and ascend"),
-        ({"clip_frames": 0}, "clip_frames must be at least 1, got 0"),
-        ({"views": 0}, "views must be at least 1, got 0"),
+        ({"paces": (1.5, 2.0)}, "paces must be positive and ascend"),
+        ({"paces": ("1", "2")}, "paces must be positive and ascend"),
+        ({"paces": "1,2"}, "paces must be positive and ascend"),
+        ({"clip_frames": 0}, "clip_frames must be a whole number from 1, got 0"),
+        ({"clip_frames": "16"}, "clip_frames must be a whole number from 1, got '16'"),
+        ({"views": 0}, "views must be a whole number from 1, got 0"),
         ({"start": "fitt"}, "start must be one of all, fit, got 'fitt'"),
         ({"view_augment": "both"}, "view_augment must be one of own, shared, got 'both'"),
         ({"reverse": "on"}, "reverse must be one of off, augment, label, got 'on'"),
@@ -289,7 +304,13 @@ def test_centre_plan():
         ({"view_paces": "same"}, "view_paces must be one of distinct, free, got 'same'"),
         ({"crop": (200, 100)}, r"crop must be 1 to resize \(128, 171\), got \(200, 100\)"),
         ({"crop": (0, 100)}, "crop must be 1 to resize"),
+        ({"crop": (112,)}, r"crop must be \(height, width\), got \(112,\)"),
+        ({"crop": 112}, r"crop must be \(height, width\), got 112"),
+        ({"resize": (128.0, 171)}, r"resize must be \(height, width\), got \(128.0, 171\)"),
         ({"flip": 7.0}, "flip must be 0 to 1, got 7.0"),
+        ({"flip": "half"}, "flip must be 0 to 1, got 'half'"),
+        ({"seed": 2**64}, r"seed must be a whole number from 0 to 2\^64 - 1, got"),
+        ({"seed": -1}, r"seed must be a whole number from 0 to 2\^64 - 1, got -1"),
     ],
 )
 def test_a_sampling_that_nothing_can_be_drawn_by_is_refused(values, message):

@@ -31,6 +31,7 @@ class Backbone(nn.Module):
     """
 
     stage_names: tuple[str, ...] = ()
+    smallest_clip: tuple[int, int] = (1, 1)  # frames, pixels a side: its map outlasts the poolings
     p4_stage: str = ""
     p4_pool: tuple[int, int, int] | None = None
 
@@ -46,7 +47,8 @@ class Backbone(nn.Module):
     def maps(self, clips: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """The maps (B, C, T', H', W') after the named stages, from one forward pass.
 
-        Stages past the last one named do not run. Raises PacecoreError for a name that is no stage.
+        Stages past the last one named do not run. Raises PacecoreError for a name that is no stage,
+        and for clips of another shape or smaller than `smallest_clip`.
         """
         wanted = set(names)
         if unknown := sorted(wanted - set(self.stage_names)):
@@ -57,6 +59,12 @@ class Backbone(nn.Module):
         if clips.dim() != 5 or clips.shape[1] != 3:
             raise PacecoreError(
                 f"{type(self).__name__}: clips must be (B, 3, T, H, W), got {tuple(clips.shape)}"
+            )
+        frames, side = self.smallest_clip
+        if clips.shape[2] < frames or min(clips.shape[3:]) < side:
+            rule = f"clips must have {frames} frames of {side} x {side} or more"
+            raise PacecoreError(
+                f"{type(self).__name__}: {rule}, got {tuple(clips.shape[2:])} (T, H, W)"
             )
         found: dict[str, Tensor] = {}
         features = clips

@@ -26,6 +26,7 @@ class C3D(Backbone):
         *("conv1", "pool1", "conv2", "pool2", "conv3", "pool3"),
         *("conv4", "pool4", "conv5"),
     )
+    smallest_clip = (8, 16)
     p4_stage = "pool4"
 
     def __init__(self, width: float = 1.0) -> None:

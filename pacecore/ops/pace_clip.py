@@ -78,8 +78,7 @@ def pace_clip(
     a frame whose plan entry, table row, crop or jitter order is out of range comes out as NaN, and
     nothing outside `frames.data` is ever read. `check_plan` finds such values beforehand.
     """
-    if not isinstance(frames, Frames):
-        raise PacecoreError(f"pace_clip: frames must be Frames, got {type(frames).__name__}")
+    _check_places(frames, plan=plan, crop=crop, jitter=jitter, jitter_order=jitter_order)
     if channel_order not in _CHANNEL_ORDERS:
         raise PacecoreError(f"pace_clip: channel_order must be rgb or bgr, got {channel_order!r}")
     if dtype not in _TYPES:
@@ -91,12 +90,6 @@ def pace_clip(
         )
     if isinstance(jitter, Tensor) and (jitter.requires_grad or has_tangent(jitter)):
         raise PacecoreError("pace_clip: jitter must not require a gradient, there is none")
-    inputs = {"frames.table": frames.table, "plan": plan, "crop": crop, "jitter": jitter}
-    for name, tensor in (inputs | {"jitter_order": jitter_order}).items():
-        # Of one without values, as on `meta`, torch would run the fake kernel.
-        if isinstance(tensor, Tensor) and tensor.device != frames.data.device:
-            where = f"the device of frames.data, {frames.data.device}"
-            raise PacecoreError(f"pace_clip: {name} must be on {where}, got {tensor.device}")
     with expected_errors("pace_clip"):
         return ops().pace_clip(
             frames.data,
@@ -128,8 +121,9 @@ def check_plan(
     """All checks of `pace_clip` on CPU tensors, before they go to a GPU.
 
     On a GPU the contents of tensors cannot be checked. Raises PacecoreError as pace_clip does on
-    CPU; computes nothing.
+    CPU, of these arguments; computes nothing.
     """
+    _check_places(frames, plan=plan, crop=crop, jitter=jitter, jitter_order=jitter_order)
     with expected_errors("pace_clip"):
         ops().check_pace_clip(
             frames.data,
@@ -141,6 +135,20 @@ def check_plan(
             resize,
             crop_size,
         )
+
+
+def _check_places(frames: Frames, **inputs: Tensor | None) -> None:
+    """Raises PacecoreError where frames are none, or another tensor is on another device."""
+    if not isinstance(frames, Frames):
+        raise PacecoreError(f"pace_clip: frames must be Frames, got {type(frames).__name__}")
+    if not isinstance(frames.data, Tensor):
+        got = type(frames.data).__name__
+        raise PacecoreError(f"pace_clip: frames.data must be a tensor, got {got}")
+    for name, tensor in {"frames.table": frames.table, **inputs}.items():
+        # Of one without values, as on `meta`, torch would run the fake kernel.
+        if isinstance(tensor, Tensor) and tensor.device != frames.data.device:
+            where = f"the device of frames.data, {frames.data.device}"
+            raise PacecoreError(f"pace_clip: {name} must be on {where}, got {tensor.device}")
 
 
 @registration
