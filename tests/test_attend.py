@@ -145,14 +145,21 @@ def test_a_file_that_is_called_as_another_is_told_apart_has_its_own(tmp_path):
     assert {each["sheet"] for each in result["videos"]} >= {"attend-clip-2.png"}
 
 
-def test_one_video_file(tmp_path):
+def test_one_video_file_from_a_frame_of_ones_own(tmp_path):
     write_tiny(tmp_path / "one.mp4", 0, 1, 20)
     checkpoint = pretrained(tmp_path / "run" / "last.pt")
-    options = options_of(tmp_path / "out", data=str(tmp_path / "one.mp4"), paces="1,3", every=4)
-    result = run_attend(load_trained(checkpoint), options)
+    how = {"data": str(tmp_path / "one.mp4"), "paces": "1,3", "every": 4, "start_frame": 9}
+    result = run_attend(load_trained(checkpoint), options_of(tmp_path / "out", **how))
     assert [video["sheet"] for video in result["videos"]] == ["attend-one.png"]
     (sheet,) = frames_of(tmp_path / "out" / "attend-one.png")
     assert sheet.shape[:2] == (2 * 132 + 4, 16 + 2 * 132 + 4)
+    first = frames_of(tmp_path / "out" / "attend-one.mp4")[0][23 : 23 + 128].astype(int)
+    for left in (4, 4 + 132):  # at both paces
+        red = first[:, left : left + 128, 0] - first[:, left : left + 128, 2] > 100
+        # The square of frame 9 goes from column 1 + 2 * 9 of 48 to 16 beyond. Shown is the crop
+        # from column 4 of 40, four times as large.
+        edges = [4 * (column * 40 / 48 - 4) for column in (19, 35)]
+        assert np.flatnonzero(red.any(axis=0))[[0, -1]] == pytest.approx(edges, abs=4)
 
 
 def test_a_start_frame_beyond_the_video(tmp_path):

@@ -10,11 +10,13 @@ from click.testing import CliRunner
 
 from pacecore import protocol, recognition
 from pacecore.cli import test as test_verb
-from pacecore.config import TestOptions, from_mapping
+from pacecore.config import TestOptions, TrainOptions, from_mapping
 from pacecore.convert import convert
 from pacecore.errors import PacecoreError
+from pacecore.evaluate import pace_accuracy
+from pacecore.frames import Frames
 from pacecore.ops import pace_clip
-from pacecore.protocol import _within_memory, evenly_spaced
+from pacecore.protocol import ClipRunner, _within_memory, evenly_spaced
 from pacecore.recognition import run_test
 from pacecore.sampling import fitting_starts, frame_indices
 from pacecore.source import VideoFiles
@@ -22,6 +24,7 @@ from pacecore.trained import load_trained
 from pacecore.video import decode, probe
 
 from .ranks import run_ranks
+from .sources import PacketSource
 from .tiny import CLASSES, finetuned, pretrained, tiny_set, write_tiny
 from .trees import tree
 
@@ -95,6 +98,21 @@ def test_every_video_is_decoded_once_and_none_is_dropped(videos, checkpoint, tmp
         assert line["predicted"] == CLASSES[expected.argmax()]
         assert len(line["clips_predicted"]) == 10
     assert result["top1"] == np.mean([line["right"] for line in lines])
+
+
+@pytest.mark.parametrize(("average", "predicted"), [("softmax", "Green"), ("logits", "Blue")])
+def test_what_is_averaged_is_what_the_command_says(
+    checkpoint, tmp_path, monkeypatch, average, predicted
+):
+    # Of each video one clip is surely Blue, two are likely Green; their mean is 3, 2, 0.
+    scores = torch.tensor([[9.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 3.0, 0.0]])
+    monkeypatch.setattr(recognition._Scores, "forward", lambda *_: (scores,))
+    words = [str(checkpoint), "--workers", "0", "--out", str(tmp_path), "--device", "cpu"]
+    words += ["--clips", "3", "--batch-clips", "3", "--average", average]
+    shown = CliRunner().invoke(test_verb.test, words, catch_exceptions=False)
+    assert f"6 videos, 3 clips each, mean of {average}; 0 unreadable" in shown.output
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    assert [line["predicted"] for line in lines] == [predicted] * 6
 
 
 def result_of_a_rank(rank, checkpoint, out):
@@ -172,6 +190,32 @@ def test_one_clip_too_large_is_told():
 
     with pytest.raises(PacecoreError, match=r"one clip .* does not fit the memory of cpu"):
         _within_memory(model)(torch.zeros(4, 3))
+
+
+class Numbered(PacketSource):
+    """Videos whose frames are as bright as their numbers."""
+
+    def decode(self, video, wanted):
+        numbers = torch.from_numpy(np.asarray(wanted, dtype=np.uint8))
+        return Frames.of_rgb(numbers.view(-1, 1, 1, 1).expand(-1, *self.size, 3).contiguous())
+
+
+def test_every_clip_is_counted_at_the_pace_that_it_was_shown_at():
+    def model(clips):
+        """Takes a video's first frames for pace 4, and is right of all other clips."""
+        frames = clips[:, 0, :, 0, 0].round()
+        told = torch.where(frames[:, 0] == 0, 4, frames[:, 1] - frames[:, 0])
+        return (torch.stack([told == pace for pace in (1, 2, 4)], dim=1).float(),)
+
+    how = {"resize": (18, 20), "crop": 16, "clip_frames": 4, "normalize": "none"}
+    options, cpu = from_mapping(TrainOptions, how), torch.device("cpu")
+    paces = tuple(map(Fraction, (1, 2, 4)))
+    runner = ClipRunner(model, options, cpu, paces=paces, clips=5, workers=0)
+    result = pace_accuracy(runner, Numbered((30, 41)))
+    assert result.classes == ("1", "2", "4")
+    # Of the 5 clips of a video at each pace the first starts at frame 0.
+    assert result.confusion == [[8, 0, 2], [0, 8, 2], [0, 0, 10]]
+    assert (result.clips, result.accuracy) == (30, 26 / 30)
 
 
 def test_pretrained_checkpoint_gives_pace_accuracy(videos, tmp_path):

@@ -52,10 +52,10 @@ def options_of(out, **changes) -> ExtractOptions:
     )
 
 
-def plain_features(trained, path, stage, clips=4) -> np.ndarray:
+def plain_features(trained, path, stage, pool="max", clips=4) -> np.ndarray:
     """(clips, D): clip after clip by the definition."""
     count, length = probe(path).num_frames, trained.options.clip_frames
-    rows = []
+    backbone, rows = trained.backbone.eval(), []
     for step in range(clips):
         start = max(0, count - length) * step // (clips - 1)
         numbers = frame_indices(count, start, 1, length)
@@ -69,16 +69,28 @@ def plain_features(trained, path, stage, clips=4) -> np.ndarray:
             std=(255.0, 255.0, 255.0),
         )
         with torch.no_grad():
-            rows.append(stage_features(trained.backbone.eval(), clip, stage)[0].numpy())
+            if (stage, pool) == ("p4", "gap"):
+                features = backbone.maps(clip, ["conv4"])["conv4"].mean(dim=(2, 3, 4))
+            else:
+                features = stage_features(backbone, clip, stage)
+        rows.append(features[0].numpy())
     return np.stack(rows)
 
 
-@pytest.mark.parametrize(("stage", "unit"), [("gap", "video"), ("p4", "clip"), ("p5", "video")])
-def test_rows_are_the_features_of_the_videos_in_the_json(checkpoint, tmp_path, stage, unit):
+@pytest.mark.parametrize(
+    ("stage", "pool", "unit"),
+    [
+        ("gap", "max", "video"),
+        ("p4", "max", "clip"),
+        ("p4", "gap", "clip"),
+        ("p5", "max", "video"),
+    ],
+)
+def test_rows_are_the_features_of_the_videos_in_the_json(checkpoint, tmp_path, stage, pool, unit):
     trained = load_trained(checkpoint)
     if stage == "p5":  # the last map of these clips is 1 x 2 x 2, which pools to one place
         assert trained.options.crop == 32
-    train, test = run_extract(trained, options_of(tmp_path, stage=stage, unit=unit))
+    train, test = run_extract(trained, options_of(tmp_path, stage=stage, pool=pool, unit=unit))
     assert (len(train.values), len(test.values)) == (6, 3)
     assert train.order["network"] == fingerprint(trained.backbone)
     assert train.order["classes"] == list(CLASSES)
@@ -86,7 +98,7 @@ def test_rows_are_the_features_of_the_videos_in_the_json(checkpoint, tmp_path, s
         for row, video in zip(features.values, features.order["videos"], strict=True):
             assert f"/{video['class']}/" in video["path"]
             assert CLASSES[video["label"]] == video["class"]
-            expected = plain_features(trained, video["path"], stage)
+            expected = plain_features(trained, video["path"], stage, pool)
             expected = expected if unit == "clip" else expected.mean(axis=0)
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
 

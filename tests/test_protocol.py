@@ -15,14 +15,21 @@ CPU = torch.device("cpu")
 OPTIONS = from_mapping(TrainOptions, {"resize": (18, 20), "crop": 16, "clip_frames": 4})
 
 
-def test_clips_of_every_pace_fit_the_video_and_reach_its_end(monkeypatch):
-    lengths, requests = (30, 14, 13), []
+@pytest.fixture
+def requests(monkeypatch):
+    """What a pass asks for; nothing is decoded."""
+    asked = []
 
     def loaded(source, plan, numbers, **_):
-        requests.extend(request for number in numbers for request in plan(number))
+        asked.extend(request for number in numbers for request in plan(number))
         yield from ()
 
     monkeypatch.setattr(protocol, "load_batches", loaded)
+    return asked
+
+
+def test_clips_of_every_pace_fit_the_video_and_reach_its_end(requests):
+    lengths = (30, 14, 13)
     paces = tuple(map(Fraction, (1, 2, 4)))  # at the last a clip takes 13 frames
     runner = ClipRunner(None, OPTIONS, CPU, paces=paces, clips=3)
     assert list(runner.run(PacketSource(lengths))) == []
@@ -33,6 +40,18 @@ def test_clips_of_every_pace_fit_the_video_and_reach_its_end(monkeypatch):
         for first, last in zip(request.plans[::3], request.plans[2::3], strict=True):
             assert first.frame_numbers[0] == 0
             assert last.frame_numbers[-1] == lengths[request.video] - 1
+
+
+def test_one_clip_of_a_video_is_of_its_middle(requests):
+    lengths = (30, 29)
+    runner = ClipRunner(None, OPTIONS, CPU, paces=tuple(map(Fraction, (1, 2))), clips=1)
+    assert list(runner.run(PacketSource(lengths))) == []
+    for request in requests:
+        for plan in request.plans:
+            before = plan.frame_numbers[0]
+            after = lengths[request.video] - 1 - plan.frame_numbers[-1]
+            assert before in (after, after - 1)
+    assert [len(request.plans) for request in requests] == [2, 2]
 
 
 @pytest.mark.parametrize(("amp", "kind"), [(False, torch.float32), (True, torch.bfloat16)])

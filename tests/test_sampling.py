@@ -277,6 +277,31 @@ def test_clip_scope_jitters_all_frames_alike():
             assert (plan.jitter_order == plan.jitter_order[0]).all()
 
 
+def test_clips_are_flipped_as_often_as_the_sampling_says():
+    def share(flip):
+        sampling = Sampling(flip=flip)
+        plans = [plan for video in range(300) for plan in plan_views(sampling, 90, 0, video)]
+        return np.mean([plan.crop[2] for plan in plans])
+
+    assert (share(0.0), share(1.0)) == (0, 1)
+    assert share(0.1) == pytest.approx(0.1, abs=0.04)
+
+
+def test_without_jitter_no_frame_is_jittered():
+    for plan in plan_views(Sampling(jitter=None), 90, 0, 0):
+        assert plan.jitter_order.tolist() == [-1] * 16
+
+
+@pytest.mark.parametrize("boundary", ["restart", "modulo", "clamp"])
+def test_clips_go_on_at_the_end_of_a_video_as_the_sampling_says(boundary):
+    sampling = Sampling(clip_frames=8, boundary=boundary)
+    plans = [plan for video in range(20) for plan in plan_views(sampling, 20, 0, video)]
+    plans += [centre_plan(sampling, 20, start, Fraction(3), 2) for start in range(20)]
+    for plan in plans:
+        expected = stepwise(20, plan.start_frame, plan.pace, 8, boundary)
+        assert plan.frame_numbers.tolist() == expected
+
+
 def test_centre_plan():
     plan = centre_plan(Sampling(), 100, 5, Fraction(2), 1)
     assert plan.crop.tolist() == [8, 29, 0]
