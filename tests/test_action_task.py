@@ -63,6 +63,12 @@ def test_dropout_and_label_smoothing_are_those_of_the_options(handed_over):
     assert loss.item() == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_network_computes_maps_again_where_that_is_asked_for(handed_over, kept):
+    task, _ = handed_over(checkpointing=kept)
+    assert task.model.backbone.checkpointing is kept
+
+
 def test_the_best_is_chosen_by_videos_not_by_their_clips(handed_over, monkeypatch):
     """Each is right by four sure clips of ten, and six that lean to another class."""
 

@@ -3,11 +3,13 @@ import math
 import os
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pacecore.checkpoint import CheckpointError, load_checkpoint
+from pacecore import engine
+from pacecore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pacecore.config import TrainOptions, from_mapping
 from pacecore.engine import TrainingError
 from pacecore.step import learning_rate
@@ -35,6 +37,73 @@ def test_a_run_leaves_its_record(tmp_path):
     assert again["options"]["lr"] == 0.01
 
 
+class _Numbered(PaceTask):
+    """Step n, from 0, has the loss n * n and the accuracy n / 10."""
+
+    def loss(self, outputs, batch):
+        number = float(batch.number)
+        return 0 * outputs[0].sum() + number**2, {"accuracy": torch.tensor(number / 10)}
+
+
+def test_a_line_of_the_log_has_the_means_since_the_last_also_for_tensorboard(tmp_path, monkeypatch):
+    drawn = []
+    writer = SimpleNamespace(add_scalar=lambda *values: drawn.append(values))
+    monkeypatch.setattr("pacecore.runlog._summary_writer", lambda: lambda *_, **__: writer)
+    run(tmp_path, task=_Numbered, held_out="none", tensorboard=True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    assert [line["loss"] for line in lines] == [(0 + 1) / 2, 4, 9, (16 + 25) / 2]
+    assert [line["accuracy"] for line in lines] == pytest.approx([0.05, 0.2, 0.3, 0.45])
+    losses = [each for each in drawn if each[0] == "loss"]
+    assert losses == [("loss", line["loss"], line["step"]) for line in lines]
+
+
+def test_the_optimiser_has_the_learning_rate_of_each_step(tmp_path, monkeypatch):
+    """Four steps of warm-up, and a tenth from the fourth step on, with which an epoch begins."""
+    rates, step = [], torch.optim.SGD.step
+
+    def noting(optimiser):
+        rates.extend(group["lr"] for group in optimiser.param_groups)
+        step(optimiser)
+
+    monkeypatch.setattr("pacecore.step._SGD.step", noting)
+    options = {"lr": 0.08, "lr_step": 1, "warmup_steps": 4, "held_out": "none", "log_every": 1}
+    run(tmp_path, max_steps=2, **options)
+    run(tmp_path, resume=True, **options)
+    expected = pytest.approx([0.02, 0.04, 0.06, 0.008, 0.008, 0.008])
+    assert rates == expected
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["lr"] for line in lines] == expected
+
+
+def test_minutes_between_checkpoints_are_minutes(tmp_path, monkeypatch):
+    now, saved = [0.0], []
+
+    class Slow(PaceTask):
+        def loss(self, outputs, batch):
+            now[0] += 20.0
+            return super().loss(outputs, batch)
+
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(
+        engine, "save_checkpoint", lambda _, content: saved.append(content["totals"]["step"])
+    )
+    run(tmp_path, task=Slow, save_minutes=0.5, held_out="none")
+    assert saved == [2, 3, 5, 6]  # each second step since the last, and each epoch's end
+
+
+def test_batches_are_waited_for_as_long_as_the_options_say(tmp_path, monkeypatch):
+    given, load = [], engine.load_batches
+
+    def loaded(*arguments, **options):
+        given.append(options["timeout_seconds"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(engine, "load_batches", loaded)
+    run(tmp_path, max_steps=1, held_out="none", decode_timeout=7.0)
+    assert given == [7.0]
+
+
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 2)])
 def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, before, after):
     run(tmp_path / "whole", workers=0)
@@ -46,6 +115,32 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, before, after):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6]
+
+
+def test_a_resumed_run_replaces_the_best_by_a_better_one_alone(tmp_path, monkeypatch):
+    for epochs, score, best in ((1, 0.8, 3), (2, 0.5, 3), (3, 0.9, 9)):
+        monkeypatch.setattr(PaceTask, "evaluate", lambda *_, score=score: {"score": score})
+        task = partial(PaceTask, chosen_by="score")
+        summary = run(tmp_path, task=task, epochs=epochs, resume=epochs > 1)
+        assert summary["best"] == {"step": best, "score": max(0.8, score)}
+        assert load_checkpoint(tmp_path / "best.pt")["totals"]["step"] == best
+
+
+def test_what_a_run_has_counted_goes_on_over_a_resume(tmp_path):
+    """Clips, seconds, and the videos that may not become more than max_bad."""
+    options, last = {"held_out": "none", "max_bad": 1}, tmp_path / "last.pt"
+    run(tmp_path, source=PacketSource(COUNTS, bad={1}), max_steps=3, **options)
+    content = load_checkpoint(last)
+    seconds = {"seconds": 9000.0, "waited_seconds": 3000.0, "measured_seconds": 1000.0}
+    save_checkpoint(last, {**content, "totals": content["totals"] | seconds})
+    other = PacketSource(COUNTS, bad={5})
+    with pytest.raises(TrainingError, match=r"^more than max_bad = 1 videos .*: video-5\.avi: "):
+        run(tmp_path, source=other, resume=True, **options)
+    summary = run(tmp_path, source=other, resume=True, **options | {"max_bad": 2})
+    assert set(summary["unreadable"]) == {"video-1.avi", "video-5.avi"}
+    assert summary["clips"] == 2 * 6 * 2  # two views of six videos an epoch
+    totals = load_checkpoint(last)["totals"]
+    assert all(totals[name] >= value for name, value in seconds.items())
 
 
 def test_a_run_goes_on_in_another_layout(tmp_path, monkeypatch):

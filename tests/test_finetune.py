@@ -233,6 +233,17 @@ def test_a_packed_store_gives_the_names_of_its_classes_to_head_and_test(videos, 
     assert tuple(result["per_class"]) == CLASSES
 
 
+def test_frames_that_are_held_on_the_device_train_as_those_of_the_store(videos, tmp_path, capsys):
+    index, _ = probe_all(find_videos(videos))
+    pack(index, tmp_path / "store", (32, 40), workers=1)
+    weights = []
+    for place, held in (("host", 0), ("device", 1)):
+        finetune(tiny_options(tmp_path / "store", tmp_path / place, max_steps=1, data_on=place))
+        assert capsys.readouterr().out.count("all frames are held on cpu") == held
+        weights.append(load_checkpoint(tmp_path / place / "last.pt")["model"])
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
     whole = tiny_options(videos, tmp_path / "whole", val_share=0.25, epochs=2)
     finetune(whole)

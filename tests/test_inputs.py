@@ -19,14 +19,16 @@ from pacecore.datasets import find_videos, probe_all, write_index
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
 from pacecore.index import VideoEntry, VideoIndex
-from pacecore.inputs import identity_of, learned_from, open_inputs, worker_count
+from pacecore.inputs import identity_of, learned_from, open_inputs, resident_frames, worker_count
 from pacecore.protocol import decoder_count, open_measured
+from pacecore.source import Subset
 from pacecore.store import pack
 from pacecore.train import PaceTask
 from pacecore.trained import load_trained
 from tests.ranks import run_ranks
 from tests.tiny import pretrained, tiny_set, write_tiny
 from tests.trees import tree
+from tests.video_files import stacked
 
 HEAD = "label,youtube_id,time_start,time_end,split\n"
 
@@ -205,6 +207,19 @@ def test_a_store_and_an_index_hold_one_fold(tmp_path):
             assert found.train.path(0).name == "b.mp4"
         with pytest.raises(PacecoreError, match=f"{data}: was made of lists 02, and fold '3' is"):
             open_inputs(TrainOptions(data=str(data), fold="3"))
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_the_frames_of_a_store_are_held_where_the_options_want_them(tmp_path, part):
+    """All of them, also those of videos that the run does not learn from."""
+    for number, name in enumerate("ab"):
+        write_tiny(tmp_path / f"{name}.mp4", 0, number, 5 + number)
+    store, _ = pack(probe_all(find_videos(tmp_path))[0], tmp_path / "store", (24, 32), workers=1)
+    source, cpu = Subset(store, [1]) if part else store, torch.device("cpu")
+    assert [resident_frames(source, place, cpu) for place in ("host", "auto")] == [None, None]
+    held = stacked(resident_frames(source, "device", cpu))
+    each = [frame for n in (0, 1) for frame in stacked(store.decode(n, np.arange(5 + n)))]
+    assert np.array_equal(held, each)
 
 
 @pytest.mark.parametrize(("ranks", "processes"), [("1", 12), ("4", 3), ("12", 2)])

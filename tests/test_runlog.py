@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,15 +54,21 @@ def test_other_ranks_write_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("step", "dropped"), [(-1, 0), (7, 8)])
-def test_tensorboard_drops_what_a_resumed_run_writes_again(tmp_path, monkeypatch, step, dropped):
-    made = []
+def test_tensorboard_has_the_numbers_and_drops_what_a_resumed_run_writes_again(
+    tmp_path, monkeypatch, step, dropped
+):
+    made, drawn = [], []
 
     def writer(folder, purge_step):
         made.append((folder, purge_step))
+        return SimpleNamespace(add_scalar=lambda *values: drawn.append(values))
 
     monkeypatch.setattr("pacecore.runlog._summary_writer", lambda: writer)
-    RunFolder(tmp_path, tensorboard=True).rewind(step)
+    folder = RunFolder(tmp_path, tensorboard=True)
+    folder.rewind(step)
     assert made == [(str(tmp_path / "tensorboard"), dropped)]
+    folder.log(step=9, loss=0.5, share=float("nan"), clips=40, event="left out", confusion=[[1]])
+    assert drawn == [("loss", 0.5, 9), ("clips", 40, 9)]
 
 
 def test_durations_in_words():

@@ -16,7 +16,7 @@ from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
 from pacecore.rules import read_toml
 from pacecore.source import VideoFiles
-from pacecore.train import PaceTask, _size_words, pace_model, pretrain
+from pacecore.train import PaceModel, PaceTask, _size_words, pace_model, pretrain
 from pacecore.trained import load_trained
 from tests.ranks import held_elsewhere
 from tests.tiny import SMALL, finetuned, pretrained, tiny_set, write_tiny
@@ -150,6 +150,42 @@ def test_the_curves_of_a_run_are_drawn_at_its_end(monkeypatch, capsys, videos, t
     assert code == 0, err
     assert out.count("curves: none, as matplotlib is not installed; pip install") == 1
     assert not (tmp_path / "b" / "curves.png").exists()
+
+
+def test_paces_are_told_from_the_features_and_embeddings_are_their_projection():
+    class Given(torch.nn.Module):
+        feature_dim = 2
+
+        def forward(self, clips):
+            return clips
+
+    model = PaceModel(Given(), classes=1, proj_dim=3)
+    with torch.no_grad():
+        for layer, rows, bias in (
+            (model.head, [[10.0, 1.0]], [0.5]),
+            (model.projection[0], [[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]], [0.0, 0.0, 4.0]),
+        ):
+            layer.weight.copy_(torch.tensor(rows))
+            layer.bias.copy_(torch.tensor(bias))
+        logits, z = model(torch.tensor([[2.0, 3.0], [-2.0, 1.0]]))
+    assert logits.tolist() == [[23.5], [-18.5]]
+    assert z.tolist() == [[2.0, 0.0, 9.0], [0.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("contrast", "proj_dim", "size"), [("context", 8, 8), ("context", 0, 64), ("none", 8, 64)]
+)
+def test_the_network_is_that_of_its_options(contrast, proj_dim, size):
+    options = {**SMALL, "contrast": contrast, "proj_dim": proj_dim}
+    model = pace_model(from_mapping(TrainOptions, options)).eval()
+    logits, z = model(torch.zeros(1, 3, 8, 32, 32))
+    assert (logits.shape, z.shape) == ((1, 4), (1, size))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_network_computes_maps_again_where_that_is_asked_for(kept):
+    model = pace_model(from_mapping(TrainOptions, {**SMALL, "checkpointing": kept}))
+    assert model.backbone.checkpointing is kept
 
 
 @pytest.mark.parametrize("contrast", ["context", "pace", "none"])
