@@ -97,7 +97,10 @@ def test_one_that_fails_or_hangs_leaves_the_rest(small_suite):
 def test_a_record_of_an_earlier_run_is_not_taken_for_this_one(small_suite):
     small_suite.mkdir()
     old = small_suite / "evaluate-cpu.json"
-    old.write_text(json.dumps({"cases": [{"preset": "small"}]}))
+    case = {"backbone": "r3d", "preset": "small", "share_of_network_rate": 0.5}
+    case["clips_per_second"] = {"test": 2.0, "network_alone": 4.0}
+    assert rows_of("evaluate", [case], LIMITS)  # it would be understood
+    old.write_text(json.dumps({"cases": [case]}))
     subprocess.run(["touch", "-d", "2020-01-01", old], check=True)
     runs = suite.run_suite("cpu", small_suite, only=["evaluate"])
     assert [(run.name, run.state, run.rows) for run in runs][1] == ("evaluate", "failed", [])

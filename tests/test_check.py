@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from pacecore.check import data_check
 from pacecore.cli.data import data
 from pacecore.datasets import data_index, find_videos, read_index
 from pacecore.errors import PacecoreError
+from pacecore.isolated import JobFailure
 from pacecore.store import FrameStore
-from pacecore.video import VideoError
+from pacecore.video import VideoError, probe
 from tests.video_files import write_video
 
 DATA = os.environ.get("PACECORE_DATA")
@@ -117,6 +119,47 @@ def test_a_video_that_does_not_seek_at_all_costs_no_other(folder, monkeypatch):
     report = data_check(find_videos(folder / "train" / "run"), workers=1)
     found = [f["detail"] for f in report["findings"] if f["kind"] == "seeking"]
     assert found == ["frame 3 of 40 does not decode"] * 2
+
+
+def test_a_video_that_ends_its_process_or_hangs_costs_no_other(folder, tmp_path, monkeypatch):
+    limits = []
+
+    def jobs(function, paths, workers, timeout_seconds=600.0):
+        limits.append(timeout_seconds)
+        yield 1, JobFailure("took longer than 7 s")
+        yield 0, function(paths[0])
+
+    monkeypatch.setattr("pacecore.check.run_jobs", jobs)
+    videos, path = folder / "train" / "run", tmp_path / "report.json"
+    result = run("check", videos, "--timeout", 7, "--json", path)
+    assert "rate.mp4: took longer than 7 s" in result.output, result.exception
+    assert (result.exit_code, limits) == (1, [7])
+    report = json.loads(path.read_text())
+    lost = {"path": str(videos / "rate.mp4"), "kind": "unreadable"}
+    assert report["findings"] == [lost | {"detail": "took longer than 7 s"}]
+    assert (report["videos"], report["readable"], report["frames"]) == (2, 1, 40)
+    assert report["serious"] == 1
+
+
+def test_a_header_that_claims_another_number_of_frames_is_named(tmp_path):
+    video = write_video(tmp_path / "a.avi", frames=20)
+    content = bytearray(video.read_bytes())
+    struct.pack_into("<I", content, content.index(b"strh") + 8 + 32, 99)  # AVISTREAMHEADER.dwLength
+    video.write_bytes(content)
+    report = data_check(find_videos(tmp_path), workers=1)
+    found = [(f["kind"], f["detail"]) for f in report["findings"]]
+    assert found == [("claim", "its header claims 99 frames, 20 decode")]
+    assert report["serious"] == 0
+
+
+@pytest.mark.parametrize("told", [19, 21])
+def test_packets_that_tell_another_number_of_frames_are_serious(tmp_path, monkeypatch, told):
+    write_video(tmp_path / "a.avi", frames=20)
+    monkeypatch.setattr("pacecore.check.probe", lambda path: replace(probe(path), num_frames=told))
+    report = data_check(find_videos(tmp_path), workers=1)
+    found = [(f["kind"], f["detail"]) for f in report["findings"]]
+    assert found == [("count", f"its packets tell {told} frames, 20 decode")]
+    assert report["serious"] == 1
 
 
 def test_a_listed_video_that_is_missing_has_its_path(folder, tmp_path):

@@ -191,6 +191,27 @@ def test_options_of_every_arm_are_options(arm, setting, tmp_path):
             from_mapping(kind, values, preset=preset)
 
 
+@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG], ids=lambda arm: arm.name)
+def test_every_stage_is_of_the_arms_own_weights_and_the_cells_seed(arm, tmp_path):
+    mine = cell(tmp_path, arm, tmp_path / "videos", seed=7)
+    weights, data = str(mine.folder / "pretrain" / "last.pt"), str(mine.data)
+    trainings = [{1: "finetune", 4: "finetune-4x"}[times] for times in arm.finetunes]
+    begin, source = {}, ["--scratch", data]
+    if arm.name != "scratch":
+        begin = {"pretrain": ["train", data], "retrieve": ["retrieve", weights]}
+        trainings.insert(0, "probe")
+        source = [weights, data]
+    for name in trainings:
+        begin[name] = ["finetune", *source]
+        begin[f"test {name}"] = ["test", str(mine.folder / name / "last.pt")]
+    stages = {words: command for words, _, command in mine._stages()}
+    assert {words: command[: len(begin[words])] for words, command in stages.items()} == begin
+    for name in {"pretrain", *trainings} & set(stages):
+        said = " ".join(stages[name])
+        assert f" --seed 7 --device cpu --out {mine.folder / name}" in said
+        assert name != "pretrain" or f" {' '.join(arm.pretraining)} " in said
+
+
 def test_interval_shrinks_with_videos():
     rng = np.random.default_rng(3)
     widths = []

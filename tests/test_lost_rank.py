@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pacecore.checkpoint import load_checkpoint
 from pacecore.datasets import find_videos, probe_all
 from pacecore.distributed import any_rank, join
 from pacecore.errors import PacecoreError
+from pacecore.train import PaceTask
 from tests.ranks import PROCESSES
 from tests.tiny import write_tiny
 from tests.tiny_runs import assert_same, run, weights
@@ -31,12 +33,22 @@ def _begin(number, port):
     }  # fmt: skip
 
 
-def _rank(number, port, out):
+class Waiting(PaceTask):
+    """Goes no further than to the last step but two."""
+
+    def loss(self, outputs, batch):
+        if batch.number == STEPS - 3:
+            time.sleep(600)
+        return super().loss(outputs, batch)
+
+
+def _rank(number, port, out, victim=None):
+    """Trains; `victim` does not come to the end before it is killed, however late that is."""
     _begin(number, port)
-    resume = (out / "last.pt").exists()
+    resume, task = (out / "last.pt").exists(), Waiting if number == victim else PaceTask
     try:
         with join(torch.device("cpu")):
-            run(out, resume=resume, epochs=4, held_out="none", save_minutes=0)
+            run(out, resume=resume, task=task, epochs=4, held_out="none", save_minutes=0)
     except PacecoreError as error:
         (out / f"words-{number}").write_text(str(error))
         sys.exit(2)
@@ -110,7 +122,7 @@ def test_ranks_wait_for_the_one_whose_videos_take_long_to_count(tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(tmp_path, whole, victim):
-    ranks = start(tmp_path)
+    ranks = start(tmp_path, partial(_rank, victim=victim))
     while not (tmp_path / "last.pt").exists():
         assert all(process.is_alive() for process in ranks)
         time.sleep(0.01)

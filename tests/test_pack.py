@@ -16,7 +16,7 @@ from pacecore.cli.data import data
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.frames import FrameFormat, Frames, concatenate
-from pacecore.isolated import run_jobs
+from pacecore.isolated import JobFailure, run_jobs
 from pacecore.resample import resample
 from pacecore.store import FrameStore, StoreError, pack, store_bytes
 from pacecore.video import decode_all
@@ -207,6 +207,23 @@ def test_bad_videos_are_left_out_and_named(index, tmp_path):
     (videos / "one.avi").write_bytes(b"")
     with pytest.raises(StoreError, match="none of the 2 videos decodes; the first, "):
         pack(index, tmp_path / "none", (24, 32), workers=1)
+
+
+def test_a_video_that_ends_its_process_or_hangs_is_left_out_and_not_waited_for_again(
+    index, tmp_path, monkeypatch
+):
+    def broken_off(*_):
+        yield 1, JobFailure("took longer than 600 s")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pacecore.store.run_jobs", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            pack(index, tmp_path, (8, 8))
+    store, bad = pack(index, tmp_path, (8, 8), workers=1)
+    first, lost, last = index.entries
+    assert [(each.path, each.reason) for each in bad] == [(lost.path, "took longer than 600 s")]
+    assert [entry.name for entry in store.index.entries] == [first.name, last.name]
 
 
 def test_of_videos_that_none_can_be_counted_the_first_is_named(tmp_path):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -66,15 +68,58 @@ def test_stills_keep_their_shape_between_grey_bars(size, bars):
     assert (unreadable == 127).all()
 
 
-@pytest.mark.parametrize("count", [3, 101, 400])
-def test_a_confusion_names_its_classes_while_there_is_room(tmp_path, monkeypatch, count):
+@pytest.fixture
+def plots():
     pytest.importorskip("matplotlib")
     from pacecore import plots
 
-    drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure.axes[0]))
+    return plots
+
+
+@pytest.fixture
+def drawn(plots, monkeypatch):
+    """The axes of what is drawn, which is not saved."""
+    axes = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: axes.extend(figure.axes))
+    return axes
+
+
+@pytest.mark.parametrize("count", [3, 101, 400])
+def test_a_confusion_names_its_classes_while_there_is_room(tmp_path, plots, drawn, count):
     names = [f"class{number}" for number in range(count)]
     plots.draw_confusion(np.eye(count, dtype=int), names, tmp_path / "c.png")
     for labels in (drawn[0].get_xticklabels(), drawn[0].get_yticklabels()):
         assert ([label.get_text() for label in labels] == names) == (count < 400)
     assert len(drawn[0].texts) == (3 if count == 3 else 0)
+
+
+def test_rows_of_a_confusion_are_the_true_classes_and_columns_the_predicted(tmp_path, plots, drawn):
+    counts = np.array([[1, 3, 0], [0, 2, 0], [0, 0, 0]])
+    plots.draw_confusion(counts, ["a", "b", "c"], tmp_path / "c.png")
+    (axes,) = drawn
+    assert axes.images[0].get_array().tolist() == [[0.25, 0.75, 0], [0, 1, 0], [0, 0, 0]]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "1", (1, 0): "3", (1, 1): "2"}  # by (column, row)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
+@pytest.mark.parametrize(
+    ("kind", "held"), [("pretrain", "pace_accuracy"), ("finetune", "val_accuracy")]
+)
+def test_curves_show_every_figure_at_its_epoch(tmp_path, plots, drawn, kind, held):
+    metrics = [
+        {"step": 2, "epoch": 0.5, "loss": 3.0, "accuracy": 0.25},
+        {"step": 3, "event": "unreadable"},
+        {"step": 4, "epoch": 1.0, "loss": 2.0, "accuracy": 0.5},
+        {"step": 4, held: 0.375},
+        {"step": 8, "epoch": 2.0, "loss": 1.0, "accuracy": 0.75},
+        {"step": 8, held: 0.625},
+    ]
+    run = SimpleNamespace(name="a", kind=kind, metrics=metrics, test={})
+    plots.draw_curves([("a", [run])], tmp_path / "c.png")
+    loss, accuracy = (
+        [line.get_xydata().tolist() for line in axes.lines if len(line.get_xydata())]
+        for axes in drawn
+    )
+    assert loss == [[[0.5, 3.0], [1.0, 2.0], [2.0, 1.0]]]
+    assert accuracy == [[[0.5, 0.25], [1.0, 0.5], [2.0, 0.75]], [[1.0, 0.375], [2.0, 0.625]]]

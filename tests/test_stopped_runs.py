@@ -162,7 +162,7 @@ def start(out, *args, **changes):
 
 
 def test_sigterm_saves_and_ends_in_words(tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, epochs=1000)
     while not (tmp_path / "last.pt").exists():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
@@ -170,7 +170,7 @@ def test_sigterm_saves_and_ends_in_words(tmp_path):
     assert process.exitcode == 3
     words = (tmp_path / "stopped").read_text()
     step = load_checkpoint(tmp_path / "last.pt")["totals"]["step"]
-    assert words.startswith(f"stopped by SIGTERM after step {step} of 24, saved; go on with:")
+    assert words.startswith(f"stopped by SIGTERM after step {step} of 3000, saved; go on with:")
     assert words.endswith(f"pacecore train --resume {tmp_path}")
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -97,8 +98,10 @@ def test_a_signal_to_the_whole_group_saves_and_ends_in_one_line(videos, tmp_path
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
     step = load_checkpoint(run / "last.pt")["totals"]["step"]
-    reading, said = errors.splitlines()
-    assert reading == "reading 12/12 videos, 0 s left"
+    *progress, said = errors.splitlines()
+    assert "reading 12/12 videos, 0 s left" in progress
+    for line in progress:  # more than one where the machine is slow
+        assert re.match(r"finding the videos of |(reading|train) \d+/\d+ ", line), line
     assert said == (
         f"pacecore: stopped by {sent.name} after step {step} of 15000, saved; go on with: pacecore"
         f" train --resume {run}"
