@@ -10,10 +10,12 @@ crashes ends it at once. Tests, sanitizers, short trainings and what counts byte
 since none of them is timed; what is timed runs alone, the longest last. DIR then holds
 gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step; what passed in an earlier
 run into DIR on such a machine, of the same commit or of one that --also names, stays where it is
-not run again, or not begun in time. Without the step `build` the extension is the one that was
-built in place. Exit codes: 0 all passed, 1 a step failed, 2 no GPU, 130 stopped by Ctrl-C or
-SIGTERM. The README shows the record of a GPU that lies in benchmarks/results. --data and
---official: as benchmarks.pretrain has them; without, the demo set and the authors' way rebuilt.
+not run again, not begun in time, or then cut off with less; so do the figures of a step that had
+failed. The record of another machine or commit becomes gpu_check-cuda-before.json. Without the step
+`build` the extension is the one that was built in place. Exit codes: 0 all passed, 1 a step failed,
+2 no GPU, 130 stopped by Ctrl-C or SIGTERM. The README shows the record of a GPU that lies in
+benchmarks/results. --data and --official: as benchmarks.pretrain has them; without, the demo set
+and the authors' way rebuilt.
 
     python -m benchmarks.gpu_check --out DIR --device cpu
 
@@ -115,9 +117,9 @@ def machine(device: str, commit: str | None = None) -> dict:
     return about
 
 
-def passed_before(out: Path, device: str, about: dict, also: str | None = None) -> dict[str, dict]:
-    """Steps that passed in an earlier run into `out` on such a machine, by name: of this commit,
-    or of that named by `also`.
+def found_before(out: Path, device: str, about: dict, also: str | None = None) -> dict[str, dict]:
+    """Steps that passed in an earlier run into `out` on such a machine, or have figures, by name:
+    of this commit, or of that named by `also`.
     """
     path = out / f"gpu_check-{device}.json"
     if not path.is_file() or not about.get("commit") or about.get("uncommitted_changes"):
@@ -127,8 +129,16 @@ def passed_before(out: Path, device: str, about: dict, also: str | None = None) 
     if record["machine"] | of_any != about | of_any:
         return {}
     first = record["machine"].get("commit")
-    steps = [{"commit": first} | step for step in record["steps"] if step["state"] == "passed"]
+    steps = [{"commit": first} | step for step in record["steps"] if _worth(step) > _NOTHING]
     return {step["name"]: step for step in steps if step["commit"] in (about["commit"], also)}
+
+
+_NOTHING = (False, 0)
+
+
+def _worth(step: dict) -> tuple[bool, int]:
+    """By which of two results of a step is kept: that it passed, and its cases."""
+    return step["state"] == "passed", len(step["values"].get("cases", []))
 
 
 def write(out: Path, device: str, about: dict, steps: dict[str, dict]) -> None:
@@ -206,7 +216,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     made_folder(options.out)
     about, failed = machine(options.device, options.commit), False
-    steps = passed_before(options.out, options.device, about, options.also)
+    steps = found_before(options.out, options.device, about, options.also)
+    record = options.out / f"gpu_check-{options.device}.json"
+    if record.is_file() and not steps:
+        record.replace(record.with_stem(f"{record.stem}-before"))
     deadline = time.perf_counter() + options.limit
     with tempfile.TemporaryDirectory() as folder:
         context = Context(
@@ -220,9 +233,11 @@ def main(arguments: list[str] | None = None) -> int:
         with closing(run_steps(names, context)) as results:
             for result in results:
                 failed |= result.state == "failed"
-                # One that was not begun leaves what passed before.
-                if result.date or steps.get(result.name, {}).get("state") != "passed":
-                    steps[result.name] = asdict(result) | {"commit": about.get("commit")}
+                step = asdict(result) | {"commit": about.get("commit")}
+                before = steps.get(result.name, step)
+                in_time = result.date and time.perf_counter() < deadline
+                if in_time or _worth(step) >= _worth(before):
+                    steps[result.name] = step
                 line = f"{result.state:8}{result.name:15}{result.seconds:6.1f} s  {result.said}"
                 print(line, flush=True)
                 write(options.out, options.device, about, steps)

@@ -174,6 +174,7 @@ def data(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
 
 
 def train_step(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
+    on_gpu = _of_gpu(limits)
     for case in cases:
         if case["case"] == "overhead":
             bare, took = (
@@ -184,6 +185,8 @@ def train_step(cases: list[dict], limits: list[dict]) -> Iterator[Row]:
             waiting = 1000 * median(each["waiting_seconds"] for each in case["rounds"])
             limit, share = f"bare loop, {short(bare)} ms", 1 / (1 + case["overhead_share"])
             note = f"of it waiting for data {short(waiting)} ms, which the share leaves out"
+            if on_gpu:
+                note = f"waiting for data {short(waiting)} ms, partly beside the GPU's work"
             yield Row(name, f"pacecore, {case['data']}", took, "ms", None, limit, share, note)
         elif case["case"] == "start":
             seconds = median(each["seconds_to_its_end"] for each in case["runs"])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,8 +16,10 @@ from pacecore.config import AnyOptions, RunOptions, input_scale
 from pacecore.distributed import any_rank, is_main, local_rank
 from pacecore.errors import PacecoreError
 from pacecore.kernels import lack_of
-from pacecore.loader import ClipFormat
 from pacecore.runlog import tell
+
+if TYPE_CHECKING:
+    from pacecore.loader import ClipFormat
 
 __all__ = ["clip_format", "pick_device", "repeatable_or_fast", "trusted"]
 
@@ -94,8 +97,10 @@ def repeatable_or_fast(repeatable: bool) -> Iterator[None]:
 
 def clip_format(
     options: RunOptions, device: torch.device, layout: torch.memory_format = MEMORY_FORMAT
-) -> ClipFormat:
+) -> "ClipFormat":
     """How pace_clip makes the network's input; `layout` as memory_format(network, device) says."""
+    from pacecore.loader import ClipFormat  # needs av, which nobody needs to pick a device
+
     mean, std = input_scale(options.normalize)
     return ClipFormat(
         resize=tuple(options.resize),

@@ -90,10 +90,44 @@ def test_what_passed_before_stays_until_the_code_changes(tmp_path, monkeypatch):
     assert states("--commit", "c", "--only", "second", "--also", "b") == {"second": "passed"}
     late = {"first": "failed", "second": "passed"}  # neither is begun
     assert states("--commit", "c", "--limit", "-1") == late
+    other = tmp_path / "gpu_check-cuda-before.json"
+    assert not other.exists()
+    assert states("--commit", "d") == both
+    assert json.loads(other.read_text())["machine"] == {"commit": "c"}
 
 
-def test_it_begins_where_no_video_can_be_read():
-    blocked = "import sys; sys.modules['av'] = None; import benchmarks.gpu_check, tests.conftest"
+def test_a_step_that_is_cut_off_by_the_time_of_all_leaves_what_was_found_before(
+    tmp_path, monkeypatch
+):
+    found = [
+        Result("a", "failed", "one differs", date="1", values={"cases": [{}, {}]}),
+        Result("a", "failed", "cut off", date="2", values={"cases": [{}]}),
+        Result("a", "passed", "whole", date="3", values={"cases": [{}]}),
+        Result("a", "failed", "cut off", date="4", values={"cases": [{}, {}, {}]}),
+        Result("a", "failed", "one differs", date="5"),
+    ]
+    monkeypatch.setattr(gpu_check, "STEPS", {"a": None})
+    monkeypatch.setattr(gpu_check, "run_steps", lambda *_: (each for each in [found.pop(0)]))
+    monkeypatch.setattr(gpu_check, "copy_tree", lambda folder, built: folder)
+
+    def said(*limit):
+        arguments = ["--device", "cpu", "--only", "a", "--commit", "c", "--out", str(tmp_path)]
+        gpu_check.main([*arguments, *limit])
+        (step,) = json.loads((tmp_path / "gpu_check-cpu.json").read_text())["steps"]
+        return step["said"]
+
+    late = ("--limit", "-1")
+    shown = [said(), said(*late), said(*late), said(*late), said()]
+    assert shown == ["one differs", "one differs", "whole", "whole", "one differs"]
+
+
+def test_it_begins_where_no_video_can_be_read_and_so_do_the_benchmarks_without_any():
+    names = ", ".join(f"benchmarks.{name}" for name in gpu_steps._WITHOUT_VIDEO)
+    blocked = f"""
+import sys; sys.modules["av"] = None
+import benchmarks.gpu_check, benchmarks.gpu_exercise, tests.conftest, pacecore.doctor, {names}
+assert benchmarks.common._device("auto")
+"""
     subprocess.run([sys.executable, "-c", blocked], check=True, cwd=ROOT)
 
 
@@ -223,15 +257,23 @@ def test_a_benchmark_that_leaves_no_case_has_failed_and_what_it_leaves_out_is_sa
     assert found == [("failed", none), ("failed", none), ("passed", none.replace("0", "1"))]
 
 
-def test_options_reach_the_benchmarks_that_take_them(context, monkeypatch):
-    commands = {}
+def test_benchmarks_are_quick_and_limited_and_have_the_options_that_they_take(context, monkeypatch):
+    commands, limited = {}, {}
+
+    def run(self, name, command, limit, **_):
+        commands[name], limited[name] = command, limit
+        return 0, ""
+
     monkeypatch.setattr(gpu_steps, "find_spec", lambda name: True)
-    monkeypatch.setattr(
-        Context, "run", lambda self, name, command, *_: commands.update({name: command}) or (0, "")
-    )
+    monkeypatch.setattr(Context, "run", run)
     chosen = replace(context, data="videos", official="copy")
-    for name in ("pretrain", "data", "scaling", "retrieve"):
-        gpu_steps.benchmark(name)(chosen)
+    names = {*BENCHMARKS, "memory", "scaling"}
+    for name in names:
+        gpu_steps.STEPS[name](chosen)
+    assert set(commands) == names
+    assert all("--quick" in command for command in commands.values())
+    assert (max(limited.values()), limited["pace_clip"]) == (limited["pretrain"], 60)
+    assert limited["pretrain"] <= 200
     both = ["--data", "videos", "--official", "copy"]
     assert commands["pretrain"][-4:] == commands["data"][-4:] == both
     assert commands["scaling"][-2:] == ["--data", "videos"]
@@ -303,6 +345,19 @@ def test_a_file_that_needs_what_is_not_installed_fails_no_step(context, monkeypa
     assert (result.state, result.said) == ("passed", "1 passed, 0 failed, 0 skipped; without: file")
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, "passed"), (-6, "failed"), (3, "failed")])
+def test_tests_of_a_process_that_does_not_end_well_have_not_passed(
+    context, monkeypatch, code, state
+):
+    xml = '<testsuite><testcase name="good"/></testsuite>'
+    write = (context.out / "tests.xml").write_text
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (write(xml) and code, "1 passed"))
+    result = gpu_steps.tests(context)
+    assert (result.state, result.values["passed"]) == (state, 1)
+    ends = {0: "", -6: "; ended by signal SIGABRT; 1 passed", 3: "; 1 passed"}
+    assert result.said == f"1 passed, 0 failed, 0 skipped{ends[code]}"
+
+
 def test_what_passed_in_time_is_counted(context, monkeypatch):
     slow = context.tree / "tests"
     slow.mkdir(parents=True)
@@ -327,6 +382,30 @@ def test_sanitizer_reads_the_summary(context, monkeypatch):
     monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: "/bin/true")
     result = gpu_steps.sanitizer("memcheck")(context)
     assert (result.state, result.said) == ("passed", "ERROR SUMMARY: 0 errors")
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        "ERROR SUMMARY: 5 errors",
+        "RACECHECK SUMMARY: 3 hazards displayed (0 errors, 3 warnings)",
+        "ERROR SUMMARY: 1 error\n========= ERROR SUMMARY: 0 errors",
+    ],
+)
+def test_a_sanitizer_whose_summary_names_errors_has_failed(context, monkeypatch, summary):
+    commands = []
+
+    def run(self, name, command, limit, **settings):
+        commands.append((command, settings))
+        return 0, f"========= {summary}\n"
+
+    monkeypatch.setattr(Context, "run", run)
+    monkeypatch.setattr(gpu_steps.shutil, "which", lambda *_, **__: "/bin/true")
+    result = gpu_steps.sanitizer("memcheck")(context)
+    assert (result.state, result.said) == ("failed", summary.partition("\n")[0])
+    ((command, settings),) = commands
+    assert command[command.index("--error-exitcode") + 1] != "0"
+    assert settings["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
 
 
 def test_exercise_agrees_on_the_cpu_and_sees_a_difference(monkeypatch):
@@ -391,6 +470,27 @@ def test_a_store_that_is_not_on_the_device_is_a_failure(context, monkeypatch):
     said = "all frames are held on cuda: 0.1 GB\ntrained 3 clips"
     monkeypatch.setattr(Context, "run", lambda *_, **__: (0, said))
     assert gpu_steps.train_resident(context).state == "passed"
+
+
+@pytest.mark.parametrize(
+    ("amp", "said"), [("bf16", ""), ("none", "; in fp32, as bf16 was slower here or wrong")]
+)
+def test_a_resident_training_says_when_it_was_not_in_bf16(context, monkeypatch, amp, said):
+    commands = []
+
+    def run(self, name, command, limit, **_):
+        commands.append(command)
+        out = context.tree / "train_resident"
+        out.mkdir(exist_ok=True)
+        (out / "summary.json").write_text(json.dumps({"options": {"amp": amp}}))
+        return 0, "all frames are held on cuda: 0.1 GB\ntrained 3 clips"
+
+    monkeypatch.setattr(Context, "run", run)
+    monkeypatch.setattr(gpu_steps, "find_spec", lambda name: True)
+    result = gpu_steps.train_resident(context)
+    assert (result.state, result.said) == ("passed", f"trained 3 clips{said}")
+    words = " ".join(commands[-1])
+    assert " --data-on device --amp bf16 --graph " in words
 
 
 def test_limits_count_bytes_both_ways_and_two_operations_a_term(monkeypatch):
