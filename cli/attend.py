@@ -13,7 +13,7 @@ __all__ = ["attend"]
 @click.command()
 @click.argument("checkpoint")
 @click.argument("data", required=False)
-@options_of(AttendOptions, leave_out=("data", "clips", "batch_clips", "amp", "workers"))
+@options_of(AttendOptions, leave_out=("data", "clips", "batch_clips", "amp"))
 def attend(checkpoint: str, **given: Any) -> None:
     """Draw where CHECKPOINT looks in the held-out videos of DATA, or in one video file.
 
