@@ -25,7 +25,7 @@ from pacecore.distributed import (
 )
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.index import VideoEntry, recordings
+from pacecore.index import BadVideo, VideoEntry, none_readable, recordings
 from pacecore.runlog import Progress, tell
 from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore
@@ -278,8 +278,7 @@ def open_index(
         path, reason = bad[0]
         if path == str(Path(named).expanduser()):  # one video
             raise PacecoreError(f"{path}: {reason}")
-        none = f"{named}: none of its {len(index)} videos can be read"
-        raise PacecoreError(f"{none}; the first one: {path}: {reason}")
+        raise PacecoreError(f"{named}: {none_readable(len(index), [BadVideo(path, reason)])}")
     return replace(index, entries=kept), bad
 
 

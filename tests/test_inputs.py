@@ -424,7 +424,7 @@ def test_of_videos_none_of_which_can_be_read_the_first_is_told_with_the_reason(t
     (tmp_path / "list.txt").write_text("a.mp4\nb.mp4\n")
     reason = f"{tmp_path}/a.mp4: cannot be read: Invalid data found when processing input"
     for named in (tmp_path, tmp_path / "list.txt"):
-        words = f"{named}: none of its 2 videos can be read; the first one: {reason}$"
+        words = f"{named}: none of the 2 videos can be read; the first one: {reason}$"
         with pytest.raises(PacecoreError, match=words):
             open_inputs(replace(options_of(tmp_path), data=str(named)))
     with pytest.raises(PacecoreError, match=f"^{reason}$"):
@@ -432,7 +432,7 @@ def test_of_videos_none_of_which_can_be_read_the_first_is_told_with_the_reason(t
     write_tiny(tmp_path / "good.mp4", 0, 0, 20)
     options = replace(options_of(tmp_path / "good.mp4"), held_out=str(tmp_path / "list.txt"))
     with pytest.raises(
-        PacecoreError, match=r"list\.txt: none of its 2 .*; the first one: .*a\.mp4"
+        PacecoreError, match=r"list\.txt: none of the 2 .*; the first one: .*a\.mp4"
     ):
         open_inputs(options)
 
