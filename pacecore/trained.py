@@ -21,7 +21,6 @@ from pacecore.rules import OptionError
 
 __all__ = [
     "NETWORK_OPTIONS",
-    "OPTIONS_BY_KIND",
     "Trained",
     "fingerprint",
     "load_trained",
@@ -30,7 +29,7 @@ __all__ = [
 
 # Options that a network's weights belong to.
 NETWORK_OPTIONS = ("backbone", "depth", "width")
-OPTIONS_BY_KIND = {"pretrain": TrainOptions, "finetune": FinetuneOptions}  # of trainings
+_KINDS = {"pretrain": TrainOptions, "finetune": FinetuneOptions}  # of trainings
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     except CheckpointError as error:
         return _of_weights(path, error, partial)
     kind = content.get("kind")
-    if kind not in OPTIONS_BY_KIND:
-        known = ", ".join(OPTIONS_BY_KIND)
+    if kind not in _KINDS:
+        known = ", ".join(_KINDS)
         raise CheckpointError(f"{path}: kind must be one of {known}, got {kind!r}")
     options = stored_options(content, path.parent)
     backbone = _backbone(path, options, content["model"])
@@ -105,7 +104,7 @@ def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
     folder: where the run is now. Of data named relative to where it was started, that is where it
     still says, so that they are found from any other place too.
     """
-    kind = OPTIONS_BY_KIND[content["kind"]]
+    kind = _KINDS[content["kind"]]
     known = {each.name for each in fields(kind)}
     stored = {name: value for name, value in content["options"].items() if name in known}
     if stored.get("views") == 1 and stored.get("contrast") == "context":
