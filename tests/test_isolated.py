@@ -18,24 +18,8 @@ from pacecore.errors import PacecoreError
 from pacecore.index import VideoIndex
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.store import pack
+from tests.isolated_jobs import job, process
 from tests.video_files import write_video
-
-
-def job(what):
-    if what == "die":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if what == "leave":
-        os._exit(7)
-    if what == "hang":
-        time.sleep(1000)
-    if what == "raise":
-        raise PacecoreError("a.avi: is bad")
-    return what * 2
-
-
-def process(_):
-    time.sleep(0.5)
-    return os.getpid()
 
 
 def test_jobs_that_die_or_hang_cost_no_other():
@@ -132,17 +116,10 @@ def test_no_process_outlives_its_jobs(monkeypatch):
     assert None not in [each.returncode for each in started]
 
 
-def process_that_hangs(number):
-    """In the third job and those after it."""
-    if number >= 2:
-        time.sleep(1000)
-    return os.getpid()
-
-
 def test_processes_end_with_the_one_that_started_them():
     """Also those at a job that never ends."""
     script = (
-        "from pacecore.isolated import run_jobs; from tests.test_isolated import process_that_hangs"
+        "from pacecore.isolated import run_jobs; from tests.isolated_jobs import process_that_hangs"
         "\nfor _, number in run_jobs(process_that_hangs, range(9), 2): print(number, flush=True)"
     )
     starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

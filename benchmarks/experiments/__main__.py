@@ -89,11 +89,15 @@ def main() -> int:
         _write_pages(cells, options)
         return 0
     lock, failed = threading.Lock(), []
+    done = [cell for cell in cells if cell.finished()]
+    for cell in done:
+        print(f"{cell.name}: done", flush=True)
+    if done:
+        _write_pages(cells, options)
 
     def run(cell: Cell) -> None:
         try:
-            if not cell.finished():
-                cell.run()
+            cell.run()
         except CellError as error:
             failed.append(str(error))
             print(error, file=sys.stderr, flush=True)
@@ -104,7 +108,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
-            for _ in pool.map(run, cells):
+            for _ in pool.map(run, [cell for cell in cells if cell not in done]):
                 pass
         except KeyboardInterrupt:
             stop_all()
