@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -244,8 +244,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def write_record(path: str | Path | None, name: str, device: str, cases: list[dict]) -> Path:
-    """Writes {"benchmark", "command", "machine", "cases"} as JSON and gives its path.
+def write_record(
+    path: str | Path | None, name: str, device: str, cases: list[dict], **also: Any
+) -> Path:
+    """Writes {"benchmark", "command", "machine", "cases"} and `also` as JSON and gives its path.
 
     path: the file; None for benchmarks/results/NAME-DEVICE.json, and in the current folder where
     pacecore is installed. Timings among the values become plain numbers.
@@ -256,6 +258,7 @@ def write_record(path: str | Path | None, name: str, device: str, cases: list[di
         "benchmark": name,
         "command": " ".join(["python -m", _module(name), *map(_shown, sys.argv[1:])]),
         "machine": machine_info(device),
+        **also,
         "cases": cases,
     }
     write_text(path, json.dumps(record, indent=1, default=_plain) + "\n")

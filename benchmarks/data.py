@@ -61,10 +61,11 @@ def open_videos(options: argparse.Namespace, folder: Path) -> tuple[VideoIndex, 
     """At most `videos` training videos, evenly drawn, counted; and what they are, in words."""
     data, words = options.data, "the videos named by --data"
     if data is None and os.environ.get("PACECORE_DATA"):
-        data, words = str(Path(os.environ["PACECORE_DATA"]) / "ucf101"), "UCF101, three classes"
+        data, words = str(Path(os.environ["PACECORE_DATA"]) / "ucf101"), "UCF101, {} classes"
     if data is None:
         data, words = str(make_demo(folder / "demo", groups=2, clips=2)), "the demo set"
     index = find_videos(data).select("train")
+    words = words.format(len({entry.label for entry in index.entries}))
     step = max(1, len(index) // options.videos)
     index, bad = probe_all(replace(index, entries=index.entries[::step][: options.videos]), 1)
     if bad:

@@ -92,8 +92,7 @@ def measured(record: dict) -> Measured:
         rates["store, two views"],
         first.get("packed_frames_per_core_second"),
         first.get("file_bytes_per_frame"),
-        f"{first.get('videos', 'UCF101, three classes')}, one core of {processor(machine)},"
-        f" {machine['date'][:10]}",
+        f"{first['videos']}, one core of {processor(machine)}, {machine['date'][:10]}",
     )
 
 

@@ -13,7 +13,11 @@ __all__ = ["bench"]
 @click.option("--quick", is_flag=True, help="Few and small cases: minutes instead of an hour.")
 @click.option("--only", default="", help="Benchmarks by name, such as pace_clip,info_nce.")
 @click.option("--out", default="bench", show_default=True, help="Folder of the record and page.")
-@click.option("--data", type=click.Path(), help="Videos to feed from; default: the demo set.")
+@click.option(
+    "--data",
+    type=click.Path(),
+    help="Videos to feed from; default: PACECORE_DATA/ucf101 where that is set, else the demo set.",
+)
 @click.option(
     "--official",
     type=click.Path(),

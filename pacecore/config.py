@@ -301,7 +301,10 @@ class MeasureOptions:
     )
     amp: str = option("none", "Type of the network's arithmetic.", choices=("none", "bf16"))
     batch_clips: int = option(
-        40, "Clips at once; where memory ends, it goes on with half as many.", low=1
+        40,
+        "Clips at once at most, on a CPU no more than 8; where a GPU's memory ends, it goes on with"
+        " half as many.",
+        low=1,
     )
     clips: int = option(10, "Clips of a video, evenly spaced.", low=1, high=10_000)
 

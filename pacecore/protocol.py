@@ -243,7 +243,7 @@ class ClipRunner:
             pin_memory=self.device.type == "cuda",
             give_way=self.device.type == "cpu",
         )
-        model = _within_memory(self.model)
+        model = _within_memory(self.model, self.batch_clips)
         progress = Progress(self.what, len(mine), shows=is_main())
         done = 0
         progress.update(0)
@@ -268,10 +268,9 @@ class ClipRunner:
 def decoder_count(wish: int, device: torch.device) -> int:
     """Decoding processes of a pass: `wish`, or for -1 what training takes, on a CPU two at least.
 
-    On a CPU they decode while the network waits for them (`give_way`), on all cores then:
-    r21d at a quarter of the width on two cores, 60 videos of 320 x 240 from MPEG-4, reached 0.70
-    of the network's own rate with one process and 0.78 with two; 0.65 with one or two that did not
-    give way.
+    On a CPU they decode while the network waits for them (`give_way`), on all cores then: tried
+    with r21d at a quarter of the width on two cores, two processes were faster than one, and either
+    than as many that did not give way.
     """
     count = worker_count(wish, device)
     return max(2, count) if wish < 0 and device.type == "cpu" else count
@@ -283,15 +282,18 @@ def ready(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _within_memory(
-    model: Callable[[Tensor], tuple[Tensor, ...]],
+    model: Callable[[Tensor], tuple[Tensor, ...]], most: int
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """`model` on as many clips at once as fit: where memory ends, in halves from there on."""
-    limit: list[int] = []
+    """`model` on `most` clips at once, or as many as fit: where memory ends, in halves from there
+    on.
+    """
+    limit = [most]
 
     def run(clips: Tensor) -> tuple[Tensor, ...]:
         while True:
-            most = _CPU_CLIPS if clips.device.type == "cpu" else len(clips)
-            size = min(limit[-1] if limit else most, len(clips))
+            size = min(limit[-1], len(clips))
+            if clips.device.type == "cpu":
+                size = min(size, _CPU_CLIPS)
             try:
                 parts = [model(part) for part in clips.split(size)]
                 return tuple(torch.cat(each) for each in zip(*parts, strict=True))

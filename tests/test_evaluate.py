@@ -175,7 +175,7 @@ def test_where_memory_ends_it_goes_on_in_halves():
         sizes.append(len(clips))
         return (clips * 2,)
 
-    run = _within_memory(model)
+    run = _within_memory(model, 8)
     clips = torch.arange(10.0)
     assert torch.equal(run(clips)[0], clips * 2)
     assert sizes == [2] * 5
@@ -189,7 +189,19 @@ def test_one_clip_too_large_is_told():
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(PacecoreError, match=r"one clip .* does not fit the memory of cpu"):
-        _within_memory(model)(torch.zeros(4, 3))
+        _within_memory(model, 8)(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1, [1] * 10), (4, [4, 4, 2]), (40, [8, 2])])
+def test_no_more_clips_at_once_than_were_asked_for(most, expected):
+    sizes = []
+
+    def model(clips):
+        sizes.append(len(clips))
+        return (clips,)
+
+    _within_memory(model, most)(torch.zeros(10, 3))
+    assert sizes == expected
 
 
 class Numbered(PacketSource):

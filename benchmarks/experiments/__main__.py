@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pacecore.datasets import find_videos
+from pacecore.device import pick_device
 from pacecore.errors import PacecoreError
 from pacecore.report import make_report
 from pacecore.store import FrameStore
@@ -171,7 +172,8 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         print(error, file=sys.stderr)
         make_report(folders, report, pictures=False)
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
-    write_record(path, "experiments", "cpu", summary(cells, baseline, *marks))
+    device = str(pick_device(options.device))
+    write_record(path, "experiments", device, summary(cells, baseline, *marks), trained_on=machines)
     for place in (options.runs / f"evidence{suffix}.md", path.with_suffix(".md")):
         place.write_text(page, encoding="utf-8")
 
