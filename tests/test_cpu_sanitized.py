@@ -12,7 +12,7 @@ from tests.conftest import require
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CXX = os.environ.get("CXX", "g++")
-_FLAGS = ["-std=c++20", "-O0", "-g1", "-Wall", "-Wextra", "-fno-omit-frame-pointer"]
+_FLAGS = ["-std=c++20", "-pthread", "-O0", "-g1", "-Wall", "-Wextra", "-fno-omit-frame-pointer"]
 _FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 

@@ -115,9 +115,11 @@ Resize resize_of(const PaceClip& args, const Run& run, Scratch& scratch) {
     r.chroma_columns =
         across(scratch.chroma_columns, centred ? Plane::chroma_between : Plane::chroma_on_even);
   }
-  const int64_t channels = r.planar ? 1 : 3;
-  for (int plane = 0; plane < 3; ++plane)
-    r.lines[plane] = room(scratch.lines[plane], r.columns.count * channels + kLineSlack);
+  for (int plane = 0; plane < (r.planar ? 3 : 1); ++plane) {
+    // Chroma between luma columns may have one column more than luma.
+    const int64_t columns = plane ? r.chroma_columns.count : r.columns.count;
+    r.lines[plane] = room(scratch.lines[plane], columns * (r.planar ? 1 : 3) + kLineSlack);
+  }
   r.rgb = room(scratch.rgb, 3 * r.crop_height * r.row_floats);
   return r;
 }
