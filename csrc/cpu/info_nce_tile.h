@@ -66,9 +66,12 @@ PACECORE_SHARED_MATH Vector<float> exp_vector(Vector<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  Mask<float> exponent;
+  // Without a sign, since of the diagonal, whose weight is not used, x may be above 0. The shift
+  // drops the bits of magic itself.
+  typedef unsigned Bits __attribute__((vector_size(sizeof(x))));
+  Bits exponent;
   __builtin_memcpy(&exponent, &shifted, sizeof(shifted));
-  exponent = (exponent << 23) + (127 << 23);  // the shift drops the bits of magic itself
+  exponent = (exponent << 23) + (127u << 23);
   Vector<float> power;
   __builtin_memcpy(&power, &exponent, sizeof(power));
   return vanishes ? zero : p * power;
