@@ -76,7 +76,12 @@ def info_nce(
     tracked = torch.is_grad_enabled() and z.requires_grad
     # What is left is rounded before it is multiplied by the gradient of the loss, and in float16
     # that is what lifts it above 0.
-    leave_gradient = tracked and z.shape[0] <= _FEW_ROWS and z.dtype != torch.float16
+    leave_gradient = (
+        tracked
+        and z.dtype != torch.float16
+        and not torch.compiler.is_exporting()  # for any number of rows
+        and z.shape[0] <= _FEW_ROWS
+    )
     # What compiles or exports sees the op itself.
     eager = tracked and not torch.compiler.is_compiling()
     with expected_errors("info_nce"):
