@@ -205,8 +205,7 @@ def parallel_jobs():
         if not wish.isdecimal() or int(wish) == 0:
             sys.exit(f"pacecore: MAX_JOBS must be a whole number above 0, got {wish!r}")
         return int(wish)
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def torch_in(work):

@@ -33,7 +33,7 @@ from pacecore.backbones.bf16 import check_bf16_conv3d
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 
-from .common import add_arguments, peak_extra_bytes, positive, run_main, time_function, write_record
+from .common import parser_of, peak_extra_bytes, positive, run_main, time_function, write_record
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ QUICK_ON_GPU = ("plain", "plain in TF32", "bf16")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--width", type=float, default=1.0)
@@ -153,11 +152,8 @@ class Measured:
     """A way in this process: a call runs it for a while."""
 
     def __init__(self, network: str, width: float, clips: Tensor, way: Way):
-        self.step, self.way, self.device = (
-            training_step(network, width, clips, way),
-            way,
-            clips.device,
-        )
+        self.step = training_step(network, width, clips, way)
+        self.way, self.device = way, clips.device
         self.peak_bytes: int | None = None
 
     def __call__(self, least_runs: int) -> tuple[float, int]:

@@ -6,12 +6,11 @@ import ctypes
 import json
 import os
 import platform
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,17 +22,18 @@ from pacecore._extension import extension
 from pacecore.errors import PacecoreError
 from pacecore.files import made_folder, write_text
 
-from .processes import watched
+from .processes import resident_bytes, watched
 
 __all__ = [
     "PACECORE",
     "Timing",
-    "add_arguments",
     "changed",
     "end_running",
     "git",
     "machine_info",
+    "parser_of",
     "peak_extra_bytes",
+    "percentiles",
     "positive",
     "processor",
     "run_limited",
@@ -113,7 +113,7 @@ def time_function(
     of `clock`: with time.process_time what this process computes, which other programs hardly
     change.
     """
-    return _percentiles(
+    return percentiles(
         _seconds_of_runs(function, torch.device(device), min_seconds, min_runs, max_runs, clock)
     )
 
@@ -138,7 +138,7 @@ def time_in_turn(
             found[name] += _seconds_of_runs(
                 function, device, min_seconds / rounds, -(-min_runs // rounds), 200, clock
             )
-    return {name: _percentiles(seconds) for name, seconds in found.items()}
+    return {name: percentiles(seconds) for name, seconds in found.items()}
 
 
 def _seconds_of_runs(
@@ -174,7 +174,8 @@ def _seconds_of_runs(
     return [before.elapsed_time(after) / 1000 for before, after in events]
 
 
-def _percentiles(seconds: list[float]) -> Timing:
+def percentiles(seconds: Sequence[float]) -> Timing:
+    """Of runs that took so long."""
     shares = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     p20, p50, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(shares).tolist()
     return Timing(p20, p50, p80, len(seconds))
@@ -197,8 +198,8 @@ def peak_extra_bytes(function: Callable[[], object], device: str | torch.device 
         return torch.cuda.max_memory_allocated(device) - before
     if hasattr(ctypes.CDLL(None), "malloc_trim"):  # give freed memory of earlier runs back first
         ctypes.CDLL(None).malloc_trim(0)
-    before = _resident_bytes()
-    with watched(_resident_bytes, 0.001) as held:
+    before = resident_bytes()
+    with watched(resident_bytes, 0.001) as held:
         result = function()
     del result
     return held.bytes - before
@@ -219,13 +220,15 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every benchmark has."""
+def parser_of(doc: str) -> argparse.ArgumentParser:
+    """With the options that every benchmark has; described by the first line of `doc`."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument(
         "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:<n>; default auto"
     )
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
     parser.add_argument("--quick", action="store_true", help="few small cases: does it run at all")
+    return parser
 
 
 def _device(wish: str) -> str:
@@ -334,13 +337,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Timing):
         return asdict(value)
     raise TypeError(f"a record cannot hold {type(value)}")
-
-
-def _resident_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _processor() -> str:

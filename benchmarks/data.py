@@ -31,7 +31,7 @@ from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.source import VideoFiles
 from pacecore.store import FrameStore, pack, record_bytes
 
-from .common import add_arguments, positive, run_main, write_record
+from .common import parser_of, positive, run_main, write_record
 from .official import ExtractedFrames, Official, Rebuilt, Shape, extract
 
 __all__ = ["add_official_argument", "add_video_arguments", "main", "open_videos"]
@@ -75,15 +75,15 @@ def open_videos(options: argparse.Namespace, folder: Path) -> tuple[VideoIndex, 
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     add_video_arguments(parser)
     add_official_argument(parser)
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     if options.quick:
         options.videos, options.rounds = 6, 2
-    _one_core()
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         index, words = open_videos(options, Path(folder))
@@ -111,12 +111,6 @@ def _facts(index: VideoIndex) -> dict[str, float]:
         "file_bytes_per_frame": sum(os.path.getsize(e.path) for e in index.entries) / frames,
         "store_bytes_per_frame": record_bytes(SHAPE.resize),
     }
-
-
-def _one_core() -> None:
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _ways(

@@ -6,7 +6,6 @@ Without DATA: the demo set. Preset small's network (a quarter of the width) from
 packed store, preset paper's (the full width) from files.
 """
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -28,7 +27,7 @@ from pacecore.recognition import measure_actions
 from pacecore.source import FrameSource, VideoFiles
 from pacecore.store import pack
 
-from .common import add_arguments, run_main, time_function, write_record
+from .common import parser_of, run_main, time_function, write_record
 
 CLIPS_AT_ONCE = 40
 
@@ -117,8 +116,7 @@ def spread(index: VideoIndex, count: int) -> VideoIndex:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("data", nargs="?", type=Path)
     arguments = parser.parse_args()
     device, quick = torch.device(arguments.device), arguments.quick

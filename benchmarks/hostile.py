@@ -6,7 +6,6 @@ Every file has to end as frames or as a VideoError with a reason: a crash, a han
 another kind or memory beyond the limit is a fault, and makes the exit code 1.
 """
 
-import argparse
 import os
 import resource
 import sys
@@ -22,7 +21,8 @@ from pacecore.isolated import JobFailure, run_jobs
 from pacecore.media import is_video_name
 from pacecore.video import VideoError, decode, decode_all, probe
 
-from .common import add_arguments, write_record
+from .common import parser_of, write_record
+from .processes import resident_bytes
 
 __all__ = ["KINDS", "mutations", "read_hostile", "run"]
 
@@ -214,18 +214,16 @@ def opens(sources: list[Path], count: int) -> dict:
             except VideoError:
                 pass
             if number + 1 in (count // 10, count):
-                memory = int(Path("/proc/self/statm").read_text().split()[1])
                 marks[number + 1] = {
                     "files": len(os.listdir("/proc/self/fd")),
-                    "resident_bytes": memory * os.sysconf("SC_PAGE_SIZE"),
+                    "resident_bytes": resident_bytes(),
                 }
     return marks
 
 
 def main() -> None:
     """Mutates the videos below PACECORE_DATA and reads them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=1000, help="mutations")
     parser.add_argument("--opens", type=int, default=10000, help="opens that may leak nothing")
     parser.add_argument("--workers", type=int, default=2)

@@ -39,14 +39,7 @@ from torch import Tensor
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
-from .common import (
-    add_arguments,
-    peak_extra_bytes,
-    run_main,
-    time_function,
-    time_in_turn,
-    write_record,
-)
+from .common import parser_of, peak_extra_bytes, run_main, time_function, time_in_turn, write_record
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
 # Rows, features, type and norm of a quick run, which has a minute on a GPU.
@@ -80,7 +73,7 @@ def loss_alone(z: Tensor, groups: Tensor) -> Tensor:
     return torch.where(count > 0, logits.logsumexp(1) - mean_positive, 0.0).mean()
 
 
-def contestants(n: int, device: torch.device) -> dict[str, Callable]:
+def contestants(device: torch.device) -> dict[str, Callable]:
     """Functions of (z, groups) that give the loss."""
     functions = {
         "pacecore": lambda z, groups: info_nce(z, groups).loss,
@@ -186,8 +179,7 @@ def training_step(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", help="comma-separated; default by device")
     parser.add_argument("--features", default="512")
     parser.add_argument("--types", help="comma-separated; default by device")
@@ -202,7 +194,7 @@ def main() -> None:
         kind = TYPES[word]
         if word not in rates:
             rates[word] = matrix_rate(kind, device, 8192 if on_cuda else 1024)
-        functions = contestants(n, device)
+        functions = contestants(device)
         if options.quick and (on_cuda or n > 512):  # compiling takes longer than all the rest
             functions = {w: each for w, each in functions.items() if "compiled" not in w}
         for case in measure(functions, n, features, kind, norm, device):

@@ -6,13 +6,12 @@ The time of a kernel or of a path is judged against these, measured on the same 
 run. On a CPU with one thread and with all; on a GPU also over the bus, from pinned memory.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 
 import torch
 
-from .common import add_arguments, run_main, time_function, write_record
+from .common import parser_of, run_main, time_function, write_record
 
 __all__ = ["main", "measure"]
 
@@ -66,8 +65,7 @@ def cases(device: str, quick: bool) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     options = parser.parse_args()
     found = cases(options.device, options.quick)
     for case in found:

@@ -31,7 +31,7 @@ from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 
-from .common import add_arguments, peak_extra_bytes, positive, run_main, write_record
+from .common import parser_of, peak_extra_bytes, positive, run_main, write_record
 
 CARD = 24 * 2**30
 RESERVE = 3 * 2**30
@@ -68,8 +68,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--clips", type=positive, default=60, help="of a step: 30 videos, two each")
     parser.add_argument("--accumulate", type=positive, nargs="+", default=[1, 2, 3, 5, 10, 15, 30])

@@ -14,7 +14,6 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from pacecore.video import decode_all
 
 from .backbones import conv3d_as_torch_has_it
 
-__all__ = ["ExtractedFrames", "Official", "Rebuilt", "Shape", "Way", "extract", "training_step"]
+__all__ = ["ExtractedFrames", "Official", "Rebuilt", "Shape", "extract", "training_step"]
 
 PACES = 4
 # What a clip is jittered by, as the paper has it.
@@ -63,18 +62,6 @@ class ExtractedFrames:
         path = self.folder / "videos.list"
         path.write_text("".join(f"{v} 0 {count}\n" for v, count in enumerate(self.counts)))
         return path
-
-
-class Way(Protocol):
-    """A way to feed and to train; a data set's items are (3, T, H, W) uint8 and the pace's rank."""
-
-    name: str
-
-    def dataset(self, frames: ExtractedFrames, shape: Shape) -> Dataset: ...
-
-    def network(self) -> nn.Module:
-        """R(2+1)D with one block a stage and a head of four paces."""
-        ...
 
 
 def extract(index: VideoIndex, folder: Path) -> ExtractedFrames:
@@ -154,6 +141,7 @@ class Official:
         return getattr(module, name)
 
     def dataset(self, frames: ExtractedFrames, shape: Shape) -> Dataset:
+        """Its items are clips (3, T, H, W) uint8 and the rank of their pace."""
         transforms = _needed("torchvision.transforms")
         resize, crop, flip = self._steps
         jitter = transforms.RandomApply([transforms.ColorJitter(**_JITTER)], p=_JITTERED_SHARE)
@@ -167,6 +155,7 @@ class Official:
         )
 
     def network(self) -> nn.Module:
+        """R(2+1)D with one block a stage and a head of four paces."""
         return self._network(num_classes=PACES)
 
 

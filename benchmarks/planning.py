@@ -78,8 +78,8 @@ class Measured:
 
     files: float  # clips a second, two views of a video decoded once, pixels made
     store: float  # clips a second from the store, pixels made
-    packed: float | None  # frames a second into the store
-    file_bytes_per_frame: float | None
+    packed: float  # frames a second into the store
+    file_bytes_per_frame: float
     where: str
 
 
@@ -90,8 +90,8 @@ def measured(record: dict) -> Measured:
     return Measured(
         rates["files, two views decoded once"],
         rates["store, two views"],
-        first.get("packed_frames_per_core_second"),
-        first.get("file_bytes_per_frame"),
+        first["packed_frames_per_core_second"],
+        first["file_bytes_per_frame"],
         f"{first['videos']}, one core of {processor(machine)}, {machine['date'][:10]}",
     )
 
@@ -178,11 +178,9 @@ def _measured(found: Measured) -> list[str]:
     rows = [
         ("from files, two views decoded once", f"{short(found.files)} clips/s"),
         ("from the store, two views", f"{short(found.store)} clips/s"),
+        ("packing the store", f"{found.packed:,.0f} frames/s"),
+        ("the files themselves", f"{short(found.file_bytes_per_frame)} bytes a frame"),
     ]
-    if found.packed:
-        rows.append(("packing the store", f"{found.packed:,.0f} frames/s"))
-    if found.file_bytes_per_frame:
-        rows.append(("the files themselves", f"{short(found.file_bytes_per_frame)} bytes a frame"))
     return [
         "## Measured",
         "",
@@ -234,7 +232,7 @@ def _one_gpu(inputs: Inputs, found: Measured) -> list[str]:
 def _plan(plan: Plan, inputs: Inputs, found: Measured) -> list[str]:
     frames = plan.videos * plan.frames
     clips = plan.videos * plan.epochs * inputs.views
-    store = frames * record_bytes(inputs.size)
+    store, files = frames * record_bytes(inputs.size), frames * found.file_bytes_per_frame
     epochs = "epoch" if plan.epochs == 1 else "epochs"
     fits = store < inputs.gpu_bytes / 2
     where = "can be held there" if fits else "stays on disks, and frames go over the bus"
@@ -246,16 +244,10 @@ def _plan(plan: Plan, inputs: Inputs, found: Measured) -> list[str]:
         "",
         f"- Store: frames x {record_bytes(inputs.size):,} bytes = {_bytes(store)}. A rank that has"
         f" the store in its GPU's memory has all of it there, so it {where}.",
+        f"- Files: {_bytes(files)} if compressed as the measured ones, so the store is"
+        f" {store / files:.0f} times as large.",
+        f"- Packing once: {short(frames / found.packed / 86400)} days of one core.",
     ]
-    if found.file_bytes_per_frame:
-        files = frames * found.file_bytes_per_frame
-        lines.append(
-            f"- Files: {_bytes(files)} if compressed as the measured ones, so the store is"
-            f" {store / files:.0f} times as large."
-        )
-    if found.packed:
-        seconds = frames / found.packed
-        lines.append(f"- Packing once: {short(seconds / 86400)} days of one core.")
     rows = []
     for ranks in plan.ranks:
         seconds = clips / inputs.gpu_clips / ranks

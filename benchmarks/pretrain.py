@@ -38,9 +38,9 @@ from pacecore.inputs import worker_count
 from pacecore.store import pack
 from pacecore.train import pace_model, pretrain
 
-from .common import add_arguments, run_main, time_function, write_record
+from .common import parser_of, run_main, time_function, write_record
 from .data import add_official_argument, add_video_arguments, open_videos
-from .official import Rebuilt, Shape, Way, extract, training_step
+from .official import Official, Rebuilt, Shape, extract, training_step
 
 __all__ = ["main"]
 
@@ -115,7 +115,7 @@ def rate_between(first: dict, last: dict, batch: int) -> float:
     return (last["step"] - first["step"]) * batch / seconds
 
 
-def authors(setting: Setting, way: Way, dataset: Dataset, tf32: bool) -> dict:
+def authors(setting: Setting, way: Official | Rebuilt, dataset: Dataset, tf32: bool) -> dict:
     """The authors' loop over their loader, as far as it is timed."""
     device = setting.device
     loader = DataLoader(
@@ -244,8 +244,7 @@ def set_ratios(cases: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     add_video_arguments(parser)
     add_official_argument(parser)
     options = parser.parse_args()

@@ -1,11 +1,12 @@
 """Memory of a process and of those it started."""
 
 import os
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["held_bytes", "watched"]
+__all__ = ["held_bytes", "resident_bytes", "watched"]
 
 
 class watched:
@@ -31,6 +32,12 @@ class watched:
         self._done.set()
         self._thread.join()
         self.bytes = max(self.bytes, self._read())
+
+
+def resident_bytes(process: int | str = "self") -> int:
+    """Bytes of memory that a process has, shared pages counted whole."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def held_bytes() -> int:

@@ -3,7 +3,6 @@
 PACECORE_DATA=FOLDER python -m benchmarks.real_sets
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from pacecore.check import data_check
 from pacecore.datasets import find_videos, probe_all
 from pacecore.store import pack, store_bytes
 
-from .common import add_arguments, run_main, write_record
+from .common import parser_of, run_main, write_record
 from .hostile import data_folder
 
 SIZE = (128, 171)  # height, width
@@ -20,8 +19,7 @@ SIZE = (128, 171)  # height, width
 
 def main() -> None:
     """Writes the record; file names and counts only."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
     options = parser.parse_args()
     sets = ("clips",) if options.quick else ("clips", "ucf101", "ut_interaction")

@@ -8,7 +8,6 @@ files, measures the memory of ours alone and leaves a record of its own, retriev
 scikit-learn ours stands alone, and that is said.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 
 from pacecore.retrieve import hit_rates, nearest
 
-from .common import Timing, add_arguments, peak_extra_bytes, positive, run_main, write_record
+from .common import parser_of, peak_extra_bytes, percentiles, positive, run_main, write_record
 from .processes import watched
 
 KS = (1, 5, 10, 20, 50)
@@ -70,15 +69,15 @@ def case(queries: int, gallery: int, dimensions: int, device: str, rounds: int) 
     for name, way in ways.items():
         where = device if name == "pacecore" else "cpu"
         same = found[name] == found["pacecore"]
-        p20, p50, p80 = np.quantile(seconds[name], [0.2, 0.5, 0.8]).tolist()
+        timing = percentiles(seconds[name])
         record[name] = {
-            "seconds": Timing(p20, p50, p80, rounds),
+            "seconds": timing,
             "peak_extra_bytes": peak_extra_bytes(way, where),
             "hit_rates": {str(each): share for each, share in found[name].items()},
             "same_hits_as_pacecore": same,
         }
         print(
-            f"{queries:>6} x {gallery:>6} x {dimensions:>6}  {name:<20} {p50:8.3f} s"
+            f"{queries:>6} x {gallery:>6} x {dimensions:>6}  {name:<20} {timing.p50:8.3f} s"
             f"  {record[name]['peak_extra_bytes'] / 2**20:8.0f} MiB  same hits: {same}",
             flush=True,
         )
@@ -143,8 +142,7 @@ def anonymous_bytes() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--large",
         type=positive,

@@ -11,11 +11,11 @@ that they share counted once.
 The page lies beside the record, its name ending in .md.
 """
 
-import argparse
 import json
 import math
 import os
 import socket
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,16 +31,10 @@ from pacecore.ops.info_nce import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 from pacecore.store import pack
 from pacecore.train import pretrain
+from pacecore.workers import core_count
 
 from .backbones import Way, training_step
-from .common import (
-    add_arguments,
-    peak_extra_bytes,
-    processor,
-    run_main,
-    time_function,
-    write_record,
-)
+from .common import parser_of, peak_extra_bytes, processor, run_main, time_function, write_record
 from .data import add_video_arguments, open_videos
 from .feeding import feeding
 from .pretrain import rate_between
@@ -65,7 +59,7 @@ class Grid:
 
 
 def grid(device: torch.device, quick: bool) -> Grid:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = core_count()
     workers = tuple(n for n in (0, 1, 2, 4, 8, 16) if n <= cores)
     if device.type == "cuda":
         ranks = tuple(n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count())
@@ -192,11 +186,7 @@ def _free_port() -> int:
 def growth(points: list[tuple[float, float]]) -> float | None:
     """The power p of the least-squares line through log(cost) = p log(size) + c; None of one."""
     logs = [(math.log(size), math.log(cost)) for size, cost in points if size > 0 and cost > 0]
-    if len(logs) < 2:
-        return None
-    mean_x, mean_y = (sum(axis) / len(logs) for axis in zip(*logs, strict=True))
-    spread = sum((x - mean_x) ** 2 for x, _ in logs)
-    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+    return statistics.linear_regression(*zip(*logs, strict=True)).slope if len(logs) > 1 else None
 
 
 _TITLES = {
@@ -302,8 +292,7 @@ def _powers(powers: dict[str, float | None]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--page", type=Path, help="only draw the page of this record")
     add_video_arguments(parser)
     options = parser.parse_args()

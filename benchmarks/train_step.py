@@ -13,7 +13,6 @@ of the process and its workers at steps 200 and 2,000 of a very thin network.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -40,7 +39,8 @@ from pacecore.source import FrameSource
 from pacecore.store import FrameStore
 from pacecore.train import PaceTask, pace_model
 
-from .common import PACECORE, add_arguments, positive, run_main, write_record
+from .common import PACECORE, parser_of, positive, run_main, write_record
+from .processes import resident_bytes
 
 THIN = {
     "backbone": "r3d", "width": 0.125, "clip_frames": 4, "resize": (32, 43), "crop": 16,
@@ -49,8 +49,7 @@ THIN = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add_arguments(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", help="folder, list or index of videos; default: a demo set")
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--batch", type=positive, help="videos a step; default: the preset's")
@@ -280,12 +279,8 @@ def resident_megabytes() -> tuple[float, float]:
         for listed in Path("/proc/self/task").glob("*/children")
         for word in listed.read_text().split()
     ]
-    return _resident("self"), round(sum(_resident(str(child)) for child in children), 2)
-
-
-def _resident(process: str) -> float:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 1e6, 2)
+    held = resident_bytes(), sum(map(resident_bytes, children))
+    return tuple(round(count / 1e6, 2) for count in held)
 
 
 CASES = {"memory": memory, "start": start, "overhead": overhead}

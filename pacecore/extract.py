@@ -208,25 +208,22 @@ def _identity(source: FrameSource) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass
 class _Writer:
     """One file of features, made row by row."""
 
-    def __init__(
-        self,
-        path: Path,
-        description: dict[str, Any],
-        source: FrameSource,
-        runner: ClipRunner,
-        unit: str,
-        bad: dict[str, str],
-    ):
-        self.path, self.description = path, description
-        self.bad = bad  # files left out, and why
-        self.source, self.runner, self.unit = source, runner, unit
-        self.part = path.with_suffix(".npy.part")
-        self.state_part = path.with_suffix(".state.part")
-        self.begun = path.with_suffix(".json.part")
-        self.replaced = ""
+    path: Path
+    description: dict[str, Any]
+    source: FrameSource
+    runner: ClipRunner
+    unit: str
+    bad: dict[str, str]  # files left out, and why
+    replaced: str = ""
+
+    def __post_init__(self) -> None:
+        self.part = self.path.with_suffix(".npy.part")
+        self.state_part = self.path.with_suffix(".state.part")
+        self.begun = self.path.with_suffix(".json.part")
 
     def write(self) -> Features:
         found = self._finished()

@@ -8,7 +8,7 @@ never on the test split.
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,27 +134,20 @@ def validation_split(
     return np.setdiff1d(np.arange(count), validation), validation
 
 
+@dataclass
 class _ActionTask:
     """What fit() needs to know of action recognition."""
 
-    kind = "finetune"
-    headline = "accuracy"
-    chosen_by = "val_accuracy"
-
-    def __init__(
-        self,
-        options: FinetuneOptions,
-        model: ActionModel,
-        labels: np.ndarray,
-        validation: FrameSource | None,
-        classes: tuple[str, ...],
-        origin: dict[str, Any],
-        device: torch.device,
-    ):
-        self.options, self.model, self.validation = options, model, validation
-        self.labels = torch.from_numpy(labels).to(device)  # (videos,) int64
-        self.classes, self.device = classes, device
-        self.origin = origin  # of labels and weights, for the checkpoint
+    options: FinetuneOptions
+    model: ActionModel
+    labels: Tensor  # (videos,) int64, on the device
+    validation: FrameSource | None
+    classes: tuple[str, ...]
+    origin: dict[str, Any]  # of labels and weights, for the checkpoint
+    device: torch.device
+    kind: str = "finetune"
+    headline: str = "accuracy"
+    chosen_by: str = "val_accuracy"
 
     def loss(self, outputs: tuple[Tensor, ...], batch: ClipBatch) -> tuple[Tensor, dict]:
         logits = outputs[0]
@@ -229,7 +222,7 @@ def finetune(
         task = _ActionTask(
             options,
             action_model(options, len(classes), trained),
-            labels[chosen],
+            torch.from_numpy(labels[chosen]).to(device),
             Subset(data.train, validation.tolist()) if len(validation) else None,
             classes,
             {"labelling": labelling, "pretrained": pretrained},

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,7 +261,9 @@ def open_index(
     # At least 2, as 1 would be this process, which a video then could take along.
     processes = max(2, core_count() // local_world_size())
     patient = patient_group()  # a rank may have all the videos that hang
-    parts = of_all_ranks(probe_all(share, processes, _after_first_seconds(progress)), patient)
+    own = probe_all(share, processes, lambda done, _: progress.update(done, "videos"))
+    progress.close()
+    parts = of_all_ranks(own, patient)
     counted = {entry.name: entry for part, _ in parts for entry in part.entries}
     kept = tuple(
         replace(found, path=entry.path)  # which stays this machine's
@@ -280,17 +282,6 @@ def open_index(
             raise PacecoreError(f"{path}: {reason}")
         raise PacecoreError(f"{named}: {none_readable(len(index), [BadVideo(path, reason)])}")
     return replace(index, entries=kept), bad
-
-
-def _after_first_seconds(progress: Progress) -> Callable[[int, int], None]:
-    """Short reads show nothing."""
-
-    def update(done: int, total: int) -> None:
-        progress.update(done, "videos")
-        if done == total and progress.live:
-            progress.close()
-
-    return update
 
 
 def _identity(*parts: VideoIndex | None) -> str:

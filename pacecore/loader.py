@@ -50,7 +50,7 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """What pace_clip makes of a batch: sizes in pixels, scale, order, type, layout."""
+    """What pace_clip makes of a batch, its options: sizes in pixels, scale, order, type, layout."""
 
     resize: tuple[int, int]
     crop_size: tuple[int, int]
@@ -128,13 +128,7 @@ class ClipBatch:
             self.crop,
             self.jitter,
             self.jitter_order,
-            resize=form.resize,
-            crop_size=form.crop_size,
-            mean=form.mean,
-            std=form.std,
-            channel_order=form.channel_order,
-            dtype=form.dtype,
-            memory_format=form.memory_format,
+            **vars(form),
         )
 
 
@@ -318,9 +312,9 @@ def _start_worker(_: int) -> None:
 def _start_worker_that_gives_way(number: int) -> None:
     _start_worker(number)
     os.nice(19)
-    if hasattr(os, "SCHED_BATCH"):  # Linux: nor does one that wakes up interrupt the network
-        with contextlib.suppress(OSError):  # a container may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    # Nor does one that wakes up interrupt the network then.
+    with contextlib.suppress(OSError):  # a container may forbid it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def load_batches(

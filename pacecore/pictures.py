@@ -59,20 +59,14 @@ def clip_sheet(
     return sheet
 
 
-def framed_rows(rows: list[np.ndarray], frames: list[list[str]]) -> np.ndarray:
-    """Rows of pictures, each (n, H, W, 3) uint8, of one size; frames: FRAME_COLOURS of each."""
-    border = gap = 4
-    height, width = rows[0].shape[1:3]
-    columns = max(map(len, rows))
-    down, across = height + 2 * border + gap, width + 2 * border + gap
-    sheet = np.full((len(rows) * down + gap, columns * across + gap, 3), 255, np.uint8)
-    for row, (pictures, names) in enumerate(zip(rows, frames, strict=True)):
-        for column, (picture, name) in enumerate(zip(pictures, names, strict=True)):
-            top, left = gap + row * down, gap + column * across
-            cell = sheet[top : top + height + 2 * border, left : left + width + 2 * border]
-            cell[:] = FRAME_COLOURS[name]
-            cell[border : border + height, border : border + width] = picture
-    return sheet
+def framed_rows(rows: np.ndarray, frames: list[list[str]]) -> np.ndarray:
+    """Rows of pictures (rows, n, H, W, 3) uint8 as a sheet; frames: FRAME_COLOURS of each."""
+    border = 4
+    height, width = rows.shape[2:4]
+    colours = np.array([[FRAME_COLOURS[name] for name in names] for names in frames], np.uint8)
+    cells = np.tile(colours[:, :, None, None], (height + 2 * border, width + 2 * border, 1))
+    cells[:, :, border:-border, border:-border] = rows
+    return clip_sheet(cells, columns=cells.shape[1])
 
 
 def heat(values: np.ndarray) -> np.ndarray:

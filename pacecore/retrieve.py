@@ -404,4 +404,4 @@ def _gallery_picture(
         colours.append(
             ["query", *("right" if a["class"] == asked["class"] else "wrong" for a in answers)]
         )
-    return framed_rows(rows, colours)
+    return framed_rows(np.stack(rows), colours)

@@ -3,6 +3,7 @@
 The command line, the reader of files and the checks all read this one definition.
 """
 
+import json
 import math
 import sys
 from dataclasses import Field, asdict, field, fields
@@ -113,11 +114,5 @@ def write_toml(options: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)
+    """As JSON writes it, which TOML takes too, but for DEL in a text."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -102,29 +102,17 @@ def frame_indices(
     or out of range.
     """
     value = parse_pace(pace)
-    for name, number in (
-        ("num_frames", num_frames),
-        ("start_frame", start_frame),
-        ("clip_frames", clip_frames),
-    ):
-        if not isinstance(number, Integral):
-            raise PacecoreError(f"{name} must be a whole number, got {number!r}")
-    if not 1 <= num_frames < _LONGEST:
-        raise PacecoreError(f"num_frames must be from 1 to {_LONGEST - 1}, got {num_frames}")
-    if not 0 <= start_frame < num_frames:
-        rule = f"from 0 to num_frames - 1 = {num_frames - 1}"
-        raise PacecoreError(f"start_frame must be {rule}, got {start_frame}")
-    if not 1 <= clip_frames < _LONGEST:
-        raise PacecoreError(f"clip_frames must be from 1 to {_LONGEST - 1}, got {clip_frames}")
-    if boundary not in BOUNDARIES:
-        raise PacecoreError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+    counts = {"num_frames": num_frames, "start_frame": start_frame, "clip_frames": clip_frames}
+    for name, number in counts.items():
+        _require(isinstance(number, Integral), f"{name} must be a whole number", number)
+    frames, start, length = map(int, counts.values())
+    _require(1 <= frames < _LONGEST, f"num_frames must be from 1 to {_LONGEST - 1}", frames)
+    rule = f"start_frame must be from 0 to num_frames - 1 = {frames - 1}"
+    _require(0 <= start < frames, rule, start)
+    _require(1 <= length < _LONGEST, f"clip_frames must be from 1 to {_LONGEST - 1}", length)
+    _require_one_of("boundary", boundary, BOUNDARIES)
     return extension().frame_indices(
-        int(num_frames),
-        int(start_frame),
-        value.numerator,
-        value.denominator,
-        BOUNDARIES.index(boundary),
-        int(clip_frames),
+        frames, start, value.numerator, value.denominator, BOUNDARIES.index(boundary), length
     )
 
 

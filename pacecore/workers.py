@@ -25,9 +25,7 @@ __all__ = ["WorkerError", "Workers", "core_count", "end_with_parent", "signals_k
 
 def core_count() -> int:
     """Cores that this process may use: a scheduler gives a job but some of the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 @contextmanager

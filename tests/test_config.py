@@ -59,7 +59,7 @@ def test_clips_are_drawn_as_the_options_say():
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.parametrize("kind", [TrainOptions, FinetuneOptions])
 def test_options_survive_toml(preset, kind, tmp_path):
-    options = from_mapping(kind, {"data": 'a "b"\\\n', "seed": 3}, preset=preset)
+    options = from_mapping(kind, {"data": 'a "b"\\\n\x7f\U0001f39e', "seed": 3}, preset=preset)
     path = tmp_path / "options.toml"
     path.write_text(write_toml(options), encoding="utf-8")
     assert from_mapping(kind, read_toml(path)) == options

@@ -107,6 +107,17 @@ def test_an_interrupted_set_is_finished(small, tmp_path, monkeypatch):
     assert digests_of(folder) == digests_of(small)
 
 
+@pytest.fixture
+def drawn_before(small, monkeypatch):
+    """Has each video of `small` copied from there, as drawing it takes longer."""
+
+    def copy(path, _):
+        shutil.copyfile(small / "UCF-101" / path.parent.name / path.name, path)
+
+    monkeypatch.setattr(demo, "write_video", copy)
+
+
+@pytest.mark.usefixtures("drawn_before")
 @pytest.mark.parametrize("mark", ['{"seed": 7}', "no JSON"])
 def test_what_other_options_have_begun_is_not_gone_on_with(small, tmp_path, mark):
     begun = tmp_path / "set.unfinished"
@@ -119,6 +130,7 @@ def test_what_other_options_have_begun_is_not_gone_on_with(small, tmp_path, mark
     assert not begun.exists()
 
 
+@pytest.mark.usefixtures("drawn_before")
 @pytest.mark.parametrize("theirs", ["the same set", "something else"])
 def test_a_folder_that_came_meanwhile_is_kept(small, tmp_path, monkeypatch, theirs):
     """As of another process, which made the set at the same time and was first."""

@@ -61,7 +61,7 @@ def actions_of_share(rank_number, counts):
     mine = shares(counts)[rank_number]
     logits, videos = logits[mine].clone().requires_grad_(), torch.arange(len(labels))[mine]
     device = torch.device("cpu")
-    task = _ActionTask(FinetuneOptions(), None, labels.numpy(), None, tuple("abcd"), {}, device)
+    task = _ActionTask(FinetuneOptions(), None, labels, None, tuple("abcd"), {}, device)
     loss, metrics = task.loss((logits,), SimpleNamespace(videos=videos))
     loss.backward()
     return loss.detach(), logits.grad / len(counts), metrics["accuracy"]

@@ -80,6 +80,7 @@ def test_a_plan_follows_from_its_inputs_and_the_record():
     rates = {"files, two views decoded once": 100.0, "store, two views": 500.0}
     cases = [{"way": way, "clips_per_core_second": rate} for way, rate in rates.items()]
     cases[0] |= {"packed_frames_per_core_second": 2000.0, "file_bytes_per_frame": 1000.0}
+    cases[0]["videos"] = "some videos"
     page = planning.page(
         {"machine": MACHINE, "cases": cases}, Inputs(2000.0, "given", 50e9, 141e9, "one")
     )

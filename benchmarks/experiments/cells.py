@@ -189,8 +189,3 @@ def stop_all() -> None:
     _stopping.set()
     for process in list(_running):
         _end(process)
-
-
-def read(path: Path) -> dict:
-    """A result that a verb left."""
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,7 @@
 """What every backbone is: named stages run one after another, and the average of the last map."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -79,12 +78,12 @@ class Backbone(nn.Module):
     def _run(self, stage: nn.Module, features: Tensor) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             return stage(features)
-        contexts: Callable = partial(_checkpoint_contexts, stage)
-        return checkpoint(stage, features, use_reentrant=False, context_fn=contexts)
-
-
-def _checkpoint_contexts(stage: nn.Module) -> tuple:
-    return nullcontext(), _statistics_kept(stage)
+        return checkpoint(
+            stage,
+            features,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _statistics_kept(stage)),
+        )
 
 
 @contextmanager

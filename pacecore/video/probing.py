@@ -81,7 +81,7 @@ def probe(path: str | Path) -> VideoInfo:
             timeline = from_key_frames(packets, keys)
         if pixel_format == "pal8":  # a palette comes once, with the first packet
             timeline = timeline.from_start()
-        return _info(container, stream, packets, timeline, size, pixel_format)
+        return _info(container, stream, timeline, size, pixel_format)
 
 
 def by_presentation(container: str) -> bool:
@@ -163,7 +163,6 @@ def _timeline(
 def _info(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
-    packets: list[PacketRecord],
     timeline: Timeline,
     size: tuple[int, int],
     pixel_format: str | None,
