@@ -4,6 +4,7 @@ attention = min-max of bicubic of mean over time of mean over channels of (last 
 (Zagoruyko and Komodakis). Squared activations say where a network responds, not why.
 """
 
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -33,6 +34,7 @@ from pacecore.video_writer import write_png, write_video
 
 __all__ = ["attention_maps", "overlaid", "run_attend"]
 
+_LONGEST_STEM = 200  # bytes; a file's name has 255 at most
 _SHOWN = 112  # pixels that a picture has at least; smaller crops are enlarged
 
 
@@ -108,6 +110,7 @@ class _Drawing:
     def draw(self, videos: list[int], folder: Path) -> list[dict[str, Any]]:
         """Draws this rank's share; returns what all ranks draw, in order."""
         names = self._names(videos)
+        requests = {video: self._request(video) for video in videos}  # refused before any is drawn
         mine = videos[rank() :: world_size()]
         backbone = ready(self.trained.backbone, self.device)
         form = clip_format(self.trained.options, self.device, memory_format(backbone, self.device))
@@ -115,7 +118,7 @@ class _Drawing:
         progress.update(0)
         for batch in load_batches(
             self.source,
-            lambda number: [self._request(mine[number])],
+            lambda number: [requests[mine[number]]],
             range(len(mine)),
             clip_frames=self.trained.options.clip_frames,
             workers=min(decoder_count(self.options.workers, self.device), len(mine)),
@@ -144,7 +147,7 @@ class _Drawing:
 
     def _names(self, videos: list[int]) -> dict[int, str]:
         """A name of its own for each: its file's, with its number where files share one."""
-        stems = {video: Path(self.source.path(video)).stem for video in videos}
+        stems = {video: _shortened(Path(self.source.path(video)).stem) for video in videos}
         often = Counter(stems.values())
         names = {video: f"attend-{stem}" for video, stem in stems.items() if often[stem] == 1}
         for video in sorted(stems.keys() - names):
@@ -177,6 +180,13 @@ class _Drawing:
         write_png(base.with_name(base.name + ".png"), sheet)
         film = [_even(_panel(pictures[:, t], shown[:, t], names)) for t in range(shown.shape[1])]
         write_video(base.with_name(base.name + ".mp4"), film, self.options.rate)
+
+
+def _shortened(stem: str) -> str:
+    """`stem` as far as file systems take it, with more before and behind it."""
+    encoded = os.fsencode(stem)
+    kept = encoded[:_LONGEST_STEM].decode(errors="ignore")
+    return stem if len(encoded) <= _LONGEST_STEM else kept
 
 
 def _enlarged(pictures: np.ndarray) -> np.ndarray:

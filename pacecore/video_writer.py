@@ -58,7 +58,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_secon
     """
     encoder = video_encoder()
     count = 0
-    with aside(Path(path)) as part, av.open(str(part), "w") as container:
+    # FFmpeg takes 10:30.mp4 for a protocol.
+    with aside(Path(path)) as part, av.open(str(part.absolute()), "w") as container:
         for frame in frames:
             if count == 0:
                 height, width = frame.shape[:2]

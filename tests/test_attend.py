@@ -17,6 +17,7 @@ from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 
 from .tiny import pretrained, tiny_set, write_tiny
+from .video_files import write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,10 +166,27 @@ def test_one_video_file_from_a_frame_of_ones_own(tmp_path):
 def test_a_start_frame_beyond_the_video(tmp_path):
     write_tiny(tmp_path / "one.mp4", 0, 1, 20)
     checkpoint = pretrained(tmp_path / "run" / "last.pt")
-    options = options_of(tmp_path / "out", data=str(tmp_path / "one.mp4"), start_frame=20)
-    message = r"one\.mp4: start_frame must be below its 20 frames, got 20"
-    with pytest.raises(PacecoreError, match=message):
-        run_attend(load_trained(checkpoint), options)
+    write_tiny(tmp_path / "a.mp4", 0, 1, 30)
+    message = r"^\S+one\.mp4: start_frame must be below its 20 frames, got 20$"
+    for workers in (0, 1):
+        how = {"data": str(tmp_path), "start_frame": 20, "workers": workers}
+        with pytest.raises(PacecoreError, match=message):
+            run_attend(load_trained(checkpoint), options_of(tmp_path / "out", **how))
+    assert list((tmp_path / "out").iterdir()) == []  # nor is the one before it drawn
+
+
+def test_names_that_ffmpeg_or_the_file_system_would_not_take(tmp_path, monkeypatch):
+    names = ["10:30", "x" * 240, "x" * 240 + "y"]
+    (tmp_path / "videos").mkdir()
+    for name in names:
+        written = write_video(tmp_path / "written.avi", frames=20)
+        written.rename(tmp_path / "videos" / f"{name}.avi")
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    run_attend(load_trained(checkpoint), options_of(".", data=str(tmp_path / "videos")))
+    films = {"attend-10:30.mp4", *(f"attend-{'x' * 200}-{number}.mp4" for number in (1, 2))}
+    assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == films
 
 
 def test_paces_that_run_backwards_are_refused_without_an_option_that_attend_lacks(tmp_path):
