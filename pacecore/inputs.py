@@ -73,9 +73,10 @@ def open_inputs(options: RunOptions) -> Inputs:
     """
     data = options.data or str(_demo())
     index, store = _found(data, options.fold)
-    held, held_store = None, store
+    held, held_store, unused = None, store, 0
     if options.held_out == "auto":
         missing = len(index.missing)
+        unused = len(index.select("val")) if set(_MEASURED) <= set(index.splits) else 0
         index, held = _split(index)
     else:
         index = index.select("train")
@@ -100,6 +101,8 @@ def open_inputs(options: RunOptions) -> Inputs:
     frames = sum(entry.num_frames for entry in index.entries)
     words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
     words += f"; {len(held):,} held out" if held else "; none held out"
+    if unused:
+        words += f"; {unused:,} of val are not used"
     if held and options.held_out == "auto" and not set(held.splits) & set(_MEASURED):
         grouped = len(set(recordings(entry.name for entry in held.entries))) < len(held)
         how = (

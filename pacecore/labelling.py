@@ -116,10 +116,10 @@ def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
     """Class names of numeric labels: their folders' where these pair up one to one, else the
     numbers as listed, by which lists that hold other classes are matched.
     """
-    folders: dict[int, set[str]] = {}
+    folders: dict[int, set[str | None]] = {}
     for row in listing.rows:
-        folders.setdefault(row.said, set()).add(os.path.basename(os.path.dirname(row.path)))
+        folders.setdefault(row.said, set()).add(_folder_name(row, listing.root))
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
-    if len(names) == len(folders) == len(set(names.values())):
+    if len(names) == len(folders) == len(set(names.values()) - {None}):
         return tuple(names.get(label, str(label + base)) for label in range(count))
     return tuple(str(label + base) for label in range(count))

@@ -129,7 +129,8 @@ def _plain(path: Path) -> VideoIndex:
         len(p) > level + 2 for p in parts
     ):
         level += 1
-    in_classes = all(len(p) > level + 1 for p in parts) and len({p[level] for p in parts}) > 1
+    loose = [p for p in parts if len(p) <= level + 1]
+    in_classes = not loose and len({p[level] for p in parts}) > 1
     classes = tuple(sorted({p[level] for p in parts})) if in_classes else ()
     rank = {name: label for label, name in enumerate(classes)}
     entries = tuple(
@@ -143,6 +144,8 @@ def _plain(path: Path) -> VideoIndex:
         for video, p in zip(videos, parts, strict=True)
     )
     kind = "class folders" if in_classes else "videos without labels"
+    if 0 < len(loose) < len(parts):
+        kind += f", as {'/'.join(loose[0])} is in no class folder"
     if split_of:
         kind = f"split folders of {kind}"
     if pictures := sum(video.is_dir() for video in videos):

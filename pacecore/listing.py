@@ -182,7 +182,7 @@ def listed_videos(
     """What the lists of each split name: under the root of `main`, or one of their own, as those of
     Kinetics have in MMAction2: videos_train and videos_val.
     """
-    some = {one: _first_listed(one, missing) for one in lists.values()}
+    some = {one: _all_listed(one) for one in lists.values()}
     near = _find_root(some[main], roots)
     own = {split: _root_holding(some[one], [near, *roots]) or near for split, one in lists.items()}
     around = os.path.commonpath([os.path.abspath(root) for root in own.values()])
@@ -194,9 +194,10 @@ def listed_videos(
 
 def _add_list(listing: Listing, path: Path, split: str | None, root: Path) -> None:
     find, rows, named_columns = _Lookup(root), [], False
+    quoted = path.suffix.lower() == ".csv"
     for where, text, cells in _listed(path):
         if cells is None:
-            video, columns = _parse_line(text, find)
+            video, columns = _parse_line(text, find, _cells(text, ",") if quoted else [])
             named = None
         else:
             video, named_columns = find.direct(text) or find.alike(text), True
@@ -235,12 +236,11 @@ def _two_numbers(columns: list[str]) -> bool:
     return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
 
 
-def _first_listed(path: Path, missing: str) -> list[tuple[str, str]]:
-    """Where the first video of a list stands, and what the list says there, of a table its path;
-    of all videos, where the first may be missing. Raises DatasetError for an empty list.
+def _all_listed(path: Path) -> list[tuple[str, str]]:
+    """Where each video of a list stands, and what the list says there, of a table its path. Raises
+    DatasetError for an empty list.
     """
-    stop = 1 if missing == "error" else None
-    if listed := [(where, text) for where, text, _ in islice(_listed(path), stop)]:
+    if listed := [(where, text) for where, text, _ in _listed(path)]:
         return listed
     raise DatasetError(f"{path}: is empty")
 
@@ -377,13 +377,14 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path} line {number}", line.strip()
 
 
-def _parse_line(text: str, find: _Lookup) -> tuple[str | None, list[str]]:
+def _parse_line(text: str, find: _Lookup, cells: list[str]) -> tuple[str | None, list[str]]:
     """(video, columns after it). Names may hold spaces and commas, and labels of a csv too: the
-    longest text that is a video wins.
+    longest text that is a video wins, first of all of `cells`, those of a csv.
     """
     parting = next((each for each in "\t;" if each in text), ",")
     fields = [each.strip(' "') for each in re.findall(rf' *"[^"]*"|[^{parting}]+', text)]
-    readings = [(text.strip('"'), []), ("".join(fields[:1]), fields[1:])]
+    readings = [("".join(cells[:1]), cells[1:])] if cells else []
+    readings += [(text.strip('"'), []), ("".join(fields[:1]), fields[1:])]
     for gap in list(re.finditer(r"[\s,]+", text))[-2:]:
         name, rest = text[: gap.start()], text[gap.end() :]
         readings.append((name.strip('"'), re.findall(r'[^\s,"]+', rest)))

@@ -57,7 +57,12 @@ def test_a_folder_around_everything_is_no_class(tmp_path):
 
 def test_mixed_depth_has_no_labels(tmp_path):
     tree(tmp_path, "a.avi", "walk/b.avi")
-    assert labels(find_videos(tmp_path)) == [None, None]
+    index = find_videos(tmp_path)
+    assert labels(index) == [None, None]
+    assert index.layout == "videos without labels, as a.avi is in no class folder"
+    tree(tmp_path / "set", "train/walk/a.avi", "train/run/b.avi", "test/c.avi")
+    whole = "split folders of videos without labels, as test/c.avi is in no class folder"
+    assert find_videos(tmp_path / "set").layout == whole
 
 
 def test_split_folders(tmp_path):

@@ -88,6 +88,7 @@ def test_of_a_set_with_val_and_test_the_test_split_is_held_out(tmp_path):
     found = open_inputs(options_of(tmp_path))
     for source, name in ((found.train, "train.mp4"), (found.held_out, "test.mp4")):
         assert [source.path(video).name for video in range(len(source))] == [name]
+    assert "; 1 held out; 1 of val are not used" in found.words
 
 
 def test_videos_of_the_same_names_and_other_lengths_are_others(tmp_path):

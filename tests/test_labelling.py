@@ -31,6 +31,12 @@ def test_a_list_without_the_first_class_names_the_others_as_listed(tmp_path):
     assert [index.classes[label] for label in labels(index)] == ["1", "2"]
 
 
+def test_the_folder_of_a_list_is_no_class(tmp_path):
+    tree(tmp_path, "a.avi", "b.avi")
+    assert find_videos(text(tmp_path / "list.csv", "a.avi,1\nb.avi,1\n")).classes == ("1",)
+    assert find_videos(text(tmp_path / "two.csv", "a.avi,0\nb.avi,1\n")).classes == ("0", "1")
+
+
 def test_a_class_without_a_video_has_its_listed_number_beside_the_others_names(tmp_path):
     tree(tmp_path, "x/a.avi", "y/b.avi")
     index = find_videos(text(tmp_path / "list.txt", "x/a.avi 1\ny/b.avi 3\n"))

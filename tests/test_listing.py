@@ -58,6 +58,15 @@ def test_names_and_classes_of_a_csv_may_hold_commas_and_spaces(tmp_path):
     assert find_videos(source).classes == ("and three more", "two words")
 
 
+def test_classes_of_a_csv_are_as_its_quotes_have_them(tmp_path):
+    tree(tmp_path, "a b.avi", "c.avi", "d.avi", "e.avi")
+    lines = 'a b.avi,phase; 1\nc.avi,phase; 2\nd.avi,"cut ""1"""\ne.avi,"x\ty"\n'
+    index = find_videos(text(tmp_path / "all.csv", lines))
+    classes = ["phase; 1", "phase; 2", 'cut "1"', "x\ty"]
+    assert [entry.class_name for entry in index.entries] == classes
+    assert {entry.num_frames for entry in index.entries} == {None}
+
+
 @pytest.mark.parametrize("head", ["path, label\n", ""])
 def test_columns_of_a_csv_may_be_parted_by_a_comma_and_a_space(head, tmp_path):
     tree(tmp_path, "a.mp4", "b.mp4", "c, d.mp4")
@@ -142,7 +151,7 @@ def test_a_root_is_found_where_the_first_videos_listed_are_missing(tmp_path):
     one = text(tmp_path / "one.txt", "gone.mp4 0\na.mp4 0\nb.mp4 1\n")
     index = find_videos(one, missing="skip")
     assert (names(index), index.missing) == (["a.mp4", "b.mp4"], (("gone.mp4 0", None),))
-    with pytest.raises(DatasetError, match=r"one\.txt line 1: 'gone\.mp4 0' begins with no video"):
+    with pytest.raises(DatasetError, match=r"one\.txt line 1: no video gone\.mp4 0 .*missing skip"):
         find_videos(one)
     gone = [f"gone_{number}.mp4 0" for number in range(300)]
     for place in (300, 150, 201):  # wherever in a long list
