@@ -1,5 +1,6 @@
 """`pacecore data`: from folders of videos to something that trains."""
 
+import errno
 import json
 import os
 import sys
@@ -131,6 +132,7 @@ def check(
     from pacecore.check import data_check, store_check
     from pacecore.store import FrameStore
 
+    _require_place(report_file)
     if FrameStore.is_at(source):
         _require_none_idle(context)
         store = FrameStore.open(source)
@@ -166,6 +168,21 @@ def _require_none_idle(context: click.Context) -> None:
     ]
     if given:
         raise OptionError(f"of a frame store only --json applies, got {', '.join(given)} too")
+
+
+def _require_place(report_file: Path | None) -> None:
+    """Told before the work, not after."""
+    if report_file is None:
+        return
+    reason = ""
+    if report_file.is_dir():
+        reason = os.strerror(errno.EISDIR)
+    elif report_file.exists():
+        reason = "" if os.access(report_file, os.W_OK) else os.strerror(errno.EACCES)
+    elif not os.access(report_file.parent, os.W_OK | os.X_OK):
+        reason = f"{report_file.parent} is no folder for new files"
+    if reason:
+        raise PacecoreError(f"{report_file}: cannot be written: {reason}")
 
 
 def _finish_check(context: click.Context, report: dict, report_file: Path | None) -> None:

@@ -141,6 +141,14 @@ def test_a_video_that_ends_its_process_or_hangs_costs_no_other(folder, tmp_path,
     assert report["serious"] == 1
 
 
+def test_a_report_that_cannot_be_written_is_told_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("pacecore.check.run_jobs", lambda *_: pytest.fail("has begun"))
+    for path, words in (("none/report.json", "is no folder for new files"), (".", "Is a direct")):
+        result = run("check", folder, "--json", tmp_path / path)
+        assert f"{tmp_path / path}: cannot be written: " in str(result.exception)
+        assert words in str(result.exception)
+
+
 def test_a_header_that_claims_another_number_of_frames_is_named(tmp_path):
     video = write_video(tmp_path / "a.avi", frames=20)
     content = bytearray(video.read_bytes())
@@ -268,8 +276,8 @@ def test_commands(folder, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["serious"] == 5
     good = folder / "test" / "walk"
     assert run("check", good, "--workers", 1).exit_code == 0
-    failed = run("check", good, "--workers", 1, "--json", tmp_path / "none" / "report.json")
-    assert "none/report.json: cannot be written: No such file" in str(failed.exception)
+    failed = run("check", good, "--workers", 1, "--json", "/dev/full")
+    assert "/dev/full: cannot be written: No space" in str(failed.exception)
     assert "decoded whole: " in failed.output  # what took the time is not lost with the file
     result = run("index", folder, tmp_path / "index.jsonl", "--workers", 1)
     assert result.exit_code == 0, result.output
