@@ -360,7 +360,11 @@ def _description(found: Weights, to: str) -> dict[str, Any]:
         "depth": found.depth,
         "width": found.width,
         "classes": None if head is None else head.shape[0],
-        "parameters": sum(t.numel() for t in found.weights.values() if t.is_floating_point()),
+        "parameters": sum(
+            tensor.numel()
+            for name, tensor in found.weights.items()
+            if tensor.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+        ),
         "input": found.input,
         "from": {"file": found.path.name, "written_by": found.source},
         "left_over": list(found.left_over),

@@ -73,7 +73,7 @@ def method_of(learning: dict[str, Any]) -> str:
     if not learning:
         return "from scratch"
     if learning.get("kind") == "weights":
-        return "weights of another project"
+        return "plain weights"
     if learning.get("lr") == 0:
         return "random weights"
     contrast = learning.get("contrast", "none") if learning.get("lambda_ctr", 0) > 0 else "none"

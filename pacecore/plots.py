@@ -68,6 +68,7 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(part, dpi=120)
 
 
+_LONGEST = 30  # letters of a name beside a matrix, of which longer ones would leave nothing
 _LINES = ("-", "--", ":", "-.")
 # Names of classes and runs may have a $, and a user's matplotlibrc may ask for a TeX.
 _PLAIN_TEXT = rc_context({"text.parse_math": False, "text.usetex": False})
@@ -114,7 +115,7 @@ def _draw_run(run: _Measured, loss: Axes, accuracy: Axes, look: dict[str, str], 
 @_PLAIN_TEXT
 def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """counts (C, C): row the true class, column the predicted one; shown as shares of rows. Of more
-    than 20 classes without the counts, of more than 150 without the names.
+    than 20 classes without the counts, of more than 150 without the names, which are cut short.
     """
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
@@ -125,11 +126,12 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> No
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="predicted", ylabel="true")
     places = range(len(classes))
+    names = [each if len(each) <= _LONGEST else f"{each[: _LONGEST - 1]}…" for each in classes]
     if named:
         size = "medium" if few else 7  # points, of which a row has 11
         turned = {"rotation": 45, "ha": "right"} if few else {"rotation": 90}
-        axes.set_xticks(places, classes, fontsize=size, **turned)
-        axes.set_yticks(places, classes, fontsize=size)
+        axes.set_xticks(places, names, fontsize=size, **turned)
+        axes.set_yticks(places, names, fontsize=size)
     if few:
         for row in places:
             for column in places:

@@ -1,7 +1,7 @@
 """The paper's tables of runs: a row a setting, its mean over seeds, and the paper's own figure."""
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,9 @@ _IN_COLUMNS = {
 
 
 def _rows(
-    runs: Iterable[Run], result_of: Callable[[Run], dict[str, Any]]
+    groups: list[tuple[dict[str, Any], list[Run]]],
 ) -> Iterator[tuple[list[Run], dict[str, Any], str]]:
     """Of each setting its runs, what they were measured on, and how it differs from others."""
-    groups = grouped(runs, result_of)
     places = {setting["measured"]["data"] for setting, _ in groups}
     alike = len({Path(place).name for place in places}) < len(places)
     shown = _IN_COLUMNS - {"data"} if alike else _IN_COLUMNS  # names tell them apart, or paths
@@ -85,7 +84,7 @@ def _pace_table(runs: list[Run]) -> Table:
         ["network", "method", "paces", "data", "accuracy %", "chance %", "differs in"],
     )
     measured = [run for run in runs if run.kind == "pretrain" and _pace_result(run)]
-    for members, by, other in _rows(measured, _pace_result):
+    for members, by, other in _rows(grouped(measured, _pace_result)):
         run = members[0]
         table.rows.append(
             [
@@ -116,7 +115,7 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     measured = [run for run in runs if run.kind == "finetune" and "top1" in run.test]
     clips = " or ".join(str(n) for n in sorted({run.test["clips_per_video"] for run in measured}))
     table = Table(f"Action recognition, {clips} clips a video (Tables 1 to 4)", heads)
-    for members, by, other in _rows(measured, lambda run: run.test):
+    for members, by, other in _rows(grouped(measured, lambda run: run.test)):
         run, folder = members[0], by["data"]
         tests = [each.test for each in members]
         data = data_set_of(folder, run.test)
@@ -148,42 +147,51 @@ def _retrieval_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     heads = ["network", "weights", "features", "by", "data", *(f"top-{k} %" for k in ks)]
     table = Table("Retrieval (Table 5)", [*heads, "paper %", "differs in"])
     kinds = {(each["stage"], each["pool"], each["unit"]) for run in runs for each in run.retrievals}
-    for kind in sorted(kinds):
-        stage, pool, unit = kind
-        found = {
+    found = {
+        kind: {
             run.folder: each
             for run in runs
             for each in run.retrievals
             if (each["stage"], each["pool"], each["unit"]) == kind
         }
-        measured = [run for run in runs if run.folder in found]
-        for members, by, other in _rows(measured, lambda run, of=found: of[run.folder]):
-            run, results = members[0], [found[each.folder] for each in members]
-            folder = by["data"]
-            data = data_set_of(folder, results[0])
-            weights = "-" if run.kind == "features" else method_of(run.learning)
-            if run.kind == "finetune":
-                weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
-            paper = {}
-            usual = pool == "max" and unit == "video" and results[0].get("clips", 10) == 10
-            if run.kind == "pretrain" and usual and _as_published(by):
-                setting = run.options, run.learning, folder, data
-                paper = {k: matching(known, f"{stage}-top{k}", *setting) for k in ks}
-            table.rows.append(
-                [
-                    _network(run.options or results[0]),
-                    weights,
-                    stage + (", averaged" if pool == "gap" and stage != "gap" else ""),
-                    unit,
-                    _data_words(data, by),
-                    *(
-                        _mean_words([each["top"][str(k)] for each in results])
-                        if all(str(k) in each["top"] for each in results)
-                        else "-"
-                        for k in ks
-                    ),
-                    ", ".join(f"top-{k} {figure}" for k, figure in paper.items() if figure) or "-",
-                    other,
-                ]
-            )
+        for kind in sorted(kinds)
+    }
+    groups = [
+        (kind, group)
+        for kind, of in found.items()
+        for group in grouped(
+            [run for run in runs if run.folder in of], lambda run, of=of: of[run.folder]
+        )
+    ]
+    rows = _rows([group for _, group in groups])
+    for (kind, _), (members, by, other) in zip(groups, rows, strict=True):
+        stage, pool, unit = kind
+        run, results = members[0], [found[kind][each.folder] for each in members]
+        folder = by["data"]
+        data = data_set_of(folder, results[0])
+        weights = "-" if run.kind == "features" else method_of(run.learning)
+        if run.kind == "finetune":
+            weights = f"fine-tuned from {weights}" if run.pretrained else "fine-tuned"
+        paper = {}
+        usual = pool == "max" and unit == "video" and results[0].get("clips", 10) == 10
+        if run.kind == "pretrain" and usual and _as_published(by):
+            setting = run.options, run.learning, folder, data
+            paper = {k: matching(known, f"{stage}-top{k}", *setting) for k in ks}
+        table.rows.append(
+            [
+                _network(run.options or results[0]),
+                weights,
+                stage + (", averaged" if pool == "gap" and stage != "gap" else ""),
+                unit,
+                _data_words(data, by),
+                *(
+                    _mean_words([each["top"][str(k)] for each in results])
+                    if all(str(k) in each["top"] for each in results)
+                    else "-"
+                    for k in ks
+                ),
+                ", ".join(f"top-{k} {figure}" for k, figure in paper.items() if figure) or "-",
+                other,
+            ]
+        )
     return table

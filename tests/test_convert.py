@@ -238,6 +238,9 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     assert again.keys() == model.keys()
     assert all(torch.equal(again[n], model[n]) for n in model)
     described = json.loads((tmp_path / "ours.json").read_text())
+    learned = sum(weight.numel() for weight in backbone.parameters()) + 4 * 65
+    projection = model["projection.0.weight"].numel()
+    assert described["parameters"] == learned + projection
     assert described["network"] == "r3d"
     assert described["classes"] == 4
     assert described["width"] == 0.125

@@ -65,9 +65,9 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
         save(self, *arguments, **options)
 
     monkeypatch.setattr(figure, "savefig", noting)
-    finetuning(tmp_path / "_a $x^$", 0.5, {}, classes=["$x^$", "_b"])
+    finetuning(tmp_path / "_a $x^$", 0.5, {}, classes=["$x^$", "_b" + "c" * 50])
     make_report([tmp_path / "_a $x^$"], tmp_path / "out")
-    assert shown == ["_a $x^$", "$x^$", "_b"]
+    assert shown == ["_a $x^$", "$x^$", "_b" + "c" * 27 + "…"]
     assert "](_a%20%24x%5E%24-confusion.png)" in (tmp_path / "out" / "report.md").read_text()
 
 

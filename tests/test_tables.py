@@ -137,6 +137,22 @@ def test_retrieval_rows(tmp_path):
     ]
 
 
+def test_retrieval_by_other_numbers_of_clips_is_told_across_features(tmp_path):
+    options = pretraining(tmp_path / "pre", 0.5)
+    for stage, clips in (("p4", 3), ("p5", 10)):
+        content = {
+            **{"stage": stage, "pool": "max", "unit": "video", "query_videos": 10},
+            **{"top": {"1": 0.5}, "trained_with": options, "pretrained": {}},
+            **{"clips": clips, "measured_with": {"clips": clips}},
+        }
+        write(tmp_path / "pre" / f"retrieve-{stage}-video.json", content)
+    rows = table_of(make_report([tmp_path / "pre"], tmp_path / "out", pictures=False), "Retrieval")
+    assert [(row["features"], row["differs in"]) for row in rows] == [
+        ("p4", "clips 3"),
+        ("p5", "clips 10"),
+    ]
+
+
 def test_retrieval_at_a_k_that_one_of_the_runs_lacks_has_no_mean(tmp_path):
     runs = [tmp_path / "one", tmp_path / "five"]
     for seed, top in enumerate(({"1": 0.3}, {"1": 0.5, "5": 0.6})):
@@ -309,7 +325,7 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
     columns = ("network", "weights", "data", "paper %")
     assert [tuple(r[name] for name in columns) for r in table_of(result, "Retrieval")] == [
         ("r21d", "pace + same context", "HMDB51", "top-1 1.0"),
-        ("r21d", "weights of another project", "hmdb", "-"),
+        ("r21d", "plain weights", "hmdb", "-"),
         ("c3d x 0.25", "-", "p5-test.npy", "-"),
     ]
     page = (tmp_path / "out" / "report.md").read_text()
@@ -325,5 +341,5 @@ def test_of_bare_weights_no_training_is_told(tmp_path):
     result = make_report([tmp_path / "a", tmp_path / "b"], tmp_path / "out", pictures=False)
     names = ("network", "pre-training", "paces", "differs in")
     rows = [tuple(map(row.get, names)) for row in table_of(result, "Action")]
-    assert rows[0] == ("r21d", "weights of another project", "-", "")
+    assert rows[0] == ("r21d", "plain weights", "-", "")
     assert rows[1] == ("r21d", "pace + same context", "1,7", "")
