@@ -197,7 +197,10 @@ def finetune(
         options, data, content = begin(
             "finetune", options, device, resume=resume, fall_back=fall_back
         )
-        labels, classes = labels_and_classes(data.train)
+        try:
+            labels, classes = labels_and_classes(data.train)
+        except PacecoreError as error:  # how the videos were taken says why
+            raise PacecoreError(f"{error}; {data.words}") from None
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
         if content and options.freeze == "backbone" and not is_probe(content["model"]):

@@ -427,7 +427,9 @@ def test_a_class_of_the_test_split_alone_is_told_by_name(tmp_path):
 
 
 def test_videos_without_labels_are_refused(tmp_path):
-    for number in range(3):
-        write_tiny(tmp_path / f"set/{number}.mp4", 0, number, 20)
-    with pytest.raises(PacecoreError, match="have no label"):
+    """By one that is in no class folder."""
+    for number, place in enumerate(("a/", "b/", "")):
+        write_tiny(tmp_path / f"set/{place}{number}.mp4", 0, number, 20)
+    words = r"3 of 3 videos have no label, .*; 3 training .*, as 2\.mp4 is in no class folder"
+    with pytest.raises(PacecoreError, match=words):
         finetune(tiny_options(tmp_path / "set", tmp_path / "run"))
