@@ -84,12 +84,18 @@ class VideoIndex:
         missing = tuple(lost for lost in self.missing if lost[1] == split)
         return replace(self, entries=chosen, missing=missing)
 
+    @property
+    def fold(self) -> str:
+        """Which of its set's several splits it holds, as its layout says; "" of a set without."""
+        known = re.search(r"(?:, split|^lists) ([^\s,]+)(?:,|$)", self.layout)
+        return known[1] if known else ""
+
     def of_fold(self, fold: int | str, source: str | Path) -> "VideoIndex":
         """Itself, read from the index or store `source`, which holds one of its set's several
         splits: whichever it is for "1", the default. Raises DatasetError for another.
         """
-        known = re.search(r"(?:, split|^lists) ([^\s,]+)(?:,|$)", self.layout)
-        if known and str(fold).lstrip("0").lower() not in ("1", known[1].lstrip("0").lower()):
+        known = self.fold.lstrip("0").lower()
+        if known and str(fold).lstrip("0").lower() not in ("1", known):
             raise DatasetError(f"{source}: was made of {self.layout}, and fold {fold!r} is wanted")
         return self
 

@@ -101,6 +101,8 @@ def open_inputs(options: RunOptions) -> Inputs:
     frames = sum(entry.num_frames for entry in index.entries)
     words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
     words += f"; {len(held):,} held out" if held else "; none held out"
+    if not index.fold and options.fold not in ("1", "01"):
+        words += f"; there are no folds, so that fold {options.fold} is not used"
     if unused:
         words += f"; {unused:,} of val are not used"
     if held and options.held_out == "auto" and not set(held.splits) & set(_MEASURED):

@@ -116,10 +116,12 @@ def replaced_by(result: dict[str, Any], path: Path) -> str:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The results in a run folder. Raises NoResults for one without any, PacecoreError for a broken
-    file.
+    """The results in a run folder. Raises NoResults for one without any, and for a file, which a
+    shell's runs/* has among the folders; PacecoreError for a broken file of a run.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise NoResults(f"{folder}: is a file and no run folder")
     if not folder.is_dir():
         raise PacecoreError(f"{folder}: no such run folder")
     summary = _read(folder / "summary.json", "options")

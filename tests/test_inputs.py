@@ -208,6 +208,16 @@ def test_a_store_and_an_index_hold_one_fold(tmp_path):
             assert found.train.path(0).name == "b.mp4"
         with pytest.raises(PacecoreError, match=f"{data}: was made of lists 02, and fold '3' is"):
             open_inputs(TrainOptions(data=str(data), fold="3"))
+        assert "no folds" not in found.words
+
+
+def test_a_fold_is_not_taken_in_silence_where_there_are_none(tmp_path):
+    for number, name in enumerate("ab"):
+        write_tiny(tmp_path / name / "1.mp4", number, 0, 20)
+    for fold in ("2", "byseq"):
+        words = open_inputs(TrainOptions(data=str(tmp_path), fold=fold)).words
+        assert f"; there are no folds, so that fold {fold} is not used" in words
+    assert "folds" not in open_inputs(TrainOptions(data=str(tmp_path))).words
 
 
 @pytest.mark.parametrize("part", [False, True])

@@ -13,6 +13,9 @@ def test_folders_without_results(tmp_path):
         read_run(tmp_path / "nothing")
     with pytest.raises(NoResults, match=r"holds no summary\.json, test\.json or"):
         read_run(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(NoResults, match=r"notes\.txt: is a file and no run folder$"):
+        read_run(tmp_path / "notes.txt")
     for name, text in (("retrieve-a", '{"top1": 1}'), ("test", '["a"]'), ("summary", "{")):
         (tmp_path / f"{name}.json").write_text(text)
         with pytest.raises(PacecoreError, match=rf"{name}\.json: not a record of pacecore"):
