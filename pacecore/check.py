@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -113,7 +112,7 @@ def _check_video(clip_frames: int, path: str) -> _Checked:
     def find(kind: str, detail: str) -> None:
         findings.append(Finding(path, kind, detail))
 
-    if Path(path).is_file() and os.path.getsize(path) == 0:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
         find("empty", "has no bytes")
         return _Checked(0, None, "", tuple(findings))
     digests: list[bytes] = []
@@ -235,7 +234,7 @@ def _report(
         "codecs": dict(Counter(result.codec for result in results if result.codec)),
         "lengths": _histogram(lengths),
         "loops": {str(p): loop_share(lengths, p, clip_frames) for p in paces if len(lengths)},
-        "clip_frames": clip_frames,
+        "clip_frames": int(clip_frames),
         "kinds": dict(kinds),
         "serious": sum(count for kind, count in kinds.items() if kind in _SERIOUS),
         "findings": [vars(finding) for finding in findings],

@@ -74,10 +74,14 @@ def find_videos(
         raise DatasetError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if missing not in ("error", "skip"):
         raise DatasetError(f"missing must be error or skip, got {missing!r}")
-    if not path.exists():
-        raise DatasetError(f"{path}: no such file or folder")
-    with _told_if_long(path):
-        index = read_source(path, split, fold, Path(root).expanduser() if root else None, missing)
+    try:
+        if not path.exists():
+            raise DatasetError(f"{path}: no such file or folder")
+        with _told_if_long(path):
+            near = Path(root).expanduser() if root else None
+            index = read_source(path, split, fold, near, missing)
+    except OSError as error:
+        raise DatasetError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     ordered = sorted(index.entries, key=lambda entry: (entry.name, entry.split or ""))
     return replace(index, entries=tuple(ordered)).select(split)
 

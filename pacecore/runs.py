@@ -1,6 +1,7 @@
 """What the verbs left in a run's folder, read back."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -120,9 +121,9 @@ def read_run(folder: str | Path) -> Run:
     shell's runs/* has among the folders; PacecoreError for a broken file of a run.
     """
     folder = Path(folder)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise NoResults(f"{folder}: is a file and no run folder")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise PacecoreError(f"{folder}: no such run folder")
     summary = _read(folder / "summary.json", "options")
     test = _read(folder / "test.json", "trained_with")

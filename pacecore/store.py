@@ -6,6 +6,7 @@ mapped into memory.
 """
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -268,7 +269,7 @@ class FrameStore:
     @staticmethod
     def is_at(folder: str | Path) -> bool:
         """Whether a folder holds a store, be it unfinished, which `open` then says."""
-        return (Path(folder) / _FRAMES).is_file()
+        return os.path.isfile(Path(folder) / _FRAMES)
 
     @classmethod
     def open(cls, folder: str | Path) -> "FrameStore":

@@ -112,6 +112,11 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
         find_videos(tmp_path)
 
 
+def test_a_source_that_may_not_be_looked_at_is_told():
+    with pytest.raises(DatasetError, match=r"aa: cannot be read: File name too long$"):
+        find_videos("a" * 300)
+
+
 def test_a_folder_of_pictures_alone_is_one_video(tmp_path):
     tree(tmp_path / "wave", "img_2.jpg", "._img_2.jpg", "img_10.jpg")
     index = find_videos(tmp_path / "wave")

@@ -1,5 +1,6 @@
 """What cannot be read is refused with the reason, and nothing of it stays open."""
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from av.stream import Disposition
 
 from pacecore.errors import PacecoreError
-from pacecore.video import VideoError, decode, decode_all, probe
+from pacecore.video import VideoError, decode, decode_all, probe, probing, turned
 from pacecore.video.container import opened, packets_of
-from tests.video_files import write_video
+from tests.video_files import write_pictures, write_video
 
 
 def broken(tmp_path: Path) -> dict[str, tuple[Path, str]]:
@@ -79,6 +80,22 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
         assert str(path) in str(caught.value), case
     if open_before is not None:
         assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_path_that_may_not_be_looked_at_is_an_unreadable_video_too(tmp_path, monkeypatch):
+    """Of a name that is too long, or in a folder of another user's, the first look fails."""
+    for reads in (probe, turned, lambda path: list(decode_all(path))):
+        with pytest.raises(VideoError, match=r"aa\.avi: cannot be read: File name too long$"):
+            reads(f"{'a' * 300}.avi")
+    info = probe(write_pictures(tmp_path / "pictures", 2))
+
+    def forbidden(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(probing, "picture_files", forbidden)
+    for reads in (probe, lambda path: decode(path, np.arange(1), info)):
+        with pytest.raises(VideoError, match=r"pictures: cannot be read: Permission denied$"):
+            reads(tmp_path / "pictures")
 
 
 def _packets(path: Path) -> list[av.Packet]:

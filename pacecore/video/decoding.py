@@ -16,7 +16,6 @@ import numpy as np
 
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.media import picture_files
 from pacecore.planes import FrameSink, UnsupportedFrameError
 from pacecore.timeline import Follower, Timeline
 from pacecore.video.container import (
@@ -55,7 +54,7 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
     info = info or probe(path)
     if wanted[-1] >= info.num_frames:
         raise VideoError(path, f"has {info.num_frames} frames, frame {wanted[-1]} was asked for")
-    if Path(path).is_dir():
+    if os.path.isdir(Path(path)):
         return _decode_pictures(path, wanted)
     try:
         return _decode_seeking(path, wanted, info)
@@ -71,7 +70,7 @@ def decode_all(path: str | Path, *, chunk: int = 32, planar: bool = False) -> It
     if not isinstance(chunk, Integral) or chunk < 1:
         rule = "chunk must be a whole number of at least 1"
         raise PacecoreError(f"decode_all: {rule}, got {chunk!r}")
-    if Path(path).is_dir():
+    if os.path.isdir(Path(path)):
         for first in range(0, len(files := pictures_of(path)), chunk):
             wanted = np.arange(first, min(first + chunk, len(files)))
             yield _decode_pictures(path, wanted, planar=planar)
@@ -92,7 +91,7 @@ def turned(path: str | Path) -> int:
 
     Raises VideoError where its first frame cannot be read.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(Path(path)):
         return 0
     with opened(path) as (container, stream):
         return next((-frame.rotation % 360 for frame in decoded(path, stream, container)), 0)
@@ -194,7 +193,7 @@ def _packets_from(
 
 
 def _decode_pictures(path: str | Path, wanted: np.ndarray, *, planar: bool = False) -> Frames:
-    files = picture_files(path)
+    files = pictures_of(path)
     if wanted[-1] >= len(files):  # some went after they were counted
         raise VideoError(path, f"has {len(files)} pictures, frame {wanted[-1]} was asked for")
     sink = None

@@ -1,5 +1,6 @@
 """What is in a video file: frames counted and found, without decoding wherever that is exact."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -60,7 +61,7 @@ def probe(path: str | Path) -> VideoInfo:
     MPEG-4 part 2 is counted by its picture types. Anything else is decoded once, and so is H.264
     that may code fields one by one. Raises VideoError: no such file, no video, truncated, damaged.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(Path(path)):
         return _probe_pictures(path)
     with opened(path) as (container, stream):
         packets = list(_records(path, container, stream))
@@ -190,8 +191,11 @@ def _info(
 
 
 def pictures_of(path: str | Path) -> list[Path]:
-    """The frames of a folder of pictures. Raises VideoError for one without."""
-    files = picture_files(path)
+    """The frames of a folder of pictures. Raises VideoError for one without, or not to be read."""
+    try:
+        files = picture_files(path)
+    except OSError as error:
+        raise VideoError(path, f"cannot be read: {error.strerror}") from None
     if not files:
         raise VideoError(path, "a folder without pictures")
     return files
