@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ __all__ = ["DEMO_CLASSES", "DemoOptions", "make_demo"]
 DEMO_CLASSES = ("Bounce", "Orbit", "Pulse", "Slide", "Spin", "Swing")
 _DRAWING = 1  # raise it with every change of the pictures: a set of another drawing is refused
 _MARK = "demo.json"
+_VIDEOS, _LISTS = "UCF-101", "ucfTrainTestlist"
+_BEGUN = ".demo.json.unfinished"  # the same, of a set that is made where it stays
 _WORTH_A_PROCESS = 24  # videos, which take longer than to start it
 _PERIOD = 256  # pixels after which a background repeats
 _WAVE = 0.18  # depth of the objects' outline, as a share of their size
@@ -54,8 +57,9 @@ class DemoOptions:
             ("max_frames", self.min_frames, 10_000),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise PacecoreError(f"demo: {name} must be from {low} to {high}, got {value}")
+            if not isinstance(value, Integral) or not low <= value <= high:
+                rule = f"must be a whole number from {low} to {high}"
+                raise PacecoreError(f"demo: {name} {rule}, got {value}")
         if self.height % 2 or self.width % 2:
             size = f"{self.height} x {self.width}"
             raise PacecoreError(f"demo: height and width must be even, got {size}")
@@ -80,27 +84,31 @@ def make_demo(
         folder/ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt
 
     Six classes of `groups` groups of `clips` videos, 160 x 120, 25 frames per second, 80 to 136
-    frames. The set is written beside `folder` and renamed when whole; what an interrupted call left
-    there is used. The same seed gives the same pictures. processes: by default one a core, as far
-    as each has work for longer than it takes to start. progress(done, total) is called after each
-    video.
+    frames. The set is written beside `folder`, which gets its name when it is whole, or into one
+    that is there and empty; what an interrupted call left is used. The same seed gives the same
+    pictures. processes: by default one a core, as far as each has work for longer than it takes to
+    start. progress(done, total) is called after each video.
 
-    Raises PacecoreError where `folder` holds something else, or a set made with other options.
+    Raises PacecoreError where `folder`, or what stands in its place until it is whole, holds
+    something else, or a set made with other options.
     """
     folder = Path(folder)
     options = DemoOptions(seed=seed, groups=groups, clips=clips)
-    mark = {"drawing": _DRAWING, "encoder": video_encoder(), **asdict(options)}
-    if _is_made(folder, mark):
-        return folder
-    aside = folder.with_name(folder.name + ".unfinished")
+    numbers = {name: int(value) for name, value in asdict(options).items()}
+    mark = {"drawing": _DRAWING, "encoder": video_encoder(), **numbers}
     try:
-        if aside.exists() and not _same_mark(aside, mark):
-            shutil.rmtree(aside)
-        aside.mkdir(parents=True, exist_ok=True)
-        (aside / _MARK).write_text(json.dumps(mark, indent=1) + "\n")
-        _write_videos(aside, options, processes, progress)
-        _write_lists(aside, options)
-        _rename(aside, folder, mark)
+        if _is_made(folder, mark):
+            return folder
+        # Nothing takes the name of the current folder, say, or of one where a disk is mounted.
+        stays = folder.is_dir()
+        begun = folder if stays else folder.with_name(folder.name + ".unfinished")
+        marked = begun / (_BEGUN if stays else _MARK)
+        _empty_for(mark, begun, marked)
+        marked.write_text(json.dumps(mark, indent=1) + "\n")
+        _write_videos(begun, options, processes, progress)
+        _write_lists(begun, options)
+        last = (marked, folder / _MARK) if stays else (begun, folder)
+        _name(*last, folder, mark)
     except OSError as error:
         raise PacecoreError(f"demo: cannot write {folder}: {error.strerror or error}") from error
     return folder
@@ -110,28 +118,45 @@ def _is_made(folder: Path, mark: dict) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / _MARK).is_file():
+        if (folder / _BEGUN).is_file():
+            return False
         raise PacecoreError(f"demo: {folder} holds something else; name a folder that is not there")
-    if not _same_mark(folder, mark):
+    if not _same_mark(folder / _MARK, mark):
         rule = f"was made with other options, see {folder / _MARK}"
         raise PacecoreError(f"demo: {folder} {rule}; name another folder or remove this one")
     return True
 
 
-def _same_mark(folder: Path, mark: dict) -> bool:
+def _same_mark(path: Path, mark: dict) -> bool:
     try:
-        found = json.loads((folder / _MARK).read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
     return found == mark
 
 
-def _rename(aside: Path, folder: Path, mark: dict) -> None:
+def _empty_for(mark: dict, begun: Path, marked: Path) -> None:
+    """Makes the folder `begun`, or takes out of it what was begun with other options; nothing of
+    another's, which has no file `marked`.
+    """
+    begun.mkdir(parents=True, exist_ok=True)
+    if not marked.is_file() and any(begun.iterdir()):
+        raise PacecoreError(f"demo: {begun} holds something else; remove it or name another folder")
+    if not _same_mark(marked, mark):
+        for name in (_VIDEOS, _LISTS):
+            if (begun / name).exists():
+                shutil.rmtree(begun / name)
+
+
+def _name(made: Path, name: Path, folder: Path, mark: dict) -> None:
+    """Has the set be in `folder` by giving what was `made` its last name."""
     try:
-        os.replace(aside, folder)
+        os.replace(made, name)
     except OSError:
         if not _is_made(folder, mark):  # else another process was first, with the same videos
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+        if made.is_dir():
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _names(options: DemoOptions) -> Iterator[tuple[int, int, int, str]]:
@@ -149,8 +174,8 @@ def _write_videos(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     for name in DEMO_CLASSES:
-        (folder / "UCF-101" / name).mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / "UCF-101", options, *named) for named in _names(options)]
+        (folder / _VIDEOS / name).mkdir(parents=True, exist_ok=True)
+    jobs = [(folder / _VIDEOS, options, *named) for named in _names(options)]
     # Not threads, of which one at a time draws.
     count = processes or min(core_count(), -(-len(jobs) // _WORTH_A_PROCESS))
     for done, (number, result) in enumerate(run_jobs(_write_video, jobs, count), 1):
@@ -167,7 +192,7 @@ def _write_video(job: tuple[Path, DemoOptions, int, int, int, str]) -> None:
 
 
 def _write_lists(folder: Path, options: DemoOptions) -> None:
-    lists = folder / "ucfTrainTestlist"
+    lists = folder / _LISTS
     lists.mkdir(exist_ok=True)
     entries = list(_names(options))
     text = {

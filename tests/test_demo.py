@@ -107,14 +107,18 @@ def test_an_interrupted_set_is_finished(small, tmp_path, monkeypatch):
     assert digests_of(folder) == digests_of(small)
 
 
+def copies_of(small, drawn):
+    def copy(path, _):
+        drawn.append(path)
+        shutil.copyfile(small / "UCF-101" / path.parent.name / path.name, path)
+
+    return copy
+
+
 @pytest.fixture
 def drawn_before(small, monkeypatch):
     """Has each video of `small` copied from there, as drawing it takes longer."""
-
-    def copy(path, _):
-        shutil.copyfile(small / "UCF-101" / path.parent.name / path.name, path)
-
-    monkeypatch.setattr(demo, "write_video", copy)
+    monkeypatch.setattr(demo, "write_video", copies_of(small, []))
 
 
 @pytest.mark.usefixtures("drawn_before")
@@ -128,6 +132,42 @@ def test_what_other_options_have_begun_is_not_gone_on_with(small, tmp_path, mark
     make_demo(tmp_path / "set", groups=2, clips=1, processes=1)
     assert digests_of(tmp_path / "set") == digests_of(small)
     assert not begun.exists()
+
+
+@pytest.mark.usefixtures("drawn_before")
+def test_what_only_has_the_name_of_an_unfinished_set_is_kept(tmp_path):
+    own = tmp_path / "set.unfinished" / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("precious")
+    said = r"set\.unfinished holds something else; remove it or name another folder$"
+    with pytest.raises(PacecoreError, match=said):
+        make_demo(tmp_path / "set", groups=2, clips=1, processes=1)
+    assert own.read_text() == "precious"
+    own.unlink()
+    make_demo(tmp_path / "set", groups=2, clips=1, processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.usefixtures("drawn_before")
+@pytest.mark.parametrize("begun", ["", "this set", "another set"])
+def test_an_empty_folder_that_is_there_is_filled(small, tmp_path, monkeypatch, begun):
+    """It may be the current one, or where a disk is mounted, whose name nothing else can take."""
+    monkeypatch.chdir(tmp_path)
+    inode = tmp_path.stat().st_ino
+    if begun:
+        monkeypatch.setattr(demo, "_write_lists", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_demo(".", groups=2, clips=1, processes=1, seed=int(begun == "another set"))
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        assert not (tmp_path / "demo.json").exists()
+        assert len(list(tmp_path.rglob("*.mp4"))) == 12
+    monkeypatch.setattr(demo, "write_video", copies_of(small, drawn := []))
+    made = make_demo(".", groups=np.int64(2), clips=1, processes=1, seed=np.int64(0))
+    assert str(made) == "."
+    assert len(drawn) == (0 if begun == "this set" else 12)
+    assert digests_of(tmp_path) == digests_of(small)
+    assert tmp_path.stat().st_ino == inode
 
 
 @pytest.mark.usefixtures("drawn_before")
@@ -183,11 +223,11 @@ def test_progress_counts_every_video(small):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"groups": 1}, "groups must be from 2 to 99, got 1"),
-        ({"clips": 0}, "clips must be from 1 to 99, got 0"),
-        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
+        ({"groups": 1}, "groups must be a whole number from 2 to 99, got 1"),
+        ({"clips": 1.5}, r"clips must be a whole number from 1 to 99, got 1\.5"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
         ({"height": 121}, "even, got 121 x 160"),
-        ({"min_frames": 100, "max_frames": 99}, "max_frames must be from 100"),
+        ({"min_frames": 100, "max_frames": 99}, "max_frames must be a whole number from 100"),
     ],
 )
 def test_options_out_of_range(options, message):
