@@ -136,14 +136,16 @@ def loop_share(
     pace = parse_pace(pace)
     _require_count("clip_frames", clip_frames)
     _require_one_of("start", start, _SAMPLING_CHOICES["start"])
-    lengths, last = np.asarray(lengths, dtype=np.float64), _last_step(pace, clip_frames)
+    lengths, last = np.asarray(lengths), _last_step(pace, clip_frames)
+    counts = lengths.ndim == 1 and len(lengths) and lengths.dtype.kind in "iuf"
+    _require(counts and lengths.min() >= 1, "lengths must be numbers from 1, one axis", lengths)
     if start == "fit":
         return float(np.mean(lengths <= last))
     return float(np.mean(np.minimum(last, lengths) / lengths))
 
 
 def _last_step(pace: Fraction, clip_frames: int) -> int:
-    return (clip_frames - 1) * abs(pace.numerator) // pace.denominator
+    return (int(clip_frames) - 1) * abs(pace.numerator) // pace.denominator
 
 
 _JITTER_MOST = {
@@ -193,7 +195,9 @@ class Jitter:
     def __post_init__(self) -> None:
         for name, most in _JITTER_MOST.items():
             value = getattr(self, name)
-            _require(0 <= value <= most, f"jitter {name} must be 0 to {most:g}", value)
+            number = isinstance(value, Real) and math.isfinite(value)
+            rule = f"jitter {name} must be a number from 0" + f" to {most:g}" * math.isfinite(most)
+            _require(number and 0 <= value <= most, rule, value)
         _require_one_of("jitter scope", self.scope, ("frame", "clip"))
 
 
@@ -227,6 +231,8 @@ class Sampling:
             )
         for name in ("clip_frames", "views"):
             _require_count(name, getattr(self, name))
+        jitters = self.jitter is None or isinstance(self.jitter, Jitter)
+        _require(jitters, "jitter must be a Jitter, or None for none", self.jitter)
         for name, choices in _SAMPLING_CHOICES.items():
             _require_one_of(name, getattr(self, name), choices)
         for name in ("resize", "crop"):
@@ -265,9 +271,11 @@ def _uniforms(
     sampling_seed: int, purpose: _Purpose, data_pass: int, video: int, view: int, count: int
 ) -> np.ndarray:
     """`count` float64 in [0, 1), from 53 bits each."""
-    generator = np.random.Philox(
-        key=[sampling_seed, int(purpose)], counter=[0, data_pass, video, view]
+    key, counter = (  # lists of NumPy's own unsigned numbers would pass through float64
+        np.array(words, dtype=np.uint64)
+        for words in ((sampling_seed, int(purpose)), (0, data_pass, video, view))
     )
+    generator = np.random.Philox(key=key, counter=counter)
     return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 

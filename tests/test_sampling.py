@@ -136,6 +136,10 @@ def test_a_loop_share_of_no_such_clips_is_refused():
         loop_share([50], Fraction(4), 0)
     with pytest.raises(PacecoreError, match="must be a whole number or a ratio such as 1/3, got 4"):
         loop_share([50], 4.0, 16)
+    for lengths in ([], [0], [50, -5], ["a"], [[50]], [float("nan")]):
+        with pytest.raises(PacecoreError, match="lengths must be numbers from 1, one axis, got"):
+            loop_share(lengths, 4, 16)
+    assert loop_share([300], 4, np.uint8(100)) == loop_share([300], 4, 100) == 1.0
     with pytest.raises(PacecoreError, match="paces must be text such as 1/3,1/2,1,2,3, got"):
         parse_paces((1, 2))
 
@@ -183,6 +187,18 @@ def test_a_plan_depends_on_its_key_alone():
     assert len({plan.jitter.tobytes() for plan in flat}) == len(flat)
     other = plan_views(replace(sampling, seed=8), 100, 0, 3)
     assert not same(plans[0, 3][0], other[0])
+    # Whatever type the numbers of the key have, and to their last bit.
+    for large in (2**60 + 1, 2**63, 2**64 - 1):
+        same_key, other_key = [], []
+        for video in range(5):
+            for found, seed, number in (
+                (same_key, large, video),
+                (same_key, np.uint64(large), np.int64(video)),
+                (other_key, large - 1, video),
+            ):
+                plan = plan_views(replace(sampling, seed=seed), 1000, 0, number)[0]
+                found.append(plan.start_frame)
+        assert same_key[::2] == same_key[1::2] != other_key
     # And is that of the key for good: a run that an older version began goes on with these.
     sampling = replace(sampling, view_paces="free", reverse="augment")
     drawn = [plan for video in (3, 4) for plan in plan_views(sampling, 100, 1, video)]
@@ -334,6 +350,7 @@ def test_centre_plan():
         ({"resize": (128.0, 171)}, r"resize must be \(height, width\), got \(128.0, 171\)"),
         ({"flip": 7.0}, "flip must be 0 to 1, got 7.0"),
         ({"flip": "half"}, "flip must be 0 to 1, got 'half'"),
+        ({"jitter": False}, "jitter must be a Jitter, or None for none, got False"),
         ({"seed": 2**64}, r"seed must be a whole number from 0 to 2\^64 - 1, got"),
         ({"seed": -1}, r"seed must be a whole number from 0 to 2\^64 - 1, got -1"),
     ],
@@ -346,9 +363,11 @@ def test_a_sampling_that_nothing_can_be_drawn_by_is_refused(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hue": 3.0}, "jitter hue must be 0 to 0.5, got 3.0"),
-        ({"contrast": -0.1}, "jitter contrast must be 0 to inf, got -0.1"),
-        ({"probability": 1.5}, "jitter probability must be 0 to 1, got 1.5"),
+        ({"hue": 3.0}, "jitter hue must be a number from 0 to 0.5, got 3.0"),
+        ({"contrast": -0.1}, "jitter contrast must be a number from 0, got -0.1"),
+        ({"brightness": float("inf")}, "jitter brightness must be a number from 0, got inf"),
+        ({"saturation": "0.8"}, "jitter saturation must be a number from 0, got '0.8'"),
+        ({"probability": 1.5}, "jitter probability must be a number from 0 to 1, got 1.5"),
         ({"scope": "clips"}, "jitter scope must be one of frame, clip, got 'clips'"),
     ],
 )
