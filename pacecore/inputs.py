@@ -1,6 +1,7 @@
 """From the options `data` and `held_out` to the videos that a run learns from and measures on."""
 
 import hashlib
+import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,8 @@ def worker_count(wish: int, device: torch.device) -> int:
     """
     if wish >= 0:
         return wish
+    if multiprocessing.current_process().daemon:  # as of a Pool: it may have none of its own
+        return 0
     cores = core_count() // local_world_size()
     return max(1, cores // 8) if device.type == "cpu" else max(1, min(cores - 1, 16))
 

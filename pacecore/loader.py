@@ -240,7 +240,7 @@ class _Batches(Dataset):
             return self._make(number)
         finally:
             if get_worker_info():
-                self._making.send_bytes(number.to_bytes(8, "little"))
+                self._making.send_bytes(int(number).to_bytes(8, "little"))
 
     def _make(self, number: int) -> ClipBatch:
         rows, plans, videos, bad = [], [], [], []
@@ -341,6 +341,10 @@ def load_batches(
     """
     if workers < 0:  # an option's -1 is for pacecore.inputs.worker_count
         raise PacecoreError(f"workers must be 0 or more, got {workers}")
+    if workers and multiprocessing.current_process().daemon:
+        raise PacecoreError(
+            f"workers must be 0 in a daemonic process, as of a multiprocessing.Pool, got {workers}"
+        )
     dataset = _Batches(source, requests, clip_frames, workers, resident)
     loader = DataLoader(
         dataset,

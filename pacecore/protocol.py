@@ -273,7 +273,7 @@ def decoder_count(wish: int, device: torch.device) -> int:
     than as many that did not give way.
     """
     count = worker_count(wish, device)
-    return max(2, count) if wish < 0 and device.type == "cpu" else count
+    return max(2, count) if wish < 0 and device.type == "cpu" and count else count
 
 
 def ready(model: nn.Module, device: torch.device) -> nn.Module:

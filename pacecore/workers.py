@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -73,7 +74,7 @@ class Workers:
             self._batches = iter(loader)
         self._processes = set(multiprocessing.active_children()) - before
         self._timeout_seconds, self._made = loader.timeout, made
-        self._numbers: set[int] = set()  # of batches that are made and were not asked for yet
+        self._numbers: Counter[int] = Counter()  # of batches made and not asked for yet
         _Deaths.keep_to_requests(previous)
 
     def __enter__(self) -> "Workers":
@@ -116,13 +117,13 @@ class Workers:
         while True:
             if death := self._death():  # also of one that died since the last request
                 raise WorkerError(death)
-            if number in self._numbers:
-                self._numbers.remove(number)
+            if self._numbers[number]:
+                self._numbers[number] -= 1
                 return
             if not wait([self._made, *ends], max(0.0, end - time.monotonic())):
                 raise WorkerError(f"timed out after {self._timeout_seconds:g} seconds")
             while self._made.poll():
-                self._numbers.add(int.from_bytes(self._made.recv_bytes(), "little"))
+                self._numbers[int.from_bytes(self._made.recv_bytes(), "little")] += 1
 
     def _death(self) -> str:
         """How a process has died, in words; empty while none has."""

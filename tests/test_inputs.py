@@ -368,6 +368,11 @@ def test_ranks_of_a_machine_share_its_cores_for_decoding(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # none decodes between its steps
     assert [worker_count(-1, place) for place in places] == [1, 1]
     assert worker_count(3, places[0]) == 3
+    # Where there may be no processes, as in a Pool's worker, this one decodes.
+    monkeypatch.setattr("multiprocessing.process._current_process._config", {"daemon": True})
+    assert [count(-1, place) for count in (worker_count, decoder_count) for place in places] == [
+        0, 0, 0, 0,
+    ]  # fmt: skip
 
 
 def test_as_many_processes_measure_within_training_as_after_it(monkeypatch):

@@ -54,6 +54,13 @@ def test_fewer_than_no_workers_are_refused():
         next(load_batches(None, None, range(1), clip_frames=16, workers=-1))
 
 
+def test_a_process_that_may_have_no_others_is_told(monkeypatch):
+    monkeypatch.setattr("multiprocessing.process._current_process._config", {"daemon": True})
+    words = r"^workers must be 0 in a daemonic process, as of a multiprocessing\.Pool, got 2$"
+    with pytest.raises(PacecoreError, match=words):
+        next(load_batches(None, None, range(1), clip_frames=16, workers=2))
+
+
 def test_each_pass_over_the_videos_has_an_order_and_clips_of_its_own():
     plan = schedule((300,) * 12, batch=12)  # each step is a pass, each epoch two of them
     orders = [tuple(video for _, video in plan.videos(step)) for step in range(4)]
@@ -94,6 +101,23 @@ def test_batches_are_the_same_with_any_number_of_workers(workers):
     assert [batch.number for batch in spread] == [2, 3, 4, 5]
     assert all(equal(a, b) for a, b in zip(alone[2:], spread, strict=True))
     assert alone[0].labels.numel() == 4  # two videos, two views
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_may_be_asked_for_again_and_by_any_whole_number(workers):
+    """Also where a process has made it twice before it is asked for once."""
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    (alone,) = load_batches(source, plan, [1], clip_frames=4, workers=0)
+    for numbers in ([1] * 4, np.ones(3, dtype=np.int64)):
+        again = load_batches(
+            source, plan, numbers, clip_frames=4, workers=workers, timeout_seconds=20
+        )
+        first = next(again)
+        time.sleep(0.5)
+        found = [first, *again]
+        assert len(found) == len(numbers)
+        assert all(equal(alone, batch) for batch in found)
 
 
 def test_batches_on_a_device_are_the_same(device):
