@@ -2,10 +2,11 @@
 
 import itertools
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -83,20 +84,34 @@ def is_main() -> bool:
     return rank() == 0
 
 
+_changing = threading.Lock()
+_found: list[torch.dtype] = []  # default types where threads went into usual_defaults, and are yet
+
+
 @contextmanager
 def usual_defaults() -> Iterator[None]:
-    """Within the block torch makes float32 on the CPU and records gradients, whatever its user has
-    set, in a notebook for one.
+    """Within the block torch makes float32 on the CPU, computes in the types that it is given and
+    records gradients, whatever its user has set, in a notebook for one.
     """
-    dtype, usual = torch.get_default_dtype(), torch.get_default_device().type == "cpu"
-    torch.set_default_dtype(torch.float32)
+    with _changing:  # the type is that of all threads: the last one out puts the first's back
+        _found.append(torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
     try:
-        # A default device, even the CPU, has every call of torch pass through Python.
-        place = nullcontext() if usual else torch.device("cpu")
-        with place, torch.inference_mode(False), torch.enable_grad():
+        with ExitStack() as within:
+            # A default device, even the CPU, has every call of torch pass through Python.
+            if torch.get_default_device().type != "cpu":
+                within.enter_context(torch.device("cpu"))
+            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                within.enter_context(torch.autocast(kind, enabled=False))
+            within.enter_context(torch.inference_mode(False))
+            within.enter_context(torch.enable_grad())
             yield
     finally:
-        torch.set_default_dtype(dtype)
+        with _changing:
+            first = _found[0]
+            _found.pop()
+            if not _found:
+                torch.set_default_dtype(first)
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def finetune(
     options = taken("finetune", options, FinetuneOptions)
     device = pick_device(options.device)
     in_folder = in_run_folder("finetune", options, resume=resume)
-    with in_folder as options, alone_in_process(), join(device):
+    with in_folder as options, alone_in_process(device), join(device):
         options, data, content = begin(
             "finetune", options, device, resume=resume, fall_back=fall_back
         )

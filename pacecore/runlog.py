@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
+import torch
+
 from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
 from pacecore.files import for_one_process, write_text, writing
@@ -126,9 +128,10 @@ _training = threading.Lock()
 
 
 @contextmanager
-def alone_in_process() -> Iterator[None]:
-    """Holds what a training has of its process: torch's random numbers, among others, are common to
-    all threads, and each would get others than alone. Raises PacecoreError where another trains.
+def alone_in_process(device: torch.device) -> Iterator[None]:
+    """Holds what a training on `device` has of its process: torch's random numbers, among others,
+    are common to all threads, and each would get others than alone. After it they go on as if there
+    had been none. Raises PacecoreError where another trains.
     """
     if not _training.acquire(blocking=False):
         raise PacecoreError(
@@ -136,7 +139,8 @@ def alone_in_process() -> Iterator[None]:
             " after it, or in another process"
         )
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
         _training.release()
 
@@ -182,10 +186,19 @@ def duration(seconds: float) -> str:
 
 def tell(text: str, file: TextIO | None = None) -> None:
     """Prints a line for whoever looks, into stdout or `file`; a run does not end because nobody
-    does any more.
+    does any more, nor by a name that cannot be printed.
     """
-    with suppress(OSError):  # of a pipe whose reader has gone
-        print(text, file=file, flush=True)
+    encoding = getattr(file or sys.stdout, "encoding", None) or "utf-8"
+    with suppress(OSError, ValueError):  # of a pipe whose reader has gone, or of a closed file
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+
+
+def _columns() -> int:
+    """Of the terminal that stderr is; 0 where it is none, nor need be a file."""
+    with suppress(AttributeError, OSError, ValueError):
+        if sys.stderr.isatty():
+            return os.get_terminal_size(sys.stderr.fileno()).columns
+    return 0
 
 
 class Progress:
@@ -194,8 +207,9 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int, *, shows: bool = True, seconds_between: float = 15.0):
-        self.what, self.total, self.shows = what, total, shows
-        self.live = shows and sys.stderr.isatty()
+        self.what, self.total = what, total
+        self.shows = shows and sys.stderr is not None
+        self.live = shows and _columns() > 0
         self.between = 0.2 if self.live else seconds_between
         self.started = self.shown = time.monotonic()
         self.first: int | None = None  # done at `started`
@@ -221,7 +235,7 @@ class Progress:
             filled = round(20 * done / max(1, self.total))
             bar = "#" * filled + "." * (20 - filled)
             line = f"{self.what} [{bar}] {done}/{self.total} {said}"
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = _columns() or len(line) + 1
             self._write("\r" + line[: width - 1].ljust(width - 1))
         else:
             self._write(f"{self.what} {done}/{self.total} {said}\n")
@@ -235,5 +249,5 @@ class Progress:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except OSError:
+        except (OSError, ValueError):
             self.shows = self.live = False

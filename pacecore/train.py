@@ -132,7 +132,7 @@ def pretrain(
     options = taken("pretrain", options, TrainOptions)
     device = pick_device(options.device)
     in_folder = in_run_folder("pretrain", options, resume=resume)
-    with in_folder as options, alone_in_process(), join(device):
+    with in_folder as options, alone_in_process(device), join(device):
         options, data, content = begin(
             "pretrain", options, device, resume=resume, fall_back=fall_back
         )

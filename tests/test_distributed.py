@@ -1,5 +1,7 @@
 import functools
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,15 @@ from torch import nn
 
 from pacecore import distributed
 from pacecore.config import FinetuneOptions, TrainOptions
-from pacecore.distributed import fewest, gather_rows, rank, share_of, world_size, wrap
+from pacecore.distributed import (
+    fewest,
+    gather_rows,
+    rank,
+    share_of,
+    usual_defaults,
+    world_size,
+    wrap,
+)
 from pacecore.errors import PacecoreError
 from pacecore.finetune import _ActionTask
 from pacecore.losses import pretraining_loss
@@ -174,6 +184,28 @@ def test_gather_of_uneven_shares(kind):
         assert start == (0, 1, 3)[number]
         assert grad.dtype == rows.dtype
         assert grad.tolist() == [[6.0, 6.0]] * (number + 1)
+
+
+def test_the_default_type_of_a_user_outlives_threads_that_measure_at_once():
+    began, may_end = threading.Barrier(2), threading.Event()
+
+    def measure(stays):
+        with usual_defaults():
+            began.wait(10)
+            if stays:
+                may_end.wait(10)
+                return torch.zeros(1).dtype
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            longer, shorter = (threads.submit(measure, stays) for stays in (True, False))
+            shorter.result()
+            may_end.set()
+            assert longer.result() == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_alone_nothing_is_gathered():

@@ -17,6 +17,8 @@ from pacecore.train import pretrain
 from tests.test_train import call
 from tests.tiny import SMALL, tiny_set
 
+CPU = torch.device("cpu")
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -26,14 +28,16 @@ def test_a_process_trains_one_network_at_a_time(tmp_path):
     options = {**SMALL, "data": str(videos), "batch": 4, "max_steps": 1, "held_out": "none"}
     train, tune = TrainOptions(**options).resolved(), FinetuneOptions(**options).resolved()
     refused = pytest.raises(PacecoreError, match=r"^another thread of this process is training, ")
-    with alone_in_process(), refused:
+    with alone_in_process(CPU), refused:
         pretrain(replace(train, out=str(tmp_path / "a")))
-    with alone_in_process(), refused:
+    with alone_in_process(CPU), refused:
         finetune(replace(tune, out=str(tmp_path / "b")))
     with pytest.raises(PacecoreError, match="out must name the folder of the run that goes on"):
         pretrain(train, resume=True)
+    drawn = torch.get_rng_state()
     pretrain(replace(train, out=str(tmp_path / "a")))
     finetune(replace(tune, out=str(tmp_path / "b")))
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_runs_that_begin_together_get_a_folder_each(monkeypatch, tmp_path):

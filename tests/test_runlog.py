@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import sys
@@ -111,6 +112,58 @@ def test_a_reader_that_has_gone_does_not_end_a_run(nobody_reads):
         progress.update(2)
         progress.close()
         tell("epoch 1")
+
+
+class Tee:
+    """As scripts have in place of stderr: it only writes."""
+
+    def __init__(self):
+        self.said = []
+
+    def write(self, text):
+        self.said.append(text)
+
+    def flush(self):
+        pass
+
+
+class Console(Tee):
+    """As of IDLE: seen by someone, and no file."""
+
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        raise io.UnsupportedOperation("fileno")
+
+
+@pytest.mark.parametrize("kind", [Tee, Console])
+def test_progress_is_written_to_what_is_no_file(monkeypatch, kind):
+    monkeypatch.setattr(sys, "stderr", stream := kind())
+    progress = Progress("train", 2, seconds_between=0)
+    progress.update(1)
+    progress.close()
+    assert stream.said == ["train 1/2 \n"]
+
+
+def test_without_a_stream_that_is_open_nothing_is_said(monkeypatch, tmp_path):
+    with open(tmp_path / "closed", "w") as closed:
+        pass
+    for stream in (None, closed):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "stdout", stream)
+        progress = Progress("train", 2, seconds_between=0)
+        progress.update(1)
+        progress.close()
+        tell("epoch 1")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_cannot_be_printed_end_no_run(monkeypatch, tmp_path, encoding):
+    with open(tmp_path / "log", "w", encoding=encoding) as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        tell(f"left out: {os.fsdecode(bytes([0xE9]))}.mp4")
+    assert (tmp_path / "log").read_bytes() == b"left out: \\udce9.mp4\n"
 
 
 def test_on_a_terminal_it_is_one_line_that_fills(monkeypatch):
