@@ -63,6 +63,11 @@ def _classes(run: _Measured) -> list[str]:
     return list(run.test.get("classes") or run.test["per_class"])
 
 
+def _shown(name: str) -> str:
+    """`name`, which may be of a folder and hold bytes that are no UTF-8, as a font takes it."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _save(figure: Figure, path: Path) -> None:
     with aside(path) as part:
         figure.savefig(part, dpi=120)
@@ -88,7 +93,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
         look = {"color": f"C{number % 10}", "linestyle": _LINES[number // 10 % len(_LINES)]}
         for place, run in enumerate(runs):
             # A label that begins with _ is left out of the legend.
-            _draw_run(run, loss, accuracy, look, "" if place else f" {words}")
+            _draw_run(run, loss, accuracy, look, "" if place else f" {_shown(words)}")
     loss.set(xlabel="epoch", ylabel="loss")
     dots = "held out" if groups[0][1][0].kind == "pretrain" else "validation"
     accuracy.set(xlabel="epoch", ylabel=f"accuracy (dots: {dots})", ylim=(0, 1.02))
@@ -126,7 +131,8 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path) -> No
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set(xlabel="predicted", ylabel="true")
     places = range(len(classes))
-    names = [each if len(each) <= _LONGEST else f"{each[: _LONGEST - 1]}…" for each in classes]
+    names = map(_shown, classes)
+    names = [each if len(each) <= _LONGEST else f"{each[: _LONGEST - 1]}…" for each in names]
     if named:
         size = "medium" if few else 7  # points, of which a row has 11
         turned = {"rotation": 45, "ha": "right"} if few else {"rotation": 90}

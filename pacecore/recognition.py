@@ -104,6 +104,7 @@ class ActionResult:
             "clip_top1": self.clip_top1,
             "clip_top5": self.clip_top5,
             "chance": 1 / len(self.classes),
+            "classes": list(self.classes),
             "videos": self.videos,
             "clips_per_video": int(self.clip_scores.shape[1]),
             "average": options.average,

@@ -5,6 +5,7 @@ one row, mean and sample standard deviation. Nothing is computed anew; what the 
 run folders is read.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -118,7 +119,10 @@ def _run_words(run: Run) -> dict[str, Any]:
         "options": run.options,
         "pretrained": run.pretrained,
         "test": {name: value for name, value in run.test.items() if name != "confusion"},
-        "retrievals": [each["top"] for each in run.retrievals],
+        "retrievals": [
+            {name: each[name] for name in ("stage", "pool", "unit", "top")}
+            for each in run.retrievals
+        ],
     }
 
 
@@ -150,8 +154,9 @@ def _page(
     parts += [f"- left out: {words}" for words in left_out]
     parts.append("")
     for file, what in drawn:
-        parts += [f"### {what}", "", f"![{what}]({quote(file)})", ""]
-    return "\n".join(parts).rstrip() + "\n"
+        parts += [f"### {what}", "", f"![{what}]({quote(os.fsencode(file))})", ""]
+    page = "\n".join(parts).rstrip() + "\n"
+    return page.encode(errors="backslashreplace").decode()  # a file's name need be no UTF-8
 
 
 def _result_words(run: Run) -> str:

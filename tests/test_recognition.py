@@ -41,6 +41,7 @@ def test_figures_by_hand():
     assert result.mean_per_class == 0.75
     figures = result.summary(TestOptions())
     assert figures["classes_without_videos"] == ["c"]
+    assert figures["classes"] == ["a", "b", "c"]  # whose order the keys of an object do not tell
     assert figures["chance"] == 1 / 3
     low, high = figures["top1_interval_95"]
     assert low < 3 / 4 < high

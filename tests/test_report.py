@@ -1,10 +1,12 @@
 """The page of a report: pictures, names, what is left out, and what cannot be read."""
 
 import os
+import re
 import struct
 import sys
 import warnings
 from types import SimpleNamespace
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from pacecore.errors import PacecoreError
 from pacecore.paper import paper_figures
 from pacecore.report import make_report
 from pacecore.video_writer import write_png
-from tests.report_runs import finetuning
+from tests.report_runs import finetuning, pretraining
 
 
 def test_pictures_are_drawn_and_copied(tmp_path):
@@ -69,6 +71,21 @@ def test_names_are_shown_as_they_are(tmp_path, monkeypatch):
     make_report([tmp_path / "_a $x^$"], tmp_path / "out")
     assert shown == ["_a $x^$", "$x^$", "_b" + "c" * 27 + "…"]
     assert "](_a%20%24x%5E%24-confusion.png)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_names_that_are_no_utf8_are_shown_by_their_bytes(tmp_path):
+    """As the other verbs take them, of files and folders alike."""
+    name = os.fsdecode(b"caf\xe9")
+    folder = tmp_path / f"run-{name}"
+    finetuning(folder, 0.7, pretraining(tmp_path / "one", 0.5), classes=[name, "b"])
+    (folder / f"attend-{name}.png").write_bytes(b"picture")
+    result = make_report([folder], tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert r"run-caf\udce9" in page
+    linked = [unquote_to_bytes(link) for link in re.findall(r"\]\((.*\.png)\)", page)]
+    files = sorted(os.listdir(os.fsencode(tmp_path / "out")))
+    assert len(linked) == len(result["pictures"]) == 3
+    assert sorted(linked) == [each for each in files if each.endswith(b".png")]
 
 
 def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):

@@ -91,6 +91,8 @@ def test_retrieval_figures_of_every_k_stand_beside_the_layer_they_are_of(tmp_pat
     figures = [{**FIGURE, "measure": f"p5-top{k}", "percent": k + 0.5} for k in (1, 5, 50)]
     path = write(tmp_path / "figures.json", figures)
     result = make_report([tmp_path / "pre"], tmp_path / "out", figures=path, pictures=False)
+    told = [(each["stage"], each["unit"], each["top"]) for each in result["runs"][0]["retrievals"]]
+    assert told == [("p4", "video", shares), ("p5", "clip", shares), ("p5", "video", shares)]
     rows = table_of(result, "Retrieval")
     assert [(row["features"], row["by"], row["paper %"]) for row in rows] == [
         ("p4", "video", "-"),
