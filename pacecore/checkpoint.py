@@ -42,6 +42,8 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     CheckpointError when it cannot be written whole (a full disk); the old file then stays.
     """
     path = Path(path)
+    if not path.name:
+        raise CheckpointError(f"{path}: checkpoint cannot be written: it is a folder")
     aside = path.with_name(path.name + ".part")
     try:
         with open(aside, "wb") as file:

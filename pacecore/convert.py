@@ -104,8 +104,8 @@ def read_weights(
             ours = "backbone." + names[theirs]
         elif head and theirs in (f"{head}weight", f"{head}bias"):
             ours = "head." + theirs.removeprefix(head)
-        elif source.title == "pacecore":
-            ours = theirs  # a projection, or whatever else training kept beside the backbone
+        elif source.title == "pacecore" and theirs.startswith("projection."):
+            ours = theirs
         elif source.repeats and re.search(source.repeats, theirs.removeprefix(prefix)):
             continue
         else:
@@ -171,6 +171,8 @@ def convert(
     if to not in TARGETS:
         raise PacecoreError(f"target must be one of {', '.join(TARGETS)}, got {to!r}")
     out = Path(out)
+    if not out.name:
+        raise PacecoreError(f"{out}: cannot be written: it is a folder")
     if to == "official" and out.suffix == ".safetensors":
         raise PacecoreError(f"{out}: official files are torch's; give another suffix")
     if out.suffix == ".json":
@@ -182,7 +184,7 @@ def convert(
     if to == "official" and fed != _FED_BY_VIDEO_PACE:
         words = ", ".join(fed.values())
         found = replace(found, note=f"trained on {words}, but video-pace's code feeds bgr, none")
-    if out.is_file():
+    if os.path.isfile(out):
         _require_no_loss(found.path, out)
     description = _description(found, to)
     _require_own_json(out, description)
@@ -213,7 +215,7 @@ def _require_own_json(out: Path, description: Mapping[str, Any]) -> None:
     What is no such .json at all, as a run's test.json beside test.pt, stays too.
     """
     beside = out.with_suffix(".json")
-    if not beside.is_file():
+    if not os.path.isfile(beside):
         return
     there = _json(beside)
     if not isinstance(there, Mapping) or there.get("format") not in TARGETS:

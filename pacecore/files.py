@@ -74,8 +74,9 @@ def aside(path: Path) -> Iterator[Path]:
 
     Raises PacecoreError for a `path` that is a device or a pipe, in whose place none may be put.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise PacecoreError(f"{path}: cannot be written: it is no file")
+    if not path.name or (os.path.exists(path) and not os.path.isfile(path)):
+        kind = "a folder" if os.path.isdir(path) else "no file"
+        raise PacecoreError(f"{path}: cannot be written: it is {kind}")
     part = path.with_name(f".{os.getpid()}.{path.name}")
     with writing(path):
         try:

@@ -26,7 +26,8 @@ def resample(frames: Frames, size: tuple[int, int]) -> Tensor:
 
     Matrix, range and siting of the frames stay what they are.
     """
-    packed = torch.empty(len(frames), sum(h * w for h, w in plane_shapes(size)), dtype=torch.uint8)
+    width = sum(h * w for h, w in plane_shapes(size))
+    packed = torch.empty(len(frames), width, dtype=torch.uint8, device="cpu")
     # Frames of a video are alike, but for streams that change their size.
     table = frames.table.numpy()
     layouts = table[:, 3:8]
@@ -39,13 +40,14 @@ def resample(frames: Frames, size: tuple[int, int]) -> Tensor:
 def _resample_alike(data: Tensor, table: np.ndarray, size: tuple[int, int], out: Tensor) -> None:
     height, width, stride, chroma_stride, code = table[0, 3:8].tolist()
     column_kind = "between" if code & 16 else "even"
-    done = 0
+    data = data.contiguous()
+    done, before = 0, data.storage_offset()  # as_strided counts from where the memory begins
     for plane, (shape, target) in enumerate(
         zip(plane_shapes((height, width)), plane_shapes(size), strict=True)
     ):
         strides = (chroma_stride if plane else stride, 1)
         source = torch.stack(
-            [data.as_strided(shape, strides, int(offset)) for offset in table[:, plane]]
+            [data.as_strided(shape, strides, before + int(offset)) for offset in table[:, plane]]
         )
         if (height, width) != size:
             kinds = ("between", column_kind) if plane else (None, None)

@@ -72,9 +72,10 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
     not finite, which would give figures all the same: of nan, top-5 is 100 %.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         last = path / "last.pt"
-        named = f"name the checkpoint in it, {last}" if last.exists() else "a checkpoint is a file"
+        is_there = os.path.isfile(last)
+        named = f"name the checkpoint in it, {last}" if is_there else "a checkpoint is a file"
         raise CheckpointError(f"{path}: a folder; {named}")
     try:
         content = load_checkpoint(path)
@@ -172,7 +173,7 @@ def _backbone(
             f"{path}: its weights do not fit {options.backbone} of depth {options.depth or 10} and"
             f" width {options.width}: {reason}"
         ) from None
-    return backbone
+    return backbone.eval()
 
 
 def _head(state: dict[str, torch.Tensor]) -> nn.Linear | None:
@@ -189,5 +190,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes, since NumPy has no bfloat16.
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

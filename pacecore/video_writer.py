@@ -1,6 +1,7 @@
 """Writes RGB frames to a video file, or one of them to a PNG."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -58,8 +59,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_secon
     """
     encoder = video_encoder()
     count = 0
-    # FFmpeg takes 10:30.mp4 for a protocol.
-    with aside(Path(path)) as part, av.open(str(part.absolute()), "w") as container:
+    with aside(Path(path)) as part, _opened(path, part) as container:
         for frame in frames:
             if count == 0:
                 height, width = frame.shape[:2]
@@ -67,7 +67,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_secon
                     raise PacecoreError(
                         f"{path}: height and width must be even, got {height} x {width}"
                     )
-                stream = container.add_stream(encoder, rate=Fraction(frames_per_second))
+                with _suffix_told(path):
+                    stream = container.add_stream(encoder, rate=Fraction(frames_per_second))
                 stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
                 stream.options = _options(encoder)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -76,6 +77,22 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], frames_per_secon
             raise PacecoreError(f"{path}: a video needs at least one frame, got none")
         container.mux(stream.encode())
     return count
+
+
+def _opened(path: str | Path, part: Path) -> av.container.OutputContainer:
+    with _suffix_told(path):
+        return av.open(str(part.absolute()), "w")  # FFmpeg takes 10:30.mp4 for a protocol
+
+
+@contextmanager
+def _suffix_told(path: str | Path) -> Iterator[None]:
+    """PacecoreError for what FFmpeg says of a suffix without a container, or of one that does not
+    take this encoder.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise PacecoreError(f"{path}: cannot be written: {error}; take .mp4") from None
 
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:

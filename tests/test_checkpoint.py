@@ -16,7 +16,7 @@ from pacecore.checkpoint import (
 )
 from pacecore.convert import read_weights
 from pacecore.errors import PacecoreError
-from pacecore.trained import load_trained
+from pacecore.trained import fingerprint, load_trained
 
 from .tiny import pretrained
 
@@ -76,6 +76,11 @@ def test_a_disk_that_has_become_read_only_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(CheckpointError, match=r"last.pt: .* cannot be written: Read-only file"):
         save_checkpoint(tmp_path / "last.pt", {})
+
+
+def test_a_folder_is_no_name_for_a_checkpoint():
+    with pytest.raises(CheckpointError, match=r"^\.: checkpoint cannot be written: it is a folder"):
+        save_checkpoint(".", {})
 
 
 def test_a_missing_folder_is_told(tmp_path):
@@ -182,3 +187,17 @@ def test_a_later_format_is_not_taken_for_bare_weights(tmp_path):
     for read in (read_weights, load_trained):
         with pytest.raises(PacecoreError, match="format 1 is read, and this has format 2"):
             read(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_comes_ready_for_use_and_its_weights_have_a_name_in_any_type(tmp_path, dtype):
+    trained = load_trained(pretrained(tmp_path / "last.pt"))
+    assert not trained.backbone.training
+    clips = torch.rand(2, 3, 4, 16, 16)
+    before = fingerprint(trained.backbone)
+    with torch.no_grad():
+        alone, both = trained.backbone(clips[:1]), trained.backbone(clips)
+    torch.testing.assert_close(alone, both[:1])
+    assert fingerprint(trained.backbone) == before
+    other = trained.backbone.to(dtype)
+    assert len({before, fingerprint(other), fingerprint(other)}) == 2

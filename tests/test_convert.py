@@ -231,9 +231,10 @@ def test_our_checkpoint_to_plain_weights(name, tmp_path):
     shown = {"clip_frames": 8, "resize": (48, 60), "crop": 32}
     shown |= {"channel_order": "rgb", "normalize": "unit"}
     options = {**shown, "backbone": "r3d", "width": 0.125}
-    torch.save({"pacecore": 1, "kind": "pretrain", "model": model, "options": options}, source)
+    held = {**model, "other.weight": torch.ones(1)}
+    torch.save({"pacecore": 1, "kind": "pretrain", "model": held, "options": options}, source)
     found = convert(source, tmp_path / name)
-    assert (found.source, found.left_over, found.renamed) == ("pacecore", (), {})
+    assert (found.source, found.left_over, found.renamed) == ("pacecore", ("other.weight",), {})
     again = load_weights(tmp_path / name)
     assert again.keys() == model.keys()
     assert all(torch.equal(again[n], model[n]) for n in model)
@@ -334,6 +335,8 @@ def test_errors(tmp_path):
         convert(path, tmp_path / "out.safetensors", to="official")
     with pytest.raises(PacecoreError, match=r"the \.json beside the weights"):
         convert(path, tmp_path / "out.json")
+    with pytest.raises(PacecoreError, match=r"^\.: cannot be written: it is a folder$"):
+        convert(path, ".")
     with pytest.raises(PacecoreError, match=r"none/out\.pt: cannot be written: No such file"):
         convert(path, tmp_path / "none" / "out.pt")
     if Path("/dev/full").is_char_device():

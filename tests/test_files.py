@@ -117,6 +117,14 @@ def test_a_device_or_a_pipe_stays_what_it_is(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_a_folder_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("."), Path("/"), tmp_path):
+        with pytest.raises(PacecoreError, match=rf"^{path}: cannot be written: it is a folder$"):
+            write_text(path, "x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_are_made_or_told(tmp_path):
     folder = made_folder(str(tmp_path / "a" / "b"))
     assert folder.is_dir()

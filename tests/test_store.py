@@ -145,6 +145,15 @@ def clips(frames: Frames, size: tuple[int, int]) -> torch.Tensor:
 
 
 @pytest.mark.skipif(not DATA, reason="PACECORE_DATA names no folder of real videos")
+def test_frames_are_resampled_alike_wherever_their_bytes_lie(folder):
+    frames = next(decode_all(folder / "b" / "two.mkv"))
+    expected = resample(frames, (18, 24))
+    later = torch.cat([torch.full((999,), 255, dtype=torch.uint8), frames.data])[999:]
+    apart = torch.stack([frames.data, 255 - frames.data], dim=1)[:, 0]
+    for data in (later, apart):
+        assert torch.equal(resample(Frames(data, frames.table), (18, 24)), expected)
+
+
 def test_clips_from_the_store_are_those_from_the_files(tmp_path):
     """Up to the rounding of the samples that the store keeps, and chroma at half the new size."""
     paths = sorted(Path(DATA).glob("ut_interaction/kick/*.avi"))[:2]

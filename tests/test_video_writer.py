@@ -26,6 +26,12 @@ def test_video_holds_its_frames_and_tells_bad_sizes(tmp_path):
         write_video(tmp_path / "b.mp4", [frames[0][:, :47]])
     with pytest.raises(PacecoreError, match="at least one frame, got none"):
         write_video(tmp_path / "c.mp4", [])
+    unfit = {"d": "Could not determine", "d.xyz": "Could not determine", "d.gif": "'gif' format"}
+    for name, said in unfit.items():
+        said = rf"{name}: cannot be written: {said} .*; take \.mp4$"
+        with pytest.raises(PacecoreError, match=said):
+            write_video(tmp_path / name, frames)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4"}
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path, largest_file):
