@@ -20,7 +20,7 @@ from pacecore.backbones import Backbone
 from pacecore.backbones.tuning import memory_format
 from pacecore.config import AttendOptions, taken
 from pacecore.device import clip_format, pick_device
-from pacecore.distributed import is_main, join, rank, world_size
+from pacecore.distributed import barrier, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
 from pacecore.loader import ClipRequest, load_batches
@@ -88,6 +88,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
         folder = out_folder(trained, options)
         drawing = _Drawing(trained, options, paces, device, source)
         drawn = drawing.draw(videos, folder)
+        barrier()  # what the others draw is there too, or they have told why not
         result = {
             "checkpoint": str(trained.path),
             "measured_with": asdict(options),

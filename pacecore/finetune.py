@@ -22,7 +22,7 @@ from pacecore.beginning import begin, in_run_folder
 from pacecore.config import FinetuneOptions, taken
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.device import pick_device
-from pacecore.distributed import is_main, join, rank, share_of, world_size
+from pacecore.distributed import is_main, join, rank, require_same, share_of, world_size
 from pacecore.engine import fit
 from pacecore.errors import PacecoreError
 from pacecore.files import write_json
@@ -201,6 +201,8 @@ def finetune(
             labels, classes = labels_and_classes(data.train)
         except PacecoreError as error:  # how the videos were taken says why
             raise PacecoreError(f"{error}; {data.words}") from None
+        labelling = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+        require_same(options, classes=classes, labelling=labelling)
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
         if content and options.freeze == "backbone" and not is_probe(content["model"]):
@@ -208,7 +210,6 @@ def finetune(
                 f"{options.out}: a linear probe of an older pacecore, whose features were not"
                 " standardised; it can be tested, but to go on begin anew in another folder"
             )
-        labelling = hashlib.sha256(labels.tobytes()).hexdigest()[:16]
         if content and content.get("labelling", labelling) != labelling:
             raise PacecoreError(f"{options.out}: the run was trained on other labels of its videos")
         if trained is None and options.checkpoint and not content:

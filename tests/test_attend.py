@@ -200,6 +200,20 @@ def test_time_must_be_known():
         attention_maps(Given(torch.ones(1, 1, 1, 2, 2)), torch.zeros(1, 3, 1, 2, 2), (2, 2), "sum")
 
 
+def test_what_another_rank_could_not_draw_is_not_written_down(tmp_path, monkeypatch):
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    write_tiny(tmp_path / "one.mp4", 0, 1, 20)
+
+    def lost():
+        raise PacecoreError("lost another rank")
+
+    monkeypatch.setattr("pacecore.attend.barrier", lost)
+    with pytest.raises(PacecoreError, match="lost another rank"):
+        run_attend(load_trained(checkpoint), options_of(tmp_path, data=str(tmp_path / "one.mp4")))
+    assert (tmp_path / "attend-one.png").exists()
+    assert not (tmp_path / "attend.json").exists()
+
+
 def test_a_video_that_does_not_decode_is_named(tmp_path, monkeypatch):
     def failing(*_):
         raise PacecoreError("cut short")

@@ -256,6 +256,21 @@ def test_a_resumed_run_ends_with_the_same_weights(videos, tmp_path):
         assert torch.equal(value, other["model"][name]), name
 
 
+@pytest.mark.parametrize(("name", "value"), [("labelling", "other"), ("classes", ("a", "b"))])
+def test_ranks_with_other_labels_of_the_same_videos_are_refused(
+    videos, tmp_path, monkeypatch, name, value
+):
+    """As of lists on each machine: half of each batch would be learned with others."""
+
+    def another(mine):
+        return [mine, mine | {name: value} if name in mine else mine]
+
+    monkeypatch.setattr("pacecore.distributed.of_all_ranks", another)
+    with pytest.raises(PacecoreError, match=f"^{name} must be the same on every rank, got .*1$"):
+        finetune(tiny_options(videos, tmp_path / "run"))
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
 def test_a_run_does_not_go_on_with_other_labels_of_its_videos(videos, tmp_path):
     index, _ = probe_all(find_videos(videos))
     listed, count = tmp_path / "listed.jsonl", len(CLASSES)
