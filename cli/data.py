@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from pacecore.cli.demo import demo
 from pacecore.datasets import data_index, find_videos, probe_all
 from pacecore.errors import PacecoreError
-from pacecore.files import writing
+from pacecore.files import write_json, writing
 from pacecore.index import BadVideo, VideoIndex, none_readable
 from pacecore.rules import OptionError
 from pacecore.sampling import parse_paces
@@ -185,10 +185,19 @@ def _require_place(report_file: Path | None) -> None:
         raise PacecoreError(f"{report_file}: cannot be written: {reason}")
 
 
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a file can be put in its place; /dev/stdout is what it leads to, of whatever kind."""
+    if path.is_symlink() or not os.access(path.parent, os.W_OK | os.X_OK):
+        return False
+    return path.is_file() or not path.exists()
+
+
 def _finish_check(context: click.Context, report: dict, report_file: Path | None) -> None:
-    if report_file:
-        with writing(report_file):  # in place: it may be /dev/stdout
-            report_file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    if report_file and _may_be_replaced(report_file):
+        write_json(report_file, report)
+    elif report_file:
+        with writing(report_file):
+            report_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if report["serious"]:
         context.exit(1)
 

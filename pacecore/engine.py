@@ -88,8 +88,8 @@ def fit(
             return run.train()
         except KeyboardInterrupt:  # the second one: the first waits for the end of the step
             raise TrainingError(
-                f"stopped at once after step {run.totals.step}, nothing saved since; {run.kept()};"
-                f" go on with: {run.resuming()}"
+                f"stopped at once after step {run.totals.step}, nothing saved since;"
+                f" {run.kept(and_how=True)}"
             ) from None
         except RuntimeError as error:  # of C3D's and S3D-G's max-pooling on CUDA until lately
             function, lacks, _ = str(error).partition(
@@ -307,10 +307,13 @@ class _Run:
         """The command that goes on with this run."""
         return shlex.join(["pacecore", VERBS[self.task.kind], "--resume", self.options.out])
 
-    def kept(self) -> str:
-        """Which checkpoint there is, in words."""
+    def kept(self, *, and_how: bool = False) -> str:
+        """Which checkpoint there is, in words, `and_how` to go on with it."""
         kept = Path(self.options.out) / "last.pt"
-        return f"the last good checkpoint is {kept}" if kept.exists() else "nothing was saved yet"
+        if not kept.exists():
+            return "nothing was saved yet"
+        how = f"; go on with: {self.resuming()}" if and_how else ""
+        return f"the last good checkpoint is {kept}{how}"
 
     def _measure(self, stop: Stop) -> None:
         """Measures on held-out videos, and keeps the best; all is saved before, and so a request to
@@ -328,7 +331,7 @@ class _Run:
             with torch.no_grad():
                 results = self.task.evaluate(heed)
         except LoaderError as error:
-            raise TrainingError(f"{error}; {self.kept()}; go on with: {self.resuming()}") from None
+            raise TrainingError(f"{error}; {self.kept(and_how=True)}") from None
         self.task.model.train()
         self.totals.measured_seconds += time.monotonic() - began
         self._count_seconds()

@@ -233,7 +233,8 @@ class _Writer:
             with holder if is_main() else nullcontext():
                 self._fill()
                 if is_main():
-                    self._finish()
+                    with writing(self.path):
+                        self._finish()
             barrier()  # nobody reads before it is finished
             found = replace(load_features(self.path), replaced=self.replaced)
         return found
@@ -265,9 +266,10 @@ class _Writer:
         fresh: list[int] = []
 
         def flush() -> float:
-            values.flush()
-            state[fresh] = _WRITTEN
-            state.flush()
+            with writing(self.part):
+                values.flush()
+                state[fresh] = _WRITTEN
+                state.flush()
             fresh.clear()
             return time.monotonic()
 

@@ -6,6 +6,7 @@ ops.pace_clip on the training device.
 """
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -233,7 +234,9 @@ class _Batches(Dataset):
         self.resident = resident
         self.made, self._making = multiprocessing.Pipe(duplex=False)  # numbers of batches
         # What each worker reads at the moment, so that a worker that dies leaves its file's name.
-        self.reading = torch.zeros(max(1, workers), 4096, dtype=torch.uint8).share_memory_()
+        # Memory that forked processes share anyway; /dev/shm may be full.
+        memory = mmap.mmap(-1, max(1, workers) * 4096)
+        self.reading = np.frombuffer(memory, np.uint8).reshape(-1, 4096)
 
     def __getitem__(self, number: int) -> ClipBatch:
         try:
@@ -269,12 +272,12 @@ class _Batches(Dataset):
     def _announce(self, video: int) -> None:
         text = os.fsencode(self.source.path(video))[:4096]
         line = self.reading[_writer()]
-        line.zero_()
-        line[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        line[:] = 0
+        line[: len(text)] = np.frombuffer(text, np.uint8)
 
     def read_now(self) -> str:
         """The files that the workers were reading last."""
-        names = [bytes(line.tolist()).rstrip(b"\0") for line in self.reading]
+        names = [line.tobytes().rstrip(b"\0") for line in self.reading]
         return ", ".join(os.fsdecode(name) for name in names if name) or "none yet"
 
     def _collate(self, number, frames, room, rows, plans, videos, bad) -> ClipBatch:
@@ -317,6 +320,19 @@ def _start_worker_that_gives_way(number: int) -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+def _require_locks(workers: int) -> None:
+    """Raises LoaderError where the system has not as many as DataLoader's queues are made of, which
+    lie in /dev/shm: that may be full, and a DataLoader that finds it so leaves tracebacks behind.
+    """
+    try:
+        _ = [multiprocessing.Lock() for _ in range(8 + 3 * workers)]
+    except OSError as error:
+        raise LoaderError(
+            f"decoding cannot begin, as no process for it has its locks: {error.strerror}; workers"
+            " 0 decodes in this one"
+        ) from None
+
+
 def load_batches(
     source: FrameSource,
     requests: Callable[[int], list[ClipRequest]],
@@ -356,6 +372,8 @@ def load_batches(
         worker_init_fn=_start_worker_that_gives_way if give_way else _start_worker,
         multiprocessing_context="fork" if workers else None,
     )
+    if workers:
+        _require_locks(workers)
     with Workers(loader, dataset.made) as batches:
         for number in numbers:
             try:

@@ -7,6 +7,7 @@ mapped into memory.
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -126,7 +127,8 @@ def folder_to_pack(folder: str | Path) -> Path:
     names = {path.name for path in folder.iterdir()}
     if _INDEX in names:
         raise StoreError(f"{folder}: holds a finished store already; delete it to pack anew")
-    others = sorted(names - {_FRAMES, _LOCK})
+    begun = {name for name in names if re.fullmatch(rf"\.\d+\.({_JOURNAL}|{_INDEX})", name)}
+    others = sorted(names - begun - {_FRAMES, _LOCK})
     if others and _JOURNAL not in names:
         raise StoreError(f"{folder}: a store takes a new or an empty folder, this has {others[0]}")
     return folder

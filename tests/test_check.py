@@ -149,6 +149,25 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(folder, tmp_pat
         assert words in str(result.exception)
 
 
+def test_a_report_is_whole_or_the_old_one_and_what_is_no_plain_file_stays(
+    folder, tmp_path, largest_file, monkeypatch
+):
+    report, good = tmp_path / "report.json", folder / "test" / "walk"
+    report.write_text("of before")
+    monkeypatch.setattr("pacecore.cli.data.json.dumps", lambda *_, **__: "x" * 2000)
+    monkeypatch.setattr("pacecore.files.json.dumps", lambda *_, **__: "x" * 2000)
+    with largest_file(1000):
+        failed = run("check", good, "--workers", 1, "--json", report)
+    assert str(failed.exception) == f"{report}: cannot be written: File too large"
+    assert report.read_text() == "of before"
+    monkeypatch.undo()
+    link = tmp_path / "link"  # as /dev/stdout is one
+    link.symlink_to(report)
+    assert run("check", good, "--workers", 1, "--json", link).exit_code == 0
+    assert link.is_symlink()
+    assert json.loads(report.read_text())["serious"] == 0
+
+
 def test_a_header_that_claims_another_number_of_frames_is_named(tmp_path):
     video = write_video(tmp_path / "a.avi", frames=20)
     content = bytearray(video.read_bytes())

@@ -175,6 +175,24 @@ def test_a_rank_that_has_not_the_folder_of_the_first_is_told(checkpoint, tmp_pat
         run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap"))
 
 
+@pytest.mark.parametrize("when", ["_fill", "_finish"])
+def test_a_folder_that_is_gone_at_the_end_is_told(checkpoint, tmp_path, monkeypatch, when):
+    out = tmp_path / "out"
+    before = getattr(extract_module._Writer, when)
+
+    def gone(writer):
+        if when == "_fill":
+            before(writer)
+        shutil.rmtree(out)
+        if when == "_finish":
+            before(writer)
+
+    monkeypatch.setattr(extract_module._Writer, when, gone)
+    words = r"features-gap-video-test\.npy: cannot be written: No such file or directory$"
+    with pytest.raises(PacecoreError, match=words):
+        run_extract(load_trained(checkpoint), options_of(out, stage="gap", split="test"))
+
+
 @pytest.mark.parametrize(("name", "value"), [("clips", 3), ("weights", "others")])
 def test_ranks_with_other_options_or_weights_are_refused(
     checkpoint, tmp_path, monkeypatch, name, value

@@ -1,3 +1,5 @@
+import errno
+import gc
 import os
 import signal
 import time
@@ -236,6 +238,25 @@ def test_numpy_frame_numbers_need_not_be_sorted():
     for row, each in zip(batch.plan, [p for r in plan(0) for p in r.plans], strict=True):
         order = np.argsort(np.argsort(each.frame_numbers, kind="stable"), kind="stable")
         assert np.array_equal(np.argsort(np.argsort(row.numpy(), kind="stable")), order)
+
+
+def test_where_no_process_can_start_this_one_can_decode(monkeypatch, capfd):
+    """As with a full /dev/shm, where processes have their locks."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", full)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    words = r"^decoding cannot begin, .*: No space left on device; workers 0 decodes in this one$"
+    with pytest.raises(LoaderError, match=words):
+        next(load_batches(source, plan, [0], clip_frames=4, workers=2))
+    (batch,) = load_batches(source, plan, [0], clip_frames=4, workers=0)
+    assert len(batch) == 4
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("damaged", [0, 1])

@@ -58,6 +58,17 @@ def test_a_size_that_no_frame_can_have_is_refused_before_a_folder_is_made(size, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_pack_killed_before_its_journal_had_its_name_goes_on(index, tmp_path):
+    for name in (".lock", "frames.bin", ".4711.journal.jsonl", ".4711.index.json"):
+        (tmp_path / name).touch()
+    store, bad = pack(index, tmp_path, (8, 8), workers=1)
+    assert (len(store), bad) == (len(index), [])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".4711.notes").touch()
+    with pytest.raises(StoreError, match=r"takes a new or an empty folder, this has \.4711\.notes"):
+        pack(index, tmp_path / "other", (8, 8), workers=1)
+
+
 def test_a_broken_off_pack_goes_on(index, whole, tmp_path, monkeypatch):
     import pacecore.store as module
 
