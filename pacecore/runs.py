@@ -1,7 +1,6 @@
 """What the verbs left in a run's folder, read back."""
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -121,10 +120,13 @@ def read_run(folder: str | Path) -> Run:
     shell's runs/* has among the folders; PacecoreError for a broken file of a run.
     """
     folder = Path(folder)
-    if os.path.isfile(folder):
-        raise NoResults(f"{folder}: is a file and no run folder")
-    if not os.path.isdir(folder):
-        raise PacecoreError(f"{folder}: no such run folder")
+    try:
+        if folder.is_file():
+            raise NoResults(f"{folder}: is a file and no run folder")
+        if not folder.is_dir():
+            raise PacecoreError(f"{folder}: no such run folder")
+    except OSError as error:
+        raise PacecoreError(f"{folder}: cannot be read: {error.strerror}") from None
     summary = _read(folder / "summary.json", "options")
     test = _read(folder / "test.json", "trained_with")
     found = sorted(folder.glob("retrieve-*.json"))
