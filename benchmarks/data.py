@@ -66,8 +66,9 @@ def open_videos(options: argparse.Namespace, folder: Path) -> tuple[VideoIndex, 
         data, words = str(make_demo(folder / "demo", groups=2, clips=2)), "the demo set"
     index = find_videos(data).select("train")
     words = words.format(len({entry.label for entry in index.entries}))
-    step = max(1, len(index) // options.videos)
-    index, bad = probe_all(replace(index, entries=index.entries[::step][: options.videos]), 1)
+    count = min(options.videos, len(index))
+    chosen = [index.entries[place * len(index) // count] for place in range(count)]
+    index, bad = probe_all(replace(index, entries=tuple(chosen)), 1)
     if bad:
         raise PacecoreError(f"{bad[0].path}: {bad[0].reason}")
     return index, words

@@ -81,9 +81,12 @@ def extract(index: VideoIndex, folder: Path) -> ExtractedFrames:
 
 
 def _i420(part: Frames, row: list[int]) -> np.ndarray:
-    """The three planes of a frame below each other, as cv2 takes them."""
+    """The three planes of a frame below each other, as cv2 takes them: without an odd last row or
+    column.
+    """
     y, u, v, height, width, stride, chroma_stride, _ = row
-    half = (height + 1) // 2, (width + 1) // 2
+    height, width = height // 2 * 2, width // 2 * 2
+    half = height // 2, width // 2
     places = (((height, width), stride, y), (half, chroma_stride, u), (half, chroma_stride, v))
     planes = [
         part.data.as_strided(shape, (step, 1), offset).numpy().ravel()

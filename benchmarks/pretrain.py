@@ -125,9 +125,11 @@ def authors(setting: Setting, way: Official | Rebuilt, dataset: Dataset, tf32: b
         sampler=RandomSampler(dataset, True, num_samples=setting.batch * setting.steps),
         num_workers=setting.workers,
         pin_memory=device.type == "cuda",
+        # What spawned processes could import is not where they look.
+        multiprocessing_context="fork" if setting.workers else None,
     )
     step = training_step(way.network(), device)
-    start, count = 0.0, 0
+    start, end, count = 0.0, 0.0, 0
     # `benchmark` as their script has it.
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
         for number, (clips, labels) in enumerate(loader, 1):
@@ -136,8 +138,9 @@ def authors(setting: Setting, way: Official | Rebuilt, dataset: Dataset, tf32: b
                 start = time.perf_counter()
             elif number > setting.warm_steps:
                 count += len(labels)
+                end = time.perf_counter()  # not after the loop, which the workers' end belongs to
     return {
-        "clips_per_second": count / (time.perf_counter() - start),
+        "clips_per_second": count / (end - start),
         "steps": setting.steps - setting.warm_steps,
     }
 

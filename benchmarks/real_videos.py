@@ -41,9 +41,9 @@ def main() -> None:
 def _cases(data: Path, runs: Path) -> list[tuple[str, Path, list[str]]]:
     """(name of the run, what is trained on, options beside the preset)."""
     flat = runs / "flat"
-    if not flat.exists():
-        flat.mkdir()
-        for path in sorted((data / "clips").rglob("*.[am][vp][i4]")):
+    flat.mkdir(exist_ok=True)
+    for path in sorted((data / "clips").rglob("*.[am][vp][i4]")):
+        if not (flat / path.name).exists():
             (flat / path.name).symlink_to(path.resolve())
     listed = runs / "list.txt"
     listed.write_text("".join(f"{path.resolve()}\n" for path in sorted(flat.iterdir())))

@@ -10,20 +10,24 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import suite, train_step
+from benchmarks import pretrain, suite, train_step
 from benchmarks.backbones import Apart, Way, kernels_of
 from benchmarks.common import RESULTS, Timing, run_limited, time_in_turn
 from benchmarks.info_nce import loss_alone
+from benchmarks.official import Shape, _i420
 from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
+from benchmarks.pretrain import Setting
 from benchmarks.readme import _summary
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
 from pacecore.cli import pacecore
 from pacecore.errors import PacecoreError
+from pacecore.frames import Frames
 from pacecore.reference.info_nce import info_nce as reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -363,6 +367,43 @@ def test_a_peer_without_jitter_does_no_arithmetic_but_the_resize():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         run()
     assert "aten::mul" not in {event.name for event in seen.events()}
+
+
+def test_the_clock_stops_before_the_workers_end(monkeypatch):
+    class Loader:
+        def __init__(self, dataset, *, sampler, batch_size, **_):
+            self.batches = len(sampler) // batch_size
+
+        def __iter__(self):
+            for _ in range(self.batches):
+                yield torch.zeros(4, 3), torch.zeros(4)
+            time.sleep(1)  # as joining them takes
+
+    monkeypatch.setattr(pretrain, "DataLoader", Loader)
+    monkeypatch.setattr(pretrain, "training_step", lambda *_: lambda *_: time.sleep(0.01))
+    setting = Setting(
+        torch.device("cpu"),
+        Shape(clip_frames=4, resize=(24, 32), crop=16),
+        batch=4,
+        workers=1,
+        timed_steps=5,
+    )
+    way = SimpleNamespace(network=torch.nn.Identity)
+    found = pretrain.authors(setting, way, [0], tf32=False)
+    assert found["steps"] == 5
+    assert found["clips_per_second"] > 4 * 5 / 0.9
+
+
+def test_frames_of_odd_sizes_lose_a_row_or_column():
+    size = (37, 51)
+    frame = Frames.of_rgb(torch.zeros(1, 2, 2, 3, dtype=torch.uint8)).table.clone()
+    data = torch.arange(37 * 52 + 2 * 19 * 26, dtype=torch.int64).to(torch.uint8)
+    frame[0] = torch.tensor([0, 37 * 52, 37 * 52 + 19 * 26, *size, 52, 26, 1])
+    planes = _i420(Frames(data, frame), frame[0].tolist())
+    assert planes.shape == (54, 50)
+    luma = data[: 37 * 52].view(37, 52)[:36, :50]
+    chroma = [data[37 * 52 :].view(2, 19, 26)[plane, :18, :25].flatten() for plane in (0, 1)]
+    assert planes.ravel().tolist() == torch.cat([luma.flatten(), *chroma]).tolist()
 
 
 def test_a_missing_peer_is_said():
