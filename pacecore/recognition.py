@@ -302,9 +302,9 @@ def run_test(
         finally:
             if is_main():
                 replaced = replaced_by(result, folder / "test.json")
-                write_json(folder / "test.json", result)
                 if predictions:
                     predictions.write_predictions(folder / "predictions.jsonl")
+                write_json(folder / "test.json", result)  # last: with it all is there
         return {**result, "replaced": replaced}
 
 

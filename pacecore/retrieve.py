@@ -361,8 +361,6 @@ def _write(
     name = features_name(result["stage"], result["pool"], result["unit"])
     path = folder / f"retrieve-{name}.json"
     replaced = replaced_by(result, path) or gallery.replaced or queries.replaced
-    write_json(path, result)
-    result["replaced"] = replaced
     answers, asked = gallery.paths(), queries.paths()
     target = folder / f"neighbours-{name}.jsonl"
     with aside(target) as part, open(part, "w", encoding="utf-8") as file:
@@ -380,6 +378,8 @@ def _write(
                 ],
             }
             file.write(json.dumps(line) + "\n")
+    write_json(path, result)  # last: with it all is there
+    result["replaced"] = replaced
     return name
 
 

@@ -310,6 +310,18 @@ def test_figures_that_cannot_be_written_are_told_all_the_same(checkpoint, tmp_pa
     assert "6 videos, 2 clips each" in shown.output
 
 
+def test_figures_are_written_after_what_they_are_of(checkpoint, tmp_path, monkeypatch):
+    """With test.json all is there: by it a grid of experiments knows what is done."""
+
+    def full(_, path):
+        raise PacecoreError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(recognition.ActionResult, "write_predictions", full)
+    with pytest.raises(PacecoreError, match="No space left on device"):
+        run_test(load_trained(checkpoint), options_of(out=str(tmp_path), clips=1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_figures_that_cannot_be_told_are_written_all_the_same(checkpoint, tmp_path):
     def tell(result):
         raise BrokenPipeError

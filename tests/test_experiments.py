@@ -22,7 +22,8 @@ from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.presets import PRESETS
 from pacecore.store import pack
-from tests.tiny import SMALL, finetuned, tiny_set
+from tests.ranks import held_elsewhere
+from tests.tiny import SMALL, finetuned, tiny_set, write_tiny
 
 _TINY = tuple(
     word
@@ -315,8 +316,70 @@ def test_holm_stops_at_the_first_that_does_not_stand_out(likelihoods, count):
 def test_verdicts():
     made = {"arm": "a", "measure": "finetune", "seeds": 3, "share": 0.5, "deviation": 0.1}
     cases = [(0.1, 0.05, 0.2), (-0.1, -0.2, -0.05), (0.1, -0.05, 0.2), (None, None, None)]
-    found = [page.Comparison(**made, difference=d, low=lo, high=hi, p=None) for d, lo, hi in cases]
-    assert [each.verdict for each in found] == ["above", "below", "not told apart", ""]
+    found = [
+        page.Comparison(**made, difference=d, low=lo, high=hi, p=None, against=seeds)
+        for seeds in (3, 1)
+        for d, lo, hi in cases
+    ]
+    told = ["above", "below", "not told apart", ""]
+    assert [each.verdict for each in found[:4]] == told
+    # A baseline of one seed says as little of other trainings as an arm of one.
+    assert [each.verdict for each in found[4:]] == [
+        "above, of these trainings",
+        "below, of these trainings",
+        "not told apart",
+        "",
+    ]
+
+
+def test_results_of_other_videos_are_not_compared(tmp_path):
+    cells = [
+        cell(tmp_path, by_name(name), seed=seed) for name in ("scratch", "pace") for seed in (0, 1)
+    ]
+    for number, mine in enumerate(cells):
+        lines = [{"path": f"{number // 2 * 2 + video}.mp4", "right": True} for video in range(2)]
+        lines = [{**line, "label": 0, "clips_predicted": [0]} for line in lines]
+        (mine.folder / "finetune").mkdir(parents=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (mine.folder / "finetune/predictions.jsonl").write_text(text)
+    with pytest.raises(PacecoreError, match="pace and scratch were measured on other videos: are"):
+        page.comparisons(cells)
+    (cells[1].folder / "finetune/predictions.jsonl").write_text(text)
+    with pytest.raises(
+        PacecoreError, match="scratch: its cells were measured on other videos with"
+    ):
+        page.comparisons(cells)
+
+
+def test_a_cell_that_another_grid_runs_is_left_to_it(tmp_path):
+    mine = cell(tmp_path, by_name("scratch"))
+    begun = mine.folder / "finetune" / "metrics.jsonl"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    with (
+        held_elsewhere(mine.folder / ".lock") as other,
+        pytest.raises(CellError, match=rf"scratch-seed0: process {other} on .* runs this cell"),
+    ):
+        mine.run()
+    assert begun.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--seeds", "0,0"], "must differ"), (["--arms", "pace,pace"], "must differ")],
+)
+def test_nothing_is_asked_for_twice(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["experiments", str(tmp_path), "--runs", "runs", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert said in capsys.readouterr().err
+
+
+def test_videos_without_labels_are_refused_before_they_are_trained_on(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "a.mp4", 0, 0, 20)
+    monkeypatch.setattr("sys.argv", ["experiments", str(tmp_path), "--runs", str(tmp_path / "r")])
+    with pytest.raises(PacecoreError, match=r"has no labels to measure by: videos without labels$"):
+        main()
 
 
 def test_claims_say_by_how_much_and_how_surely(tmp_path):

@@ -19,7 +19,6 @@ results may go together, count as one in the intervals; above, for UT-Interactio
 import argparse
 import os
 import re
-import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from pacecore.errors import PacecoreError
 from pacecore.report import make_report
 from pacecore.store import FrameStore
 
-from ..common import RESULTS, positive, run_main, write_record
+from ..common import RESULTS, end_by_signals, positive, run_main, write_record
 from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
 from .page import evidence_page, summary, trained_on
@@ -70,7 +69,10 @@ def main() -> int:
     options = parser.parse_args()
     arms = _chosen(parser, options.grid, options.arms)
     # Refused now, with the reason, and not by each cell.
-    FrameStore.open(options.data) if FrameStore.is_at(options.data) else find_videos(options.data)
+    store = FrameStore.is_at(options.data)
+    index = FrameStore.open(options.data).index if store else find_videos(options.data)
+    if not index.classes:
+        raise PacecoreError(f"{options.data}: has no labels to measure by: {index.layout}")
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     cells = [
         Cell(
@@ -106,7 +108,7 @@ def main() -> int:
             print(f"{cell.name}: {'done' if cell.finished() else 'not done'}", flush=True)
             _write_pages(cells, options)
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_by_signals()
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
             for _ in pool.map(run, [cell for cell in cells if cell not in done]):
@@ -125,6 +127,8 @@ def _chosen(parser: argparse.ArgumentParser, grid: str, names: str | None) -> li
     for name in wanted:
         if name not in known:
             parser.error(f"--arms must be of {', '.join(known)}, got {name}")
+    if len(set(wanted)) < len(wanted):
+        parser.error(f"--arms must differ from each other, got {names}")
     return [known[name] for name in wanted]
 
 
@@ -132,7 +136,10 @@ def _seeds(text: str) -> list[int]:
     words = text.split(",")
     if not all(word.isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"must be whole numbers by comma, got {text!r}")
-    return [int(word) for word in words]
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"must differ from each other, got {text!r}")
+    return seeds
 
 
 def _expression(text: str) -> str:
@@ -151,10 +158,10 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         return
     done = sum(cell.finished() for cell in cells)
     about = (
-        f"{done} of {len(cells)} cells are done: {options.data.name}, setting {options.setting}."
-        " Shares are of held-out videos, mean and sample deviation over the seeds. The intervals"
-        " are Student's, of other videos and, where there are several seeds, of other trainings; an"
-        " arm is above or below its baseline where the whole interval is."
+        f"{done} of {len(cells)} cells are done: {options.data.resolve().name}, setting"
+        f" {options.setting}. Shares are of held-out videos, mean and sample deviation over the"
+        " seeds. The intervals are Student's, of other videos and, where there are several seeds,"
+        " of other trainings; an arm is above or below its baseline where the whole interval is."
     )
     if options.together:
         about += " Videos that were filmed together may go together in them."

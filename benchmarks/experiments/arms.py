@@ -142,11 +142,11 @@ SETTINGS = {
     # The paper's own, for a GPU and a data set in full.
     "full": Setting(
         common=("--preset", "paper", "--amp", "bf16"),
-        pretrain=("--epochs", "18"),
+        pretrain=("--epochs", "18", "--lr-step", "6"),
         clips=60,
         views=2,
         labelled=(),
-        finetune=("--epochs", "18"),
+        finetune=("--epochs", "18", "--lr-step", "6"),
         probe=("--epochs", "18", "--lr", "0.1"),
         random=("--max-steps", "50"),
         minutes=24 * 60,

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pacecore.device import pick_device
+from pacecore.errors import PacecoreError
+from pacecore.files import for_one_process, write_json
 
 from ..common import PACECORE, machine_info, processor
 from .arms import RANDOM, Arm, Setting
@@ -68,9 +70,16 @@ class Cell:
         return all(path.is_file() for _, path, _ in self._stages())
 
     def run(self) -> None:
-        """Runs what is missing. Raises CellError when a stage fails or the time is over."""
-        end_time = time.monotonic() + self.limit_seconds
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Runs what is missing. Raises CellError when a stage fails or the time is over, or where
+        another grid, of which this arm is too, runs it.
+        """
+        try:
+            with for_one_process(self.folder / ".lock", "runs this cell"):
+                self._run(time.monotonic() + self.limit_seconds)
+        except PacecoreError as error:
+            raise CellError(str(error)) from None
+
+    def _run(self, end_time: float) -> None:
         if not self.finished():
             self._note_machine()
         for words, result, command in self._stages():
@@ -88,7 +97,7 @@ class Cell:
         info = machine_info("cpu" if self.device == "cpu" else pick_device(self.device))
         words = f"{info.get('gpu') or processor(info)}, torch {info['torch']}"
         noted = dict.fromkeys([*self.machines(), words])
-        (self.folder / "machines.json").write_text(json.dumps(list(noted), indent=1) + "\n")
+        write_json(self.folder / "machines.json", list(noted))
 
     def _stages(self) -> list[tuple[str, Path, list[str]]]:
         """(what it is, file that it leaves, arguments of pacecore), in order."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pacecore.checkpoint import load_checkpoint
+from pacecore.errors import PacecoreError
 from pacecore.probe import is_probe
 
 from .arms import PACE_CONTEXT, RANDOM, SCRATCH, Arm
@@ -72,6 +73,7 @@ class Comparison:
     high: float | None
     p: float | None  # of a difference as large, either way, where there is none
     right: tuple[str, ...] = ()  # of each seed: every video's hit, in the order of their paths
+    against: int = 0  # seeds of the baseline
 
     @property
     def verdict(self) -> str:
@@ -80,7 +82,7 @@ class Comparison:
         if self.low <= 0 <= self.high:
             return "not told apart"
         verdict = "above" if self.low > 0 else "below"
-        return verdict if self.seeds > 1 else f"{verdict}, of these trainings"
+        return verdict if min(self.seeds, self.against) > 1 else f"{verdict}, of these trainings"
 
 
 def hits_of(cell: Cell, measure: Measure) -> dict[str, float]:
@@ -189,6 +191,8 @@ def _right(cells: list[Cell], arm: Arm, measure: Measure) -> tuple[list[str], np
     if not found:
         return [], np.zeros((0, 0))
     videos = sorted(found[0])
+    if any(sorted(hits) != videos for hits in found):
+        raise PacecoreError(f"{arm.name}: its cells were measured on other videos with each seed")
     return videos, np.array([[hits[video] for video in videos] for hits in found], dtype=np.float64)
 
 
@@ -204,7 +208,7 @@ def comparisons(
     result = []
     for measure in MEASURES:
         against = baseline or measure.baseline
-        _, theirs = _right(cells, against, measure)
+        of_theirs, theirs = _right(cells, against, measure)
         for arm in arms.values():
             videos, mine = _right(cells, arm, measure)
             if not len(mine):
@@ -212,6 +216,11 @@ def comparisons(
             spread = mine.mean(axis=1)
             figures = (None, None, None, None)
             if len(theirs) and arm.name != against.name:
+                if videos != of_theirs:
+                    raise PacecoreError(
+                        f"{arm.name} and {against.name} were measured on other videos: are the"
+                        " runs of another data set, or of another place of it?"
+                    )
                 groups = np.array([group_of(path, together) for path in videos])
                 figures = compare(mine, theirs, groups)
             result.append(
@@ -223,6 +232,7 @@ def comparisons(
                     float(spread.std(ddof=1)) if len(mine) > 1 else 0.0,
                     *figures,
                     tuple(" ".join(f"{hit:g}" for hit in seed) for seed in mine),
+                    len(theirs),
                 )
             )
     return result
@@ -237,7 +247,8 @@ def _pace_accuracy(cells: list[Cell]) -> list[tuple[str, list[float], float]]:
             path = cell.pretrained / "summary.json"
             if cell.arm.name == name and path.is_file():
                 results = json.loads(path.read_text(encoding="utf-8"))["results"]
-                found.append((cell.arm.words, results["pace_accuracy"], results["chance"]))
+                if results:  # none where no video was held out
+                    found.append((cell.arm.words, results["pace_accuracy"], results["chance"]))
         if found:
             rows.append((found[0][0], [each[1] for each in found], found[0][2]))
     return rows
