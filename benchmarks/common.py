@@ -9,6 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -284,11 +285,17 @@ def run_limited(
 ) -> tuple[int | None, str]:
     """(exit code, output) of a command in a process group of its own; None past its limit.
 
-    Whatever ends the wait, the command's children end too. The output is in `log` meanwhile.
+    Whatever ends the wait, the command's children end too, and what they have laid in temporary
+    folders goes. The output is in `log` meanwhile.
     """
-    with log.open("w") as file:
+    with log.open("w") as file, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, **_OWN_GROUP
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**(os.environ if env is None else env), "TMPDIR": folder},
+            **_OWN_GROUP,
         )
         _running.add(process)
         try:
@@ -300,6 +307,15 @@ def run_limited(
             process.wait()
             _running.discard(process)
     return code, log.read_text(errors="replace")
+
+
+def end_by_signals() -> None:
+    """Has a request to end, or a terminal that closes, end this process as Ctrl-C does: with what
+    it waits for. To be called in the main thread.
+    """
+    for sent in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(sent) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(sent, signal.default_int_handler)
 
 
 _running: set[subprocess.Popen] = set()  # that run_limited waits for, in any thread

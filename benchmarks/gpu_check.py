@@ -27,7 +27,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -39,7 +38,7 @@ from pathlib import Path
 
 from pacecore.files import made_folder, write_json, write_text
 
-from .common import ROOT, changed, end_running, git, run_main
+from .common import ROOT, changed, end_by_signals, end_running, git, run_main
 from .gpu_steps import STEPS, TOGETHER, Context, Result, breaks, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
@@ -207,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [name for name in names if name not in STEPS]
     if unknown:
         parser.error(f"--only must be of {', '.join(STEPS)}, got {', '.join(unknown)}")
+    names = [name for name in STEPS if name in names]
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -246,5 +246,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its steps end with it
+    end_by_signals()  # and its steps with it
     run_main(main)

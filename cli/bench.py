@@ -39,9 +39,11 @@ def bench(
     ours is faster, the hardware's limit measured in the same run, and the share of it reached.
     What is not installed is said and left out. Exit code 1 when a benchmark failed.
     """
+    from pacecore.benchmarks.common import end_by_signals
     from pacecore.benchmarks.suite import run_suite
     from pacecore.device import pick_device
 
+    end_by_signals()
     place = pick_device(device)
     shown = ["--device", place.type, *(["--quick"] if quick else [])]
     shown += ["--only", only] if only else []
@@ -63,9 +65,15 @@ def bench(
 
 
 def _say(run) -> None:
+    from pacecore.benchmarks.rows import short
+
     click.echo(f"{run.state:8}{run.name:12}{run.seconds:6.1f} s  {run.said}".rstrip())
+    case = None
     for row in run.rows:
+        if row.case != case:
+            case = row.case
+            click.echo(f"    {case}")
         times = f"ours {row.times:.1f} x" if row.times is not None else ""
         share = f"{100 * row.share:.0f} % of the limit" if row.share is not None else ""
-        words = f"{row.value:12.2f} {row.unit:20} {times:14} {share}".rstrip()
-        click.echo(f"    {row.way[:36]:38}{words}")
+        words = f"{short(row.value):>12} {row.unit:20} {times:14} {share}".rstrip()
+        click.echo(f"      {row.way[:36]:38}{words}")
