@@ -29,6 +29,7 @@ __all__ = [
     "PACECORE",
     "Timing",
     "changed",
+    "end_by_signals",
     "end_running",
     "git",
     "machine_info",

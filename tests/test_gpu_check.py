@@ -178,16 +178,16 @@ sys.argv[1:] = ["--device", "cpu", "--out", {str(tmp_path)!r}, "--only", "quick,
 run_main(gpu_check.main)
 """
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    log = tmp_path / "slow.log"
+    log, written = tmp_path / "slow.log", tmp_path / "gpu_check-cpu.json"
     try:
-        while not (log.is_file() and log.read_text().strip()):
+        while not (log.is_file() and log.read_text().strip() and written.is_file()):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(sent)
         assert process.wait(60) == 130
     finally:
         process.kill()
-    record = json.loads((tmp_path / "gpu_check-cpu.json").read_text())
+    record = json.loads(written.read_text())
     assert [(step["name"], step["state"]) for step in record["steps"]] == [("quick", "passed")]
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)

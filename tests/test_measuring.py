@@ -129,7 +129,7 @@ def test_the_authors_clock_starts_after_the_steps_that_are_slow(monkeypatch):
             clock.append(100.0 if len(clock) < 3 else 2.0)
             return self.linear(clips.mean((2, 3, 4)))
 
-    def loader(*given, num_workers, **how):
+    def loader(*given, num_workers, multiprocessing_context, **how):
         return DataLoader(*given, **how)  # no processes
 
     monkeypatch.setattr(pretrain, "DataLoader", loader)
