@@ -33,7 +33,16 @@ from pacecore.backbones.bf16 import check_bf16_conv3d
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 
-from .common import parser_of, peak_extra_bytes, positive, run_main, time_function, write_record
+from .common import (
+    parsed,
+    parser_of,
+    peak_extra_bytes,
+    positive,
+    positive_number,
+    run_main,
+    time_function,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -67,24 +76,21 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--networks", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--ways", nargs="+", choices=WAYS)
-    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--width", type=positive_number, default=1.0)
     parser.add_argument("--batch", type=positive, help="default 60 on a GPU, 2 on a CPU")
     parser.add_argument("--frames", type=positive, help="default 16, s3dg 64")
     parser.add_argument("--crop", type=positive, help="default 112, s3dg 224")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--runs", type=positive, default=2, help="at least, of a way in a round")
     parser.add_argument("--layers", action="store_true", help="each convolution alone")
-    arguments = parser.parse_args()
-    on_cpu = torch.device(arguments.device).type == "cpu"
+    on_cpu = torch.device(parser.parse_args().device).type == "cpu"
+    if on_cpu:  # clips of preset `small`
+        quick = {"networks": ["r21d", "s3dg"], "width": 0.25, "batch": 8, "frames": 16, "crop": 56}
+    else:  # the paper's shape, without what torch.compile takes a minute for
+        quick = {"networks": ["r21d"], "ways": list(QUICK_ON_GPU), "rounds": 1}
+    arguments = parsed(parser, **quick)
     arguments.ways = arguments.ways or list(ON_CPU if on_cpu else WAYS)
     arguments.batch = arguments.batch or (2 if on_cpu else 60)
-    if arguments.quick:
-        if on_cpu:  # clips of preset `small`
-            arguments.networks, arguments.width, arguments.batch = ["r21d", "s3dg"], 0.25, 8
-            arguments.frames, arguments.crop = 16, 56
-        else:  # the paper's shape, without what torch.compile takes a minute for
-            arguments.networks, arguments.ways = ["r21d"], list(QUICK_ON_GPU)
-            arguments.rounds = 1
 
     cases = [{"bf16_check": check_bf16_conv3d(arguments.device).report()}]
     if arguments.layers:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import json
+import math
 import os
 import platform
 import signal
@@ -29,19 +30,24 @@ __all__ = [
     "PACECORE",
     "Timing",
     "changed",
+    "comma_separated",
     "end_by_signals",
     "end_running",
     "git",
     "machine_info",
+    "parsed",
     "parser_of",
     "peak_extra_bytes",
     "percentiles",
     "positive",
+    "positive_number",
     "processor",
+    "read_record",
     "run_limited",
     "run_main",
     "time_function",
     "time_in_turn",
+    "whole",
     "write_record",
 ]
 
@@ -209,17 +215,25 @@ def peak_extra_bytes(function: Callable[[], object], device: str | torch.device 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs a module's `main` as the program: an expected error is one line and exit code 2, Ctrl-C
-    is 130, as of the verbs.
+    is 130, as of the verbs. So is the end of a command that it ran, which has said why.
     """
     try:
         code = main()
-    except PacecoreError as error:
+    except (PacecoreError, subprocess.CalledProcessError) as error:
         name = _started().removesuffix(".__main__").rpartition(".")[2]
-        sys.stderr.write(f"{name}: {error}\n")
+        sys.stderr.write(f"{name}: {_in_words(error)}\n")
         code = 2
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _in_words(error: PacecoreError | subprocess.CalledProcessError) -> str:
+    if isinstance(error, PacecoreError):
+        return str(error)
+    words = error.cmd[3:] if error.cmd[: len(PACECORE)] == PACECORE else None
+    command = " ".join(map(_shown, ["pacecore", *words] if words else map(str, error.cmd)))
+    return f"{command} ended with code {error.returncode}"
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:
@@ -231,6 +245,15 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
     parser.add_argument("--quick", action="store_true", help="few small cases: does it run at all")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """The options given; those of `quick` are the defaults of a quick run."""
+    options = parser.parse_args()
+    if options.quick:
+        parser.set_defaults(**quick)
+        options = parser.parse_args()
+    return options
 
 
 def _device(wish: str) -> str:
@@ -247,6 +270,48 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0, as a seed is. For argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0. For argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    return number
+
+
+def comma_separated(rule: Callable[[str], Any]) -> Callable[[str], list]:
+    """Values by comma, each as `rule` has it and none twice. For argparse."""
+
+    def values(text: str) -> list:
+        found = [rule(word) for word in text.split(",")]
+        if len(set(found)) < len(found):
+            raise argparse.ArgumentTypeError(f"must differ from each other, got {text!r}")
+        return found
+
+    return values
+
+
+def read_record(path: Path) -> dict:
+    """A record that write_record left. PacecoreError if it is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise PacecoreError(f"{path}: cannot be read as a record: {why}") from None
+    if not (isinstance(record, dict) and isinstance(record.get("cases"), list)):
+        raise PacecoreError(f"{path}: is no record: it has no list of cases")
+    return record
 
 
 def write_record(

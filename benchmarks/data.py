@@ -31,7 +31,7 @@ from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.source import VideoFiles
 from pacecore.store import FrameStore, pack, record_bytes
 
-from .common import parser_of, positive, run_main, write_record
+from .common import parsed, parser_of, positive, run_main, write_record
 from .official import ExtractedFrames, Official, Rebuilt, Shape, extract
 
 __all__ = ["add_official_argument", "add_video_arguments", "main", "open_videos"]
@@ -80,9 +80,7 @@ def main() -> None:
     add_video_arguments(parser)
     add_official_argument(parser)
     parser.add_argument("--rounds", type=positive, default=5)
-    options = parser.parse_args()
-    if options.quick:
-        options.videos, options.rounds = 6, 2
+    options = parsed(parser, videos=6, rounds=2)
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     keep_freed_memory()

@@ -13,22 +13,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from .common import PACECORE, run_main, write_record
+from .common import PACECORE, comma_separated, run_main, whole, write_record
 
 __all__ = ["main"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=comma_separated(whole), default="0,1,2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     cases = []
-    for seed in map(int, options.seeds.split(",")):
+    for seed in options.seeds:
         cases.append(_run(seed, options.device))
         print(json.dumps(cases[-1]), flush=True)
-    path = write_record(options.out, "first_run", options.device, cases)
+        # Again after each seed, so that a run which is cut off leaves what it has.
+        path = write_record(options.out, "first_run", options.device, cases)
     print(f"written: {path}")
 
 

@@ -38,7 +38,16 @@ from pathlib import Path
 
 from pacecore.files import made_folder, write_json, write_text
 
-from .common import ROOT, changed, end_by_signals, end_running, git, run_main
+from .common import (
+    ROOT,
+    changed,
+    end_by_signals,
+    end_running,
+    git,
+    positive,
+    positive_number,
+    run_main,
+)
 from .gpu_steps import STEPS, TOGETHER, Context, Result, breaks, run_step
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
@@ -192,9 +201,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", default=",".join(STEPS), help="steps, by comma; build comes first"
     )
-    parser.add_argument("--train-steps", type=int, default=60)
+    parser.add_argument("--train-steps", type=positive, default=60)
     parser.add_argument(
-        "--limit", type=float, default=ALL_SECONDS, help="seconds in which all steps end"
+        "--limit", type=positive_number, default=ALL_SECONDS, help="seconds in which all steps end"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--data", help="videos to feed from; default PACECORE_DATA, else a demo")

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pacecore.errors import PacecoreError
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.media import is_video_name
 from pacecore.video import VideoError, decode, decode_all, probe
 
-from .common import parser_of, write_record
+from .common import parsed, parser_of, positive, run_main, whole, write_record
 from .processes import resident_bytes
 
 __all__ = ["KINDS", "mutations", "read_hostile", "run"]
@@ -224,20 +225,19 @@ def opens(sources: list[Path], count: int) -> dict:
 def main() -> None:
     """Mutates the videos below PACECORE_DATA and reads them."""
     parser = parser_of(__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="mutations")
-    parser.add_argument("--opens", type=int, default=10000, help="opens that may leak nothing")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    count, open_count = (60, 500) if options.quick else (options.count, options.opens)
+    parser.add_argument("--count", type=positive, default=1000, help="mutations")
+    parser.add_argument("--opens", type=positive, default=10000, help="opens that may leak nothing")
+    parser.add_argument("--workers", type=positive, default=2)
+    parser.add_argument("--seed", type=whole, default=0)
+    options = parsed(parser, count=60, opens=500)
     sources = sorted(p for p in data_folder().rglob("*") if is_video_name(p.name))
-    record = run(sources, count, options.workers, options.seed)
+    record = run(sources, options.count, options.workers, options.seed)
     record |= {"memory_limit_bytes": MEMORY_LIMIT, "time_limit_seconds": TIME_LIMIT}
     for kind, counts in record["kinds"].items():
         print(f"{kind:16} " + ", ".join(f"{k} {v}" for k, v in sorted(counts.items())))
     for fault in record["faults"]:
         print(f"FAULT {fault}")
-    record["opens"] = opens(sources, open_count)
+    record["opens"] = opens(sources, options.opens)
     print(f"opens: {record['opens']}")
     write_record(options.out, "hostile", "cpu", [record])
     sys.exit(1 if record["faults"] else 0)
@@ -246,11 +246,11 @@ def main() -> None:
 def data_folder() -> Path:
     """The folder of real videos, from the environment: no record names a machine's paths."""
     if not os.environ.get("PACECORE_DATA"):
-        sys.exit("PACECORE_DATA must name a folder of videos")
+        raise PacecoreError("PACECORE_DATA must name a folder of videos")
     return Path(os.environ["PACECORE_DATA"])
 
 
 if __name__ == "__main__":
     from . import hostile  # its processes find read_hostile in the module alone
 
-    hostile.main()
+    run_main(hostile.main)

@@ -39,7 +39,17 @@ from torch import Tensor
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
-from .common import parser_of, peak_extra_bytes, run_main, time_function, time_in_turn, write_record
+from .common import (
+    comma_separated,
+    parser_of,
+    peak_extra_bytes,
+    positive,
+    positive_number,
+    run_main,
+    time_function,
+    time_in_turn,
+    write_record,
+)
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
 # Rows, features, type and norm of a quick run, which has a minute on a GPU.
@@ -180,11 +190,19 @@ def training_step(
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", help="comma-separated; default by device")
-    parser.add_argument("--features", default="512")
-    parser.add_argument("--types", help="comma-separated; default by device")
-    parser.add_argument("--norms", default="1", help="comma-separated: of the rows of z, about")
+    numbers = comma_separated(positive)
+    parser.add_argument("--rows", type=numbers, help="comma-separated; default by device")
+    parser.add_argument("--features", type=numbers, help="comma-separated; default 512")
+    parser.add_argument(
+        "--types", type=comma_separated(_type), help=f"of {', '.join(TYPES)}; default by device"
+    )
+    parser.add_argument(
+        "--norms", type=comma_separated(positive_number), help="of the rows of z, about; default 1"
+    )
     options = parser.parse_args()
+    given = [name for name in ("rows", "features", "types", "norms") if getattr(options, name)]
+    if options.quick and given:
+        parser.error(f"--quick has cases of its own, so --{given[0]} has no meaning beside it")
     device = torch.device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     on_cuda = device.type == "cuda"
@@ -211,16 +229,20 @@ def sizes(options: argparse.Namespace, on_cuda: bool) -> list[tuple[int, int, st
     """Rows, features, type and norm of each case, the cheap ones first."""
     if options.quick:
         return QUICK_CUDA if on_cuda else QUICK_CPU
-    types = options.types or ("bfloat16,float32" if on_cuda else "float32")
     # On the CPU eager needs 8 GB at 16,384 rows, and minutes beyond.
-    rows = options.rows or ",".join(str(n) for n in ROWS if on_cuda or n <= 16384)
     return [
         (n, features, kind, norm)
-        for n in map(int, rows.split(","))
-        for features in map(int, options.features.split(","))
-        for kind in types.split(",")
-        for norm in map(float, options.norms.split(","))
+        for n in options.rows or [n for n in ROWS if on_cuda or n <= 16384]
+        for features in options.features or [512]
+        for kind in options.types or (["bfloat16", "float32"] if on_cuda else ["float32"])
+        for norm in options.norms or [1.0]
     ]
+
+
+def _type(word: str) -> str:
+    if word not in TYPES:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(TYPES)}, got {word!r}")
+    return word
 
 
 def words(case: dict) -> str:

@@ -20,7 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from .common import RESULTS, ROOT, machine_info
+from pacecore.errors import PacecoreError
+
+from .common import RESULTS, ROOT, machine_info, read_record, run_main
 
 __all__ = ["main"]
 
@@ -55,6 +57,8 @@ def main() -> None:
     unknown = set(arguments.states.split(",")) - set(STATES)
     if unknown:
         parser.error(f"--states must be of {', '.join(STATES)}, got {', '.join(sorted(unknown))}")
+    if arguments.work and not arguments.work.is_dir():
+        parser.error(f"--work: {arguments.work} is not a folder")
     record: dict = {"benchmark": "install", "command": "python -m benchmarks.install"}
     record |= {"machine": machine_info(), "cases": _recorded(arguments.out)}
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
@@ -71,7 +75,7 @@ def main() -> None:
 
 def _recorded(path: Path) -> list[dict]:
     """Cases of the record that is there: a state not measured anew stays."""
-    return json.loads(path.read_text())["cases"] if path.is_file() else []
+    return read_record(path)["cases"] if path.is_file() else []
 
 
 def _case(state: str, folder: Path, arguments: argparse.Namespace) -> dict:
@@ -105,9 +109,7 @@ def _wheel(folder: Path, source: Path, python: Path, arguments: argparse.Namespa
     _run(other, "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps", str(wheel))
     case["probe"] = _probe(folder, other)
     if case["probe"]["torch"] == built_with:
-        raise SystemExit(
-            f"install: the wheel was built with torch {built_with}, too; nothing shown"
-        )
+        raise PacecoreError(f"the wheel was built with torch {built_with}, too; nothing shown")
     return case
 
 
@@ -172,9 +174,9 @@ def _run(
         env={**os.environ, **(environment or {})},
     )
     if done.returncode:
-        raise SystemExit(f"install: {' '.join(words)} failed\n{done.stdout}\n{done.stderr}")
+        raise PacecoreError(f"{' '.join(words)} failed\n{done.stdout}\n{done.stderr}")
     return done.stdout
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

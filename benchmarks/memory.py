@@ -31,7 +31,7 @@ from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 
-from .common import parser_of, peak_extra_bytes, positive, run_main, write_record
+from .common import parsed, parser_of, peak_extra_bytes, positive, run_main, write_record
 
 CARD = 24 * 2**30
 RESERVE = 3 * 2**30
@@ -72,10 +72,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--clips", type=positive, default=60, help="of a step: 30 videos, two each")
     parser.add_argument("--accumulate", type=positive, nargs="+", default=[1, 2, 3, 5, 10, 15, 30])
-    arguments = parser.parse_args()
-    types = (False, True)
-    if arguments.quick:
-        arguments.networks, arguments.accumulate, types = ["s3dg"], [30], (True,)
+    arguments = parsed(parser, networks=["s3dg"], accumulate=[30])
+    types = (True,) if arguments.quick else (False, True)
 
     cases = [] if _on_gpu(arguments.device) else [against_resident_memory()]
     for network in arguments.networks:

@@ -21,7 +21,7 @@ import torch
 
 from pacecore.backbones.tuning import keep_freed_memory
 
-from .common import parser_of, run_main, time_function, time_in_turn, write_record
+from .common import parser_of, positive_number, run_main, time_function, time_in_turn, write_record
 from .pace_clip_contenders import CONTENDERS, Case, inputs_of, ours
 
 __all__ = ["main"]
@@ -141,7 +141,9 @@ def run_case(case: Case, threads: int, bandwidth: float, args: argparse.Namespac
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="least time for each figure")
+    parser.add_argument(
+        "--seconds", type=positive_number, default=1.0, help="least time for each figure"
+    )
     parser.add_argument("--only", nargs="*", help="words of the contenders to run; default all")
     args = parser.parse_args()
     device = torch.device(args.device)

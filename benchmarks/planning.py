@@ -17,7 +17,7 @@ from pacecore.errors import PacecoreError
 from pacecore.files import write_text
 from pacecore.store import record_bytes
 
-from .common import RESULTS, processor
+from .common import RESULTS, positive_number, processor, read_record, run_main
 from .rows import short
 
 __all__ = ["Inputs", "Plan", "main", "page"]
@@ -316,20 +316,20 @@ def planned() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gpu-clips", type=float, help="clips a second of a GPU; default measured")
+    parser.add_argument(
+        "--gpu-clips", type=positive_number, help="clips a second of a GPU; default measured"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "planning.md")
     options = parser.parse_args()
-    if options.gpu_clips is not None and not options.gpu_clips > 0:
-        parser.error(f"--gpu-clips must be above 0, got {options.gpu_clips:g}")
     source = RESULTS / "data-cpu.json"
     if not source.is_file():
         parser.error(f"{source} is not here: python -m benchmarks.data writes it")
     inputs = of_gpu(RESULTS)
     if options.gpu_clips:
         inputs = replace(inputs, gpu_clips=options.gpu_clips, gpu_from="given with --gpu-clips")
-    write_text(options.out, page(json.loads(source.read_text()), inputs))
+    write_text(options.out, page(read_record(source), inputs))
     print(f"page: {options.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -38,7 +38,7 @@ from pacecore.inputs import worker_count
 from pacecore.store import pack
 from pacecore.train import pace_model, pretrain
 
-from .common import parser_of, run_main, time_function, write_record
+from .common import parsed, parser_of, run_main, time_function, write_record
 from .data import add_official_argument, add_video_arguments, open_videos
 from .official import Official, Rebuilt, Shape, extract, training_step
 
@@ -250,9 +250,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     add_video_arguments(parser)
     add_official_argument(parser)
-    options = parser.parse_args()
-    if options.quick:
-        options.videos = 18
+    options = parsed(parser, videos=18)
     device = torch.device(options.device)
     common = setting(device, options.quick)
     alone: dict[tuple, float | None] = {}

@@ -11,7 +11,7 @@ from pacecore.check import data_check
 from pacecore.datasets import find_videos, probe_all
 from pacecore.store import pack, store_bytes
 
-from .common import parser_of, run_main, write_record
+from .common import parser_of, run_main, whole, write_record
 from .hostile import data_folder
 
 SIZE = (128, 171)  # height, width
@@ -20,11 +20,14 @@ SIZE = (128, 171)  # height, width
 def main() -> None:
     """Writes the record; file names and counts only."""
     parser = parser_of(__doc__)
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
+    parser.add_argument("--workers", type=whole, default=0, help="processes; 0: one a core")
     options = parser.parse_args()
     sets = ("clips",) if options.quick else ("clips", "ucf101", "ut_interaction")
-    cases = [_case(data_folder() / name, options.workers) for name in sets]
-    write_record(options.out, "real_sets", "cpu", cases)
+    cases = []
+    for name in sets:
+        cases.append(_case(data_folder() / name, options.workers))
+        # Again after each set, so that a run which is cut off leaves what it has.
+        write_record(options.out, "real_sets", "cpu", cases)
 
 
 def _case(folder: Path, workers: int) -> dict:

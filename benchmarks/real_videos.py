@@ -35,7 +35,9 @@ def main() -> None:
     for name, source, arguments in _cases(options.data, options.runs):
         cases.append(_run(name, source, arguments, options.runs / name))
         print(json.dumps(cases[-1]), flush=True)
-    print(f"written: {write_record(options.out, 'real_videos', 'cpu', cases)}")
+        # Again after each run, so that one which is cut off leaves what it has.
+        path = write_record(options.out, "real_videos", "cpu", cases)
+    print(f"written: {path}")
 
 
 def _cases(data: Path, runs: Path) -> list[tuple[str, Path, list[str]]]:

@@ -151,15 +151,21 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=positive, default=9, help="runs of each way, in turn")
     arguments = parser.parse_args()
+    if arguments.large and arguments.quick:
+        parser.error("--large has no quick run")
+    cases: list[dict] = []
     if arguments.large:
         name = "retrieve-large"
-        cases = [large_case(arguments.large, 3783, 95370, 50176, arguments.device)]
+        todo = [lambda: large_case(arguments.large, 3783, 95370, 50176, arguments.device)]
     else:
         name, sizes = "retrieve", [(1500, 4000, 512)]
         if not arguments.quick:
             sizes += [(3783, 9537, 512), (3783, 9537, 9216)]
-        cases = [case(*size, arguments.device, arguments.rounds) for size in sizes]
-    path = write_record(arguments.out, name, arguments.device, cases)
+        todo = [lambda size=size: case(*size, arguments.device, arguments.rounds) for size in sizes]
+    for each in todo:
+        cases.append(each())
+        # Again after each size, so that a run which is cut off leaves what it has.
+        path = write_record(arguments.out, name, arguments.device, cases)
     print(f"record: {path}")
 
 

@@ -34,7 +34,15 @@ from pacecore.train import pretrain
 from pacecore.workers import core_count
 
 from .backbones import Way, training_step
-from .common import parser_of, peak_extra_bytes, processor, run_main, time_function, write_record
+from .common import (
+    parser_of,
+    peak_extra_bytes,
+    processor,
+    read_record,
+    run_main,
+    time_function,
+    write_record,
+)
 from .data import add_video_arguments, open_videos
 from .feeding import feeding
 from .pretrain import rate_between
@@ -320,7 +328,7 @@ def main() -> None:
 
 def _write_page(record: Path) -> Path:
     path = record.with_suffix(".md")
-    write_text(path, page(json.loads(record.read_text())))
+    write_text(path, page(read_record(record)))
     return path
 
 

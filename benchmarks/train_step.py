@@ -31,6 +31,7 @@ from pacecore.config import TrainOptions, from_mapping
 from pacecore.demo import make_demo
 from pacecore.device import clip_format, trusted
 from pacecore.engine import fit
+from pacecore.errors import PacecoreError
 from pacecore.inputs import open_inputs
 from pacecore.loader import ClipBatch, TrainingSchedule, load_batches
 from pacecore.ops.info_nce import info_nce
@@ -39,7 +40,7 @@ from pacecore.source import FrameSource
 from pacecore.store import FrameStore
 from pacecore.train import PaceTask, pace_model
 
-from .common import PACECORE, parser_of, positive, run_main, write_record
+from .common import PACECORE, parsed, parser_of, positive, run_main, write_record
 from .processes import resident_bytes
 
 THIN = {
@@ -57,12 +58,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--memory-steps", type=positive, default=2000)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    arguments = parser.parse_args()
+    arguments = parsed(parser, rounds=2, memory_steps=200)
     on_cpu = arguments.device == "cpu"
-    arguments.steps = arguments.steps or (6 if on_cpu else 100)
-    if arguments.quick:
-        arguments.rounds, arguments.memory_steps = 2, 200
-        arguments.steps = 2 if on_cpu else 20
+    if not arguments.steps:
+        arguments.steps = (2 if on_cpu else 20) if arguments.quick else (6 if on_cpu else 100)
     cases = []
     with tempfile.TemporaryDirectory() as folder:
         arguments.folder = Path(folder)
@@ -251,8 +250,9 @@ def start(arguments: argparse.Namespace) -> list[dict]:
 
 
 def pacecore(*words: str) -> None:
-    quiet = subprocess.DEVNULL
-    subprocess.run([*PACECORE, *words], check=True, stdout=quiet, stderr=quiet)
+    done = subprocess.run([*PACECORE, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise PacecoreError(f"pacecore {words[0]} failed\n{done.stderr.strip()}")
 
 
 def memory(arguments: argparse.Namespace) -> list[dict]:

@@ -26,9 +26,11 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 
-from .common import PACECORE, positive, run_main, write_record
+from .common import PACECORE, positive, positive_number, run_main, write_record
 
 __all__ = ["main"]
+
+_CONTRASTS = ("context", "pace", "none")
 
 
 def main() -> None:
@@ -36,8 +38,8 @@ def main() -> None:
     parser.add_argument("data", help="folder, list or index of videos")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--steps", type=positive, default=20)
-    parser.add_argument("--lr", type=float, default=1e-6)
-    parser.add_argument("--contrasts", nargs="+", default=["context", "pace", "none"])
+    parser.add_argument("--lr", type=positive_number, default=1e-6)
+    parser.add_argument("--contrasts", nargs="+", choices=_CONTRASTS, default=_CONTRASTS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -46,7 +48,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             cases.append(compared(arguments, contrast, Path(folder)))
         print(json.dumps(cases[-1]), flush=True)
-    print(f"written: {write_record(arguments.out, 'two_ranks', arguments.device, cases)}")
+        # Again after each, so that a run which is cut off leaves what it has.
+        path = write_record(arguments.out, "two_ranks", arguments.device, cases)
+    print(f"written: {path}")
 
 
 def compared(arguments: argparse.Namespace, contrast: str, folder: Path) -> dict:

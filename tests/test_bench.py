@@ -16,9 +16,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import pretrain, suite, train_step
+from benchmarks import pretrain, retrieve, suite, train_step
 from benchmarks.backbones import Apart, Way, kernels_of
-from benchmarks.common import RESULTS, Timing, run_limited, time_in_turn
+from benchmarks.common import (
+    PACECORE,
+    RESULTS,
+    Timing,
+    parsed,
+    parser_of,
+    read_record,
+    run_limited,
+    run_main,
+    time_in_turn,
+)
 from benchmarks.info_nce import loss_alone
 from benchmarks.official import Shape, _i420
 from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
@@ -136,14 +146,23 @@ def test_what_cannot_run_is_refused_before_anything_does(tmp_path, arguments, wo
     ("command", "words"),
     [
         ("experiments /nowhere --runs R", "experiments: /nowhere: no such file or folder"),
-        ("experiments /nowhere --runs R --seeds 1,b", "must be whole numbers by comma, got '1,b'"),
+        ("experiments /nowhere --runs R --seeds 1,b", "must be a whole number, got 'b'"),
         ("experiments /nowhere --runs R --scene set[0-9]", "must have a group, in parentheses"),
         ("data --device tpu", "argument --device: device must be auto, cpu, cuda or cuda:<n>, got"),
         ("memory --clips 0", "argument --clips: must be a whole number above 0, got '0'"),
+        ("info_nce --types int8", "must be of float32, bfloat16, float16, got 'int8'"),
+        ("info_nce --rows 60,60", "argument --rows: must differ from each other, got '60,60'"),
+        ("info_nce --quick --norms 2", "cases of its own, so --norms has no meaning beside it"),
+        ("retrieve --quick --large 3", "--large has no quick run"),
+        ("planning --gpu-clips inf", "must be a finite number above 0, got 'inf'"),
+        ("scaling --page none.json", "none.json: cannot be read as a record: No such file"),
+        ("install --work none", "--work: none is not a folder"),
+        ("hostile --count 1", "hostile: PACECORE_DATA must name a folder of videos"),
     ],
 )
 def test_a_benchmark_ends_in_words(monkeypatch, capsys, tmp_path, command, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PACECORE_DATA", raising=False)
     name, *arguments = command.split()
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)  # runpy warns of it
@@ -162,6 +181,49 @@ def test_a_benchmark_that_breaks_off_leaves_what_it_has(monkeypatch, tmp_path):
     with pytest.raises(ZeroDivisionError):
         train_step.main()
     assert json.loads(record.read_text())["cases"] == [{"case": "memory", "held": 1}]
+
+
+def test_a_command_that_fails_ends_a_benchmark_in_words(capfd):
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: subprocess.run([*PACECORE, "train", "/no/videos"], check=True))
+    assert ended.value.code == 2
+    said = capfd.readouterr().err.splitlines()
+    assert said[-2] == "pacecore: /no/videos: no such file or folder"
+    assert said[-1].endswith(": pacecore train videos ended with code 2")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"cases": 3}', "[" * 100_000, "\x00"])
+def test_what_is_no_record_is_told_by_its_name(tmp_path, text):
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(PacecoreError, match=f"{path}: "):
+        read_record(path)
+
+
+def test_options_given_to_a_quick_run_stay(monkeypatch):
+    parser = parser_of("What it does.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--videos", type=int, default=36)
+    for words, expected in (("", (5, 36)), ("--quick", (2, 6)), ("--quick --videos 9", (2, 9))):
+        monkeypatch.setattr(sys, "argv", ["it", *words.split()])
+        options = parsed(parser, rounds=2, videos=6)
+        assert (options.rounds, options.videos) == expected
+        parser.set_defaults(rounds=5, videos=36)
+
+
+def test_a_record_of_each_size_is_there_before_the_next(monkeypatch, tmp_path):
+    record = tmp_path / "record.json"
+
+    def case(queries, gallery, dimensions, device, rounds):
+        if dimensions > 512:
+            raise KeyboardInterrupt
+        return {"queries": queries}
+
+    monkeypatch.setattr(retrieve, "case", case)
+    monkeypatch.setattr(sys, "argv", ["retrieve", "--out", str(record)])
+    with pytest.raises(KeyboardInterrupt):
+        retrieve.main()
+    assert [each["queries"] for each in read_record(record)["cases"]] == [1500, 3783]
 
 
 def test_the_verb_says_each_benchmark_and_exits_1_when_one_failed(monkeypatch, tmp_path):

@@ -74,7 +74,7 @@ def test_what_passed_before_stays_until_the_code_changes(tmp_path, monkeypatch):
     assert "| first | passed | 0.0 | ; commit a |" in (tmp_path / "gpu_check-cuda.md").read_text()
     assert states("--commit", "c", "--only", "second", "--also", "b") == {"second": "passed"}
     late = {"first": "failed", "second": "passed"}  # neither is begun
-    assert states("--commit", "c", "--limit", "-1") == late
+    assert states("--commit", "c", "--limit", "1e-9") == late
     other = tmp_path / "gpu_check-cuda-before.json"
     assert not other.exists()
     assert states("--commit", "d") == both
@@ -101,7 +101,7 @@ def test_a_step_that_is_cut_off_by_the_time_of_all_leaves_what_was_found_before(
         (step,) = json.loads((tmp_path / "gpu_check-cpu.json").read_text())["steps"]
         return step["said"]
 
-    late = ("--limit", "-1")
+    late = ("--limit", "1e-9")
     shown = [said(), said(*late), said(*late), said(*late), said()]
     assert shown == ["one differs", "one differs", "whole", "whole", "one differs"]
 
@@ -137,7 +137,7 @@ def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "STEPS", {"a": lambda context: pytest.fail("begun")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "machine", lambda device, commit: {})
-    assert gpu_check.main(["--out", str(tmp_path), "--only", "a", "--limit", "-1"]) == 1
+    assert gpu_check.main(["--out", str(tmp_path), "--only", "a", "--limit", "1e-9"]) == 1
     assert "not begun" in (tmp_path / "gpu_check-cuda.json").read_text()
 
 

@@ -30,7 +30,16 @@ from pacecore.errors import PacecoreError
 from pacecore.report import make_report
 from pacecore.store import FrameStore
 
-from ..common import RESULTS, end_by_signals, positive, run_main, write_record
+from ..common import (
+    RESULTS,
+    comma_separated,
+    end_by_signals,
+    positive,
+    positive_number,
+    run_main,
+    whole,
+    write_record,
+)
 from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
 from .page import evidence_page, summary, trained_on
@@ -44,13 +53,13 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--grid", choices=list(_GRIDS), default="main")
     parser.add_argument("--setting", choices=list(SETTINGS), default="small")
-    parser.add_argument("--seeds", type=_seeds, default="0,1,2")
+    parser.add_argument("--seeds", type=comma_separated(whole), default="0,1,2")
     parser.add_argument("--arms", help="by name, of any grid; default all of --grid")
     parser.add_argument("--jobs", type=positive, default=1, help="cells at once, sharing the cores")
     parser.add_argument("--threads", type=positive, help="of a cell; default a fair share")
     parser.add_argument(
         "--limit-minutes",
-        type=float,
+        type=positive_number,
         help="of one cell; default 40 at the small setting, times the arm's schedules",
     )
     parser.add_argument("--device", default="auto")
@@ -130,16 +139,6 @@ def _chosen(parser: argparse.ArgumentParser, grid: str, names: str | None) -> li
     if len(set(wanted)) < len(wanted):
         parser.error(f"--arms must differ from each other, got {names}")
     return [known[name] for name in wanted]
-
-
-def _seeds(text: str) -> list[int]:
-    words = text.split(",")
-    if not all(word.isdecimal() for word in words):
-        raise argparse.ArgumentTypeError(f"must be whole numbers by comma, got {text!r}")
-    seeds = [int(word) for word in words]
-    if len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"must differ from each other, got {text!r}")
-    return seeds
 
 
 def _expression(text: str) -> str:
