@@ -1,4 +1,4 @@
-"""The layers as they run on tensor cores: filled up with channels of zeros, results as without."""
+"""The layers as they run on tensor cores, filled up with channels of zeros; batch norm on a CPU."""
 
 import copy
 
@@ -85,3 +85,46 @@ def test_a_norm_that_was_replaced_is_given_no_channels_of_zeros(as_on_tensor_cor
             part.norm = nn.BatchNorm3d(part.norm.num_features)  # as SyncBatchNorm does
     network = network.double().to(memory_format=MEMORY_FORMAT)
     assert network(clips()).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 13, 11), (2, 16, 8, 28, 28), (1, 3, 1, 1, 4099)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_batch_norm_of_many_rows_on_a_cpu_is_that_of_float64(shape, kind):
+    torch.manual_seed(0)
+    x = (torch.randn(shape) + 0.5).relu().to(kind, memory_format=MEMORY_FORMAT)
+    gradient = torch.randn(shape).to(kind, memory_format=MEMORY_FORMAT)
+    norm = BatchNorm3d(shape[1])
+    nn.init.uniform_(norm.weight)
+    exact = nn.BatchNorm3d(shape[1]).double()
+    exact.load_state_dict(norm.state_dict())
+    results = []
+    for each, maps in ((norm, x), (exact, x.double())):
+        maps = maps.detach().requires_grad_()
+        y = each(maps)
+        y.backward(gradient.to(y.dtype))
+        moments = each.running_mean, each.running_var
+        results.append((moments, (each.weight.grad, each.bias.grad), (y, maps.grad)))
+        assert y.is_contiguous(memory_format=MEMORY_FORMAT)
+        assert each.num_batches_tracked == 1
+    # torch adds up the parameters' gradients, as long as they are, in float32.
+    bounds = 1e-6, 1e-5, {torch.float32: 2e-6, torch.bfloat16: 8e-3}[kind]
+    for bound, ours, wanted in zip(bounds, *results, strict=True):
+        for value, true in zip(ours, wanted, strict=True):
+            assert (value - true).abs().max() <= bound * true.abs().max()
+    norm.eval(), exact.eval()
+    torch.testing.assert_close(norm(x).double(), exact(x.double()), atol=2e-2, rtol=0)
+
+
+def test_batch_norm_of_many_rows_has_its_gradients_and_theirs(monkeypatch):
+    monkeypatch.setattr(layers, "GROUP", 4)
+    torch.manual_seed(0)
+    norm = BatchNorm3d(3).double()
+    x = torch.randn(2, 3, 1, 3, 3, dtype=torch.float64).to(memory_format=MEMORY_FORMAT)
+    values = [each.detach().requires_grad_() for each in (x, norm.weight, norm.bias)]
+
+    def normed(maps, weight, bias):
+        return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (maps,))
+
+    assert normed(*values).grad_fn.name() == "_NormalisedBackward"
+    torch.autograd.gradcheck(normed, values)
+    torch.autograd.gradgradcheck(normed, values)
