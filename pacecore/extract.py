@@ -81,7 +81,8 @@ def load_features(path: str | Path) -> Features:
             values = safetensors("numpy", path).load_file(path)["features"]
         else:
             values = np.lib.format.open_memmap(path, "r")  # np.load also tries pickles and zips
-        order = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        beside = path.with_suffix(".json")
+        text = beside.read_bytes()
     except OSError as error:
         named, reason = error.filename or path, error.strerror or error
         raise PacecoreError(f"{named}: features cannot be read: {reason}") from None
@@ -89,10 +90,33 @@ def load_features(path: str | Path) -> Features:
         raise
     except Exception as error:  # numpy and safetensors raise many types for a broken file
         raise PacecoreError(f"{path}: not features of pacecore extract: {error}") from None
-    shape = order.get("shape") if isinstance(order, dict) else None
-    if shape != list(values.shape) or len(order.get("videos", ())) != len(values):
+    try:
+        order = json.loads(text)
+        _require_order(order)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise PacecoreError(f"{beside}: not of pacecore extract: {error!r}") from None
+    shape = order["shape"]
+    if shape != list(values.shape) or len(order["videos"]) != len(values):
         raise PacecoreError(f"{path}: {list(values.shape)} values, but the JSON says {shape}")
     return Features(path, values, order)
+
+
+def _require_order(order: dict[str, Any]) -> None:
+    """Raises ValueError, LookupError or TypeError for what is not as `_Writer` writes it."""
+    classes = order["classes"]
+    kinds = {"videos": list, "unreadable": dict, "clips": int, "width": float}
+    kinds |= dict.fromkeys(("network", "stage", "pool", "unit", "backbone", "identity"), str)
+    for name, kind in kinds.items():
+        if not isinstance(order[name], kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {order[name]!r:.100}")
+    if not (isinstance(classes, list) and all(isinstance(each, str) for each in classes)):
+        raise ValueError(f"classes must be a list of names, got {classes!r:.100}")
+    for video in order["videos"]:
+        label = video["label"]
+        known = type(label) is int and 0 <= label < (len(classes) or label + 1)
+        if not (isinstance(video["path"], str) and (label is None or known)):
+            rule = f"path must be a text and label null or one of {len(classes)} classes"
+            raise ValueError(f"{rule}, got {video!r:.200}")
 
 
 def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
@@ -314,7 +338,8 @@ class _Writer:
             _mapped(self.state_part, np.uint8, shape[:1]).flush()
             self.begun.write_text(json.dumps(self.description), encoding="utf-8")
         except OSError as error:
-            self.part.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder has its name, say
+                self.part.unlink(missing_ok=True)
             needed = 4 * np.prod(shape, dtype=np.int64) / 1e9
             raise PacecoreError(
                 f"{self.part}: cannot be made: {error.strerror}; it takes {needed:.2f} GB"

@@ -1,7 +1,7 @@
 """Figures of the paper, each with the place where it was read, and when a run is its setting."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,21 @@ def paper_figures(path: str | Path | None = None) -> tuple[PaperFigure, ...]:
         return _KNOWN
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        return _KNOWN + tuple(
-            PaperFigure(**{**entry, "percent": float(entry["percent"])}) for entry in entries
-        )
+        return _KNOWN + tuple(map(_figure, entries))
     except OSError as error:
         raise PacecoreError(f"{path}: figures cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise PacecoreError(f"{path}: not a list of the paper's figures: {error}") from None
+
+
+def _figure(entry: dict[str, Any]) -> PaperFigure:
+    figure = PaperFigure(**{**entry, "percent": float(entry["percent"])})
+    for name, value in asdict(figure).items():
+        if name != "percent" and not isinstance(value, str):
+            raise ValueError(f"{name} must be a text, got {value!r}")
+    if not 0 <= figure.percent <= 100:
+        raise ValueError(f"percent must be from 0 to 100, got {figure.percent}")
+    return figure
 
 
 def method_of(learning: dict[str, Any]) -> str:

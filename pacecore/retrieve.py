@@ -53,6 +53,7 @@ def nearest(
     boundaries: tuple[int, ...] | None = None,
     block_bytes: int = _BLOCK_BYTES,
     on_progress: Callable[[int], None] = lambda _: None,
+    names: tuple[str, str] = ("queries", "gallery"),
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of `gallery` (N, D) by cosine of each row of `queries` (Q, D).
 
@@ -63,7 +64,8 @@ def nearest(
     of exact equals the lower number is nearer, where no more than 16 beyond k are that close.
     on_progress(done) is called with the number of queries that are done.
 
-    Raises PacecoreError for shapes that do not fit.
+    Raises PacecoreError for shapes that do not fit, and for rows that are not finite or of a length
+    beyond fp32, by whichever of `names` they are in.
     """
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise PacecoreError(
@@ -83,7 +85,7 @@ def nearest(
     cosines = np.empty((len(queries), k), dtype=np.float32)
     for first in range(0, len(queries), query_rows):
         block = queries[first : first + query_rows]
-        found, near = _candidates(block, gallery, wanted, gallery_rows, device)
+        found, near = _candidates(block, gallery, wanted, gallery_rows, device, names)
         _settle(block, gallery, found, near, edges, block_bytes)
         numbers[first : first + len(block)] = found[:, :k]
         cosines[first : first + len(block)] = near[:, :k]
@@ -92,14 +94,19 @@ def nearest(
 
 
 def _candidates(
-    queries: np.ndarray, gallery: np.ndarray, wanted: int, rows: int, device: torch.device
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    wanted: int,
+    rows: int,
+    device: torch.device,
+    names: tuple[str, str],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `wanted` nearest of each query by fp32 cosine, nearest first."""
-    asked, asked_scale = _rows(queries, device)
+    asked, asked_scale = _rows(queries, device, names[0])
     best: dict[int, tuple[Tensor, Tensor]] = {}  # by the part of the queries: cosines, numbers
     products = torch.empty(_TOGETHER * rows, dtype=torch.float32, device=device)  # asked for once
     for first in range(0, len(gallery), rows):
-        answers, scale = _rows(gallery[first : first + rows], device)
+        answers, scale = _rows(gallery[first : first + rows], device, names[1])
         by_rows = answers.shape[1] < len(asked)  # fewer numbers to scale than products
         if by_rows:
             answers = answers * scale[:, None]
@@ -142,11 +149,16 @@ def _selected(array: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(found, order, axis=1), np.take_along_axis(places, order, axis=1)
 
 
-def _rows(rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows on the device, and 1 / their lengths."""
+def _rows(rows: np.ndarray, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
+    """Rows on the device, and 1 / their lengths. Raises PacecoreError where one is not finite: it
+    would be nearest to all.
+    """
     whole = rows.dtype == np.float32 and rows.flags.c_contiguous and rows.flags.writeable
     values = torch.from_numpy(rows if whole else np.array(rows, dtype=np.float32)).to(device)
-    return values, 1 / values.norm(dim=1).clamp_min(_TINY)
+    lengths = values.norm(dim=1)
+    if not lengths.isfinite().all():
+        raise PacecoreError(f"{name}: holds rows that are not finite, or of a length beyond fp32")
+    return values, 1 / lengths.clamp_min(_TINY)
 
 
 def _settle(
@@ -263,8 +275,8 @@ def retrieve_features(
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
     """Figures and neighbours of features that are there already; ranks share the queries.
 
-    Raises PacecoreError for features of another network, stage, unit or number of clips, or without
-    labels.
+    Raises PacecoreError for features of another network, stage, unit or number of clips, without
+    labels, or that are not finite.
     """
     _require_same(gallery, queries)
     made = {name: gallery.order[name] for name in ("stage", "pool", "unit", "clips")}
@@ -281,6 +293,7 @@ def retrieve_features(
         device=device,
         boundaries=ks,
         on_progress=lambda done: progress.update(done, "queries"),
+        names=(str(queries.path), str(gallery.path)),
     )
     progress.close()
     numbers = torch.zeros(len(asked), own[0].shape[1], dtype=torch.int64)

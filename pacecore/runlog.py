@@ -74,17 +74,17 @@ class RunFolder:
                     self._tensorboard.add_scalar(name, value, values.get("step"))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+        """The lines of metrics.jsonl but those that are none, such as a last one cut by a kill."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return []
         result = []
-        for line in lines:
-            try:
-                result.append(json.loads(line))
-            except ValueError:
-                continue
+        for line in text.splitlines():
+            with suppress(ValueError, RecursionError):
+                values = json.loads(line)
+                if isinstance(values, dict) and isinstance(values.get("step", 0), int | float):
+                    result.append(values)
         return result
 
     def rewind(self, step: int) -> None:

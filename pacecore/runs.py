@@ -129,8 +129,11 @@ def read_run(folder: str | Path) -> Run:
         raise PacecoreError(f"{folder}: cannot be read: {error.strerror}") from None
     summary = _read(folder / "summary.json", "options")
     test = _read(folder / "test.json", "trained_with")
-    found = sorted(folder.glob("retrieve-*.json"))
-    retrievals = [_read(path, "top", "stage", "pool", "unit") for path in found]
+    found = (
+        _read(path, "top", "stage", "pool", "unit")
+        for path in sorted(folder.glob("retrieve-*.json"))
+    )
+    retrievals = [each for each in found if each]  # {} of a link to nothing
     if not (summary or test or retrievals):
         raise NoResults(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
     first = next(each for each in (summary, test, *retrievals) if each)
@@ -175,14 +178,20 @@ def told_apart(runs: list[Run]) -> list[Run]:
     return result
 
 
+_OF_NAMES = {"options", "trained_with", "measured_with", "top", "pretrained", "results"}
+
+
 def _read(path: Path, *needed: str) -> dict[str, Any]:
     """The record, {} where there is none; other programs write files of such names too."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or not record.keys() >= set(needed):
             raise ValueError(f"it must have {', '.join(needed)}")
+        for name in _OF_NAMES & record.keys():
+            if not isinstance(record[name], dict):
+                raise ValueError(f"{name} must be an object, got {record[name]!r:.100}")
         return record
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PacecoreError(f"{path}: not a record of pacecore: {error}") from None

@@ -22,7 +22,14 @@ import torch
 from pacecore.errors import PacecoreError
 from pacecore.files import for_one_process, made_folder, reason_of, write_lines, write_text
 from pacecore.frames import FRAME_COLUMNS, Frames
-from pacecore.index import BadVideo, VideoEntry, VideoIndex, absolute
+from pacecore.index import (
+    BadVideo,
+    DatasetError,
+    VideoEntry,
+    VideoIndex,
+    absolute,
+    require_video,
+)
 from pacecore.isolated import JobFailure, process_count, run_jobs
 from pacecore.media import state_of
 from pacecore.resample import plane_shapes, resample
@@ -161,9 +168,7 @@ def _resumed(
             raise StoreError(f"{folder}: holds an unfinished store of other videos or another size")
         if not frames.exists() or frames.stat().st_size != total:
             raise StoreError(f"{folder}: {_FRAMES} of its unfinished store is gone or cut")
-        done = [
-            each for each in lines[1:] if each.get("stamp") == state_of(jobs[each["video"]].path)
-        ]
+        done = [each for each in lines[1:] if _is_of(each, jobs)]
         # Written anew, so that a line cut short by the interruption does not stay.
         write_lines(journal, (json.dumps(line) + "\n" for line in [head, *done]))
         return {line["video"]: line for line in done}
@@ -174,6 +179,15 @@ def _resumed(
         file.truncate(total)
     write_text(journal, json.dumps(head) + "\n")
     return {}
+
+
+def _is_of(line: dict, jobs: list[_Job]) -> bool:
+    """Whether a line of the journal says how a video went that is still as it was then."""
+    with suppress(KeyError, TypeError, IndexError, AttributeError):
+        said = type(line["format"]) is int if "format" in line else isinstance(line["bad"], str)
+        video = line["video"]
+        return said and video >= 0 and line["stamp"] == state_of(jobs[video].path)
+    return False
 
 
 def _journal_lines(journal: Path) -> Iterator[dict]:
@@ -254,6 +268,20 @@ def _finish(
     (folder / _JOURNAL).unlink()
 
 
+def _require_content(content: dict) -> None:
+    """Raises ValueError, KeyError, TypeError or DatasetError for what `pack` does not write."""
+    classes = content["classes"]
+    if not isinstance(classes, list):
+        raise ValueError("classes must be a list")
+    if not all(isinstance(text, str) for text in (content["root"], content["layout"], *classes)):
+        raise ValueError("root, layout and classes must be texts")
+    for video in content["videos"]:
+        require_video({**video, "path": video["name"], "file": video["path"]}, classes)
+        numbers = [video[name] for name in ("first", "frames", "format")]
+        if not all(type(number) is int and number >= 0 for number in numbers) or numbers[2] > 31:
+            raise ValueError(f"first, frames and format must be numbers, got {numbers}")
+
+
 class FrameStore:
     """The loader's FrameSource over a packed store.
 
@@ -282,8 +310,7 @@ class FrameStore:
             size = tuple(content["size"])
             if content["pacecore_store"] != 1 or len(size) != 2:
                 raise ValueError("of another version")
-            if not isinstance(content["classes"], list):
-                raise ValueError("classes must be a list")
+            _require_content(content)
             total = max(v["first"] + v["frames"] for v in content["videos"]) * record_bytes(size)
             have = (folder / _FRAMES).stat().st_size
         except FileNotFoundError:
@@ -292,7 +319,7 @@ class FrameStore:
             raise StoreError(f"{folder}: {state}") from None
         except OSError as error:
             raise StoreError(f"{folder}: {_INDEX} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, DatasetError) as error:
             raise StoreError(f"{folder}: {_INDEX} is damaged ({error})") from None
         if have < total:
             raise StoreError(f"{folder}: {_FRAMES} has {have:,} bytes of {total:,}")

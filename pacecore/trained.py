@@ -81,8 +81,19 @@ def load_trained(path: str | Path, *, partial: bool = False) -> Trained:
         content = load_checkpoint(path)
     except CheckpointError as error:
         return _of_weights(path, error, partial)
+    try:
+        return _of_checkpoint(path, content)
+    except CheckpointError:
+        raise
+    except PacecoreError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not as pacecore writes it: {error!r}") from None
+
+
+def _of_checkpoint(path: Path, content: dict[str, Any]) -> Trained:
     kind = content.get("kind")
-    if kind not in _KINDS:
+    if kind not in list(_KINDS):
         known = ", ".join(_KINDS)
         raise CheckpointError(f"{path}: kind must be one of {known}, got {kind!r}")
     options = stored_options(content, path.parent)

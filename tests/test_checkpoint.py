@@ -131,6 +131,28 @@ def test_a_checkpoint_of_another_kind_is_not_measured(tmp_path):
         load_trained(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": ["pretrain"]}, r"kind must be one of .*, got \['pretrain'\]"),
+        ({"model": None}, "not as pacecore writes it: AttributeError"),
+        ({"model": {"backbone.x": None}}, "not as pacecore writes it: TypeError"),
+        ({"options": {"normalize": "1"}}, "normalize must be one of .*, got '1'"),
+        ({"options": 3}, "not as pacecore writes it: AttributeError"),
+    ],
+)
+def test_a_checkpoint_of_other_content_is_named(tmp_path, changes, said):
+    path = pretrained(tmp_path / "last.pt")
+    content = load_checkpoint(path)
+    save_checkpoint(path, content | changes)
+    with pytest.raises(CheckpointError, match=rf"last\.pt: {said}"):
+        load_trained(path)
+    del content["model"]
+    save_checkpoint(path, content)
+    with pytest.raises(CheckpointError, match=r"last\.pt: not as pacecore .*KeyError\('model'\)"):
+        load_trained(path)
+
+
 def test_weights_of_another_width_than_the_options_say_are_told(tmp_path):
     path = pretrained(tmp_path / "last.pt")
     content = load_checkpoint(path)

@@ -455,10 +455,31 @@ def test_files_that_are_no_features(checkpoint, tmp_path):
     path.with_suffix(".json").write_text(json.dumps({**test.order, "shape": [9, 9]}))
     with pytest.raises(PacecoreError, match=r"\[3, 64\] values, but the JSON says \[9, 9\]"):
         load_features(path)
+    first, *others = test.order["videos"]
+    changed = [
+        {"videos": [{**first, "label": label}, *others]} for label in (1.5, True, 99, -1, "a")
+    ]
+    changed += [{"videos": [each, *others]} for each in ("a", {"label": 0}, {**first, "path": 3})]
+    changed += [{"classes": each} for each in ("abc", {"a": 1}, [1], None, -1)]
+    changed += [{"identity": None}, {"clips": "2"}, {"unreadable": []}]
+    texts = [json.dumps({**test.order, **each}).encode() for each in changed]
+    texts += [b"", b"[]", b"\xff", b"[" * 100_000]
+    without = {name: value for name, value in test.order.items() if name != "videos"}
+    texts += [json.dumps(without).encode()]
+    for text in texts:
+        path.with_suffix(".json").write_bytes(text)
+        with pytest.raises(PacecoreError, match=rf"{path.stem}\.json: not of pacecore extract: "):
+            load_features(path)
     for content in (path.read_bytes()[:-40], b"", b"no rows of numbers", checkpoint.read_bytes()):
         path.write_bytes(content)
         with pytest.raises(PacecoreError, match="not features of pacecore extract"):
             load_features(path)
+
+
+def test_a_folder_where_the_unfinished_rows_belong_is_told(checkpoint, tmp_path):
+    (tmp_path / "features-gap-video-test.npy.part").mkdir()
+    with pytest.raises(PacecoreError, match=r"test\.npy\.part: cannot be made: Is a directory"):
+        run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))
 
 
 def test_of_data_without_held_out_videos_all_is_the_training_videos(checkpoint, tmp_path):

@@ -128,6 +128,12 @@ def test_a_pack_goes_on_without_the_frames_of_files_that_changed(tmp_path, monke
     assert packs_again() == []
     journal = tmp_path / "store" / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    spoilt = ([], {"video": "0"}, {"video": 99}, {"video": -1}, {"format": "x"}, {"format": None})
+    for changes, line in zip(spoilt, lines[1:], strict=True):
+        line = changes if isinstance(changes, list) else {**line, **changes}
+        journal.write_text("".join(json.dumps(each) + "\n" for each in [lines[0], line]))
+        assert packs_again() == [0, 1, 2, 3, 4, 5]
+        journal.write_text("".join(json.dumps(each) + "\n" for each in lines))
     for line in lines[1:]:  # as it was before a line said what its file was
         del line["stamp"]
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))

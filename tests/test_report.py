@@ -1,10 +1,12 @@
 """The page of a report: pictures, names, what is left out, and what cannot be read."""
 
+import json
 import os
 import re
 import struct
 import sys
 import warnings
+from dataclasses import asdict
 from types import SimpleNamespace
 from urllib.parse import unquote_to_bytes
 
@@ -191,3 +193,15 @@ def test_of_runs_that_nothing_was_measured_of_yet_the_page_says_so(tmp_path):
 def test_figures_of_the_paper_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(PacecoreError, match=f"{tmp_path}: figures cannot be read: Is a directory"):
         paper_figures(tmp_path)
+    figure = asdict(paper_figures()[0])
+    listed = tmp_path / "figures.json"
+    for change, said in (
+        ({"table": 4}, "table must be a text, got 4"),
+        ({"percent": "nan"}, "percent must be from 0 to 100, got nan"),
+        ({"percent": 101}, "percent must be from 0 to 100, got 101"),
+    ):
+        listed.write_text(json.dumps([figure | change]))
+        with pytest.raises(
+            PacecoreError, match=rf"json: not a list of the paper's figures: {said}"
+        ):
+            paper_figures(listed)

@@ -169,6 +169,16 @@ def test_shapes_that_do_not_fit():
         nearest(np.zeros((2, 3), np.float32), np.zeros((0, 3), np.float32), 1)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("side", [0, 1])
+def test_rows_that_are_not_finite_are_refused_by_the_name_of_where_they_are(value, side):
+    rows = np.random.default_rng(0).random((2, 5000, 4), dtype=np.float32)
+    rows[side, 4999, 2] = value
+    name = ("queries", "gallery")[side]
+    with pytest.raises(PacecoreError, match=f"^{name}: holds rows that are not finite, or of a"):
+        nearest(*rows, 1)
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     return tiny_set(tmp_path_factory.mktemp("retrieve") / "set", train=2, test=2)

@@ -22,6 +22,10 @@ def test_metrics_are_json_lines_that_rewind(tmp_path):
         file.write('{"step": 5, "lo')  # what a kill leaves
     folder.rewind(2)
     assert [line["step"] for line in folder.metrics()] == [1, 2]
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": "2"}\n[2]\n2\n\xe9{"step": 2}\n' + b"[" * 100_000 + b"\n")
+    folder.rewind(2)
+    assert [line["step"] for line in folder.metrics()] == [1, 2]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -22,6 +22,23 @@ def test_folders_without_results(tmp_path):
             read_run(tmp_path)
 
 
+def test_records_of_wrong_types_are_named(tmp_path):
+    text = '{"options": {}, "pretrained": [1]}'
+    (tmp_path / "summary.json").write_text(text)
+    said = r"summary\.json: not a record of pacecore: pretrained must be an object, got \[1\]"
+    with pytest.raises(PacecoreError, match=said):
+        read_run(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    path = tmp_path / "retrieve-p5-video.json"
+    path.write_text('{"top": 0, "stage": "p5", "pool": "grid", "unit": "video"}')
+    with pytest.raises(PacecoreError, match=r"video\.json: not a record .*: top must be an object"):
+        read_run(tmp_path)
+    path.unlink()
+    path.symlink_to(tmp_path / "gone")
+    with pytest.raises(NoResults):
+        read_run(tmp_path)
+
+
 def test_of_older_results_the_words_tell_which_videos_they_are_of(tmp_path):
     path = tmp_path / "test.json"
     new = {"measured_with": {"data": "ucf"}, "videos_identity": "a", "data_words": "9 videos"}

@@ -232,7 +232,15 @@ def test_damage_is_refused(index, tmp_path):
     del content["classes"]
     file.write_bytes(raw)
     later = json.dumps(content | {"classes": [], "pacecore_store": 2})
-    for text in (json.dumps(content), json.dumps(content | {"classes": "abc"}), later, "{"):
+    video, *others = content["videos"]
+    changed = [{**video, name: value} for name, value in (
+        ("path", 3), ("name", None), ("format", ["x"]), ("format", float("inf")), ("format", 99),
+        ("first", -1), ("first", 0.5), ("frames", None), ("label", 9),
+    )]  # fmt: skip
+    changed += [{n: v for n, v in video.items() if n != name} for name in video]
+    texts = [json.dumps(content | {"classes": [], "videos": [v, *others]}) for v in changed]
+    texts += [json.dumps(content | {"classes": [], "root": 3}), "[" * 100_000]
+    for text in (json.dumps(content), json.dumps(content | {"classes": "abc"}), later, "{", *texts):
         (tmp_path / "store" / "index.json").write_text(text)
         with pytest.raises(StoreError, match=r"index\.json is damaged"):
             FrameStore.open(tmp_path / "store")
