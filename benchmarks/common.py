@@ -236,9 +236,11 @@ def _in_words(error: PacecoreError | subprocess.CalledProcessError) -> str:
     return f"{command} ended with code {error.returncode}"
 
 
-def parser_of(doc: str) -> argparse.ArgumentParser:
-    """With the options that every benchmark has; described by the first line of `doc`."""
-    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """With the options that every benchmark has; described by the first line of `doc`, None where
+    Python was told to leave such out.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument(
         "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:<n>; default auto"
     )

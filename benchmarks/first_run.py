@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=comma_separated(whole), default="0,1,2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)

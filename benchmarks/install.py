@@ -47,7 +47,7 @@ print(json.dumps({"torch": torch.__version__, **extension().build_info(), **ops}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--states", default=",".join(STATES), help="which, by comma")
     parser.add_argument("--cpu-torch", default="2.13.0", help="version for the CPU states")
     parser.add_argument("--cuda-torch", default="2.14.1", help="version for the others")

@@ -315,7 +315,7 @@ def planned() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--gpu-clips", type=positive_number, help="clips a second of a GPU; default measured"
     )

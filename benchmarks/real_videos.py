@@ -25,7 +25,7 @@ _SHORT = ["--max-steps", "20"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/real_videos"))
     parser.add_argument("--out", type=Path)

@@ -34,7 +34,7 @@ _CONTRASTS = ("context", "pace", "none")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", help="folder, list or index of videos")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--steps", type=positive, default=20)

@@ -183,6 +183,12 @@ def test_a_benchmark_that_breaks_off_leaves_what_it_has(monkeypatch, tmp_path):
     assert json.loads(record.read_text())["cases"] == [{"case": "memory", "held": 1}]
 
 
+def test_it_runs_without_docstrings(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parser_of(None).parse_args(["--help"])
+    assert "--quick" in capsys.readouterr().out
+
+
 def test_a_command_that_fails_ends_a_benchmark_in_words(capfd):
     with pytest.raises(SystemExit) as ended:
         run_main(lambda: subprocess.run([*PACECORE, "train", "/no/videos"], check=True))

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,8 @@ MACHINE_PATHS = r"(?<![\w./])/(?:work|home|root|Users|opt/torch|opt/gcc|tmp/tmp)
 
 
 def tracked():
+    if not shutil.which("git"):
+        pytest.skip("git is not installed, so what belongs to the project is not known")
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         pytest.skip("not a git checkout, so what belongs to the project is not known")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,7 @@ assert benchmarks.common._device("auto")
     subprocess.run([sys.executable, "-c", blocked], check=True, cwd=ROOT)
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_its_own_folder_in_the_tree_is_no_change_of_the_code(tmp_path, monkeypatch):
     def run(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
