@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 
@@ -29,7 +28,11 @@ _MARK = "demo.json"
 _BEGUN = ".demo.json.unfinished"  # the same, of a set that is made where it stays
 _VIDEOS, _LISTS = "UCF-101", "ucfTrainTestlist"
 _WORTH_A_PROCESS = 24  # videos, which take longer than to start it
+_HEIGHT, _WIDTH = 120, 160
+_FRAMES = (80, 136)  # 16 of them at pace 4 span 61, so every start of the first 20 fits
 _PERIOD = 256  # pixels after which a background repeats
+# Of every set, as its mark tells.
+_DRAWN = {"height": _HEIGHT, "width": _WIDTH, "min_frames": _FRAMES[0], "max_frames": _FRAMES[1]}
 _WAVE = 0.18  # depth of the objects' outline, as a share of their size
 _TURN = np.float32(2 * np.pi)
 
@@ -41,28 +44,13 @@ class DemoOptions:
     seed: int = 0
     groups: int = 8  # of each class; the first quarter of them, rounded up, is the test list
     clips: int = 3  # of each group
-    height: int = 120
-    width: int = 160
-    min_frames: int = 80
-    max_frames: int = 136  # 16 frames at pace 4 span 61, so every start of the first 20 fits
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("seed", 0, 2**32 - 1),
-            ("groups", 2, 99),
-            ("clips", 1, 99),
-            ("height", 32, 1080),
-            ("width", 32, 1920),
-            ("min_frames", 1, 10_000),
-            ("max_frames", self.min_frames, 10_000),
-        ):
+        for name, low, high in (("seed", 0, 2**32 - 1), ("groups", 2, 99), ("clips", 1, 99)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or not low <= value <= high:
                 rule = f"must be a whole number from {low} to {high}"
                 raise PacecoreError(f"demo: {name} {rule}, got {value}")
-        if self.height % 2 or self.width % 2:
-            size = f"{self.height} x {self.width}"
-            raise PacecoreError(f"demo: height and width must be even, got {size}")
 
     @property
     def test_groups(self) -> int:
@@ -95,7 +83,7 @@ def make_demo(
     folder = Path(folder)
     options = DemoOptions(seed=seed, groups=groups, clips=clips)
     numbers = {name: int(value) for name, value in asdict(options).items()}
-    mark = {"drawing": _DRAWING, "encoder": video_encoder(), **numbers}
+    mark = {"drawing": _DRAWING, "encoder": video_encoder(), **numbers, **_DRAWN}
     try:
         if _is_made(folder, mark):
             return folder
@@ -212,29 +200,26 @@ def _draw(options: DemoOptions, number: int, group: int, clip: int) -> Iterator[
     """The frames of one video, each (H, W, 3) uint8."""
     look = np.random.default_rng([options.seed, number, group])
     run = np.random.default_rng([options.seed, number, group, clip])
-    # Sizes and speeds below are pixels at 160 x 120.
-    unit = min(options.height, options.width) / 120
     background = 255 * (0.15 + 0.6 * _texture(look, _PERIOD, octaves=(4, 8, 16, 32)))
-    edge = ((0, options.height + 1), (0, options.width + 1), (0, 0))
+    edge = ((0, _HEIGHT + 1), (0, _WIDTH + 1), (0, 0))
     background = np.pad(background, edge, mode="wrap")
     skin = _texture(look, 64, octaves=(2, 4, 8)) * 0.6 + 0.4 * _pattern(look, 64)
     skin = 255 * np.clip(1.3 * (skin - 0.5) + look.uniform(0.25, 0.75, 3), 0, 1).astype(np.float32)
-    corners, size = int(look.integers(3, 7)), look.uniform(20, 28) * unit
-    move = partial(_MOTIONS[DEMO_CLASSES[number]], unit=unit)
+    corners, size = int(look.integers(3, 7)), look.uniform(20, 28)
 
-    frames = int(run.integers(options.min_frames, options.max_frames + 1))
+    frames = int(run.integers(_FRAMES[0], _FRAMES[1] + 1))
     time = np.arange(frames)
     # One turn in 36 to 44 frames, wavering slowly, from any phase, either way round.
     period = 40 * run.uniform(0.9, 1.1)
     turns = time / period + 0.02 * np.sin(_TURN * (time / 90 + run.random()))
     phase = _TURN * (run.random() + (1 if run.random() < 0.5 else -1) * turns)
-    across, down, angle, scale = move(phase)
-    heading, speed = _TURN * run.random(), 0.7 * unit * run.uniform(0.9, 1.1)  # the camera's drift
-    shake = 0.5 * unit * np.sin(_TURN * (time / 30 + run.random()))
+    across, down, angle, scale = _MOTIONS[DEMO_CLASSES[number]](phase)
+    heading, speed = _TURN * run.random(), 0.7 * run.uniform(0.9, 1.1)  # the camera's drift
+    shake = 0.5 * np.sin(_TURN * (time / 30 + run.random()))
     camera = run.uniform(0, 256, 2)[:, None] + np.stack(
         [np.sin(heading) * speed * time + shake, np.cos(heading) * speed * time]
     )
-    centre = run.uniform(-6, 6, 2) * unit + (options.height / 2, options.width / 2)
+    centre = run.uniform(-6, 6, 2) + np.array([_HEIGHT / 2, _WIDTH / 2])
     tilt = _TURN * run.random() if DEMO_CLASSES[number] != "Swing" else 0.0
     light = 1 + 0.05 * np.sin(_TURN * (time / 70 + run.random()))
 
@@ -242,38 +227,33 @@ def _draw(options: DemoOptions, number: int, group: int, clip: int) -> Iterator[
         [centre[0] + down, centre[1] + across, angle + tilt, size * scale, *camera, light]
     ).astype(np.float32)
     for frame in range(frames):
-        yield _render(options, background, skin, corners, pose[:, frame])
+        yield _render(background, skin, corners, pose[:, frame])
 
 
-def _bounce(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+def _bounce(phase: np.ndarray) -> tuple[np.ndarray, ...]:
     height = (phase / _TURN * 2 % 1) * 2 - 1  # two bounces a turn; a parabola between them
-    return (
-        14 * unit * np.sin(phase / 2),
-        unit * (26 - 56 * (1 - height**2)),
-        0.3 * phase,
-        _ones(phase),
-    )
+    return 14 * np.sin(phase / 2), 26 - 56 * (1 - height**2), 0.3 * phase, _ones(phase)
 
 
-def _orbit(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
-    return 36 * unit * np.cos(phase), 26 * unit * np.sin(phase), 0 * phase, _ones(phase)
+def _orbit(phase: np.ndarray) -> tuple[np.ndarray, ...]:
+    return 36 * np.cos(phase), 26 * np.sin(phase), 0 * phase, _ones(phase)
 
 
-def _pulse(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+def _pulse(phase: np.ndarray) -> tuple[np.ndarray, ...]:
     return 0 * phase, 0 * phase, 0 * phase, 1.2 + 0.55 * np.sin(phase)
 
 
-def _slide(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
-    return 46 * unit * np.sin(phase), 0 * phase, 0 * phase, _ones(phase)
+def _slide(phase: np.ndarray) -> tuple[np.ndarray, ...]:
+    return 46 * np.sin(phase), 0 * phase, 0 * phase, _ones(phase)
 
 
-def _spin(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+def _spin(phase: np.ndarray) -> tuple[np.ndarray, ...]:
     return 0 * phase, 0 * phase, phase, 1.5 * _ones(phase)
 
 
-def _swing(phase: np.ndarray, unit: float) -> tuple[np.ndarray, ...]:
+def _swing(phase: np.ndarray) -> tuple[np.ndarray, ...]:
     lean = 0.75 * np.sin(phase)  # a pendulum that hangs from the upper edge
-    return 66 * unit * np.sin(lean), unit * (66 * np.cos(lean) - 44), -lean, _ones(phase)
+    return 66 * np.sin(lean), 66 * np.cos(lean) - 44, -lean, _ones(phase)
 
 
 _MOTIONS = {
@@ -322,12 +302,10 @@ def _sample(picture: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nd
     return upper * (1 - down) + lower * down
 
 
-def _render(
-    options: DemoOptions, background: np.ndarray, skin: np.ndarray, corners: int, pose: np.ndarray
-) -> np.ndarray:
+def _render(background: np.ndarray, skin: np.ndarray, corners: int, pose: np.ndarray) -> np.ndarray:
     """One frame, (H, W, 3) uint8. pose: (7,), a column of the array that `_draw` stacks."""
     down, across, angle, size, camera_down, camera_across, light = pose
-    picture = _shifted(background, options, camera_down, camera_across)
+    picture = _shifted(background, camera_down, camera_across)
     reach = size * (1 + _WAVE) + 1  # only the box around the object is worth looking at
     top, left = max(0, int(down - reach)), max(0, int(across - reach))
     box = picture[top : max(0, int(down + reach) + 2), left : max(0, int(across + reach) + 2)]
@@ -347,13 +325,11 @@ def _render(
     return np.minimum(picture, 255, out=picture).astype(np.uint8)
 
 
-def _shifted(
-    background: np.ndarray, options: DemoOptions, down: np.float32, across: np.float32
-) -> np.ndarray:
+def _shifted(background: np.ndarray, down: np.float32, across: np.float32) -> np.ndarray:
     """The (H, W, 3) window of the repeating background at a position between pixels."""
     row, column = int(down // 1) % _PERIOD, int(across // 1) % _PERIOD
     lower, right = down % 1, across % 1
-    window = background[row : row + options.height + 1, column : column + options.width + 1]
+    window = background[row : row + _HEIGHT + 1, column : column + _WIDTH + 1]
     bands = window[1:] - window[:-1]
     bands *= lower
     bands += window[:-1]
