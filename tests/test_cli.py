@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from pacecore import cli
 from pacecore.cli.options import given_values
+from tests.test_train import call
 from tests.tiny import write_tiny
 
 
@@ -23,12 +24,8 @@ def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore words")
 
     monkeypatch.setattr(cli, "pacecore", full)
-    monkeypatch.setattr("sys.argv", ["pacecore"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    words = capsys.readouterr().err
-    assert words.count("\n") == 1
+    code, _, words = call(monkeypatch, capsys)
+    assert (code, words.count("\n")) == (2, 1)
     for option in ("--checkpointing", "--accumulate", "--amp bf16", "--batch", "--data-on host"):
         assert option in words
     assert words.endswith("CUDA out of memory. Tried to allocate 2 GiB.\n")
@@ -110,21 +107,15 @@ def test_a_wrong_value_is_the_files_only_where_it_stands_there(
 ):
     monkeypatch.chdir(tmp_path)
     Path("my.toml").write_text("warmup_steps = -1\n" if "my.toml" in said else "epochs = 2\n")
-    monkeypatch.setattr("sys.argv", ["pacecore", *words, "--config", "my.toml"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert capsys.readouterr().err == f"pacecore: {said}\n"
+    _, _, err = call(monkeypatch, capsys, *words, "--config", "my.toml")
+    assert err == f"pacecore: {said}\n"
 
 
 def test_a_path_that_is_no_text_is_one_line(monkeypatch, capsys, tmp_path):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff")
-    monkeypatch.setattr("sys.argv", ["pacecore", "train", str(tmp_path), "--out", folder])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    err = capsys.readouterr().err
+    code, _, err = call(monkeypatch, capsys, "train", tmp_path, "--out", folder)
+    assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("pacecore: out must be text that UTF-8 can write, got '")
-    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -144,11 +135,9 @@ def test_a_name_that_no_file_can_have_is_one_line(words, monkeypatch, capsys, tm
     name = "x" * 300
     monkeypatch.chdir(tmp_path)
     arguments = [name if word == "LONG" else word for word in words]
-    monkeypatch.setattr("sys.argv", ["pacecore", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    err = capsys.readouterr().err.splitlines()[-1]
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert code == 2
+    err = err.splitlines()[-1]
     assert err.startswith("pacecore: ")
     assert name in err
     assert err.endswith("File name too long")
@@ -193,11 +182,9 @@ def test_other_system_errors_keep_their_traceback(monkeypatch):
     ],
 )
 def test_what_would_start_another_run_than_was_meant_is_refused(words, said, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["pacecore", *words])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith(f"pacecore: {said}")
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert code == 2
+    assert err.startswith(f"pacecore: {said}")
 
 
 def test_help_gives_defaults_and_limits():
