@@ -16,7 +16,7 @@ from pacecore.pictures import inscription
 from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 
-from .tiny import pretrained, tiny_set, write_tiny
+from .tiny import decoding, pretrained, tiny_set, write_tiny
 from .video_files import write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,11 +215,8 @@ def test_what_another_rank_could_not_draw_is_not_written_down(tmp_path, monkeypa
 
 
 def test_a_video_that_does_not_decode_is_named(tmp_path, monkeypatch):
-    def failing(*_):
-        raise PacecoreError("cut short")
-
     write_tiny(tmp_path / "one.mp4", 0, 1, 20)
     checkpoint = pretrained(tmp_path / "run" / "last.pt")
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    decoding(monkeypatch, lambda _: True)
     with pytest.raises(PacecoreError, match=r"one\.mp4: cut short"):
         run_attend(load_trained(checkpoint), options_of(tmp_path, data=str(tmp_path / "one.mp4")))

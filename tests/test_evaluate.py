@@ -15,17 +15,22 @@ from pacecore.convert import convert
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.frames import Frames
-from pacecore.ops import pace_clip
 from pacecore.protocol import ClipRunner, _within_memory, evenly_spaced
 from pacecore.recognition import run_test
-from pacecore.sampling import fitting_starts, frame_indices
-from pacecore.source import VideoFiles
+from pacecore.sampling import fitting_starts
 from pacecore.trained import load_trained
-from pacecore.video import decode, probe
 
 from .ranks import run_ranks
 from .sources import PacketSource
-from .tiny import CLASSES, finetuned, pretrained, tiny_set, write_tiny
+from .tiny import (
+    CLASSES,
+    decoding,
+    finetuned,
+    plain_clips,
+    pretrained,
+    tiny_set,
+    write_tiny,
+)
 from .trees import tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,39 +58,19 @@ def test_starts_are_those_of_the_protocol(frames):
 
 
 def plain_probabilities(trained, path) -> np.ndarray:
-    """Probabilities of one video, by the definition: clip after clip, nothing shared."""
-    info, options = probe(path), trained.options
+    """Probabilities of one video, by the definition."""
     scores = []
-    for step in range(10):
-        start = max(0, info.num_frames - options.clip_frames) * step // 9
-        numbers = frame_indices(info.num_frames, start, 1, options.clip_frames)
-        wanted, rows = np.unique(numbers, return_inverse=True)
-        frames = decode(path, wanted)
-        clip = pace_clip(
-            frames,
-            torch.from_numpy(rows[None].astype(np.int32)),
-            torch.tensor([[0, 4, 0]], dtype=torch.int32),  # (32 - 32) // 2, (40 - 32) // 2
-            resize=(32, 40),
-            crop_size=(32, 32),
-            std=(255.0, 255.0, 255.0),
-        )
+    for clip in plain_clips(path, 10):
         with torch.no_grad():
             scores.append(trained.head.eval()(trained.backbone.eval()(clip))[0].double())
     return torch.stack(scores).softmax(dim=1).mean(dim=0).numpy()
 
 
 def test_every_video_is_decoded_once_and_none_is_dropped(videos, checkpoint, tmp_path, monkeypatch):
-    opened = []
-    decode_once = VideoFiles.decode
-
-    def noting(self, video, wanted):
-        opened.append(str(self.path(video)))
-        return decode_once(self, video, wanted)
-
-    monkeypatch.setattr(VideoFiles, "decode", noting)
+    opened = decoding(monkeypatch)
     result = run_test(load_trained(checkpoint), options_of(out=str(tmp_path), batch_clips=20))
     held_out = sorted(str(path) for path in (videos / "test").rglob("*.mp4"))
-    assert sorted(opened) == held_out
+    assert sorted(map(str, opened)) == held_out
     assert result["videos"] == len(held_out) == 6
     assert np.sum(result["confusion"]) == 6
     assert json.loads((tmp_path / "test.json").read_text())["top1"] == result["top1"]
@@ -110,7 +95,9 @@ def test_what_is_averaged_is_what_the_command_says(
     words = [str(checkpoint), "--workers", "0", "--out", str(tmp_path), "--device", "cpu"]
     words += ["--clips", "3", "--batch-clips", "3", "--average", average]
     shown = CliRunner().invoke(test_verb.test, words, catch_exceptions=False)
-    assert f"6 videos, 3 clips each, mean of {average}; 0 unreadable" in shown.output
+    counted = f"6 videos, 3 clips each, mean of {average}; 0 unreadable"
+    for said in (counted, "95 % interval", "mean per class", f"written: {tmp_path}/test.json\n"):
+        assert said in shown.output
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
     assert [line["predicted"] for line in lines] == [predicted] * 6
 
@@ -268,10 +255,7 @@ def test_pace_accuracy_heeds_the_time_of_a_video_and_says_why_one_is_left_out(
 
 
 def test_pace_accuracy_of_no_video_is_refused_not_nan(videos, tmp_path, monkeypatch):
-    def failing(*_):
-        raise PacecoreError("cut short")
-
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    decoding(monkeypatch, lambda _: True)
     checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
     with pytest.raises(PacecoreError, match="held-out videos: none of 6 videos can be read"):
         run_test(load_trained(checkpoint), options_of(clips=2))
@@ -332,14 +316,7 @@ def test_figures_that_cannot_be_told_are_written_all_the_same(checkpoint, tmp_pa
 
 
 def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_path, monkeypatch):
-    decode_one = VideoFiles.decode
-
-    def failing(self, video, wanted):
-        if self.path(video).name == "test0.mp4" and self.path(video).parent.name == "Blue":
-            raise PacecoreError("cut short")
-        return decode_one(self, video, wanted)
-
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    decoding(monkeypatch, lambda path: path.match("Blue/test0.mp4"))
     result = run_test(load_trained(checkpoint), options_of(out=str(tmp_path)))
     assert result["videos"] == 5
     assert list(result["unreadable"].values()) == ["cut short"]
@@ -349,10 +326,7 @@ def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_pat
 
 
 def test_accuracy_of_no_video_is_refused_not_nan(checkpoint, tmp_path, monkeypatch):
-    def failing(*_):
-        raise PacecoreError("cut short")
-
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    decoding(monkeypatch, lambda _: True)
     with pytest.raises(PacecoreError, match="held-out videos: none of 6 videos can be read"):
         run_test(load_trained(checkpoint), options_of(out=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
@@ -385,15 +359,6 @@ def test_data_without_held_out_videos(checkpoint, tmp_path):
         write_tiny(tmp_path / f"set/Blue/{number}.mp4", 2, number, 20)
     with pytest.raises(PacecoreError, match="no held-out video to test on; --held-out"):
         run_test(load_trained(checkpoint), options_of(data=str(tmp_path / "set")))
-
-
-def test_the_command_prints_the_figures(checkpoint, tmp_path):
-    arguments = [str(checkpoint), "--workers", "0", "--out", str(tmp_path), "--device", "cpu"]
-    shown = CliRunner().invoke(test_verb.test, arguments, catch_exceptions=False)
-    assert shown.exit_code == 0
-    counted = "6 videos, 10 clips each, mean of softmax; 0 unreadable"
-    for said in (counted, "95 % interval", "mean per class", f"written: {tmp_path}/test.json\n"):
-        assert said in shown.output
 
 
 def test_a_result_of_other_videos_that_is_replaced_is_named(videos, tmp_path):

@@ -21,15 +21,13 @@ from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.extract import _identity, _mapped, load_features, run_extract
 from pacecore.index import VideoEntry, VideoIndex, write_index
-from pacecore.ops import pace_clip
-from pacecore.sampling import frame_indices
 from pacecore.source import VideoFiles
 from pacecore.store import pack
 from pacecore.trained import fingerprint, load_trained
-from pacecore.video import decode, probe
+from pacecore.video import probe
 
 from .ranks import held_elsewhere, run_ranks
-from .tiny import CLASSES, pretrained, tiny_set, write_tiny
+from .tiny import CLASSES, decoding, plain_clips, pretrained, tiny_set, write_tiny
 from .video_files import write_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,20 +52,8 @@ def options_of(out, **changes) -> ExtractOptions:
 
 def plain_features(trained, path, stage, pool="max", clips=4) -> np.ndarray:
     """(clips, D): clip after clip by the definition."""
-    count, length = probe(path).num_frames, trained.options.clip_frames
     backbone, rows = trained.backbone.eval(), []
-    for step in range(clips):
-        start = max(0, count - length) * step // (clips - 1)
-        numbers = frame_indices(count, start, 1, length)
-        wanted, place = np.unique(numbers, return_inverse=True)
-        clip = pace_clip(
-            decode(path, wanted),
-            torch.from_numpy(place[None].astype(np.int32)),
-            torch.tensor([[0, 4, 0]], dtype=torch.int32),
-            resize=(32, 40),
-            crop_size=(32, 32),
-            std=(255.0, 255.0, 255.0),
-        )
+    for clip in plain_clips(path, clips):
         with torch.no_grad():
             if (stage, pool) == ("p4", "gap"):
                 features = backbone.maps(clip, ["conv4"])["conv4"].mean(dim=(2, 3, 4))
@@ -337,14 +323,7 @@ def test_of_other_labels_features_are_made_anew(checkpoint, videos, tmp_path, mo
 
 
 def test_an_unreadable_video_leaves_no_row(checkpoint, made, tmp_path, monkeypatch):
-    decode_one = VideoFiles.decode
-
-    def failing(self, video, wanted):
-        if self.path(video).parent.name == "Green":
-            raise PacecoreError("cut short")
-        return decode_one(self, video, wanted)
-
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    decoding(monkeypatch, lambda path: path.parent.name == "Green")
     (test,) = run_extract(load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test"))
     assert test.values.shape[0] == 2
     assert [video["class"] for video in test.order["videos"]] == ["Blue", "Red"]
@@ -492,10 +471,7 @@ def test_of_data_without_held_out_videos_all_is_the_training_videos(checkpoint, 
 
 
 def test_features_of_no_video_are_refused(checkpoint, tmp_path, monkeypatch):
-    def failing(*_):
-        raise PacecoreError("cut short")
-
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    decoding(monkeypatch, lambda _: True)
     said = r"features-p5-video-train\.npy: none of 6 videos can be read"
     with pytest.raises(PacecoreError, match=said):
         run_extract(load_trained(checkpoint), options_of(tmp_path, split="train"))

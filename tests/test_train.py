@@ -15,11 +15,10 @@ from pacecore.config import TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
 from pacecore.rules import read_toml
-from pacecore.source import VideoFiles
 from pacecore.train import PaceModel, PaceTask, _size_words, pace_model, pretrain
 from pacecore.trained import load_trained
 from tests.ranks import held_elsewhere
-from tests.tiny import SMALL, finetuned, pretrained, tiny_set, write_tiny
+from tests.tiny import SMALL, decoding, finetuned, pretrained, tiny_set, write_tiny
 from tests.trees import tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -276,14 +275,8 @@ def test_the_commands_that_follow_are_those_that_the_videos_serve(
 def test_the_last_words_name_the_videos_that_were_left_out(
     monkeypatch, capsys, videos, tmp_path, verb
 ):
-    decode, bad = VideoFiles.decode, videos / "train" / "Green" / "train1.mp4"
-
-    def failing(self, video, wanted):
-        if self.path(video) == bad:
-            raise PacecoreError("cut short")
-        return decode(self, video, wanted)
-
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    bad = videos / "train" / "Green" / "train1.mp4"
+    decoding(monkeypatch, lambda path: path == bad)
     start = ["train"] if verb == "train" else ["finetune", "--scratch", "--val-share", "0.25"]
     code, out, err = call(monkeypatch, capsys, *start, videos, "--out", tmp_path / "run", *TINY)
     assert code == 0, err
@@ -308,14 +301,7 @@ def test_a_figure_of_a_part_of_the_held_out_videos_says_so(monkeypatch, capsys, 
 
 def _with_unread(monkeypatch, capsys, videos, tmp_path, folder, count):
     """summary.json of a run that cannot decode the `count` held-out videos in `folder`."""
-    decode = VideoFiles.decode
-
-    def failing(self, video, wanted):
-        if self.path(video).is_relative_to(folder):
-            raise PacecoreError(f"{self.path(video)}: cut short")
-        return decode(self, video, wanted)
-
-    monkeypatch.setattr(VideoFiles, "decode", failing)
+    decoding(monkeypatch, lambda path: path.is_relative_to(folder))
     code, out, _ = train(monkeypatch, capsys, videos, "--out", tmp_path / "run")
     assert code == 0
     assert f"warning: {count} of 6 held-out videos cannot be read, the first is {folder}" in out

@@ -1,5 +1,6 @@
 """Tiny labelled videos and tiny networks for the tests of the verbs."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from torch import nn
 from pacecore.backbones import build_backbone
 from pacecore.checkpoint import save_checkpoint
 from pacecore.config import FinetuneOptions, TrainOptions
+from pacecore.errors import PacecoreError
+from pacecore.ops import pace_clip
+from pacecore.sampling import frame_indices
+from pacecore.source import VideoFiles
+from pacecore.video import decode, probe
 from pacecore.video_writer import write_video
 
 CLASSES = ("Blue", "Green", "Red")
@@ -55,25 +61,51 @@ def tiny_set(folder: Path, *, train: int = 4, test: int = 2) -> Path:
     return folder
 
 
+def decoding(monkeypatch, fails: Callable[[Path], bool] = lambda path: False) -> list[Path]:
+    """The videos that are decoded from here on; those that `fails` is true of are cut short."""
+    decode_one, opened = VideoFiles.decode, []
+
+    def noting(self, video, wanted):
+        path = self.path(video)
+        if fails(path):
+            raise PacecoreError(f"{path}: cut short")
+        opened.append(path)
+        return decode_one(self, video, wanted)
+
+    monkeypatch.setattr(VideoFiles, "decode", noting)
+    return opened
+
+
+def plain_clips(path: Path, count: int):
+    """The `count` clips of the protocol, (1, 3, 8, 32, 32) each, by the definition: one after
+    another, nothing shared.
+    """
+    num_frames, length = probe(path).num_frames, SMALL["clip_frames"]
+    for step in range(count):
+        start = max(0, num_frames - length) * step // (count - 1)
+        numbers = frame_indices(num_frames, start, 1, length)
+        wanted, rows = np.unique(numbers, return_inverse=True)
+        yield pace_clip(
+            decode(path, wanted),
+            torch.from_numpy(rows[None].astype(np.int32)),
+            torch.tensor([[0, 4, 0]], dtype=torch.int32),  # (32 - 32) // 2, (40 - 32) // 2
+            resize=(32, 40),
+            crop_size=(32, 32),
+            std=(255.0, 255.0, 255.0),
+        )
+
+
 def pretrained(path: Path, *, data: str = "", seed: int = 0, **changes) -> Path:
     """A checkpoint as pre-training writes it, of a network that was not trained."""
     options = TrainOptions(**{**SMALL, "data": data, **changes}).resolved()
-    torch.manual_seed(seed)
-    backbone = build_backbone(options.backbone, options.depth or None, options.width)
-    _warm(backbone, options)
     classes = [str(pace) for pace in options.sampling().classes]
-    _save(path, "pretrain", options, backbone, classes)
-    return path
+    return _checkpoint(path, "pretrain", options, classes, seed)
 
 
 def finetuned(path: Path, *, data: str = "", seed: int = 0, classes=CLASSES, **changes) -> Path:
     """A checkpoint as fine-tuning writes it, of a network that was not trained."""
     options = FinetuneOptions(**{**SMALL, "data": data, **changes}).resolved()
-    torch.manual_seed(seed)
-    backbone = build_backbone(options.backbone, options.depth or None, options.width)
-    _warm(backbone, options)
-    _save(path, "finetune", options, backbone, list(classes))
-    return path
+    return _checkpoint(path, "finetune", options, list(classes), seed)
 
 
 def _warm(backbone: nn.Module, options) -> None:
@@ -86,7 +118,10 @@ def _warm(backbone: nn.Module, options) -> None:
         backbone.train()(torch.rand(shape))
 
 
-def _save(path: Path, kind: str, options, backbone: nn.Module, classes: list[str]) -> None:
+def _checkpoint(path: Path, kind: str, options, classes: list[str], seed: int) -> Path:
+    torch.manual_seed(seed)
+    backbone = build_backbone(options.backbone, options.depth or None, options.width)
+    _warm(backbone, options)
     head = nn.Linear(backbone.feature_dim, len(classes))
     nn.init.normal_(head.weight, std=3.0)  # scores that differ from class to class
     state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
@@ -94,3 +129,4 @@ def _save(path: Path, kind: str, options, backbone: nn.Module, classes: list[str
     content = {"kind": kind, "model": state, "options": asdict(options), "classes": classes}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, content)
+    return path
