@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pacecore.checkpoint import FORMAT
 from pacecore.errors import PacecoreError
-from pacecore.files import aside, damaged_part, safetensors, unread, write_json
+from pacecore.files import aside, damaged_part, read_json, safetensors, unread, write_json
 from pacecore.probe import folded
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
@@ -217,7 +217,7 @@ def _require_own_json(out: Path, description: Mapping[str, Any]) -> None:
     beside = out.with_suffix(".json")
     if not os.path.isfile(beside):
         return
-    there = _json(beside)
+    there = read_json(beside)
     if not isinstance(there, Mapping) or there.get("format") not in TARGETS:
         raise PacecoreError(f"{out}: {beside.name} is there and not of weights; give another name")
     named = out.parent.glob(f"{glob.escape(out.stem)}.*")
@@ -225,13 +225,6 @@ def _require_own_json(out: Path, description: Mapping[str, Any]) -> None:
     said = json.loads(json.dumps(description, default=str))  # as it would be read
     if others and there != said:
         raise PacecoreError(f"{out}: {beside.name} is of {others[0].name}; give another name")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _read_file(path: Path) -> Any:
@@ -313,7 +306,7 @@ def _said_of(content: Any, path: Path, network: str) -> Mapping[str, Any]:
     """
     if isinstance(content, Mapping) and isinstance(content.get("options"), Mapping):
         return content["options"]
-    beside = _json(path.with_suffix(".json"))
+    beside = read_json(path.with_suffix(".json"))
     try:
         same = beside["network"] == network and beside["format"] in TARGETS
         return {**beside["input"], "width": beside["width"]} if same else {}

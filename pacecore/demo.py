@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pacecore.errors import PacecoreError
+from pacecore.files import read_json
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.video_writer import video_encoder, write_video
 from pacecore.workers import core_count
@@ -109,18 +110,10 @@ def _is_made(folder: Path, mark: dict) -> bool:
         if (folder / _BEGUN).is_file():
             return False
         raise PacecoreError(f"demo: {folder} holds something else; name a folder that is not there")
-    if not _same_mark(folder / _MARK, mark):
+    if read_json(folder / _MARK) != mark:
         rule = f"was made with other options, see {folder / _MARK}"
         raise PacecoreError(f"demo: {folder} {rule}; name another folder or remove this one")
     return True
-
-
-def _same_mark(path: Path, mark: dict) -> bool:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return found == mark
 
 
 def _empty_for(mark: dict, begun: Path, marked: Path) -> None:
@@ -130,7 +123,7 @@ def _empty_for(mark: dict, begun: Path, marked: Path) -> None:
     begun.mkdir(parents=True, exist_ok=True)
     if not marked.is_file() and any(begun.iterdir()):
         raise PacecoreError(f"demo: {begun} holds something else; remove it or name another folder")
-    if not _same_mark(marked, mark):
+    if read_json(marked) != mark:
         for name in (_VIDEOS, _LISTS):
             if (begun / name).exists():
                 shutil.rmtree(begun / name)

@@ -249,11 +249,7 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
 
 def fewest(count: int) -> int:
     """The least `count` of all ranks; every rank must call it, no GPU is waited for."""
-    if world_size() == 1:
-        return count
-    least = torch.tensor(count)
-    dist.all_reduce(least, dist.ReduceOp.MIN)
-    return int(least)
+    return min(_gather_counts(count))
 
 
 def share_of(count: int) -> float:
@@ -261,11 +257,8 @@ def share_of(count: int) -> float:
 
     The mean over the ranks of a rank's mean times this is the mean over all clips.
     """
-    if world_size() == 1:
-        return 1.0
-    total = torch.tensor(count)
-    dist.all_reduce(total)
-    return count * world_size() / max(int(total), 1)
+    counts = _gather_counts(count)
+    return count * len(counts) / max(sum(counts), 1)
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -311,6 +304,8 @@ def gather_rows(rows: Tensor, groups: Tensor) -> Gathered:
 
 def _gather_counts(count: int) -> list[int]:
     """Each rank's `count`. They travel by gloo: no rank waits for its GPU to learn of them."""
+    if world_size() == 1:
+        return [count]
     counts = torch.empty(world_size(), dtype=torch.int64)
     dist.all_gather(list(counts.split(1)), torch.tensor([count]))
     return counts.tolist()

@@ -18,8 +18,8 @@ from typing import Any
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "aside", "damaged_part", "for_one_process", "made_folder", "reason_of", "safetensors", "unread",
-    "write_json", "write_lines", "write_text", "writing",
+    "aside", "damaged_part", "for_one_process", "made_folder", "read_json", "reason_of",
+    "safetensors", "unread", "write_json", "write_lines", "write_text", "writing",
 ]  # fmt: skip
 
 
@@ -103,6 +103,14 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As write_text. value: what JSON can hold, and what str makes of the rest."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where it is not there, or none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def made_folder(path: str | Path) -> Path:

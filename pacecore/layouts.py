@@ -157,17 +157,9 @@ def _plain(path: Path) -> VideoIndex:
 
 
 def _list_sets(folder: Path) -> dict[str, dict[str, dict[str, Path]]]:
-    """Lists by what their names begin with, then by their own name and split:
+    """Lists by what stands in their names before the split, then by what stands after it and split:
     {"": {"01": {"train": trainlist01.txt, "test": testlist01.txt}}}.
     """
-    sets: dict[str, dict[str, dict[str, Path]]] = {}
-    for (begin, name), pair in _pairs_of_sets(folder).items():
-        sets.setdefault(begin, {})[name] = pair
-    return sets
-
-
-def _pairs_of_sets(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
-    """Lists by what stands in their names before the split and after it, then by split."""
     pairs: dict[tuple[str, str], dict[str, Path]] = {}
     for path in sorted(
         each for ending in ("csv", "json", "txt") for each in folder.glob(f"*.{ending}")
@@ -176,7 +168,11 @@ def _pairs_of_sets(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
         if match and _is_list(path):
             begin, split, name = (part.lower() for part in match.groups(default=""))
             pairs.setdefault((begin, name), {})[split] = path
-    return {name: pair for name, pair in pairs.items() if len(pair) > 1 and "train" in pair}
+    sets: dict[str, dict[str, dict[str, Path]]] = {}
+    for (begin, name), pair in pairs.items():
+        if len(pair) > 1 and "train" in pair:
+            sets.setdefault(begin, {})[name] = pair
+    return sets
 
 
 def _the_pairs(sets: dict[str, dict[str, dict[str, Path]]]) -> dict[str, dict[str, Path]] | None:
@@ -234,8 +230,8 @@ def _roots(path: Path, lists: Path) -> list[Path]:
 def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -> VideoIndex:
     """A text list. Of a pair train_X, test_X, each stands for both: the split chooses."""
     match = _LIST_NAME.match(path.name)
-    pairs = _pairs_of_sets(path.parent).values() if split else []
-    pair = next((pair for pair in pairs if path in pair.values()), None)
+    sets = _list_sets(path.parent).values() if split else []
+    pair = next((each for pairs in sets for each in pairs.values() if path in each.values()), None)
     lists = pair or {match[2].lower() if match else None: path}
     roots = [root] if root else _roots(path.parent, path.parent)
     listing = listed_videos(lists, path, roots, missing)
