@@ -15,6 +15,7 @@ from pacecore.rules import OptionError, read_toml
 __all__ = [
     "collect",
     "given_values",
+    "not_empty",
     "options_of",
     "results_beside",
     "run_options",
@@ -89,13 +90,13 @@ def run_options(command: Callable) -> Callable:
             "--resume",
             "run",
             type=click.Path(),
-            callback=_not_empty,
+            callback=not_empty,
             help="Go on with the run in this folder.",
         ),
         click.option(
             "--config",
             type=click.Path(),
-            callback=_not_empty,
+            callback=not_empty,
             help="TOML file of options, such as RUN/options.toml, for another run of the same.",
         ),
         click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options."),
@@ -104,7 +105,7 @@ def run_options(command: Callable) -> Callable:
     return command
 
 
-def _not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Raises OptionError for an empty value, as of a shell variable that is not set."""
     if value == "":
         raise OptionError(f"{param.opts[0]} must name a file or a folder, got ''")

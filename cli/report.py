@@ -2,13 +2,26 @@
 
 import click
 
+from pacecore.cli.options import not_empty
+
 __all__ = ["report"]
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path())
-@click.option("--out", default="report", show_default=True, help="Folder of the page.")
-@click.option("--figures", type=click.Path(), help="JSON file of more figures of the paper.")
+@click.option(
+    "--out",
+    default="report",
+    show_default=True,
+    callback=not_empty,
+    help="Folder of the page.",
+)
+@click.option(
+    "--figures",
+    type=click.Path(),
+    callback=not_empty,
+    help="JSON file of more figures of the paper.",
+)
 @click.option(
     "--pictures/--no-pictures",
     default=True,

@@ -210,7 +210,9 @@ class TrainOptions(RunOptions):
     )
     z_norm: bool = option(False, "Normalise the embeddings of the contrastive loss.")
     temperature: float = option(1.0, "Temperature of the contrastive loss.", low=1e-3, high=1e3)
-    proj_dim: int = option(0, "Size of a projection before the contrastive loss; 0: none.", low=0)
+    proj_dim: int = option(
+        0, "Size of a projection before the contrastive loss; 0: none.", low=0, high=65536
+    )
 
     def check(self) -> None:
         super().check()
@@ -368,7 +370,8 @@ class RetrieveOptions(FeatureOptions):
     def ks(self) -> tuple[int, ...]:
         """The numbers of neighbours, ascending; empty where `k` is not a list of such."""
         words = [word.strip() for word in self.k.split(",")]
-        if not all(word.isascii() and word.isdigit() and int(word) >= 1 for word in words):
+        short = all(word.isascii() and word.isdigit() and len(word) < 19 for word in words)
+        if not short or min(map(int, words)) < 1:
             return ()
         return tuple(sorted({int(word) for word in words}))
 

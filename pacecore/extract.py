@@ -96,6 +96,10 @@ def load_features(path: str | Path) -> Features:
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise PacecoreError(f"{beside}: not of pacecore extract: {error!r}") from None
     shape = order["shape"]
+    axes = 3 if order["unit"] == "clip" else 2
+    if values.ndim != axes or values.dtype.kind != "f":
+        rule = f"must be numbers with a fraction, of {axes} axes"
+        raise PacecoreError(f"{path}: {rule}, got {values.dtype} {list(values.shape)}")
     if shape != list(values.shape) or len(order["videos"]) != len(values):
         raise PacecoreError(f"{path}: {list(values.shape)} values, but the JSON says {shape}")
     return Features(path, values, order)

@@ -62,7 +62,7 @@ def paper_figures(path: str | Path | None = None) -> tuple[PaperFigure, ...]:
         return _KNOWN + tuple(map(_figure, entries))
     except OSError as error:
         raise PacecoreError(f"{path}: figures cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise PacecoreError(f"{path}: not a list of the paper's figures: {error}") from None
 
 

@@ -449,6 +449,12 @@ def test_files_that_are_no_features(checkpoint, tmp_path):
         path.with_suffix(".json").write_bytes(text)
         with pytest.raises(PacecoreError, match=rf"{path.stem}\.json: not of pacecore extract: "):
             load_features(path)
+    for values in (np.zeros(()), np.zeros(3), np.zeros((3, 1, 64)), np.zeros((3, 64), np.int64)):
+        np.save(path, values)
+        shape = list(values.shape)
+        path.with_suffix(".json").write_text(json.dumps({**test.order, "shape": shape}))
+        with pytest.raises(PacecoreError, match=rf"{path.stem}\.npy: must be .*, of 2 axes, got "):
+            load_features(path)
     for content in (path.read_bytes()[:-40], b"", b"no rows of numbers", checkpoint.read_bytes()):
         path.write_bytes(content)
         with pytest.raises(PacecoreError, match="not features of pacecore extract"):

@@ -199,6 +199,7 @@ def test_figures_of_the_paper_that_cannot_be_read_are_named(tmp_path):
         ({"table": 4}, "table must be a text, got 4"),
         ({"percent": "nan"}, "percent must be from 0 to 100, got nan"),
         ({"percent": 101}, "percent must be from 0 to 100, got 101"),
+        ({"percent": 10**400}, "int too large to convert to float"),
     ):
         listed.write_text(json.dumps([figure | change]))
         with pytest.raises(

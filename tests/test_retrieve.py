@@ -382,7 +382,7 @@ def test_a_video_is_one_by_whatever_path_it_was_named(tmp_path, monkeypatch):
     assert result["videos_in_both"] == 2
 
 
-@pytest.mark.parametrize("k", ["", "0", "1,x", "1.5", "-1"])
+@pytest.mark.parametrize("k", ["", "0", "1,x", "1.5", "-1", "1,00", "9" * 5000])
 def test_k_must_be_a_list_of_whole_numbers(k):
     with pytest.raises(OptionError, match="k must be whole numbers from 1"):
         from_mapping(RetrieveOptions, {"k": k})
