@@ -453,7 +453,9 @@ def featured(mine: Cell, videos: dict[str, list[tuple[str, int, tuple[float, ...
         rows = np.array([row for _, _, row in listed], dtype=np.float32)
         np.save(path, rows)
         named = [{"path": path, "label": label} for path, label, _ in listed]
-        about = {"shape": list(rows.shape), "videos": named}
+        about = {"shape": list(rows.shape), "videos": named, "classes": [], "unreadable": {}}
+        about |= {"clips": 10, "width": 1.0, "stage": "p5", "pool": "max", "unit": "video"}
+        about |= dict.fromkeys(("network", "backbone", "identity"), "of a test")
         path.with_suffix(".json").write_text(json.dumps(about))
 
 
