@@ -153,19 +153,18 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.large and arguments.quick:
         parser.error("--large has no quick run")
-    cases: list[dict] = []
+    device = arguments.device
     if arguments.large:
-        name = "retrieve-large"
-        todo = [lambda: large_case(arguments.large, 3783, 95370, 50176, arguments.device)]
+        cases = [large_case(arguments.large, 3783, 95370, 50176, device)]
+        path = write_record(arguments.out, "retrieve-large", device, cases)
     else:
-        name, sizes = "retrieve", [(1500, 4000, 512)]
+        sizes, cases = [(1500, 4000, 512)], []
         if not arguments.quick:
             sizes += [(3783, 9537, 512), (3783, 9537, 9216)]
-        todo = [lambda size=size: case(*size, arguments.device, arguments.rounds) for size in sizes]
-    for each in todo:
-        cases.append(each())
-        # Again after each size, so that a run which is cut off leaves what it has.
-        path = write_record(arguments.out, name, arguments.device, cases)
+        for size in sizes:
+            cases.append(case(*size, device, arguments.rounds))
+            # Again after each size, so that a run which is cut off leaves what it has.
+            path = write_record(arguments.out, "retrieve", device, cases)
     print(f"record: {path}")
 
 
