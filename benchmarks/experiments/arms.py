@@ -75,23 +75,26 @@ _STEP3 = _paces("step3", "1,4,7,10")
 # Whether the schedule is what is short.
 _LONG_PACE = _long("long", PACE)
 
-_OWN_VIEWS = Arm(
+_OWN = ("--view-augment", "own")
+_PACE_OWN = Arm("own-augment", "pace, views with crops of their own", (*_NO_CONTRAST, *_OWN))
+_CONTEXT_OWN = Arm(
     "pace-context-own",
     "pace + same context, views with crops of their own",
-    ("--contrast", "context", "--view-augment", "own"),
+    ("--contrast", "context", *_OWN),
 )
 
 # The claims again after four times the steps without labels, and after four times the steps with
 # labels too; what might mend same context: one crop, flip and jitter for all views make clips of a
-# video alike whatever they show; and whether paces further apart, whose features a linear probe,
-# not standardised then, liked best after the short schedule, are better after the long one. The
-# contrastive ways alone are not among them.
+# video alike whatever they show; the same of pace alone, to part the crops from the contrast; and
+# whether paces further apart, whose features a linear probe, not standardised then, liked best
+# after the short schedule, are better after the long one. The contrastive ways alone are not here.
 LONG = (
     replace(SCRATCH, finetunes=(1, 4)),
     replace(_LONG_PACE, finetunes=(1, 4)),
     replace(_long("long-pace-context", PACE_CONTEXT), finetunes=(1, 4)),
     replace(_long("long-pace-pace", _PACE_PACE), finetunes=(1, 4)),
-    replace(_long("long-pace-context-own", _OWN_VIEWS), finetunes=(1, 4)),
+    replace(_long("long-pace-context-own", _CONTEXT_OWN), finetunes=(1, 4)),
+    replace(_long("long-own", _PACE_OWN), finetunes=(1, 4)),
     replace(_long("long-step3", _STEP3), finetunes=(1, 4)),
     RANDOM,
 )
@@ -114,12 +117,12 @@ ABLATIONS = (
     ),
     Arm("reverse-label", "backwards as classes", (*_NO_CONTRAST, "--reverse", "label")),
     Arm("no-jitter", "without colour jitter", (*_NO_CONTRAST, "--no-jitter")),
-    Arm("own-augment", "views with crops of their own", (*_NO_CONTRAST, "--view-augment", "own")),
+    _PACE_OWN,
     _LONG_PACE,
     Arm(
         "context-own",
         "same context, views with crops of their own",
-        ("--contrast", "context", *_NO_PACE, "--view-augment", "own"),
+        ("--contrast", "context", *_NO_PACE, *_OWN),
     ),
 )
 
