@@ -33,16 +33,8 @@ from pacecore.backbones.bf16 import check_bf16_conv3d
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 
-from .common import (
-    parsed,
-    parser_of,
-    peak_extra_bytes,
-    positive,
-    positive_number,
-    run_main,
-    time_function,
-    write_record,
-)
+from .common import peak_extra_bytes, run_main, time_function, write_record
+from .options import parsed, parser_of, positive, positive_number
 
 
 @dataclass(frozen=True)

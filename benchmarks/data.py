@@ -31,8 +31,9 @@ from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.source import VideoFiles
 from pacecore.store import FrameStore, pack, record_bytes
 
-from .common import parsed, parser_of, positive, run_main, write_record
+from .common import run_main, write_record
 from .official import ExtractedFrames, Official, Rebuilt, Shape, extract
+from .options import parsed, parser_of, positive
 
 __all__ = ["add_official_argument", "add_video_arguments", "main", "open_videos"]
 

@@ -27,7 +27,8 @@ from pacecore.recognition import measure_actions
 from pacecore.source import FrameSource, VideoFiles
 from pacecore.store import pack
 
-from .common import parser_of, run_main, time_function, write_record
+from .common import run_main, time_function, write_record
+from .options import parser_of
 
 CLIPS_AT_ONCE = 40
 

@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from .common import PACECORE, comma_separated, run_main, whole, write_record
+from .common import PACECORE, run_main, write_record
+from .options import comma_separated, whole
 
 __all__ = ["main"]
 

@@ -38,17 +38,9 @@ from pathlib import Path
 
 from pacecore.files import made_folder, write_json, write_text
 
-from .common import (
-    ROOT,
-    changed,
-    end_by_signals,
-    end_running,
-    git,
-    positive,
-    positive_number,
-    run_main,
-)
+from .common import ROOT, changed, end_by_signals, end_running, git, run_main
 from .gpu_steps import STEPS, TOGETHER, Context, Result, breaks, run_step
+from .options import positive, positive_number
 from .rows import rows_of
 from .suite import BENCHMARKS, LIMITS, tables
 

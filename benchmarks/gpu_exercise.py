@@ -19,6 +19,8 @@ from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference.info_nce import info_nce as reference_info_nce
 from pacecore.reference.pace_clip import pace_clip as reference_pace_clip
 
+from .options import device_name
+
 __all__ = ["main", "picture"]
 
 # By how much an op may be off, as a share of the largest value: roundings of a result of that type.
@@ -116,7 +118,7 @@ def _error(result: Tensor, expected: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", type=device_name, default="cuda")
     parser.add_argument("--few", action="store_true", help="fewer types and sizes")
     options = parser.parse_args()
     wrong, count = [], 0

@@ -22,7 +22,8 @@ from pacecore.isolated import JobFailure, run_jobs
 from pacecore.media import is_video_name
 from pacecore.video import VideoError, decode, decode_all, probe
 
-from .common import parsed, parser_of, positive, run_main, whole, write_record
+from .common import run_main, write_record
+from .options import parsed, parser_of, positive, whole
 from .processes import resident_bytes
 
 __all__ = ["KINDS", "mutations", "read_hostile", "run"]

@@ -39,17 +39,8 @@ from torch import Tensor
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
-from .common import (
-    comma_separated,
-    parser_of,
-    peak_extra_bytes,
-    positive,
-    positive_number,
-    run_main,
-    time_function,
-    time_in_turn,
-    write_record,
-)
+from .common import peak_extra_bytes, run_main, time_function, time_in_turn, write_record
+from .options import comma_separated, parser_of, positive, positive_number
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
 # Rows, features, type and norm of a quick run, which has a minute on a GPU.

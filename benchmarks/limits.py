@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from .common import parser_of, run_main, time_function, write_record
+from .common import run_main, time_function, write_record
+from .options import parser_of
 
 __all__ = ["main", "measure"]
 

@@ -31,7 +31,8 @@ from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.layers import Conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 
-from .common import parsed, parser_of, peak_extra_bytes, positive, run_main, write_record
+from .common import peak_extra_bytes, run_main, write_record
+from .options import parsed, parser_of, positive
 
 CARD = 24 * 2**30
 RESERVE = 3 * 2**30

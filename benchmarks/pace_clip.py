@@ -21,7 +21,8 @@ import torch
 
 from pacecore.backbones.tuning import keep_freed_memory
 
-from .common import parser_of, positive_number, run_main, time_function, time_in_turn, write_record
+from .common import run_main, time_function, time_in_turn, write_record
+from .options import parser_of, positive_number
 from .pace_clip_contenders import CONTENDERS, Case, inputs_of, ours
 
 __all__ = ["main"]

@@ -17,7 +17,8 @@ from pacecore.errors import PacecoreError
 from pacecore.files import write_text
 from pacecore.store import record_bytes
 
-from .common import RESULTS, positive_number, processor, read_record, run_main
+from .common import RESULTS, processor, read_record, run_main
+from .options import positive_number
 from .rows import short
 
 __all__ = ["Inputs", "Plan", "main", "page"]

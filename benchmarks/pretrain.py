@@ -38,9 +38,10 @@ from pacecore.inputs import worker_count
 from pacecore.store import pack
 from pacecore.train import pace_model, pretrain
 
-from .common import parsed, parser_of, run_main, time_function, write_record
+from .common import run_main, time_function, write_record
 from .data import add_official_argument, add_video_arguments, open_videos
 from .official import Official, Rebuilt, Shape, extract, training_step
+from .options import parsed, parser_of
 
 __all__ = ["main"]
 

@@ -11,8 +11,9 @@ from pacecore.check import data_check
 from pacecore.datasets import find_videos, probe_all
 from pacecore.store import pack, store_bytes
 
-from .common import parser_of, run_main, whole, write_record
+from .common import run_main, write_record
 from .hostile import data_folder
+from .options import parser_of, whole
 
 SIZE = (128, 171)  # height, width
 

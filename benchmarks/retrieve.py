@@ -17,7 +17,8 @@ import numpy as np
 
 from pacecore.retrieve import hit_rates, nearest
 
-from .common import parser_of, peak_extra_bytes, percentiles, positive, run_main, write_record
+from .common import peak_extra_bytes, percentiles, run_main, write_record
+from .options import parser_of, positive
 from .processes import watched
 
 KS = (1, 5, 10, 20, 50)

@@ -34,17 +34,10 @@ from pacecore.train import pretrain
 from pacecore.workers import core_count
 
 from .backbones import Way, training_step
-from .common import (
-    parser_of,
-    peak_extra_bytes,
-    processor,
-    read_record,
-    run_main,
-    time_function,
-    write_record,
-)
+from .common import peak_extra_bytes, processor, read_record, run_main, time_function, write_record
 from .data import add_video_arguments, open_videos
 from .feeding import feeding
+from .options import parser_of
 from .pretrain import rate_between
 from .processes import held_bytes, watched
 from .rows import short

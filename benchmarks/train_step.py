@@ -40,7 +40,8 @@ from pacecore.source import FrameSource
 from pacecore.store import FrameStore
 from pacecore.train import PaceTask, pace_model
 
-from .common import PACECORE, parsed, parser_of, positive, run_main, write_record
+from .common import PACECORE, run_main, write_record
+from .options import parsed, parser_of, positive
 from .processes import resident_bytes
 
 THIN = {

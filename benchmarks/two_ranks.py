@@ -26,7 +26,8 @@ import torch
 
 from pacecore.checkpoint import load_checkpoint
 
-from .common import PACECORE, positive, positive_number, run_main, write_record
+from .common import PACECORE, run_main, write_record
+from .options import positive, positive_number
 
 __all__ = ["main"]
 

@@ -22,8 +22,6 @@ from benchmarks.common import (
     PACECORE,
     RESULTS,
     Timing,
-    parsed,
-    parser_of,
     read_record,
     run_limited,
     run_main,
@@ -31,6 +29,7 @@ from benchmarks.common import (
 )
 from benchmarks.info_nce import loss_alone
 from benchmarks.official import Shape, _i420
+from benchmarks.options import parsed, parser_of
 from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
 from benchmarks.pretrain import Setting
 from benchmarks.readme import _summary

@@ -112,7 +112,7 @@ def test_it_begins_where_no_video_can_be_read_and_so_do_the_benchmarks_without_a
     blocked = f"""
 import sys; sys.modules["av"] = None
 import benchmarks.gpu_check, benchmarks.gpu_exercise, tests.conftest, pacecore.doctor, {names}
-assert benchmarks.common._device("auto")
+assert benchmarks.options.device_name("auto")
 """
     subprocess.run([sys.executable, "-c", blocked], check=True, cwd=ROOT)
 

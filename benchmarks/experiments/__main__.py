@@ -25,21 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pacecore.datasets import find_videos
-from pacecore.device import pick_device
 from pacecore.errors import PacecoreError
 from pacecore.report import make_report
 from pacecore.store import FrameStore
 
-from ..common import (
-    RESULTS,
-    comma_separated,
-    end_by_signals,
-    positive,
-    positive_number,
-    run_main,
-    whole,
-    write_record,
-)
+from ..common import RESULTS, end_by_signals, run_main, write_record
+from ..options import comma_separated, device_name, positive, positive_number, whole
 from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
 from .page import evidence_page, summary, trained_on
@@ -62,7 +53,7 @@ def main() -> int:
         type=positive_number,
         help="of one cell; default 40 at the small setting, times the arm's schedules",
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", type=device_name, default="auto")
     parser.add_argument(
         "--scene",
         type=_expression,
@@ -178,8 +169,8 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         print(error, file=sys.stderr)
         make_report(folders, report, pictures=False)
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
-    device = str(pick_device(options.device))
-    write_record(path, "experiments", device, summary(cells, baseline, *marks), trained_on=machines)
+    found = summary(cells, baseline, *marks)
+    write_record(path, "experiments", options.device, found, trained_on=machines)
     for place in (options.runs / f"evidence{suffix}.md", path.with_suffix(".md")):
         place.write_text(page, encoding="utf-8")
 

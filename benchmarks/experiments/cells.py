@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pacecore.device import pick_device
 from pacecore.errors import PacecoreError
 from pacecore.files import for_one_process, write_json
 
@@ -94,7 +93,7 @@ class Cell:
         return json.loads(path.read_text()) if path.is_file() else []
 
     def _note_machine(self) -> None:
-        info = machine_info("cpu" if self.device == "cpu" else pick_device(self.device))
+        info = machine_info(self.device)
         words = f"{info.get('gpu') or processor(info)}, torch {info['torch']}"
         noted = dict.fromkeys([*self.machines(), words])
         write_json(self.folder / "machines.json", list(noted))
