@@ -39,7 +39,8 @@ _GRIDS = {"main": ARMS, "long": LONG, "ablations": (PACE, *ABLATIONS)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    words = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="experiments", description=words)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--grid", choices=list(_GRIDS), default="main")
