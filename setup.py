@@ -374,7 +374,8 @@ setup(
         *("pacecore.cli", "pacecore.benchmarks"),
     ],
     package_dir={"pacecore.cli": "cli", "pacecore.benchmarks": "benchmarks"},
-    exclude_package_data={"pacecore.benchmarks": ["results/*", "experiments/*"]},
+    include_package_data=False,  # of what MANIFEST.in names for the source archive
+    package_data={"pacecore": ["py.typed"]},
     ext_modules=[Extension("pacecore._C", sources())],
     cmdclass={"build_ext": NinjaBuild},
     setup_requires=build_torch(),

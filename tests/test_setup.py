@@ -281,9 +281,14 @@ def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
     assert "-lineinfo" not in written  # the build would be three times as large
 
 
-def test_type_hints_reach_who_installs(tmp_path):
-    """Without the mark of PEP 561 type checkers take every name of the package for anything."""
+def test_what_is_installed_is_code_and_the_mark_of_type_hints(tmp_path):
+    """Without the mark, of PEP 561, type checkers take every name of the package for anything."""
     words = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     environment = {**os.environ, "PACECORE_CUDA": "0"}
-    subprocess.run(words, cwd=ROOT, env=environment, check=True)
-    assert (tmp_path / "pacecore" / "py.typed").is_file()
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert "would be ignored" not in done.stderr  # setuptools, of folders of records
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".py"]
+    assert files == [tmp_path / "pacecore" / "py.typed"]
+    assert not (tmp_path / "pacecore" / "benchmarks" / "experiments").exists()
