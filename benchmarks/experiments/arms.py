@@ -82,18 +82,25 @@ _CONTEXT_OWN = Arm(
     "pace + same context, views with crops of their own",
     ("--contrast", "context", *_OWN),
 )
+_SAME_PACE_OWN = Arm(
+    "pace-pace-own",
+    "pace + same pace, views with crops of their own",
+    ("--contrast", "pace", *_OWN),
+)
 
 # The claims again after four times the steps without labels, and after four times the steps with
 # labels too; what might mend same context: one crop, flip and jitter for all views make clips of a
-# video alike whatever they show; the same of pace alone, to part the crops from the contrast; and
-# whether paces further apart, whose features a linear probe, not standardised then, liked best
-# after the short schedule, are better after the long one. The contrastive ways alone are not here.
+# video alike whatever they show; the same of pace + same pace and of pace alone, to part the crops
+# from the contrast; and whether paces further apart, whose features a linear probe, not
+# standardised then, liked best after the short schedule, are better after the long one. The
+# contrastive ways alone are not here.
 LONG = (
     replace(SCRATCH, finetunes=(1, 4)),
     replace(_LONG_PACE, finetunes=(1, 4)),
     replace(_long("long-pace-context", PACE_CONTEXT), finetunes=(1, 4)),
     replace(_long("long-pace-pace", _PACE_PACE), finetunes=(1, 4)),
     replace(_long("long-pace-context-own", _CONTEXT_OWN), finetunes=(1, 4)),
+    replace(_long("long-pace-pace-own", _SAME_PACE_OWN), finetunes=(1, 4)),
     replace(_long("long-own", _PACE_OWN), finetunes=(1, 4)),
     replace(_long("long-step3", _STEP3), finetunes=(1, 4)),
     RANDOM,
