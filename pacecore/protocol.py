@@ -113,40 +113,6 @@ def evenly_spaced(count: int, clips: int) -> np.ndarray:
     return np.linspace(0, count - 1, clips).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class _EvenRequests:
-    """Batch `number`: a few videos, each at every pace and at evenly spaced starts, centre crop.
-
-    A clip's label is the place of its pace; only videos shorter than a clip loop.
-    """
-
-    sampling: Sampling
-    paces: tuple[Fraction, ...]
-    frame_counts: tuple[int, ...]  # of all videos of the source
-    videos: tuple[int, ...]
-    starts: int  # clips of each pace
-    videos_per_batch: int
-
-    @property
-    def numbers(self) -> range:
-        """The batches that hold all videos."""
-        return range(-(-len(self.videos) // self.videos_per_batch))
-
-    def __call__(self, number: int) -> list[ClipRequest]:
-        first = number * self.videos_per_batch
-        chosen = self.videos[first : first + self.videos_per_batch]
-        return [ClipRequest(video, self._plans(self.frame_counts[video])) for video in chosen]
-
-    def _plans(self, num_frames: int) -> tuple:
-        return tuple(
-            centre_plan(self.sampling, num_frames, int(start), pace, label)
-            for label, pace in enumerate(self.paces)
-            for start in evenly_spaced(
-                fitting_starts(num_frames, pace, self.sampling.clip_frames), self.starts
-            )
-        )
-
-
 @dataclass
 class ClipRunner:
     """Runs a network over the clips of videos as its training options make them: of each video
@@ -228,15 +194,18 @@ class ClipRunner:
         """
         every = range(len(source)) if videos is None else videos
         mine = tuple(every[rank() :: world_size()])
-        counts = tuple(source.num_frames(video) for video in range(len(source)))
         of_video = len(self.paces) * self.clips
         per_batch = max(1, self.batch_clips // of_video)
         sampling = self.options.sampling()
-        requests = _EvenRequests(sampling, self.paces, counts, mine, self.clips, per_batch)
+
+        def requests(number: int) -> list[ClipRequest]:
+            chosen = mine[number * per_batch : (number + 1) * per_batch]
+            return [self._request(sampling, video, source.num_frames(video)) for video in chosen]
+
         loaded = load_batches(
             source,
             requests,
-            requests.numbers,
+            range(-(-len(mine) // per_batch)),
             clip_frames=sampling.clip_frames,
             workers=self.workers,
             timeout_seconds=self.decode_timeout,
@@ -263,6 +232,19 @@ class ClipRunner:
                         done += 1
                 progress.update(done, f"{of_video} clips each")
         progress.close()
+
+    def _request(self, sampling: Sampling, video: int, frames: int) -> ClipRequest:
+        """Each pace at evenly spaced starts, centre crop: only a video shorter than a clip loops. A
+        clip's label is the place of its pace.
+        """
+        plans = (
+            centre_plan(sampling, frames, int(start), pace, label)
+            for label, pace in enumerate(self.paces)
+            for start in evenly_spaced(
+                fitting_starts(frames, pace, sampling.clip_frames), self.clips
+            )
+        )
+        return ClipRequest(video, tuple(plans))
 
 
 def decoder_count(wish: int, device: torch.device) -> int:
