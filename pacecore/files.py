@@ -19,7 +19,7 @@ from pacecore.errors import PacecoreError
 
 __all__ = [
     "aside", "damaged_part", "for_one_process", "made_folder", "read_json", "reason_of",
-    "safetensors", "unread", "write_json", "write_lines", "write_text", "writing",
+    "safetensors", "unread", "write_json", "write_json_lines", "write_text", "writing",
 ]  # fmt: skip
 
 
@@ -89,13 +89,12 @@ def aside(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes the file whole, in UTF-8. Raises PacecoreError, naming it, where it cannot be."""
-    write_lines(path, [text])
+    _write_texts(path, [text])
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """As write_text. lines: with their ends."""
+def _write_texts(path: Path, texts: Iterable[str]) -> None:
     with aside(path) as part, open(part, "w", encoding="utf-8") as file:
-        file.writelines(lines)
+        file.writelines(texts)
         file.flush()
         os.fsync(file.fileno())  # else the new name may outlast a power failure, and not the text
 
@@ -103,6 +102,11 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As write_text. value: what JSON can hold, and what str makes of the rest."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """As write_text: a value a line. values: what JSON can hold."""
+    _write_texts(path, (json.dumps(value) + "\n" for value in values))
 
 
 def read_json(path: Path) -> Any:

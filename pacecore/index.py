@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pacecore.errors import PacecoreError
-from pacecore.files import write_lines
+from pacecore.files import write_json_lines
 from pacecore.video import described, holds
 
 __all__ = [
@@ -142,8 +142,7 @@ def write_index(index: VideoIndex, path: str | Path, bad: Iterable[BadVideo] = (
     }
     unusable = ({"path": _relative(one.path, root), "state": one.reason} for one in bad)
     usable = (_entry_line(entry, index.root) for entry in index.entries)
-    lines = chain([head], usable, unusable)
-    write_lines(path, (json.dumps(line) + "\n" for line in lines))
+    write_json_lines(path, chain([head], usable, unusable))
 
 
 def is_index(path: Path) -> bool:

@@ -3,7 +3,6 @@
 probability of a video = mean over its clips of softmax(logits of the clip)
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
-from pacecore.files import aside, write_json
+from pacecore.files import write_json, write_json_lines
 from pacecore.inputs import Inputs, identity_of, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.runs import replaced_by
@@ -116,19 +115,20 @@ class ActionResult:
 
     def write_predictions(self, path: Path) -> None:
         """One JSON object a line and video: path, label, prediction, probabilities, clips."""
-        with aside(path) as part, open(part, "w", encoding="utf-8") as file:
-            for row, name in enumerate(self.paths):
-                line = {
-                    "path": name,
-                    "label": self.classes[self.labels[row]],
-                    "predicted": self.classes[self.predicted[row]],
-                    "right": bool(self.right[row]),
-                    "probabilities": [round(float(p), 6) for p in self.probabilities[row]],
-                    "clips_predicted": [
-                        self.classes[label] for label in self.clip_scores[row].argmax(axis=1)
-                    ],
-                }
-                file.write(json.dumps(line) + "\n")
+        lines = (
+            {
+                "path": name,
+                "label": self.classes[self.labels[row]],
+                "predicted": self.classes[self.predicted[row]],
+                "right": bool(self.right[row]),
+                "probabilities": [round(float(p), 6) for p in self.probabilities[row]],
+                "clips_predicted": [
+                    self.classes[label] for label in self.clip_scores[row].argmax(axis=1)
+                ],
+            }
+            for row, name in enumerate(self.paths)
+        )
+        write_json_lines(path, lines)
 
 
 def _in_top(scores: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

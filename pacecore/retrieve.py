@@ -4,7 +4,6 @@ Features of a video are the mean over its clips; neighbours are nearest by cosin
 at k if any of its k nearest neighbours has its label.
 """
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pacecore.device import pick_device
 from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features, extract_split, features_name, load_features
-from pacecore.files import aside, made_folder, write_json
+from pacecore.files import made_folder, write_json, write_json_lines
 from pacecore.inputs import Inputs, identity_of
 from pacecore.pictures import framed_rows
 from pacecore.protocol import PATIENCE, labels_of, open_measured, out_folder, ready
@@ -77,15 +76,13 @@ def nearest(
     device, k = torch.device(device), min(k, len(gallery))
     edges = [edge for edge in boundaries or range(1, k + 1) if edge < len(gallery) and edge <= k]
     wanted = min(k + _SPARE, len(gallery))
-    row_bytes = 4 * queries.shape[1]
     # Products of 1,024 x 4,096 x 9,216 ran at 160 GFLOP/s on two cores, of 1,024 x 7,281 at 107.
-    gallery_rows = max(1, min(4096, block_bytes // row_bytes))
-    query_rows = max(1, min(4096, block_bytes // row_bytes))
+    rows = max(1, min(4096, block_bytes // (4 * queries.shape[1])))  # of either in a block
     numbers = np.empty((len(queries), k), dtype=np.int64)
     cosines = np.empty((len(queries), k), dtype=np.float32)
-    for first in range(0, len(queries), query_rows):
-        block = queries[first : first + query_rows]
-        found, near = _candidates(block, gallery, wanted, gallery_rows, device, names)
+    for first in range(0, len(queries), rows):
+        block = queries[first : first + rows]
+        found, near = _candidates(block, gallery, wanted, rows, device, names)
         _settle(block, gallery, found, near, edges, block_bytes)
         numbers[first : first + len(block)] = found[:, :k]
         cosines[first : first + len(block)] = near[:, :k]
@@ -375,22 +372,22 @@ def _write(
     path = folder / f"retrieve-{name}.json"
     replaced = replaced_by(result, path) or gallery.replaced or queries.replaced
     answers, asked = gallery.paths(), queries.paths()
-    target = folder / f"neighbours-{name}.jsonl"
-    with aside(target) as part, open(part, "w", encoding="utf-8") as file:
-        for row, (numbers, cosines) in enumerate(zip(*neighbours, strict=True)):
-            line = {
-                "query": asked[row // queries.clips],
-                "clip": row % queries.clips,
-                "neighbours": [
-                    {
-                        "path": answers[number // gallery.clips],
-                        "clip": int(number % gallery.clips),
-                        "cosine": round(float(cosine), 6),
-                    }
-                    for number, cosine in zip(numbers[:10], cosines[:10], strict=True)
-                ],
-            }
-            file.write(json.dumps(line) + "\n")
+    lines = (
+        {
+            "query": asked[row // queries.clips],
+            "clip": row % queries.clips,
+            "neighbours": [
+                {
+                    "path": answers[number // gallery.clips],
+                    "clip": int(number % gallery.clips),
+                    "cosine": round(float(cosine), 6),
+                }
+                for number, cosine in zip(numbers[:10], cosines[:10], strict=True)
+            ],
+        }
+        for row, (numbers, cosines) in enumerate(zip(*neighbours, strict=True))
+    )
+    write_json_lines(folder / f"neighbours-{name}.jsonl", lines)
     write_json(path, result)  # last: with it all is there
     result["replaced"] = replaced
     return name

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import for_one_process, made_folder, reason_of, write_lines, write_text
+from pacecore.files import for_one_process, made_folder, reason_of, write_json_lines, write_text
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import (
     BadVideo,
@@ -170,14 +170,14 @@ def _resumed(
             raise StoreError(f"{folder}: {_FRAMES} of its unfinished store is gone or cut")
         done = [each for each in lines[1:] if _is_of(each, jobs)]
         # Written anew, so that a line cut short by the interruption does not stay.
-        write_lines(journal, (json.dumps(line) + "\n" for line in [head, *done]))
+        write_json_lines(journal, [head, *done])
         return {line["video"]: line for line in done}
     free = shutil.disk_usage(folder).free
     if total > free:
         raise StoreError(f"{folder}: needs {total:,} bytes, {free:,} are free")
     with frames.open("wb") as file:
         file.truncate(total)
-    write_text(journal, json.dumps(head) + "\n")
+    write_json_lines(journal, [head])
     return {}
 
 
