@@ -139,22 +139,24 @@ def check(
         with _progress("checking", len(store)) as progress:
             report = store_check(store, progress)
         _print_store_report(report)
-        _finish_check(context, report, report_file)
-        return
-    pace_set = parse_paces(paces)
-    found = find_videos(source, **how)
-    with _progress("decoding", len(found)) as progress:
-        report = data_check(
-            found,
-            paces=pace_set,
-            clip_frames=clip_frames,
-            fold=how["fold"],
-            workers=workers,
-            timeout_seconds=timeout,
-            on_progress=progress,
-        )
-    _print_report(report)
-    _finish_check(context, report, report_file)
+    else:
+        pace_set = parse_paces(paces)
+        found = find_videos(source, **how)
+        with _progress("decoding", len(found)) as progress:
+            report = data_check(
+                found,
+                paces=pace_set,
+                clip_frames=clip_frames,
+                fold=how["fold"],
+                workers=workers,
+                timeout_seconds=timeout,
+                on_progress=progress,
+            )
+        _print_report(report)
+    if report_file:
+        _write_report(report, report_file)
+    if report["serious"]:
+        context.exit(1)
 
 
 def _require_none_idle(context: click.Context) -> None:
@@ -192,14 +194,12 @@ def _may_be_replaced(path: Path) -> bool:
     return path.is_file() or not path.exists()
 
 
-def _finish_check(context: click.Context, report: dict, report_file: Path | None) -> None:
-    if report_file and _may_be_replaced(report_file):
+def _write_report(report: dict, report_file: Path) -> None:
+    if _may_be_replaced(report_file):
         write_json(report_file, report)
-    elif report_file:
+    else:
         with writing(report_file):
             report_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if report["serious"]:
-        context.exit(1)
 
 
 def _print_store_report(report: dict) -> None:
