@@ -148,13 +148,7 @@ def _last_step(pace: Fraction, clip_frames: int) -> int:
     return (int(clip_frames) - 1) * abs(pace.numerator) // pace.denominator
 
 
-_JITTER_MOST = {
-    "brightness": math.inf,
-    "contrast": math.inf,
-    "saturation": math.inf,
-    "hue": 0.5,
-    "probability": 1.0,
-}
+_JITTER_MOST = {"hue": 0.5, "probability": 1.0}
 _SAMPLING_CHOICES = {
     "view_paces": ("distinct", "free"),
     "view_augment": ("own", "shared"),
@@ -193,8 +187,8 @@ class Jitter:
     scope: str = "frame"  # "frame": each frame draws its own; "clip": one draw for all
 
     def __post_init__(self) -> None:
-        for name, most in _JITTER_MOST.items():
-            value = getattr(self, name)
+        for name in ("brightness", "contrast", "saturation", "hue", "probability"):
+            value, most = getattr(self, name), _JITTER_MOST.get(name, math.inf)
             number = isinstance(value, Real) and math.isfinite(value)
             rule = f"jitter {name} must be a number from 0" + f" to {most:g}" * math.isfinite(most)
             _require(number and 0 <= value <= most, rule, value)
