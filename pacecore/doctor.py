@@ -141,10 +141,10 @@ def _nvidia_smi() -> str:
 def _video() -> Rest:
     import av
 
-    from pacecore.video_writer import video_encoder
+    from pacecore.video_writer import has_codec, video_encoder
 
     libraries = av.library_versions["libavcodec"]
-    decoders = [n for n in ("h264", "hevc", "mpeg4", "vp9", "av1") if _reads(n)]
+    decoders = [n for n in ("h264", "hevc", "mpeg4", "vp9", "av1") if has_codec(n, "r")]
     encoder = video_encoder()
     found = (
         f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, libraries))}; "
@@ -158,16 +158,6 @@ def _video() -> Rest:
         yield "warn", f"{found}; without libx264 the demo set is MPEG-4 instead of H.264", mend
     else:
         yield "ok", found
-
-
-def _reads(codec: str) -> bool:
-    import av
-
-    try:
-        av.Codec(codec)
-    except av.error.FFmpegError:
-        return False
-    return True
 
 
 def _threads() -> Rest:

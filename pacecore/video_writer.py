@@ -12,7 +12,7 @@ import numpy as np
 from pacecore.errors import PacecoreError
 from pacecore.files import aside
 
-__all__ = ["video_encoder", "write_png", "write_video"]
+__all__ = ["has_codec", "video_encoder", "write_png", "write_video"]
 
 _ENCODERS = {  # in order of preference, with the options that make files small and repeatable
     "libx264": {"preset": "veryfast", "crf": "20", "threads": "1"},
@@ -20,14 +20,20 @@ _ENCODERS = {  # in order of preference, with the options that make files small 
 }
 
 
+def has_codec(name: str, mode: str) -> bool:
+    """Whether PyAV's FFmpeg has a codec to read ("r") or write ("w") with."""
+    try:
+        av.Codec(name, mode)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
 def video_encoder() -> str:
     """The encoder that `write_video` uses: "libx264" (H.264), or "mpeg4" where PyAV lacks it."""
     for name in _ENCODERS:
-        try:
-            av.Codec(name, "w")
-        except av.error.FFmpegError:
-            continue
-        return name
+        if has_codec(name, "w"):
+            return name
     raise PacecoreError(
         f"video encoding: FFmpeg of PyAV {av.__version__} has none of {', '.join(_ENCODERS)}; "
         "install PyAV's own wheel (pip install --force-reinstall av)"
