@@ -187,7 +187,8 @@ class Conv3d(nn.Conv3d):
             or not x.is_contiguous(memory_format=torch.channels_last_3d)
         ):
             return super().forward(x)
-        if self._wide() and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
+        wide = min(self.in_channels, self.out_channels) >= WIDE
+        if wide and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
             return convolve(x, self.weight, self.bias, self.stride, self.padding)
         if self.kernel_size[1:] == self.stride[1:] == (1, 1):
             return over_time(x, self.weight, self.bias, self.stride[0], self.padding[0])
@@ -201,9 +202,6 @@ class Conv3d(nn.Conv3d):
         if self.bias is not None:
             y = y + _filled(self.bias, filling)[:, None, None]
         return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
-
-    def _wide(self) -> bool:
-        return min(self.in_channels, self.out_channels) >= WIDE
 
 
 def conv3d(
