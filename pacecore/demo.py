@@ -206,7 +206,7 @@ def _draw(options: DemoOptions, number: int, group: int, clip: int) -> Iterator[
     period = 40 * run.uniform(0.9, 1.1)
     turns = time / period + 0.02 * np.sin(_TURN * (time / 90 + run.random()))
     phase = _TURN * (run.random() + (1 if run.random() < 0.5 else -1) * turns)
-    across, down, angle, scale = _MOTIONS[DEMO_CLASSES[number]](phase)
+    across, down, angle, scale = np.broadcast_arrays(*_MOTIONS[DEMO_CLASSES[number]](phase))
     heading, speed = _TURN * run.random(), 0.7 * run.uniform(0.9, 1.1)  # the camera's drift
     shake = 0.5 * np.sin(_TURN * (time / 30 + run.random()))
     camera = run.uniform(0, 256, 2)[:, None] + np.stack(
@@ -223,44 +223,25 @@ def _draw(options: DemoOptions, number: int, group: int, clip: int) -> Iterator[
         yield _render(background, skin, corners, pose[:, frame])
 
 
-def _bounce(phase: np.ndarray) -> tuple[np.ndarray, ...]:
+def _bounce(phase: np.ndarray) -> tuple:
     height = (phase / _TURN * 2 % 1) * 2 - 1  # two bounces a turn; a parabola between them
-    return 14 * np.sin(phase / 2), 26 - 56 * (1 - height**2), 0.3 * phase, _ones(phase)
+    return 14 * np.sin(phase / 2), 26 - 56 * (1 - height**2), 0.3 * phase, 1
 
 
-def _orbit(phase: np.ndarray) -> tuple[np.ndarray, ...]:
-    return 36 * np.cos(phase), 26 * np.sin(phase), 0 * phase, _ones(phase)
-
-
-def _pulse(phase: np.ndarray) -> tuple[np.ndarray, ...]:
-    return 0 * phase, 0 * phase, 0 * phase, 1.2 + 0.55 * np.sin(phase)
-
-
-def _slide(phase: np.ndarray) -> tuple[np.ndarray, ...]:
-    return 46 * np.sin(phase), 0 * phase, 0 * phase, _ones(phase)
-
-
-def _spin(phase: np.ndarray) -> tuple[np.ndarray, ...]:
-    return 0 * phase, 0 * phase, phase, 1.5 * _ones(phase)
-
-
-def _swing(phase: np.ndarray) -> tuple[np.ndarray, ...]:
+def _swing(phase: np.ndarray) -> tuple:
     lean = 0.75 * np.sin(phase)  # a pendulum that hangs from the upper edge
-    return 66 * np.sin(lean), 66 * np.cos(lean) - 44, -lean, _ones(phase)
+    return 66 * np.sin(lean), 66 * np.cos(lean) - 44, -lean, 1
 
 
-_MOTIONS = {
+# Across and down in pixels, angle, and scale, by phase.
+_MOTIONS: dict[str, Callable[[np.ndarray], tuple]] = {
     "Bounce": _bounce,
-    "Orbit": _orbit,
-    "Pulse": _pulse,
-    "Slide": _slide,
-    "Spin": _spin,
+    "Orbit": lambda phase: (36 * np.cos(phase), 26 * np.sin(phase), 0, 1),
+    "Pulse": lambda phase: (0, 0, 0, 1.2 + 0.55 * np.sin(phase)),
+    "Slide": lambda phase: (46 * np.sin(phase), 0, 0, 1),
+    "Spin": lambda phase: (0, 0, phase, 1.5),
     "Swing": _swing,
 }
-
-
-def _ones(phase: np.ndarray) -> np.ndarray:
-    return np.ones_like(phase)
 
 
 def _texture(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> np.ndarray:
