@@ -2,7 +2,6 @@
 
 import time
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from pacecore.source import VideoFiles
 from pacecore.trained import load_trained
 
 from .tiny import decoding, pretrained, tiny_set, write_tiny
-from .video_files import write_video
+from .video_files import rgb_of, write_video
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,11 +80,6 @@ def options_of(out, **changes) -> AttendOptions:
     return from_mapping(AttendOptions, {"device": "cpu", "out": str(out), **changes})
 
 
-def frames_of(path) -> list[np.ndarray]:
-    with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
 def assert_reads(picture: np.ndarray, pace: str, blurred: int = 0) -> None:
     """The top left corner names the pace; as far as a film's compression lets it."""
     name = inscription(pace)
@@ -112,13 +106,13 @@ def test_sheet_and_film_of_several_videos(tmp_path):
     assert all("/test/" in video["path"] for video in result["videos"])  # the held-out ones
     side = 128  # crops of 32 pixels are enlarged by 4
     for video in result["videos"]:
-        (sheet,) = frames_of(tmp_path / "out" / video["sheet"])
+        (sheet,) = rgb_of(tmp_path / "out" / video["sheet"])
         names = 3 * 12 + 4  # "1/2"; frames 0, 3, 6
         assert sheet.shape == (3 * (side + 4) + 4, names + 3 * (side + 4) + 4, 3)
         middle = 4 + (side - 15) // 2
         for row, pace in enumerate(result["paces"]):
             assert_reads(sheet[middle + row * (side + 4) :, 4:], pace)
-        film = frames_of(tmp_path / "out" / video["film"])
+        film = rgb_of(tmp_path / "out" / video["film"])
         assert len(film) == 8
         # A strip of names, and a row repeated to make the height even.
         assert film[0].shape == (19 + 2 * (side + 4) + 4 + 1, 3 * (side + 4) + 4, 3)
@@ -152,9 +146,9 @@ def test_one_video_file_from_a_frame_of_ones_own(tmp_path):
     how = {"data": str(tmp_path / "one.mp4"), "paces": "1,3", "every": 4, "start_frame": 9}
     result = run_attend(load_trained(checkpoint), options_of(tmp_path / "out", **how))
     assert [video["sheet"] for video in result["videos"]] == ["attend-one.png"]
-    (sheet,) = frames_of(tmp_path / "out" / "attend-one.png")
+    (sheet,) = rgb_of(tmp_path / "out" / "attend-one.png")
     assert sheet.shape[:2] == (2 * 132 + 4, 16 + 2 * 132 + 4)
-    first = frames_of(tmp_path / "out" / "attend-one.mp4")[0][23 : 23 + 128].astype(int)
+    first = rgb_of(tmp_path / "out" / "attend-one.mp4")[0][23 : 23 + 128].astype(int)
     for left in (4, 4 + 132):  # at both paces
         red = first[:, left : left + 128, 0] - first[:, left : left + 128, 2] > 100
         # The square of frame 9 goes from column 1 + 2 * 9 of 48 to 16 beyond. Shown is the crop

@@ -15,6 +15,7 @@ from pacecore.demo import DEMO_CLASSES, DemoOptions, make_demo
 from pacecore.errors import PacecoreError
 from pacecore.isolated import JobFailure
 from pacecore.video_writer import video_encoder, write_video
+from tests.video_files import rgb_of
 
 progress_calls = []
 
@@ -23,11 +24,6 @@ progress_calls = []
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "set"
     return make_demo(folder, groups=2, clips=1, progress=lambda *call: progress_calls.append(call))
-
-
-def frames_of(path):
-    with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def digests_of(folder):
@@ -57,7 +53,7 @@ def test_layout_is_that_of_ucf101(small):
 
 def test_videos_are_h264_long_enough_for_pace_4_and_move(small):
     for path in sorted(small.rglob("*.mp4")):
-        frames = np.stack(frames_of(path)).astype(np.float32)
+        frames = np.stack(rgb_of(path)).astype(np.float32)
         assert frames.shape[1:] == (120, 160, 3)
         assert 80 <= len(frames) <= 136
         with av.open(str(path)) as container:
@@ -250,7 +246,7 @@ def test_writing_falls_back_to_mpeg4_and_says_when_nothing_serves(tmp_path, monk
     monkeypatch.setattr(av, "Codec", Codec)
     assert video_encoder() == "mpeg4"
     assert write_video(tmp_path / "a.mp4", [np.zeros((16, 16, 3), np.uint8)] * 3) == 3
-    assert len(frames_of(tmp_path / "a.mp4")) == 3
+    assert len(rgb_of(tmp_path / "a.mp4")) == 3
     missing.add("mpeg4")
     with pytest.raises(PacecoreError, match="has none of libx264, mpeg4"):
         video_encoder()

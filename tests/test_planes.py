@@ -9,15 +9,13 @@ import pytest
 from pacecore.frames import FrameFormat, Matrix
 from pacecore.planes import FrameSink
 from pacecore.video import VideoError, decode, decode_all, probe
-from tests.video_files import planes_of, textured, write_video
+from tests.video_files import planes_of, rgb_of, textured, write_video
 
 
 def test_a_palette_that_comes_with_the_first_packet(tmp_path):
     path = write_video(tmp_path / "a.mov", "rawvideo", frames=8, pixel_format="gray")
-    with av.open(str(path)) as container:
-        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
     assert probe(path).pixel_format == "pal8"
-    for number, expected in enumerate(pictures):
+    for number, expected in enumerate(rgb_of(path)):
         frames = decode(path, np.array([number]))
         stride = int(frames.table[0, 5])
         rows = frames.data.numpy()[: 48 * stride].reshape(48, stride)

@@ -1,17 +1,16 @@
-import av
 import numpy as np
 import pytest
 
 from pacecore.errors import PacecoreError
 from pacecore.video_writer import write_png, write_video
+from tests.video_files import rgb_of
 
 
 def test_png_comes_back_as_it_was(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (13, 31, 3), dtype=np.uint8)
     write_png(tmp_path / "a.png", picture)
-    with av.open(str(tmp_path / "a.png")) as container:
-        (frame,) = container.decode(video=0)
-        assert np.array_equal(frame.to_ndarray(format="rgb24"), picture)
+    (shown,) = rgb_of(tmp_path / "a.png")
+    assert np.array_equal(shown, picture)
     with pytest.raises(PacecoreError, match=r"b\.png: cannot be written: No such file"):
         write_png(tmp_path / "none" / "b.png", picture)
 
@@ -19,8 +18,7 @@ def test_png_comes_back_as_it_was(tmp_path):
 def test_video_holds_its_frames_and_tells_bad_sizes(tmp_path):
     frames = [np.full((32, 48, 3), 10 * k, np.uint8) for k in range(12)]
     assert write_video(tmp_path / "a.mp4", frames) == 12
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        shown = [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(video=0)]
+    shown = [frame.mean() for frame in rgb_of(tmp_path / "a.mp4")]
     assert shown == pytest.approx([10 * k for k in range(12)], abs=3)
     with pytest.raises(PacecoreError, match="height and width must be even, got 32 x 47"):
         write_video(tmp_path / "b.mp4", [frames[0][:, :47]])

@@ -16,6 +16,7 @@ __all__ = [
     "luma",
     "planes_of",
     "reference_luma",
+    "rgb_of",
     "stacked",
     "textured",
     "three_kinds",
@@ -145,6 +146,12 @@ def reference_luma(path: Path) -> list[np.ndarray]:
     with av.open(str(path), **READ_AS_IT_IS) as container:
         container.streams.video[0].codec_context.thread_count = 1
         return [_luma(frame) for frame in container.decode(video=0)]
+
+
+def rgb_of(path: Path) -> list[np.ndarray]:
+    """Every frame of a video or picture file, (H, W, 3) uint8, decoded by nothing but av."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def _luma(frame: av.VideoFrame) -> np.ndarray:
