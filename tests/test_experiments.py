@@ -405,9 +405,13 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
         "- Pre-training is above training from scratch: above, of these trainings: pace, pace +"
         " same context.",
         "- Retrieval is above random weights: not measured yet.",
-        "- Same context beside pace is the best, fine-tuned; beside it: from scratch -40.0 (-55.9"
-        " to -24.1, below, of these trainings); pace -5.0 (-12.1 to +2.1, not told apart).",
+        "- Same context beside pace is the best, fine-tuned; beside pace + same context: from"
+        " scratch -40.0 (-55.9 to -24.1, below, of these trainings); pace -5.0 (-12.1 to +2.1, not"
+        " told apart).",
     ]
+    pace = page.beside_context(cells)[1]
+    assert (pace["arm"], pace["measured"]) == ("pace", "fine-tuned")
+    assert pace["difference"] == pytest.approx(-0.05)
     assert (
         "\nOf the 4 comparisons in the tables below, 4 stand out, each taken by itself, where"
         " chance alone would give about 0.2; corrected for their number (Holm), 4.\n"

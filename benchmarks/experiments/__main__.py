@@ -33,7 +33,7 @@ from ..common import RESULTS, end_by_signals, run_main, write_record
 from ..options import comma_separated, device_name, positive, positive_number, whole
 from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
-from .page import evidence_page, summary, trained_on
+from .page import beside_context, evidence_page, summary, trained_on
 
 _GRIDS = {"main": ARMS, "long": LONG, "ablations": (PACE, *ABLATIONS)}
 
@@ -170,8 +170,14 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         print(error, file=sys.stderr)
         make_report(folders, report, pictures=False)
     path = options.out or RESULTS / f"experiments-{options.setting}{suffix}.json"
-    found = summary(cells, baseline, *marks)
-    write_record(path, "experiments", options.device, found, trained_on=machines)
+    write_record(
+        path,
+        "experiments",
+        options.device,
+        summary(cells, baseline, *marks),
+        beside_context=[] if baseline else beside_context(cells, options.together),
+        trained_on=machines,
+    )
     for place in (options.runs / f"evidence{suffix}.md", path.with_suffix(".md")):
         place.write_text(page, encoding="utf-8")
 

@@ -16,6 +16,7 @@ from .scenes import group_of, same_scene, without_scenes
 __all__ = [
     "Comparison",
     "Measure",
+    "beside_context",
     "compare",
     "evidence_page",
     "hits_of",
@@ -356,17 +357,41 @@ def _claims(cells: list[Cell], found: list[Comparison], together: str | None) ->
             continue  # most grids do not ask it
         words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in told.items())
         lines.append(f"- {title}: {words or 'not measured yet'}.")
-    best = next((c.arm for c in cells if c.arm.pretraining == PACE_CONTEXT.pretraining), None)
-    if best:
-        others = [
-            f"{each.arm} {100 * each.difference:+.1f} ({100 * each.low:+.1f} to"
-            f" {100 * each.high:+.1f}, {each.verdict})"
-            for each in comparisons(cells, best, together)
-            if each.measure == "finetune" and each.difference is not None
-        ]
-        words = "; ".join(others) or "not measured yet"
-        lines.append(f"- Same context beside pace is the best, fine-tuned; beside it: {words}.")
+    beside: dict[tuple[str, str], list[str]] = {}
+    for each in beside_context(cells, together):
+        low, high = (f"{100 * each[end]:+.1f}" for end in ("low", "high"))
+        words = (
+            f"{each['arm']} {100 * each['difference']:+.1f} ({low} to {high}, {each['verdict']})"
+        )
+        beside.setdefault((each["measured"], each["context"]), []).append(words)
+    for (measured, context), words in beside.items():
+        lines.append(
+            f"- Same context beside pace is the best, {measured}; beside {context}:"
+            f" {'; '.join(words)}."
+        )
     return lines
+
+
+def beside_context(cells: list[Cell], together: str | None = None) -> list[dict]:
+    """How far each arm is above each that has same context beside pace, under three measures."""
+    ways = {"finetune": "fine-tuned", "probe": "in a linear probe", "retrieve-1": "in retrieval"}
+    arms = {cell.arm.name: cell.arm for cell in cells}.values()
+    return [
+        {
+            "context": context.words,
+            "measured": ways[each.measure],
+            "arm": each.arm,
+            "difference": each.difference,
+            "low": each.low,
+            "high": each.high,
+            "p": each.p,
+            "verdict": each.verdict,
+        }
+        for context in arms
+        if context.words.startswith(PACE_CONTEXT.words)
+        for each in comparisons(cells, context, together)
+        if each.measure in ways and each.difference is not None
+    ]
 
 
 def summary(
