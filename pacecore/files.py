@@ -144,7 +144,8 @@ def for_one_process(lock: Path, doing: str) -> Iterator[None]:
     with _for_one_thread(lock, doing):
         with writing(lock):
             lock.touch()
-        with lock.open("r+b", buffering=0) as file:
+            opened = lock.open("r+b", buffering=0)
+        with opened as file:
             try:
                 # A lock of this process alone: decoding workers that outlive a kill do not have it.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -168,6 +168,13 @@ def test_one_thread_at_a_time_holds_a_folder(tmp_path):
         pass
 
 
+def test_a_folder_in_the_place_of_a_lock_is_told(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    refused = pytest.raises(PacecoreError, match=r"\.lock: cannot be written: Is a directory$")
+    with refused, for_one_process(tmp_path / ".lock", ""):
+        pass
+
+
 def test_a_full_disk_is_told_where_the_folder_is_taken(tmp_path, largest_file):
     refused = pytest.raises(PacecoreError, match=r"\.lock: cannot be written: File too large")
     with largest_file(0), refused, for_one_process(tmp_path / ".lock", ""):
