@@ -24,6 +24,12 @@ __all__ = [
 ]
 
 VERBS = {"pretrain": "train", "finetune": "finetune"}  # by the kind of what they leave
+# What a run goes on from.
+_ENTRIES = {
+    "options": dict, "totals": dict, "identity": str, "model": dict, "optimizer": dict,
+    "results": dict, "best": dict, "bad": dict,
+}  # fmt: skip
+_OF_FINETUNE = {"classes": list, "pretrained": dict}
 FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form would go wrong
 
 
@@ -130,9 +136,17 @@ def load_resume(folder: str, *, fall_back: bool = False) -> dict[str, Any]:
 
 
 def check_kind(folder: str, content: dict[str, Any], kind: str) -> None:
-    """Raises CheckpointError where the run in `folder` is another verb's to go on with."""
-    found = content.get("kind")
+    """Raises CheckpointError where the run in `folder` is another verb's to go on with, or has
+    entries that no run goes on from.
+    """
+    found, where = content.get("kind"), Path(folder) / "last.pt"
+    if found not in tuple(VERBS):
+        raise CheckpointError(f"{where}: kind must be one of {', '.join(VERBS)}, got {found!r}")
     if found != kind:
-        verb = VERBS.get(found, found)
-        where = Path(folder) / "last.pt"
-        raise CheckpointError(f"{where}: a run of pacecore {verb}; resume it with that")
+        raise CheckpointError(f"{where}: a run of pacecore {VERBS[found]}; resume it with that")
+    for name, form in (_ENTRIES | (_OF_FINETUNE if kind == "finetune" else {})).items():
+        if not isinstance(content.get(name), form):
+            got = type(content.get(name)).__name__
+            raise CheckpointError(
+                f"{where}: not as pacecore writes it: {name} must be a {form.__name__}, got {got}"
+            )

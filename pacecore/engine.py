@@ -134,10 +134,12 @@ class _Run:
         try:
             self.task.model.load_state_dict(content["model"])
             self.step.restore(content["optimizer"])
+            self.totals = Totals(**content["totals"])
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{where}: a checkpoint of another model: {reason}") from None
-        self.totals = Totals(**content["totals"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{where}: not as pacecore writes it: {error!r}") from None
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])
         self.best = dict(content["best"])

@@ -167,6 +167,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         run(tmp_path, resume=True, held_out="none", task=Other)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": ["pretrain"]}, r"kind must be one of pretrain, finetune, got \['pretrain'\]"),
+        ({"bad": None}, "not as pacecore writes it: bad must be a dict, got NoneType"),
+        ({"optimizer": {}}, r"not as pacecore writes it: KeyError\('param_groups'\)"),
+        ({"totals": {"laps": 1}}, "not as pacecore writes it: TypeError.*laps"),
+    ],
+)
+def test_a_checkpoint_that_no_run_goes_on_from_is_named(tmp_path, changes, said):
+    run(tmp_path, max_steps=1, held_out="none")
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, load_checkpoint(path) | changes)
+    with pytest.raises(CheckpointError, match=rf"last\.pt: {said}"):
+        run(tmp_path, resume=True, held_out="none")
+
+
 def test_every_step_is_in_training_mode_and_no_measuring_is(tmp_path):
     seen = []
 

@@ -349,7 +349,8 @@ def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tiny(tmp_path / name, 0, number, 20)
     options = options_of(tmp_path)
-    content = {"kind": "pretrain", "options": asdict(options), "totals": {}}
+    content = {"kind": "pretrain", "options": asdict(options)}
+    content |= {name: {} for name in ("totals", "model", "optimizer", "results", "best", "bad")}
     content["identity"] = open_inputs(options).identity
     monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: content)
     go_on = partial(begin, "pretrain", options, torch.device("cpu"), resume=True, fall_back=False)
