@@ -191,11 +191,11 @@ def _is_of(line: dict, jobs: list[_Job]) -> bool:
 
 
 def _journal_lines(journal: Path) -> Iterator[dict]:
-    for text in journal.read_text(encoding="utf-8").splitlines():
+    for text in journal.read_bytes().splitlines():
         try:
             yield json.loads(text)
-        except ValueError:
-            return  # cut short
+        except (ValueError, RecursionError):
+            return  # cut short, or damaged
 
 
 def _run(jobs: list[_Job], workers: int) -> Iterator[tuple[int, dict]]:

@@ -86,7 +86,7 @@ def test_a_broken_off_pack_goes_on(index, whole, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="unfinished store; pack again"):
         FrameStore.open(tmp_path)
     journal = tmp_path / "journal.jsonl"
-    journal.write_text(journal.read_text() + '{"vid')  # the line that was being written
+    journal.write_bytes(journal.read_bytes() + b'{"vid\xff')  # the line that was being written
     ran = []
     monkeypatch.setattr(module, "_run", lambda jobs, w: real(ran.append(len(jobs)) or jobs, w))
     with pytest.raises(StoreError, match="other videos or another size"):
