@@ -264,8 +264,13 @@ def _finish(
         "videos": videos,
         "bad": bad,
     }
-    write_text(folder / _INDEX, json.dumps(content))
+    write_text(folder / _INDEX, json.dumps(content | {"checksum": _checksum(content)}))
     (folder / _JOURNAL).unlink()
+
+
+def _checksum(content: dict) -> int:
+    """Of an index: with a digit of it another, a video would have the frames of others."""
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def _require_content(content: dict) -> None:
@@ -310,6 +315,9 @@ class FrameStore:
             size = tuple(content["size"])
             if content["pacecore_store"] != 1 or len(size) != 2:
                 raise ValueError("of another version")
+            said = content.pop("checksum", None)
+            if said not in (None, _checksum(content)):  # stores of before have none
+                raise ValueError("it has a wrong checksum")
             _require_content(content)
             total = max(v["first"] + v["frames"] for v in content["videos"]) * record_bytes(size)
             have = (folder / _FRAMES).stat().st_size

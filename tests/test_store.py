@@ -183,6 +183,7 @@ def test_a_store_names_its_videos_by_their_whole_paths(folder, tmp_path, monkeyp
     assert store.index.root == str(folder)
     assert store.path(0) == folder / "a" / "one.avi"
     content = json.loads((tmp_path / "index.json").read_text())
+    del content["checksum"]
     for video in content["videos"]:  # as older ones have them
         video["path"] = os.path.relpath(video["path"], folder.parent)
     (tmp_path / "index.json").write_text(json.dumps(content | {"root": folder.name}))
@@ -195,6 +196,7 @@ def test_a_store_whose_files_cannot_be_read_is_refused(index, tmp_path):
     pack(index, tmp_path, (8, 8), workers=1)
     frames, listed = tmp_path / "frames.bin", tmp_path / "index.json"
     content = json.loads(listed.read_text())
+    del content["checksum"]
     content["videos"] = [content["videos"][0] | {"frames": 1}]
     listed.write_text(json.dumps(content))
     frames.unlink()
@@ -229,7 +231,7 @@ def test_damage_is_refused(index, tmp_path):
     with pytest.raises(StoreError, match="bytes of"):
         FrameStore.open(tmp_path / "store")
     content = json.loads((tmp_path / "store" / "index.json").read_text())
-    del content["classes"]
+    del content["classes"], content["checksum"]
     file.write_bytes(raw)
     later = json.dumps(content | {"classes": [], "pacecore_store": 2})
     video, *others = content["videos"]
@@ -246,6 +248,18 @@ def test_damage_is_refused(index, tmp_path):
             FrameStore.open(tmp_path / "store")
     with pytest.raises(StoreError, match="no frame store"):
         FrameStore.open(tmp_path)
+
+
+def test_an_index_with_another_digit_is_refused(index, tmp_path):
+    """Of a place a digit would give the frames of another video, whose checksums hold."""
+    pack(index, tmp_path, (8, 8), workers=1)
+    listed = tmp_path / "index.json"
+    text = listed.read_text()
+    for said, other in (('"first": 20', '"first": 10'), ('"label": 0', '"label": 1')):
+        assert said in text
+        listed.write_text(text.replace(said, other, 1))
+        with pytest.raises(StoreError, match=r"index\.json is damaged \(it has a wrong checksum\)"):
+            FrameStore.open(tmp_path)
 
 
 def test_frames_that_are_not_there(store):
