@@ -86,7 +86,7 @@ def read_weights(
 
     Raises PacecoreError for a file that is missing or broken, that would run code when read, that
     holds no network known here or another than `network`, whose weights have other shapes than at
-    the width it is of, or, unless `partial`, that lacks some.
+    the width it is of or are no floating point numbers, or, unless `partial`, that lacks some.
     """
     path = Path(path)
     content = _read_file(path)
@@ -297,6 +297,11 @@ def _check_shapes(
         if tensor is not None and tensor.shape != shape:
             raise PacecoreError(
                 f"{path}: {name} of {network} must be {tuple(shape)}, got {tuple(tensor.shape)}"
+            )
+        counts = name.endswith("num_batches_tracked")
+        if tensor is not None and not counts and not tensor.is_floating_point():
+            raise PacecoreError(
+                f"{path}: {name} of {network} must be floating point, got {tensor.dtype}"
             )
 
 

@@ -351,6 +351,11 @@ def test_errors(tmp_path):
         PacecoreError, match=r"conv1\.norm\.weight of r21d must be \(64,\), got \(63,\)"
     ):
         load_weights(path)
+    for dtype in (torch.int64, torch.bool, torch.complex64):  # numbers that stand for others
+        tensors["bn1.weight"] = torch.zeros(64, dtype=dtype)
+        torch.save(tensors, path)
+        with pytest.raises(PacecoreError, match=rf"must be floating point, got {dtype}$"):
+            load_weights(path)
     del tensors["bn1.weight"]
     torch.save(tensors, path)
     with pytest.raises(
