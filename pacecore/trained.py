@@ -146,9 +146,12 @@ def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:
             f"{path}: {found.network} of another width than 1; pacecore convert writes the width"
             f" into {path.with_suffix('.json').name}, which is not there or of other weights"
         )
-    options = TrainOptions(
-        backbone=found.network, depth=found.depth or 0, width=found.width, **found.input
-    ).resolved()
+    try:
+        options = TrainOptions(
+            backbone=found.network, depth=found.depth or 0, width=found.width, **found.input
+        ).resolved()
+    except PacecoreError as reason:  # of the .json beside it
+        raise CheckpointError(f"{path}: {reason}") from None
     return Trained(
         path=path,
         kind="weights",
@@ -165,7 +168,8 @@ def _backbone(
     path: Path, options: RunOptions, state: dict[str, torch.Tensor], strict: bool = True
 ) -> Backbone:
     """The network with its part of `state`, all of which is checked."""
-    spoilt = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    # As the network will hold them: 1e300 is infinite there.
+    spoilt = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
     if spoilt:
         raise CheckpointError(
             f"{path}: {len(spoilt)} of its {len(state)} weights are not finite, the first"

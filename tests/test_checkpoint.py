@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import pickle
 import zipfile
@@ -14,7 +15,7 @@ from pacecore.checkpoint import (
     previous,
     save_checkpoint,
 )
-from pacecore.convert import read_weights
+from pacecore.convert import convert, read_weights
 from pacecore.errors import PacecoreError
 from pacecore.trained import fingerprint, load_trained
 
@@ -136,7 +137,7 @@ def test_a_checkpoint_of_another_kind_is_not_measured(tmp_path):
     [
         ({"kind": ["pretrain"]}, r"kind must be one of .*, got \['pretrain'\]"),
         ({"model": None}, "not as pacecore writes it: AttributeError"),
-        ({"model": {"backbone.x": None}}, "not as pacecore writes it: TypeError"),
+        ({"model": {"backbone.x": None}}, "not as pacecore writes it: AttributeError"),
         ({"options": {"normalize": "1"}}, "normalize must be one of .*, got '1'"),
         ({"options": 3}, "not as pacecore writes it: AttributeError"),
     ],
@@ -201,6 +202,21 @@ def test_other_files_are_refused(tmp_path):
     path.write_bytes(pickle.dumps({"pacecore": 1}))
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_checkpoint(path)
+
+
+def test_bare_weights_that_no_network_can_take_are_named(tmp_path):
+    path, beside = tmp_path / "w.pt", tmp_path / "w.json"
+    convert(pretrained(tmp_path / "run" / "last.pt"), path)
+    said = json.loads(beside.read_text())
+    beside.write_text(json.dumps(said | {"input": {"clip_frames": -1}}))
+    with pytest.raises(CheckpointError, match=r"w\.pt: clip_frames must be at least 0, got -1"):
+        load_trained(path)
+    beside.write_text(json.dumps(said))
+    weights = torch.load(path, weights_only=True)
+    weights["head.bias"] = torch.full((4,), 1e300, dtype=torch.float64)  # infinite in float32
+    torch.save(weights, path)
+    with pytest.raises(CheckpointError, match=r"weights are not finite, the first head\.bias"):
+        load_trained(path)
 
 
 def test_a_later_format_is_not_taken_for_bare_weights(tmp_path):
