@@ -231,6 +231,11 @@ longer = _arms(
     " labelled ones:",
     "experiments-small-long",
 )
+own_crops = _arms(
+    "As many unlabelled steps on the processor of the first table, and crops of its own for each"
+    " view, `--view-augment own`, where it says so:",
+    "experiments-small-long-more",
+)
 ablations = _arms(
     "Pace prediction otherwise than with paces 1, 2, 3 and 4, of which the first row is; in bold or"
     " italics where the interval is all above or below that:",
@@ -322,6 +327,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pace_clip": pace_clip,
     "experiments": experiments,
     "longer": longer,
+    "own_crops": own_crops,
     "ablations": ablations,
 }
 
