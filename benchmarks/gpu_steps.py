@@ -8,13 +8,13 @@ import shutil
 import signal
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from .common import PACECORE, run_limited
+from .outcomes import read_outcomes
 from .suite import BENCHMARKS, LIMITS
 
 __all__ = ["STEPS", "TOGETHER", "Context", "Result", "breaks", "run_step"]
@@ -138,28 +138,28 @@ def tests(context: Context) -> Result:
     The comparison with the kernels run on the CPU is left to `pytest -m cuda`: what it compares
     with takes a minute to compile.
     """
-    report = context.result_file("tests.xml")
-    # Interrupted, pytest still writes what had passed; killed, it does not.
-    command = ["timeout", "-s", "INT", str(_TESTS_SECONDS), sys.executable, "-m", "pytest"]
-    command += ["-q", "-m", "cuda", "-p", "no:cacheprovider"]
-    command += ["--continue-on-collection-errors", f"--junitxml={report}", "tests"]
+    record = context.result_file("tests.jsonl")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
+    command += ["-p", "benchmarks.outcomes", f"--outcomes={record}"]
+    command += ["--continue-on-collection-errors", "tests"]
     command += ["--ignore", "tests/test_cuda_against_emulation.py"]
     cores = os.cpu_count() or 1
     processes = min(6, cores) if find_spec("xdist") else 1
     command += ["-n", str(processes)] if processes > 1 else []
     settings = {"PACECORE_REQUIRE_CUDA": "1", "OMP_NUM_THREADS": str(max(1, cores // processes))}
-    code, output = context.run("tests", command, _TESTS_SECONDS + 10, **settings)
-    in_time = code not in (None, 124)  # as `timeout` says it
-    result = _judged("tests", code if in_time else None, output, _TESTS_SECONDS)
-    if report.is_file():
-        result.values = counts = _counts(report)
+    code, output = context.run("tests", command, _TESTS_SECONDS, **settings)
+    result = _judged("tests", code, output, _TESTS_SECONDS)
+    if outcomes := read_outcomes(record):
+        result.values = counts = _counts(outcomes)
         bad = counts["failed"] + counts["skipped"] + len(counts["not_collected"])
         # 1 is also of files that lack av; any other is of a run that did not end as it should.
         ended = code in ((0, 1) if bad or counts["needs_av"] else (0,))
-        well = counts["passed"] and not bad and in_time and ended
-        result.state = "passed" if well else "failed"
+        result.state = "passed" if counts["passed"] and not bad and ended else "failed"
         found = ", ".join(f"{counts[k]} {k}" for k in ("passed", "failed", "skipped"))
-        result.said = found if in_time and ended else f"{found}; {result.said}"
+        result.said = found if ended else f"{found}; {result.said}"
+        if not ended:  # so that pytest has not told of them
+            failed = [f"{n}: {o['why']}" for n, o in outcomes.items() if o["outcome"] == "failed"]
+            result.output = "\n".join([result.output, *failed])
         if counts["needs_videos"]:
             result.said += f"; {counts['needs_videos']} of real videos, which are not here"
         words = {"needs_av": "without av not collected", "not_collected": "not collected"}
@@ -168,29 +168,22 @@ def tests(context: Context) -> Result:
     return result
 
 
-def _counts(report: Path) -> dict:
-    """Tests by outcome from pytest's XML; files that did not import for want of av stand apart, and
-    those that left themselves out.
+def _counts(outcomes: dict[str, dict]) -> dict:
+    """Tests by outcome; files that did not import for want of av stand apart, and those that left
+    themselves out.
     """
     counts: dict = {"passed": 0, "failed": 0, "skipped": 0, "needs_videos": 0}
     counts |= {"needs_av": [], "not_collected": [], "left_out": []}
-    for case in ElementTree.parse(report).iter("testcase"):
-        if "name" not in case.attrib:  # interrupted
-            continue
-        error = case.find("error")
-        if error is not None and error.get("message") == "collection failure":
-            lacks_av = re.search(r"No module named 'av'", error.text or "") and not find_spec("av")
-            counts["needs_av" if lacks_av else "not_collected"].append(case.get("name"))
-        elif error is not None or case.find("failure") is not None:
-            counts["failed"] += 1
-        elif (skipped := case.find("skipped")) is not None:
-            why = skipped.get("message", "")
-            if why == "collection skipped":
-                counts["left_out"].append(case.get("name"))
-            else:
-                counts["needs_videos" if "PACECORE_DATA" in why else "skipped"] += 1
+    for name, outcome in outcomes.items():
+        kind, why = outcome["outcome"].replace(" ", "_"), outcome["why"]
+        if kind == "not_collected" and "No module named 'av'" in why and not find_spec("av"):
+            kind = "needs_av"
+        elif kind == "skipped" and "PACECORE_DATA" in why:
+            kind = "needs_videos"
+        if isinstance(counts[kind], list):
+            counts[kind].append(name)
         else:
-            counts["passed"] += 1
+            counts[kind] += 1
     return counts
 
 

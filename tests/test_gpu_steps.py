@@ -4,12 +4,14 @@ import json
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu_steps
 from benchmarks.gpu_steps import Context
+from benchmarks.outcomes import read_outcomes
 from benchmarks.suite import BENCHMARKS
 
 
@@ -80,14 +82,18 @@ def test_benchmarks_are_quick_and_limited_and_have_the_options_that_they_take(co
     assert "--data" not in commands["retrieve"]
 
 
-XML = """<testsuites><testsuite>
-<testcase name="good"/>
-<testcase name="bad"><failure message="x">y</failure></testcase>
-<testcase name="left out"><skipped message="no"/></testcase>
-<testcase name="of videos"><skipped message="PACECORE_DATA does not name them"/></testcase>
-<testcase name="tests.test_official"><skipped message="collection skipped"/></testcase>
-<testcase name="tests.test_video"><error message="collection failure">{}</error></testcase>
-</testsuite></testsuites>"""
+OUTCOMES = {
+    "good": ("passed", ""),
+    "bad": ("failed", "x"),
+    "left out": ("skipped", "no"),
+    "of videos": ("skipped", "PACECORE_DATA does not name them"),
+    "tests/test_official.py": ("left out", "cv2 is not here"),
+}
+
+
+def lines_of(outcomes):
+    rows = [{"name": n, "outcome": outcome, "why": why} for n, (outcome, why) in outcomes.items()]
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -100,57 +106,100 @@ XML = """<testsuites><testsuite>
 )
 def test_counts_of_tests_by_outcome(tmp_path, monkeypatch, has_av, text, where):
     monkeypatch.setattr(gpu_steps, "find_spec", lambda name: has_av)
-    report = tmp_path / "tests.xml"
-    report.write_text(XML.format(text))
-    counts = gpu_steps._counts(report)
+    record = tmp_path / "tests.jsonl"
+    broken = {"tests/test_video.py": ("not collected", text)}
+    record.write_text(lines_of(OUTCOMES | broken) + '{"name": "cut o')
+    counts = gpu_steps._counts(read_outcomes(record))
     assert Counter({k: counts[k] for k in ("passed", "failed", "skipped")}) == Counter(
         passed=1, failed=1, skipped=1
     )
     assert counts["needs_videos"] == 1
-    assert counts["left_out"] == ["tests.test_official"]
-    assert counts[where] == ["tests.test_video"]
+    assert counts["left_out"] == ["tests/test_official.py"]
+    assert counts[where] == ["tests/test_video.py"]
 
 
 def test_what_an_earlier_run_left_is_not_taken_for_this_one(context, monkeypatch):
     monkeypatch.setattr(Context, "run", lambda *_, **__: (-11, "it crashed"))
-    (context.out / "tests.xml").write_text('<testsuite><testcase name="good"/></testsuite>')
+    (context.out / "tests.jsonl").write_text(lines_of({"good": ("passed", "")}))
     (context.out / "limits-cuda.json").write_text(json.dumps({"cases": [{"threads": 1}]}))
     for step in (gpu_steps.tests, gpu_steps.benchmark("limits")):
         result = step(context)
         assert (result.state, result.values) == ("failed", {})
 
 
-def test_a_file_that_needs_what_is_not_installed_fails_no_step(context, monkeypatch):
-    cases = '<testcase name="good"/><testcase name="file"><skipped message="collection skipped"/>'
-    xml = f"<testsuite>{cases}</testcase></testsuite>"
-    write = (context.out / "tests.xml").write_text
-    monkeypatch.setattr(Context, "run", lambda *_, **__: (0, f"{write(xml)} characters"))
-    result = gpu_steps.tests(context)
-    assert (result.state, result.said) == ("passed", "1 passed, 0 failed, 0 skipped; without: file")
-
-
 @pytest.mark.parametrize(("code", "state"), [(0, "passed"), (-6, "failed"), (3, "failed")])
 def test_tests_of_a_process_that_does_not_end_well_have_not_passed(
     context, monkeypatch, code, state
 ):
-    xml = '<testsuite><testcase name="good"/></testsuite>'
-    write = (context.out / "tests.xml").write_text
-    monkeypatch.setattr(Context, "run", lambda *_, **__: (write(xml) and code, "1 passed"))
+    write = (context.out / "tests.jsonl").write_text
+    good = lines_of({"good": ("passed", "")})
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (write(good) and code, "1 passed"))
     result = gpu_steps.tests(context)
     assert (result.state, result.values["passed"]) == (state, 1)
     ends = {0: "", -6: "; ended by signal SIGABRT; 1 passed", 3: "; 1 passed"}
     assert result.said == f"1 passed, 0 failed, 0 skipped{ends[code]}"
 
 
-def test_what_passed_in_time_is_counted(context, monkeypatch):
-    slow = context.tree / "tests"
-    slow.mkdir(parents=True)
-    body = "import pytest, time\n\n@pytest.mark.cuda\ndef test_{}():\n    time.sleep({})\n"
-    (slow / "test_a.py").write_text(body.format("quick", 0) + body.format("slow", 60))
-    monkeypatch.setattr(gpu_steps, "_TESTS_SECONDS", 8)
+TESTS = """
+import os, signal, time
+import pytest
+
+pytestmark = pytest.mark.cuda
+
+def test_good():
+    pass
+
+@pytest.fixture
+def unclean():
+    yield
+    raise OSError("not taken down")
+
+def test_unclean(unclean):
+    pass
+
+@pytest.mark.skipif(True, reason="no such GPU")
+def test_skipped():
+    pass
+
+def test_last():
+    ends = "test_good", "not taken down", "no such GPU", "test_b.py", "test_c.py"
+    while not all(end in open({record!r}).read() for end in ends):
+        time.sleep(0.1)
+    os.killpg(0, signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="without groups of processes")
+def test_what_ended_before_the_tests_were_killed_is_counted(context, monkeypatch):
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.setenv("PYTHONPATH", str(root))  # for benchmarks.outcomes
+    (folder := context.tree / "tests").mkdir(parents=True)
+    (folder / "test_a.py").write_text(TESTS.format(record=str(context.out / "tests.jsonl")))
+    (folder / "test_b.py").write_text("import pytest\npytest.importorskip('nowhere')\n")
+    (folder / "test_c.py").write_text("import nowhere\n")
     result = gpu_steps.tests(context)
-    assert (result.state, result.values["passed"]) == ("failed", 1)
-    assert result.said.startswith("1 passed, 0 failed, 0 skipped; not done after 8 s")
+    assert result.state == "failed"
+    assert result.said.startswith("1 passed, 1 failed, 1 skipped; ended by signal SIGKILL; ")
+    assert result.said.endswith("; not collected: tests/test_c.py; without: tests/test_b.py")
+    assert "not taken down" in result.output
+
+
+def test_tests_that_are_not_done_in_time_are_counted(context, monkeypatch):
+    write = (context.out / "tests.jsonl").write_text
+    some = lines_of({"good": ("passed", ""), "tests/test_a.py": ("left out", "no cv2")})
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (write(some) and None, "."))
+    result = gpu_steps.tests(context)
+    late = f"not done after {gpu_steps._TESTS_SECONDS} s, or in the time of all steps"
+    assert result.state == "failed"
+    assert result.said == f"1 passed, 0 failed, 0 skipped; {late}; without: tests/test_a.py"
+
+
+def test_a_file_that_needs_what_is_not_installed_fails_no_step(context, monkeypatch):
+    write = (context.out / "tests.jsonl").write_text
+    some = lines_of({"good": ("passed", ""), "file": ("left out", "no cv2")})
+    monkeypatch.setattr(Context, "run", lambda *_, **__: (write(some) and 0, "."))
+    result = gpu_steps.tests(context)
+    assert (result.state, result.said) == ("passed", "1 passed, 0 failed, 0 skipped; without: file")
 
 
 def test_a_sanitizer_that_reports_nothing_has_failed(context, monkeypatch):
