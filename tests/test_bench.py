@@ -267,11 +267,11 @@ def test_it_runs_as_a_verb_from_another_folder(tmp_path):
 
 def test_children_end_with_the_command_that_started_them(tmp_path):
     script = (
-        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True)"
     )
     _, output = run_limited([sys.executable, "-c", script], tmp_path / "log", 30)
     state = Path(f"/proc/{output.strip()}/stat")
-    for _ in range(100):
+    for _ in range(300):
         if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] in "ZX":
             return
         time.sleep(0.1)

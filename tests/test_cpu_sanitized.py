@@ -57,7 +57,7 @@ def program(request, tmp_path_factory) -> tuple[Path, int]:
 def test_no_access_outside_and_no_undefined_behaviour(program, seed):
     path, cases = program
     done = subprocess.run(
-        [path, str(seed), str(cases)], capture_output=True, text=True, timeout=300,
+        [path, str(seed), str(cases)], capture_output=True, text=True, timeout=1200,
         env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -74,7 +74,7 @@ def run(program: Path, name: str, how: str, *schedules: str) -> subprocess.Compl
     numbers = [str(SCHEDULES[schedule]) for schedule in schedules or SCHEDULES]
     command = [program, name, how, *numbers]
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
 @pytest.mark.parametrize("name", [*REPORTED, *DIFFERING])

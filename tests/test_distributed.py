@@ -227,7 +227,7 @@ def test_a_group_is_destroyed_when_its_threads_are_idle(monkeypatch):
     """Else a rank may hang at its end: it holds Python's lock, for which a thread waits."""
     for threads, seconds in run_ranks(_idle_threads, 2):
         assert threads > 0
-        assert seconds < 5
+        assert seconds < 9  # it gives up after 10
     # Runs; waits for the lock and has it; is idle, which is known when it is seen again.
     states = [("R", ("1",)), ("S", ("1",)), ("S", ("2",)), ("S", ("2",)), ("S", ("9",))]
     shown = iter(states)

@@ -144,15 +144,19 @@ def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
 
 
 def test_those_that_are_not_timed_run_side_by_side_and_are_told_as_they_end(context, monkeypatch):
-    begun = threading.Barrier(2)
+    begun, told = threading.Barrier(2), threading.Event()
     steps = {
         "first": lambda context: Result("first"),
-        "slow": lambda context: (begun.wait(30), time.sleep(0.2), Result("slow"))[-1],
+        "slow": lambda context: (begun.wait(30), told.wait(30), Result("slow"))[-1],
         "quick": lambda context: (begun.wait(30), Result("quick"))[-1],
     }
     monkeypatch.setattr(gpu_steps, "STEPS", steps)
     monkeypatch.setattr(gpu_check, "TOGETHER", ("slow", "quick"))
-    results = list(gpu_check.run_steps(list(steps), context))
+    results = []
+    for result in gpu_check.run_steps(list(steps), context):
+        results.append(result)
+        if result.name == "quick":
+            told.set()
     assert [result.name for result in results] == ["first", "quick", "slow"]
     assert all(result.state == "passed" for result in results)
 

@@ -53,7 +53,7 @@ def test_an_exception_is_raised_here(workers):
 @pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
 def test_what_a_closed_link_raises_may_be_the_jobs_own(error, monkeypatch):
     """The process that raised it lives, and would be waited for without an end."""
-    limited = partialmethod(subprocess.Popen.wait, timeout=10)
+    limited = partialmethod(subprocess.Popen.wait, timeout=60)
     monkeypatch.setattr(subprocess.Popen, "wait", limited)
     with pytest.raises(error):
         list(run_jobs(exec, [f"raise {error.__name__}"] * 2, workers=2))
@@ -127,7 +127,7 @@ def test_processes_end_with_the_one_that_started_them():
     starter.kill()
     starter.wait()  # not for the end of its output, which they hold too
     starter.stdout.close()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while left := [number for number in numbers if running(number)]:
         if time.monotonic() > end:
             for number in left:

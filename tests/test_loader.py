@@ -214,7 +214,7 @@ def test_workers_end_with_their_batches():
     children = set(_children()) - others
     assert len(children) >= 2
     batches.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while set(_children()) & children and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not set(_children()) & children

@@ -67,12 +67,12 @@ def _count_slowly_on_one(number, port, folder):
     _begin(number, port)
 
     def counting(index, *_):
-        time.sleep(4 * number)
+        time.sleep(8 * number)
         return probe_all(index, workers=1)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "probe_all", counting)
-        with join(torch.device("cpu"), patience=timedelta(seconds=2)):
+        with join(torch.device("cpu"), patience=timedelta(seconds=5)):
             counted, _ = inputs.open_index(find_videos(folder), 0, str(folder))
     assert [entry.num_frames for entry in counted.entries] == [20, 21]
 
@@ -89,7 +89,7 @@ def start(argument, target=_rank):
 
 def finish(ranks):
     for process in ranks:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
 
 
@@ -128,7 +128,7 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(tmp_path, whole, 
         time.sleep(0.01)
     os.kill(ranks[victim].pid, signal.SIGKILL)
     survivor = ranks[1 - victim]
-    survivor.join(60)
+    survivor.join(300)
     assert survivor.exitcode == 2, "the survivor goes on, or ended without words"
     words = (tmp_path / f"words-{1 - victim}").read_text()
     assert words.startswith(f"rank {1 - victim} lost another rank, whose own words tell why: ")

@@ -45,13 +45,15 @@ def test_steps_and_embeddings_are_measured_as_their_grid_says():
 
 
 def test_memory_counts_the_processes_that_were_started():
-    script = "import time; kept = bytearray(64 << 20); print(flush=True); time.sleep(30)"
+    script = "import time; kept = bytearray(64 << 20); print(flush=True); time.sleep(300)"
     with watched(held_bytes, 0.25) as held:
         before = held.bytes
         child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         try:
             child.stdout.readline()
-            time.sleep(0.6)
+            end = time.monotonic() + 60
+            while held.bytes - before < 60 << 20 and time.monotonic() < end:
+                time.sleep(0.05)
         finally:
             child.kill()
             child.wait()

@@ -168,7 +168,7 @@ def test_sigterm_saves_and_ends_in_words(tmp_path):
     while not (tmp_path / "last.pt").exists():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 3
     words = (tmp_path / "stopped").read_text()
     step = load_checkpoint(tmp_path / "last.pt")["totals"]["step"]
@@ -184,7 +184,7 @@ def test_sigterm_while_a_video_hangs_saves_and_ends(tmp_path, workers):
         time.sleep(0.01)
     time.sleep(1)  # by now it waits
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 3
     _assert_ends_as_if_nothing_had_happened(tmp_path, "stopped by SIGTERM")
 
@@ -192,7 +192,7 @@ def test_sigterm_while_a_video_hangs_saves_and_ends(tmp_path, workers):
 def test_a_worker_that_dies_costs_no_step(tmp_path):
     options = {"save_minutes": 60, "epochs": 2, "workers": 1}
     process = start(tmp_path, DyingSource(COUNTS), **options)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 3
     _assert_ends_as_if_nothing_had_happened(tmp_path, "decoding stopped: ")
 
@@ -206,14 +206,14 @@ def _assert_ends_as_if_nothing_had_happened(out, reason):
     assert f"after step {step} of 6, saved; go on with: pacecore train --resume {out}" in words
     for folder in (out, out / "whole"):
         process = start(folder, epochs=2)
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     assert_same(weights(out / "whole"), weights(out))
 
 
 def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_path):
     process, began = start(tmp_path / "whole"), time.monotonic()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == 0
     length = time.monotonic() - began
     whole = weights(tmp_path / "whole")
@@ -223,7 +223,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(tmp_pa
         while ended is None:
             process = start(out)
             moment = (moment * 7.31) % 1  # spread over the run, the same in every test run
-            process.join(max(0.05, moment * length / 4) if kills < 20 else 120)
+            process.join(max(0.05, moment * length / 4) if kills < 20 else 300)
             ended = process.exitcode
             if ended is None:
                 os.kill(process.pid, signal.SIGKILL)

@@ -59,7 +59,7 @@ def group_of(leader):
 
 
 def all_end(leader):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while group_of(leader) and time.monotonic() < end:
         time.sleep(0.05)
     return not group_of(leader)
@@ -95,7 +95,7 @@ def test_a_signal_to_the_whole_group_saves_and_ends_in_one_line(videos, tmp_path
     for _ in range(2):  # as `timeout` does, and torchrun
         os.killpg(process.pid, sent)
         time.sleep(0.02)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
     step = load_checkpoint(run / "last.pt")["totals"]["step"]
     *progress, said = errors.splitlines()
@@ -148,7 +148,7 @@ def test_ctrl_c_at_videos_that_are_being_read_is_one_word(videos, tmp_path):
         time.sleep(0.005)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.split() == ["decoding", "pacecore:", "stopped"]
     assert all_end(process.pid)
