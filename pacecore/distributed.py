@@ -120,8 +120,8 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
     group.
 
     Gloo for what lies on the CPU, NCCL for what lies on CUDA devices. patience: how long a rank
-    waits for the others. Raises PacecoreError when the others do not come, two of them have one
-    GPU, or one of them is lost on the way.
+    waits for the others, at most ten minutes where they first meet. Raises PacecoreError when the
+    others do not come, two of them have one GPU, or one of them is lost on the way.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         with usual_defaults():
@@ -130,7 +130,7 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if not _meeting:
-            _meeting.append(next(dist.rendezvous("env://", timeout=patience))[0])
+            _meeting.append(next(dist.rendezvous("env://", timeout=min(patience, _PATIENCE)))[0])
         dist.init_process_group(
             backend,
             store=dist.PrefixStore(f"pacecore {next(_groups)}", _meeting[0]),

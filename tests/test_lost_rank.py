@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pacecore import inputs
+from pacecore import distributed, inputs
 from pacecore.checkpoint import load_checkpoint
 from pacecore.datasets import find_videos, probe_all
 from pacecore.distributed import any_rank, join
@@ -145,7 +145,8 @@ def test_a_rank_whose_others_do_not_come_says_so(monkeypatch):
     for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("MASTER_PORT", port)):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    alone = join(torch.device("cpu"), patience=timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "_PATIENCE", timedelta(seconds=1))
+    alone = join(torch.device("cpu"), patience=timedelta(hours=2))
     with (
         pytest.raises(PacecoreError, match=r"^the processes cannot be joined: .*1/2.* joined"),
         alone,
