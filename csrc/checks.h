@@ -19,11 +19,12 @@ template <typename... Parts>
   throw std::runtime_error(message.str());
 }
 
-// check(z.dim() == 2, "info_nce: z must be (n, D), got ", describe(z));
-template <typename... Parts>
-inline void check(bool holds, const Parts&... parts) {
-  if (!holds) fail(parts...);
-}
+// PACECORE_CHECK(z.dim() == 2, "info_nce: z must be (n, D), got ", describe(z));
+// A macro, so that what is said is put together only where the rule does not hold.
+#define PACECORE_CHECK(holds, ...)               \
+  do {                                           \
+    if (!(holds)) ::pacecore::fail(__VA_ARGS__); \
+  } while (0)
 
 inline const char* type_name(ScalarType type) {
   switch (type) {

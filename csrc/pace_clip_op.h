@@ -33,22 +33,23 @@ inline void check_pace_clip_tensor(const Tensor& tensor, const char* name, const
               tensor.dim() == static_cast<int64_t>(shape.size());
   for (size_t axis = 0; fits && axis < shape.size(); ++axis)
     fits = shape[axis] == -1 || tensor.size(axis) == shape[axis];
-  check(fits, "pace_clip: ", name, " must be ", rule, " on the device of frames.data, got ",
-        describe(tensor), elsewhere ? " on another device" : "");
+  PACECORE_CHECK(fits, "pace_clip: ", name, " must be ", rule,
+                 " on the device of frames.data, got ", describe(tensor),
+                 elsewhere ? " on another device" : "");
 }
 
 inline void check_pair(const std::vector<int64_t>& size, const char* name) {
-  check(size.size() == 2 && size[0] >= 1 && size[1] >= 1 && size[0] <= kLongest &&
-            size[1] <= kLongest,
-        "pace_clip: ", name, " must be two numbers from 1 to 65536 (height, width), got ",
-        describe(size));
+  PACECORE_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1 && size[0] <= kLongest &&
+                     size[1] <= kLongest,
+                 "pace_clip: ", name, " must be two numbers from 1 to 65536 (height, width), got ",
+                 describe(size));
 }
 
 inline void check_three(const std::vector<double>& values, const char* name, bool zero_allowed) {
   bool fits = values.size() == 3;
   for (double value : values) fits = fits && std::isfinite(value) && (zero_allowed || value != 0);
-  check(fits, "pace_clip: ", name, " must be three finite numbers", zero_allowed ? "" : " not 0",
-        " (red, green, blue), got ", describe(values));
+  PACECORE_CHECK(fits, "pace_clip: ", name, " must be three finite numbers",
+                 zero_allowed ? "" : " not 0", " (red, green, blue), got ", describe(values));
 }
 
 // Checks everything but the contents of tensors. The tensors must be contiguous, which the kernels'
@@ -60,16 +61,16 @@ inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const
                                   const std::vector<int64_t>& crop_size,
                                   const std::vector<double>& mean, const std::vector<double>& std,
                                   bool bgr, ScalarType dtype, bool channels_last) {
-  check(data.defined() && data.scalar_type() == ScalarType::Byte && data.dim() == 1,
-        "pace_clip: frames.data must be (N,) uint8, got ", describe(data));
+  PACECORE_CHECK(data.defined() && data.scalar_type() == ScalarType::Byte && data.dim() == 1,
+                 "pace_clip: frames.data must be (N,) uint8, got ", describe(data));
   check_pace_clip_tensor(table, "frames.table", "(F, 8) int64", ScalarType::Long, {-1, kColumns},
                          data);
   check_pace_clip_tensor(plan, "plan", "(B, T) int32", ScalarType::Int, {-1, -1}, data);
   const int64_t batch = plan.size(0), clip_frames = plan.size(1);
   check_pace_clip_tensor(crop, "crop", "(B, 3) int32", ScalarType::Int, {batch, 3}, data);
-  check(jitter.has_value() == jitter_order.has_value(),
-        "pace_clip: jitter and jitter_order must be given together, got only ",
-        jitter.has_value() ? "jitter" : "jitter_order");
+  PACECORE_CHECK(jitter.has_value() == jitter_order.has_value(),
+                 "pace_clip: jitter and jitter_order must be given together, got only ",
+                 jitter.has_value() ? "jitter" : "jitter_order");
   if (jitter.has_value()) {
     check_pace_clip_tensor(*jitter, "jitter", "(B, T, 4) float32", ScalarType::Float,
                            {batch, clip_frames, 4}, data);
@@ -78,13 +79,14 @@ inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const
   }
   check_pair(resize, "resize");
   check_pair(crop_size, "crop_size");
-  check(crop_size[0] <= resize[0] && crop_size[1] <= resize[1],
-        "pace_clip: crop_size must not exceed resize ", describe(resize), ", got ",
-        describe(crop_size));
+  PACECORE_CHECK(crop_size[0] <= resize[0] && crop_size[1] <= resize[1],
+                 "pace_clip: crop_size must not exceed resize ", describe(resize), ", got ",
+                 describe(crop_size));
   check_three(mean, "mean", true);
   check_three(std, "std", false);
-  check(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-        "pace_clip: dtype must be float32, float16 or bfloat16, got ", type_name(dtype));
+  PACECORE_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
+      "pace_clip: dtype must be float32, float16 or bfloat16, got ", type_name(dtype));
 
   PaceClip args{};
   args.data = data.const_data_ptr<uint8_t>();
@@ -103,9 +105,10 @@ inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const
   args.crop_width = crop_size[1];
   for (int channel = 0; channel < 3; ++channel) {
     const double black = -mean[channel] / std[channel], white = black + 255 / std[channel];
-    check(std::abs(black) <= kLargest && std::abs(white) <= kLargest,
-          "pace_clip: mean and std must leave (0 - mean) / std and (255 - mean) / std within ",
-          kLargest, ", got mean ", describe(mean), " and std ", describe(std));
+    PACECORE_CHECK(
+        std::abs(black) <= kLargest && std::abs(white) <= kLargest,
+        "pace_clip: mean and std must leave (0 - mean) / std and (255 - mean) / std within ",
+        kLargest, ", got mean ", describe(mean), " and std ", describe(std));
     args.scale[channel] = static_cast<float>(1 / std[channel]);
     args.shift[channel] = static_cast<float>(-mean[channel] / std[channel]);
   }

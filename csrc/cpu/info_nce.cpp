@@ -9,7 +9,6 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
-#include <unordered_map>
 #include <vector>
 
 #include "info_nce_kernels.h"
@@ -46,6 +45,10 @@ Real* data(const Tensor& tensor) {
   return static_cast<Real*>(tensor.mutable_data_ptr());
 }
 
+Tensor as(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
 // z cut into blocks of rows, and what every tile needs of them.
 template <typename Real>
 struct Blocks {
@@ -55,29 +58,38 @@ struct Blocks {
   int64_t count;                   // blocks
   Real scale;                      // 1 / temperature
   Tensor z;                        // (n, D) contiguous, Real, normalised where that is wanted
-  Tensor panels;                   // z packed
-  std::vector<NceId<Real>> ids;    // (padded n,) groups numbered from 0, then -1
+  std::vector<NceId<Real>> ids;    // (padded n,) a number for each group, then -1
   std::vector<int64_t> positives;  // (n,)
-  Tensor scratch;                  // (threads, scores and product buffer)
-  Tensor kept;                     // (kNceTile, kNceTile): all scores, then logits; or undefined
+  bool keeps;                      // all scores, which fit a tile, and then the logits
+  Tensor memory;                   // of the three that follow
+  Real* kept;                      // (kNceTile, kNceTile), or nothing
+  Real* scratch;                   // (threads, scratch_size())
+  Real* panels;                    // z packed
 
   Blocks(const Tensor& z, const Tensor& groups, double temperature, bool gradient_follows)
-      : n(z.size(0)), features(z.size(1)), scale(Real(1 / temperature)), z(z) {
+      : n(z.size(0)),
+        features(z.size(1)),
+        scale(Real(1 / temperature)),
+        z(z),
+        keeps(gradient_follows && n <= kNceTile) {
     // At least four blocks where they can fill panels, for the threads; the number of threads
     // itself must not decide, or the order of the sums and so the last bits would follow it.
     size = std::min(kNceTile, round_up((n + 3) / 4, 48));
     count = (n + size - 1) / size;
-    number_groups(torch::stable::contiguous(groups));
+    number_groups(in_one_piece(groups));
+    const int64_t kept_size = keeps ? kNceTile * kNceTile : 0;
+    const int64_t all_scratch = torch::stable::get_num_threads() * scratch_size();
+    const int64_t packed = round_up(n, kernels.panel) * features;
+    memory = empty({kept_size + all_scratch + packed}, kType<Real>);
+    kept = data<Real>(memory);
+    scratch = kept + kept_size;
+    panels = scratch + all_scratch;
     pack();
-    scratch =
-        empty({int64_t(torch::stable::get_num_threads()), kNceTile * (kNceTile + kernels.panel)},
-              kType<Real>);
-    if (gradient_follows && n <= kNceTile) kept = empty({kNceTile, kNceTile}, kType<Real>);
   }
 
   int64_t rows(int64_t block) const { return std::min(size, n - block * size); }
 
-  const Real* panel(int64_t block) const { return data<Real>(panels) + block * size * features; }
+  const Real* panel(int64_t block) const { return panels + block * size * features; }
 
   NceTile<Real> tile(int64_t row_block, int64_t column_block) const {
     return {rows(row_block),
@@ -88,17 +100,19 @@ struct Blocks {
             scale};
   }
 
-  // This thread's part of `scratch`: scores, then the buffer of a product.
-  Real* own_scratch() const {
+  // Of one thread: the buffer of a product, and the scores of a tile, unless all are kept.
+  int64_t scratch_size() const { return kNceTile * (kernels.panel + (keeps ? 0 : kNceTile)); }
+
+  Real* own_buffer() const {
     uint32_t thread = 0;
     torch_get_thread_idx(&thread);
-    return data<Real>(scratch) + thread * scratch.size(1);
+    return scratch + thread * scratch_size();
   }
 
   // Where the scores of a tile are; tiles that are kept do not overlap.
   Real* place(int64_t row_block, int64_t column_block) const {
-    if (!kept.defined()) return own_scratch();
-    return data<Real>(kept) + row_block * size * kNceTile + column_block * size;
+    if (!keeps) return own_buffer() + kNceTile * kernels.panel;
+    return kept + row_block * size * kNceTile + column_block * size;
   }
 
   Real* scores(const NceTile<Real>& tile, int64_t row_block, int64_t column_block) const {
@@ -126,26 +140,24 @@ struct Blocks {
  private:
   void number_groups(const Tensor& groups) {
     const int64_t* labels = data<int64_t>(groups);
-    std::unordered_map<int64_t, NceId<Real>> numbers;
-    std::vector<int64_t> members;
+    std::vector<int64_t> sorted(labels, labels + n);
+    std::sort(sorted.begin(), sorted.end());
     ids.assign(round_up(n, 48), NceId<Real>(-1));  // whole panels in every instruction set
-    for (int64_t i = 0; i < n; ++i) {
-      ids[i] = numbers.try_emplace(labels[i], NceId<Real>(numbers.size())).first->second;
-      if (size_t(ids[i]) == members.size()) members.push_back(0);
-      ++members[ids[i]];
-    }
     positives.resize(n);
-    for (int64_t i = 0; i < n; ++i) positives[i] = members[ids[i]] - 1;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto first = std::lower_bound(sorted.begin(), sorted.end(), labels[i]);
+      ids[i] = NceId<Real>(first - sorted.begin());
+      positives[i] = std::upper_bound(first, sorted.end(), labels[i]) - first - 1;
+    }
   }
 
   void pack() {
     const int64_t width = kernels.panel;
-    const int64_t panel_count = (n + width - 1) / width;
-    panels = empty({panel_count * width * features}, kType<Real>);
-    parallel_for(0, panel_count, 8, [&](int64_t begin, int64_t end) {
+    const Real* from = data<Real>(z);
+    parallel_for(0, (n + width - 1) / width, 8, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p)
-        kernels.pack_panel(data<Real>(z) + p * width * features, std::min(width, n - p * width),
-                           features, data<Real>(panels) + p * width * features);
+        kernels.pack_panel(from + p * width * features, std::min(width, n - p * width), features,
+                           panels + p * width * features);
     });
   }
 };
@@ -154,7 +166,7 @@ struct Blocks {
 // they are multiplied, rows of any length have products that are finite.
 template <typename Real>
 Tensor prepare(const Tensor& z_any, bool normalize, Real* inverse /* (n,) */) {
-  const Tensor z = torch::stable::contiguous(torch::stable::to(z_any, kType<Real>));
+  const Tensor z = in_one_piece(as(z_any, kType<Real>));
   const int64_t n = z.size(0), features = z.size(1);
   std::fill_n(inverse, n, Real(1));
   if (!normalize) return z;
@@ -260,48 +272,47 @@ Tensor gradient(const Blocks<Real>& blocks, const Tensor& rows, const NceOptions
   const int64_t stride = round_up(features, 16);  // whole vectors in every instruction set
   // A step writes a block's rows once as row block and once as column block: to one array each.
   // The only block is no column block.
-  const Tensor sums =
-      torch::stable::new_zeros(blocks.z, {blocks.count > 1 ? 2 : 1, round_up(n, 8), stride});
-  const int64_t half = sums.stride(0);
-  const Tensor padded = torch::stable::new_zeros(blocks.z, {4, round_up(n, 48)});
+  const int64_t half = round_up(n, 8) * stride, all_sums = blocks.count > 1 ? 2 * half : half;
+  const int64_t padded = round_up(n, 48);
+  const Tensor memory = torch::stable::new_zeros(blocks.z, {all_sums + 4 * padded});
+  Real *const sums = data<Real>(memory), *const fields = sums + all_sums;
+  const Real* const given = data<Real>(rows);
+  const Real* const z = data<Real>(blocks.z);
   for (int64_t field = 0; field < 4; ++field)
-    std::copy_n(data<Real>(rows) + field * n, n, data<Real>(padded) + field * padded.size(1));
+    std::copy_n(given + field * n, n, fields + field * padded);
   const auto part = [&](int64_t block) {
-    const Real* at = data<Real>(padded) + block * size;
-    const int64_t step = padded.size(1);
-    return NceRows<Real>{at, at + step, at + 2 * step, at + 3 * step};
+    const Real* at = fields + block * size;
+    return NceRows<Real>{at, at + padded, at + 2 * padded, at + 3 * padded};
   };
   blocks.for_each_pair([&](int64_t row, int64_t column) {
     if (!has_wanted(blocks, options, row) && !has_wanted(blocks, options, column)) return;
     const NceTile<Real> tile = blocks.tile(row, column);
-    const bool kept = blocks.kept.defined();
-    Real* weights = kept ? blocks.place(row, column) : blocks.scores(tile, row, column);
-    Real* buffer = blocks.own_scratch() + kNceTile * kNceTile;
+    Real* weights = blocks.keeps ? blocks.place(row, column) : blocks.scores(tile, row, column);
+    Real* buffer = blocks.own_buffer();
     const WithoutSubnormals within;
-    blocks.kernels.weights(tile, part(row), part(column), kept, weights);
-    const Real* z = data<Real>(blocks.z);
+    blocks.kernels.weights(tile, part(row), part(column), blocks.keeps, weights);
     blocks.kernels.product(weights, false, tile.rows, tile.columns, z + column * size * features,
-                           features, data<Real>(sums) + row * size * stride, stride, buffer);
+                           features, sums + row * size * stride, stride, buffer);
     if (row != column)
       blocks.kernels.product(weights, true, tile.columns, tile.rows, z + row * size * features,
-                             features, data<Real>(sums) + half + column * size * stride, stride,
-                             buffer);
+                             features, sums + half + column * size * stride, stride, buffer);
   });
   const Tensor result = empty({n, features}, kType<Real>);
+  Real* const results = data<Real>(result);
   parallel_for(0, n, 64, [&](int64_t begin, int64_t end) {
-    const Real* inverse_norm = data<Real>(rows) + 4 * n;
+    const Real* inverse_norm = given + 4 * n;
     for (int64_t i = begin; i < end; ++i) {
-      Real* sum = data<Real>(sums) + i * stride;
-      const Real* z = data<Real>(blocks.z) + i * features;
-      Real* out = data<Real>(result) + i * features;
+      Real* sum = sums + i * stride;
+      const Real* row = z + i * features;
+      Real* out = results + i * features;
       if (blocks.count > 1)
         for (int64_t k = 0; k < features; ++k) sum[k] += sum[half + k];
       double along = 0;  // the part along z, which normalising takes out
       if (options.normalize)
-        for (int64_t k = 0; k < features; ++k) along += double(z[k]) * sum[k];
+        for (int64_t k = 0; k < features; ++k) along += double(row[k]) * sum[k];
       const Real pull = Real(along), unit = Real(scale * double(inverse_norm[i]));
       for (int64_t k = 0; k < features; ++k)
-        out[k] = unit * (blocks.scale * (sum[k] - pull * z[k]));
+        out[k] = unit * (blocks.scale * (sum[k] - pull * row[k]));
     }
   });
   return result;
@@ -313,8 +324,9 @@ double temperature_of(const std::optional<Tensor>& tensor, double number) {
     value = tensor->scalar_type() == ScalarType::Double ? *data<double>(*tensor)
                                                         : *data<float>(*tensor);
   using Limits = std::numeric_limits<float>;
-  check(value >= Limits::min() && value <= Limits::max(), "info_nce: temperature must be from ",
-        Limits::min(), " to ", Limits::max(), ", got ", value);
+  PACECORE_CHECK(value >= Limits::min() && value <= Limits::max(),
+                 "info_nce: temperature must be from ", Limits::min(), " to ", Limits::max(),
+                 ", got ", value);
   return value;
 }
 
@@ -326,12 +338,11 @@ Results forward(const Tensor& z, const Tensor& groups, const NceOptions& options
   const int64_t n = z.size(0);
   Tensor loss = empty({}, kType<Real>), slope = empty({}, kType<Real>);
   Tensor summary = empty({3}, kType<Real>), rows = empty({5, n}, kType<Real>);
-  Tensor grad_z = empty({leave_gradient ? n : 0, z.size(1)}, z.scalar_type());
   const double temperature = temperature_of(options.temperature, options.temperature_number);
   if (n == 0) {
     *data<Real>(loss) = *data<Real>(slope) = 0;
     std::fill_n(data<Real>(summary), 3, Real(NAN));
-    return {loss, summary, slope, rows, grad_z};
+    return {loss, summary, slope, rows, empty({0, z.size(1)}, z.scalar_type())};
   }
   const Tensor prepared = prepare<Real>(z, options.normalize, data<Real>(rows) + 4 * n);
   const Blocks<Real> blocks(prepared, groups, temperature, leave_gradient);
@@ -343,8 +354,8 @@ Results forward(const Tensor& z, const Tensor& groups, const NceOptions& options
   means[0] = Real(outcome.positive_logits * temperature / double(outcome.positive_pairs));
   means[1] = Real(outcome.negative_logits * temperature / double(outcome.negative_pairs));
   means[2] = Real(double(outcome.nearest_is_positive) / double(outcome.pulling));
-  if (leave_gradient)
-    grad_z = torch::stable::to(gradient(blocks, rows, options, 1.0), z.scalar_type());
+  const Tensor grad_z = leave_gradient ? as(gradient(blocks, rows, options, 1.0), z.scalar_type())
+                                       : empty({0, z.size(1)}, z.scalar_type());
   return {loss, summary, slope, rows, grad_z};
 }
 
@@ -366,9 +377,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups, 
   std::vector<Real> inverse(z.size(0));
   const Tensor prepared = prepare(z, options.normalize, inverse.data());
   const Blocks<Real> blocks(prepared, groups, temperature, false);
-  return torch::stable::to(
-      gradient(blocks, torch::stable::contiguous(rows), options, *data<Real>(grad_loss)),
-      z.scalar_type());
+  return as(gradient(blocks, in_one_piece(rows), options, *data<Real>(grad_loss)), z.scalar_type());
 }
 
 Tensor info_nce_backward(const Tensor& grad_loss, const Tensor& z, const Tensor& groups,

@@ -31,7 +31,7 @@ struct NceRows {
   const Real *reference, *all, *positive, *constant;
 };
 
-// A panel is a group of rows of z, feature-major and padded with zero rows, so that it serves as
+// A panel is a group of rows of z, feature-major, with zero rows up to a whole vector; it serves as
 // the left side of a product (one value broadcast) and as the right side (vectors).
 template <typename Real>
 struct NceTileKernels {

@@ -9,10 +9,14 @@
 namespace pacecore {
 
 #if defined(__x86_64__)
+// Asked once: under a hypervisor each question to the processor takes some 5 microseconds.
 inline bool runs_avx2() {
-  unsigned a, b, c, d;  // clang's __builtin_cpu_supports knows "f16c" only from version 18 on
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  static const bool runs = [] {
+    unsigned a, b, c, d;  // clang's __builtin_cpu_supports knows "f16c" only from version 18 on
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  }();
+  return runs;
 }
 
 inline bool runs_avx512() {

@@ -16,18 +16,19 @@ namespace {
 void check_plan(const PaceClip& args) {
   for (int64_t clip = 0; clip < args.batch; ++clip) {
     const int32_t* crop = args.crop + 3 * clip;
-    check(crop[0] >= 0 && crop[0] <= args.resize_height - args.crop_height,
-          "pace_clip: top of crop ", clip, " must be from 0 to ",
-          args.resize_height - args.crop_height, ", got ", crop[0]);
-    check(crop[1] >= 0 && crop[1] <= args.resize_width - args.crop_width,
-          "pace_clip: left of crop ", clip, " must be from 0 to ",
-          args.resize_width - args.crop_width, ", got ", crop[1]);
-    check(crop[2] == 0 || crop[2] == 1, "pace_clip: flip of crop ", clip, " must be 0 or 1, got ",
-          crop[2]);
+    PACECORE_CHECK(crop[0] >= 0 && crop[0] <= args.resize_height - args.crop_height,
+                   "pace_clip: top of crop ", clip, " must be from 0 to ",
+                   args.resize_height - args.crop_height, ", got ", crop[0]);
+    PACECORE_CHECK(crop[1] >= 0 && crop[1] <= args.resize_width - args.crop_width,
+                   "pace_clip: left of crop ", clip, " must be from 0 to ",
+                   args.resize_width - args.crop_width, ", got ", crop[1]);
+    PACECORE_CHECK(crop[2] == 0 || crop[2] == 1, "pace_clip: flip of crop ", clip,
+                   " must be 0 or 1, got ", crop[2]);
     for (int64_t t = 0; t < args.clip_frames; ++t) {
       const int32_t row = args.plan[clip * args.clip_frames + t];
-      check(row >= 0 && row < args.num_rows, "pace_clip: plan[", clip, ", ", t,
-            "] must be a row of frames.table, from 0 to ", args.num_rows - 1, ", got ", row);
+      PACECORE_CHECK(row >= 0 && row < args.num_rows, "pace_clip: plan[", clip, ", ", t,
+                     "] must be a row of frames.table, from 0 to ", args.num_rows - 1, ", got ",
+                     row);
     }
   }
 }
@@ -48,16 +49,16 @@ void check_jitter(const PaceClip& args) {
   for (int64_t frame = 0; frame < args.batch * args.clip_frames; ++frame) {
     const int32_t order = args.jitter_order[frame];
     const int64_t clip = frame / args.clip_frames, t = frame % args.clip_frames;
-    check(is_jitter_order(order), "pace_clip: jitter_order[", clip, ", ", t,
-          "] must be -1 or four different steps of two bits, got ", order);
+    PACECORE_CHECK(is_jitter_order(order), "pace_clip: jitter_order[", clip, ", ", t,
+                   "] must be -1 or four different steps of two bits, got ", order);
     if (order == -1) continue;
     const float* factors = args.jitter + 4 * frame;
     for (int i = 0; i < 3; ++i) {
-      check(factors[i] >= 0 && std::isfinite(factors[i]), "pace_clip: jitter[", clip, ", ", t, ", ",
-            i, "] must be a finite factor of at least 0, got ", factors[i]);
+      PACECORE_CHECK(factors[i] >= 0 && std::isfinite(factors[i]), "pace_clip: jitter[", clip, ", ",
+                     t, ", ", i, "] must be a finite factor of at least 0, got ", factors[i]);
     }
-    check(std::abs(factors[3]) <= 0.5f, "pace_clip: jitter[", clip, ", ", t,
-          ", 3] must be a hue from -0.5 to 0.5 turns, got ", factors[3]);
+    PACECORE_CHECK(std::abs(factors[3]) <= 0.5f, "pace_clip: jitter[", clip, ", ", t,
+                   ", 3] must be a hue from -0.5 to 0.5 turns, got ", factors[3]);
   }
 }
 
@@ -126,8 +127,9 @@ Tensor pace_clip(const Tensor& data, const Tensor& table, const Tensor& plan, co
                                 mean, std, bgr, dtype, channels_last);
   PaceClip& args = arguments.args;
   const cpu::Kernels* kernels = cpu::choose_kernels();
-  check(kernels, "pace_clip: PACECORE_CPU must be scalar, vector, or an instruction set that this ",
-        "build and processor have (avx2, avx512), got ", std::getenv("PACECORE_CPU"));
+  PACECORE_CHECK(kernels,
+                 "pace_clip: PACECORE_CPU must be scalar, vector, or an instruction set that this ",
+                 "build and processor have (avx2, avx512), got ", std::getenv("PACECORE_CPU"));
   Tensor clips = new_clips(args, data, dtype);
   args.clips = clips.mutable_data_ptr();
   const bool past_caches = clips.numel() * bytes_of(args.element) >= kPastCachesBytes;

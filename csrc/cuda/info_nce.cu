@@ -269,10 +269,10 @@ void forward(const Tensor& z, const Tensor& groups, const NceOptions& options,
 }
 
 void check_type(const Tensor& z) {
-  check(z.scalar_type() != ScalarType::Double,
-        "info_nce: float64 is computed on the CPU only, got z ", describe(z), " on CUDA");
-  check(z.size(0) <= (1 << 24) && z.size(1) <= (1 << 24),
-        "info_nce: z may have 16,777,216 rows and features on CUDA, got ", describe(z));
+  PACECORE_CHECK(z.scalar_type() != ScalarType::Double,
+                 "info_nce: float64 is computed on the CPU only, got z ", describe(z), " on CUDA");
+  PACECORE_CHECK(z.size(0) <= (1 << 24) && z.size(1) <= (1 << 24),
+                 "info_nce: z may have 16,777,216 rows and features on CUDA, got ", describe(z));
 }
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -284,8 +284,8 @@ Results info_nce(const Tensor& z_any, const Tensor& groups_any,
   check_anchors(z_any, anchor_start, anchor_count);
   check_type(z_any);
   DeviceGuard guard(z_any.get_device_index());
-  const Tensor z = torch::stable::contiguous(z_any);
-  const Tensor groups = torch::stable::contiguous(groups_any);
+  const Tensor z = in_one_piece(z_any);
+  const Tensor groups = in_one_piece(groups_any);
   const int64_t n = z.size(0);
   const NceOptions options = {temperature, temperature_number, batch,
                               normalize,   anchor_start,       anchor_count};
@@ -333,9 +333,9 @@ Tensor info_nce_backward(const Tensor& grad_loss, const Tensor& z_any, const Ten
   check_nce_rows(z_any, rows_any, grad_loss);
   check_type(z_any);
   DeviceGuard guard(z_any.get_device_index());
-  const Tensor z = torch::stable::contiguous(z_any);
-  const Tensor groups = torch::stable::contiguous(groups_any);
-  const Tensor rows = torch::stable::contiguous(rows_any);
+  const Tensor z = in_one_piece(z_any);
+  const Tensor groups = in_one_piece(groups_any);
+  const Tensor rows = in_one_piece(rows_any);
   const NceOptions options = {temperature, temperature_number, batch,
                               normalize,   anchor_start,       anchor_count};
   const Tensor grad_z = allocate(z, z.sizes(), z.scalar_type());

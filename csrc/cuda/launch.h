@@ -23,15 +23,16 @@ using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  check(aoti_torch_get_current_cuda_stream != nullptr, "pacecore: this torch has no CUDA");
-  check(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
-        "pacecore: torch has no current CUDA stream on device ", tensor.get_device_index());
+  PACECORE_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "pacecore: this torch has no CUDA");
+  PACECORE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
+                 "pacecore: torch has no current CUDA stream on device ",
+                 tensor.get_device_index());
   return static_cast<cudaStream_t>(stream);
 }
 
 inline void check_cuda(cudaError_t status, const char* what) {
   if (status != cudaSuccess) cudaGetLastError();  // else the next launch is blamed for it
-  check(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
+  PACECORE_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
 }
 
 inline int multiprocessor_count(const Tensor& tensor) {

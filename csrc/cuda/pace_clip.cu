@@ -157,8 +157,9 @@ void launch(const PaceClip& args, cudaStream_t stream) {
   constexpr const char* name = "pace_clip_kernel";
   const Bands bands = bands_of(args, cluster_limits(reinterpret_cast<const void*>(kernel), name));
   const int64_t grid = args.batch * args.clip_frames * bands.blocks;
-  check(grid < (int64_t{1} << 31), "pace_clip: plan must have fewer than ",
-        (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ", args.batch * args.clip_frames);
+  PACECORE_CHECK(grid < (int64_t{1} << 31), "pace_clip: plan must have fewer than ",
+                 (int64_t{1} << 31) / bands.blocks, " frames on CUDA, got ",
+                 args.batch * args.clip_frames);
   launch_clusters<kernel>(name, static_cast<unsigned>(grid), bands.threads, bands.shared_bytes,
                           stream, bands.cluster, args, bands);
 }
@@ -191,8 +192,8 @@ Tensor pace_clip(const Tensor& data_, const Tensor& table_, const Tensor& plan_,
   if (jitter_order_) jitter_order = contiguous(*jitter_order_);
   PaceClip args = checked_pace_clip(data, table, plan, crop, jitter, jitter_order, resize,
                                     crop_size, mean, std, bgr, dtype, channels_last);
-  check(args.crop_width <= kWidest, "pace_clip: crop_size must be at most ", kWidest,
-        " wide on CUDA, got ", args.crop_width);
+  PACECORE_CHECK(args.crop_width <= kWidest, "pace_clip: crop_size must be at most ", kWidest,
+                 " wide on CUDA, got ", args.crop_width);
   Tensor clips = new_clips(args, data, dtype);
   if (clips.numel() == 0) return clips;
   args.clips = clips.mutable_data_ptr();

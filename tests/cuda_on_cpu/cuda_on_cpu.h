@@ -327,7 +327,7 @@ struct DeviceGuard {
 inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 
 inline void check_cuda(cudaError_t status, const char* what) {
-  check(status == cudaSuccess, what, ": failed");
+  PACECORE_CHECK(status == cudaSuccess, what, ": failed");
 }
 
 // Few, so that small grids exceed the device; enough that a sum over five tiles is split.
