@@ -15,7 +15,7 @@ import pytest
 from benchmarks.common import ROOT
 from benchmarks.experiments import page, scenes
 from benchmarks.experiments.__main__ import main
-from benchmarks.experiments.arms import ABLATIONS, ARMS, LONG, SETTINGS, Arm, Setting
+from benchmarks.experiments.arms import ABLATIONS, ARMS, LONG, OWN, SETTINGS, Arm, Setting
 from benchmarks.experiments.cells import Cell, CellError
 from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
@@ -165,7 +165,7 @@ def test_long_schedule_is_so_many_times_the_setting_s(tmp_path):
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
-@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG, *OWN], ids=lambda arm: arm.name)
 def test_options_of_every_arm_are_options(arm, setting, tmp_path):
     mine = Cell(arm, 0, setting, tmp_path, tmp_path / "cell", 1, 1, "cpu")
     for words, _, command in mine._stages():
@@ -192,7 +192,7 @@ def test_options_of_every_arm_are_options(arm, setting, tmp_path):
             from_mapping(kind, values, preset=preset)
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG, *OWN], ids=lambda arm: arm.name)
 def test_every_stage_is_of_the_arms_own_weights_and_the_cells_seed(arm, tmp_path):
     mine = cell(tmp_path, arm, tmp_path / "videos", seed=7)
     weights, data = str(mine.folder / "pretrain" / "last.pt"), str(mine.data)
@@ -404,7 +404,7 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
     assert claims == [
         "- Pre-training is above training from scratch: above, of these trainings: pace, pace +"
         " same context.",
-        "- Retrieval is above random weights: not measured yet.",
+        "- Retrieval is above random weights: not measured.",
         "- Same context beside pace is the best, fine-tuned; beside pace + same context: from"
         " scratch -40.0 (-55.9 to -24.1, below, of these trainings); pace -5.0 (-12.1 to +2.1, not"
         " told apart).",

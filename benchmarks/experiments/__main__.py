@@ -1,8 +1,8 @@
 """The paper's claims on labelled real videos: which pre-training helps, by how much, how surely.
 
-    python -m benchmarks.experiments DATA --runs FOLDER [--grid main|long|ablations] [--seeds 0,1,2]
-        [--setting small|full] [--arms pace,context] [--jobs 2] [--scene '(set[0-9])']
-        [--together '_([0-9]+)_[0-9]+[.]avi']
+    python -m benchmarks.experiments DATA --runs FOLDER [--grid main|long|own|ablations]
+        [--seeds 0,1,2] [--setting small|full] [--arms pace,context] [--jobs 2]
+        [--scene '(set[0-9])'] [--together '_([0-9]+)_[0-9]+[.]avi']
 
 Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed: pre-trained
 without labels on the training videos of DATA, a data set or a frame store of one, then used for
@@ -31,11 +31,11 @@ from pacecore.store import FrameStore
 
 from ..common import RESULTS, end_by_signals, run_main, write_record
 from ..options import comma_separated, device_name, positive, positive_number, whole
-from .arms import ABLATIONS, ARMS, LONG, PACE, SETTINGS, Arm
+from .arms import ABLATIONS, ARMS, LONG, OWN, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
 from .page import beside_context, evidence_page, summary, trained_on
 
-_GRIDS = {"main": ARMS, "long": LONG, "ablations": (PACE, *ABLATIONS)}
+_GRIDS = {"main": ARMS, "long": LONG, "own": OWN, "ablations": (PACE, *ABLATIONS)}
 
 
 def main() -> int:

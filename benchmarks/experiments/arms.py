@@ -6,6 +6,7 @@ __all__ = [
     "ABLATIONS",
     "ARMS",
     "LONG",
+    "OWN",
     "PACE",
     "PACE_CONTEXT",
     "RANDOM",
@@ -87,6 +88,8 @@ _SAME_PACE_OWN = Arm(
     "pace + same pace, views with crops of their own",
     ("--contrast", "pace", *_OWN),
 )
+_LONG_OWN = _long("long-own", _PACE_OWN)
+_LONG_CONTEXT_OWN = _long("long-pace-context-own", _CONTEXT_OWN)
 
 # The claims again after four times the steps without labels, and after four times the steps with
 # labels too; what might mend same context: one crop, flip and jitter for all views make clips of a
@@ -99,10 +102,17 @@ LONG = (
     replace(_LONG_PACE, finetunes=(1, 4)),
     replace(_long("long-pace-context", PACE_CONTEXT), finetunes=(1, 4)),
     replace(_long("long-pace-pace", _PACE_PACE), finetunes=(1, 4)),
-    replace(_long("long-pace-context-own", _CONTEXT_OWN), finetunes=(1, 4)),
+    replace(_LONG_CONTEXT_OWN, finetunes=(1, 4)),
     replace(_long("long-pace-pace-own", _SAME_PACE_OWN), finetunes=(1, 4)),
-    replace(_long("long-own", _PACE_OWN), finetunes=(1, 4)),
+    replace(_LONG_OWN, finetunes=(1, 4)),
     replace(_long("long-step3", _STEP3), finetunes=(1, 4)),
+    RANDOM,
+)
+
+# Whether same context beside pace is above pace alone, both with crops of their own, in other
+# trainings than those in which it was first seen: by seeds that the grid above has not had.
+OWN = (
+    *(replace(arm, finetunes=()) for arm in (_LONG_OWN, _LONG_CONTEXT_OWN)),
     RANDOM,
 )
 

@@ -356,7 +356,7 @@ def _claims(cells: list[Cell], found: list[Comparison], together: str | None) ->
         if measure == "finetune-4x" and not rows(measure):
             continue  # most grids do not ask it
         words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in told.items())
-        lines.append(f"- {title}: {words or 'not measured yet'}.")
+        lines.append(f"- {title}: {words or 'not measured'}.")
     beside: dict[tuple[str, str], list[str]] = {}
     for each in beside_context(cells, together):
         low, high = (f"{100 * each[end]:+.1f}" for end in ("low", "high"))
