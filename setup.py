@@ -351,7 +351,8 @@ class NinjaBuild(build_ext):
         appended = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} --threads {max(1, jobs // 2)}"
         environment = {**os.environ, "NVCC_APPEND_FLAGS": appended.strip()}
         if subprocess.run([*ninja(), "-j", str(jobs), "-C", work], env=environment).returncode:
-            hint = "; PACECORE_CUDA=0 leaves the CUDA kernels out" if CUDA else ""
+            hint = "; CXX names another, such as one that nvcc takes" if CUDA else ""
+            hint += "; PACECORE_CUDA=0 leaves the CUDA kernels out" if CUDA else ""
             sys.exit(
                 f"pacecore: the extension did not compile; the compiler's words are above{hint}"
             )

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from pacecore.cli.demo import demo
 from pacecore.datasets import data_index, find_videos, probe_all
 from pacecore.errors import PacecoreError
-from pacecore.files import write_json, writing
+from pacecore.files import there, write_json, writing
 from pacecore.index import BadVideo, VideoIndex, none_readable
 from pacecore.rules import OptionError
 from pacecore.sampling import parse_paces
@@ -179,7 +179,7 @@ def _require_place(report_file: Path | None) -> None:
     reason = ""
     if report_file.is_dir():
         reason = os.strerror(errno.EISDIR)
-    elif report_file.exists():
+    elif there(report_file):
         reason = "" if os.access(report_file, os.W_OK) else os.strerror(errno.EACCES)
     elif not os.access(report_file.parent, os.W_OK | os.X_OK):
         reason = f"{report_file.parent} is no folder for new files"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pacecore.errors import PacecoreError
+from pacecore.files import there
 from pacecore.index import (
     SPLITS,
     BadVideo,
@@ -75,7 +76,7 @@ def find_videos(
     if missing not in ("error", "skip"):
         raise DatasetError(f"missing must be error or skip, got {missing!r}")
     try:
-        if not path.exists():
+        if not there(path):
             raise DatasetError(f"{path}: no such file or folder")
         with _told_if_long(path):
             near = Path(root).expanduser() if root else None

@@ -19,7 +19,7 @@ from pacecore.errors import PacecoreError
 
 __all__ = [
     "aside", "damaged_part", "for_one_process", "made_folder", "read_json", "reason_of",
-    "safetensors", "unread", "write_json", "write_json_lines", "write_text", "writing",
+    "safetensors", "there", "unread", "write_json", "write_json_lines", "write_text", "writing",
 ]  # fmt: skip
 
 
@@ -115,6 +115,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def there(path: Path) -> bool:
+    """Whether something is at `path`. Raises OSError where that cannot be told, as in a locked
+    folder; Path.exists does so before Python 3.14 only.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a name with a zero
+        return False
+    return True
 
 
 def made_folder(path: str | Path) -> Path:

@@ -16,7 +16,7 @@ import torch
 
 from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
-from pacecore.files import for_one_process, write_text, writing
+from pacecore.files import for_one_process, there, write_text, writing
 
 __all__ = [
     "Progress", "RunFolder", "alone_in", "alone_in_process", "duration", "refuse_second_run",
@@ -47,7 +47,7 @@ class RunFolder:
         if tensorboard:
             _summary_writer()
         place = path
-        while not place.exists() and place != place.parent:
+        while not there(place) and place != place.parent:
             place = place.parent
         if not place.is_dir():
             raise PacecoreError(f"{path}: cannot be written: {place} is not a folder")

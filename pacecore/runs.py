@@ -9,6 +9,7 @@ from typing import Any
 from pacecore.config import FinetuneOptions, TrainOptions
 from pacecore.convert import INPUT_OPTIONS
 from pacecore.errors import PacecoreError
+from pacecore.files import there
 from pacecore.runlog import RunFolder
 from pacecore.trained import NETWORK_OPTIONS
 
@@ -121,10 +122,10 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     try:
-        if folder.is_file():
-            raise NoResults(f"{folder}: is a file and no run folder")
-        if not folder.is_dir():
+        if not there(folder):
             raise PacecoreError(f"{folder}: no such run folder")
+        if not folder.is_dir():
+            raise NoResults(f"{folder}: is a file and no run folder")
     except OSError as error:
         raise PacecoreError(f"{folder}: cannot be read: {error.strerror}") from None
     summary = _read(folder / "summary.json", "options")

@@ -88,9 +88,9 @@ def test_a_counted_video_takes_little_memory_and_its_line_none(tmp_path):
     """Of a set of 250,000 each trainer and each of its workers holds all."""
     path = write_video(tmp_path / "a.avi", "mpeg4", frames=300, options={"bf": "2"})
     index = probe_all(find_videos(tmp_path))[0]
-    for number in range(1, 200):
+    for number in range(1, 300):
         os.link(path, tmp_path / f"{number}.avi")
-    entries = [replace(index.entries[0], name=f"{number}.avi") for number in range(1, 200)]
+    entries = [replace(index.entries[0], name=f"{number}.avi") for number in range(1, 300)]
     tracemalloc.start()
     try:
         write_index(replace(index, entries=tuple(entries)), tmp_path / "index.jsonl")

@@ -15,6 +15,7 @@ from pacecore.files import (
     for_one_process,
     made_folder,
     safetensors,
+    there,
     write_json,
     write_text,
     writing,
@@ -123,6 +124,17 @@ def test_a_folder_is_told_before_anything_is_written(tmp_path, monkeypatch):
         with pytest.raises(PacecoreError, match=rf"^{path}: cannot be written: it is a folder$"):
             write_text(path, "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(tmp_path):
+    (tmp_path / "leads nowhere").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    assert there(tmp_path)
+    assert there(tmp_path / "file")
+    for name in ("nothing", "leads nowhere", "file/below", "a\0b"):
+        assert not there(tmp_path / name)
+    with pytest.raises(OSError, match="File name too long"):
+        there(tmp_path / ("x" * 300))
 
 
 def test_folders_are_made_or_told(tmp_path):

@@ -168,7 +168,8 @@ def _info(
     size: tuple[int, int],
     pixel_format: str | None,
 ) -> VideoInfo:
-    rate = stream.average_rate or None
+    # From PyAV 19 on a number of its own.
+    rate = Fraction(stream.average_rate) if stream.average_rate else None
     steps = np.diff(timeline.stamps) if timeline.stamps is not None else np.zeros(0, np.int64)
     # Stamps are rounded to the time base (Matroska: 1 ms), so a constant rate may jitter by one
     # unit.

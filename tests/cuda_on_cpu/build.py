@@ -50,7 +50,8 @@ def cuda_include() -> Path | None:
     homes += ["/usr/local/cuda"]
     folders = [Path(home) / "include" for home in homes if home]
     folders += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/include"))
-    wanted = ("cuda_bf16.h", "cuda_runtime_api.h")
+    # The last is in a package of its own, which no torch brings.
+    wanted = ("cuda_bf16.h", "cuda_runtime_api.h", "crt/host_defines.h")
     for folder in folders:
         if all((folder / name).is_file() for name in wanted):
             return folder
@@ -66,7 +67,7 @@ def compiler_missing() -> str | None:
     if cuda_include() is None:
         return (
             "the CUDA kernels run on the CPU only with the CUDA toolkit's headers (bf16, fp16): "
-            "set CUDA_HOME, or pip install nvidia-cuda-runtime"
+            "set CUDA_HOME, or pip install 'cuda-toolkit[nvcc,cccl]'"
         )
     return None
 
