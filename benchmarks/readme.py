@@ -236,6 +236,10 @@ own_crops = _arms(
     " view, `--view-augment own`, where it says so:",
     "experiments-small-long-more",
 )
+own_again = _arms(
+    "Two of those ways once more, on an AMD EPYC, by the seeds 3, 4 and 5:",
+    "experiments-small-own",
+)
 ablations = _arms(
     "Pace prediction otherwise than with paces 1, 2, 3 and 4, of which the first row is; in bold or"
     " italics where the interval is all above or below that:",
@@ -328,6 +332,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "experiments": experiments,
     "longer": longer,
     "own_crops": own_crops,
+    "own_again": own_again,
     "ablations": ablations,
 }
 
