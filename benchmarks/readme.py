@@ -266,10 +266,15 @@ def _standing_out(cases: list[dict]) -> str:
         math.erfc(1.95996 * abs(case["difference"]) / half / 2**0.5)
         for case, half in zip(found, halves, strict=True)
     ]
+    # What the table above leaves out.
+    others = {"retrieve-5": "top-5", "finetune-clips": "clip by clip"}
+    measures = {case["measure"] for case in compared}
+    among = " and ".join(words for name, words in others.items() if name in measures)
+    chance = 0.05 * len(compared)
     words = (
-        f"Of {len(compared)} comparisons in this grid, top-5 and clip by clip among them,"
+        f"Of {len(compared)} comparisons in this grid,{f' {among} among them,' if among else ''}"
         f" {len(found)} {'stands' if len(found) == 1 else 'stand'} out, each taken by itself;"
-        f" chance alone would give about {0.05 * len(compared):.0f}"
+        f" chance alone would give about {chance:.{0 if chance >= 0.5 else 1}f}"
     )
     if all("p" in case for case in compared):
         count = holm([case["p"] for case in compared])
