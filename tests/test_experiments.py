@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import ROOT
-from benchmarks.experiments import page, scenes
+from benchmarks.experiments import differences, page, scenes
 from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.arms import ABLATIONS, ARMS, LONG, OWN, SETTINGS, Arm, Setting
 from benchmarks.experiments.cells import Cell, CellError
@@ -218,7 +218,7 @@ def test_interval_shrinks_with_videos():
     widths = []
     for videos in (40, 4000):
         mine, theirs = (rng.random((3, videos)) < share for share in (0.7, 0.5))
-        difference, low, high, _ = page.compare(mine.astype(float), theirs.astype(float))
+        difference, low, high, _ = differences.compare(mine.astype(float), theirs.astype(float))
         assert low < difference < high
         assert low < 0.2 < high
         widths.append(high - low)
@@ -233,7 +233,7 @@ def test_interval_of_three_seeds_holds_the_truth_nineteen_times_in_twenty(of_see
     for _ in range(trials):
         seeds = rng.normal(0, of_seeds, (2, 3, 1))
         mine, theirs = 0.5 + seeds + rng.normal(0, of_videos, (2, 1, 36))
-        _, low, high, p = page.compare(mine, theirs)
+        _, low, high, p = differences.compare(mine, theirs)
         assert (p > 0.05) == (low <= 0 <= high)
         held += low <= 0 <= high
     assert 0.93 <= held / trials <= 0.99
@@ -248,19 +248,19 @@ def test_videos_filmed_together_count_as_one_in_the_interval():
         of_groups = rng.normal(0, 0.3, (2, 1, 6)).repeat(6, axis=2)
         mine, theirs = 0.5 + of_groups + rng.normal(0, 0.3, (2, 3, 36))
         for name, given in (("groups", groups), ("videos", None)):
-            _, low, high, p = page.compare(mine, theirs, given)
+            _, low, high, p = differences.compare(mine, theirs, given)
             assert (p > 0.05) == (low <= 0 <= high)
             held[name] += low <= 0 <= high
     assert 0.93 <= held["groups"] / trials <= 0.99
     assert held["videos"] / trials < 0.8
-    alone = page.compare(mine, theirs, rng.permutation(36))
-    assert alone == pytest.approx(page.compare(mine, theirs))
-    assert page.compare(mine, theirs, groups * 0)[1:] == (-np.inf, np.inf, 1)
+    alone = differences.compare(mine, theirs, rng.permutation(36))
+    assert alone == pytest.approx(differences.compare(mine, theirs))
+    assert differences.compare(mine, theirs, groups * 0)[1:] == (-np.inf, np.inf, 1)
 
 
 def test_the_interval_of_groups_of_any_size_by_hand():
     mine, theirs = np.array([[1.0, 1.0, 0.0, 1.0]]), np.zeros((1, 4))
-    difference, low, high, _ = page.compare(mine, theirs, np.array(["a", "a", "b", "b"]))
+    difference, low, high, _ = differences.compare(mine, theirs, np.array(["a", "a", "b", "b"]))
     # The differences are 0.25, 0.25, -0.75 and 0.25 from their mean, the sums of groups +-0.5.
     error = (2 / 1 * (0.5**2 + 0.5**2) / 4**2) ** 0.5
     assert difference == 0.75
@@ -269,7 +269,7 @@ def test_the_interval_of_groups_of_any_size_by_hand():
 
 def test_interval_of_one_seed_is_of_videos():
     mine, theirs = np.random.default_rng(1).random((2, 1, 50))
-    difference, low, high, _ = page.compare(mine, theirs)
+    difference, low, high, _ = differences.compare(mine, theirs)
     error = (mine - theirs).std(ddof=1) / 50**0.5
     # Student's 0.975 quantile for 49 degrees of freedom.
     assert (high - difference) / error == pytest.approx(2.00958, rel=1e-5)
@@ -280,13 +280,13 @@ def test_interval_of_one_seed_is_of_videos():
     ("freedom", "table"), [(1, 12.7062), (2, 4.30265), (4, 2.77645), (35, 2.03011), (1e5, 1.95999)]
 )
 def test_quantile_of_student_is_that_of_the_tables(freedom, table):
-    assert page._student_quantile(freedom) == pytest.approx(table, rel=1e-5)
+    assert differences._student_quantile(freedom) == pytest.approx(table, rel=1e-5)
 
 
 def test_interval_of_equal_results_is_zero():
     right = np.tile(np.arange(10) % 2, (2, 1)).astype(float)
-    assert page.compare(right, right) == (0, 0, 0, 1)
-    assert page.compare(right, right - 1) == (1, 1, 1, 0)
+    assert differences.compare(right, right) == (0, 0, 0, 1)
+    assert differences.compare(right, right - 1) == (1, 1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,9 @@ def test_interval_of_equal_results_is_zero():
     [(0, 3, 1.0), (1, 1, 0.5), (2.92, 2, 0.1), (4.6041, 4, 0.01), (2.724, 35, 0.01)],
 )
 def test_tails_of_student_are_those_of_the_tables(statistic, freedom, table):
-    assert page._student_tails(statistic, freedom) == pytest.approx(table, rel=1e-3, abs=1e-9)
+    assert differences._student_tails(statistic, freedom) == pytest.approx(
+        table, rel=1e-3, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_tails_of_student_are_those_of_the_tables(statistic, freedom, table):
     ],
 )
 def test_holm_stops_at_the_first_that_does_not_stand_out(likelihoods, count):
-    assert page.holm(likelihoods) == count
+    assert differences.holm(likelihoods) == count
 
 
 def test_verdicts():
@@ -420,6 +422,10 @@ def test_claims_say_by_how_much_and_how_surely(tmp_path):
     # The first of their names' two digits as what was filmed together: four groups of ten videos.
     grouped = page.evidence_page(cells, "made up", together="([0-9])[0-9][.]mp4")
     assert "from scratch -40.0 (-118.0 to +38.0, not told apart)" in grouped
+    # For the record, in the order of its hits.
+    tens = [str(number // 10) for number in range(40)]
+    assert page.filmed_together(cells, "([0-9])[0-9][.]mp4") == tens
+    assert page.filmed_together([], "([0-9])[0-9][.]mp4") == []
     pace = next(case for case in page.summary(cells) if case["arm"] == "pace")
     assert pace["right"] == (" ".join(["1"] * 34 + ["0"] * 6),)
     assert pace["p"] == pytest.approx(4.63e-5, rel=1e-2)  # t = 4.583, 39 degrees

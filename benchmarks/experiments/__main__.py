@@ -33,7 +33,7 @@ from ..common import RESULTS, end_by_signals, run_main, write_record
 from ..options import comma_separated, device_name, positive, positive_number, whole
 from .arms import ABLATIONS, ARMS, LONG, OWN, PACE, SETTINGS, Arm
 from .cells import Cell, CellError, stop_all
-from .page import beside_context, evidence_page, summary, trained_on
+from .page import beside_context, evidence_page, filmed_together, summary, trained_on
 
 _GRIDS = {"main": ARMS, "long": LONG, "own": OWN, "ablations": (PACE, *ABLATIONS)}
 
@@ -176,6 +176,7 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         options.device,
         summary(cells, baseline, *marks),
         beside_context=[] if baseline else beside_context(cells, options.together),
+        filmed_together=filmed_together(cells, options.together) if options.together else [],
         trained_on=machines,
     )
     for place in (options.runs / f"evidence{suffix}.md", path.with_suffix(".md")):

@@ -1,0 +1,138 @@
+"""The paper's claims in one table, each with what the grids' records say of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pacecore.paper import paper_figures
+
+from .arms import LONG, PACE, PACE_CONTEXT, RANDOM, SCRATCH
+from .differences import holm
+
+__all__ = ["CLAIMS", "Claim", "Seen", "claims_table", "paper_line"]
+
+_MEASURED = {
+    "finetune": "fine-tuned",
+    "finetune-4x": "fine-tuned four times as long",
+    "probe": "in a linear probe",
+    "retrieve-1": "in retrieval",
+}
+_LONG = {arm.name: arm.words for arm in LONG}
+_PACE, _OWN = _LONG["long"], _LONG["long-own"]
+_CONTEXT, _CONTEXT_OWN = _LONG["long-pace-context"], _LONG["long-pace-context-own"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Where a claim is looked at: an arm of a record under a measure."""
+
+    record: str  # of benchmarks/results
+    arm: str
+    measure: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    words: str
+    against: Callable[[str], str]  # the arm beside which an arm is seen
+    seen: tuple[Seen, ...]
+
+
+_GRID, _GRID_LONG = "experiments-small", "experiments-small-long"
+_MORE, _AGAIN = "experiments-small-long-more", "experiments-small-own"
+_OTHERS = "other seeds"  # of the grid that asks again
+_ALONE = {PACE_CONTEXT.words: PACE.words, _CONTEXT: _PACE, _CONTEXT_OWN: _OWN}
+
+CLAIMS = (
+    Claim(
+        "above training from scratch",
+        lambda arm: SCRATCH.words,
+        (
+            Seen(_GRID, PACE.words, "finetune"),
+            Seen(_GRID, PACE_CONTEXT.words, "finetune"),
+            Seen(_GRID_LONG, _PACE, "finetune"),
+            Seen(_GRID_LONG, _PACE, "finetune-4x"),
+            Seen(_MORE, _CONTEXT_OWN, "finetune"),
+            Seen(_MORE, _CONTEXT_OWN, "finetune-4x"),
+        ),
+    ),
+    Claim(
+        "above random weights",
+        lambda arm: RANDOM.words,
+        (
+            Seen(_GRID, PACE.words, "probe"),
+            Seen(_GRID_LONG, _PACE, "probe"),
+            Seen(_MORE, _CONTEXT_OWN, "probe"),
+            Seen(_AGAIN, _CONTEXT_OWN, "probe", _OTHERS),
+            Seen(_GRID, PACE.words, "retrieve-1"),
+            Seen(_GRID_LONG, _PACE, "retrieve-1"),
+            Seen(_MORE, _CONTEXT_OWN, "retrieve-1"),
+            Seen(_AGAIN, _CONTEXT_OWN, "retrieve-1", _OTHERS),
+        ),
+    ),
+    Claim(
+        "same context beside pace is above pace alone",
+        _ALONE.__getitem__,
+        (
+            Seen(_GRID, PACE_CONTEXT.words, "finetune"),
+            Seen(_GRID_LONG, _CONTEXT, "probe"),
+            Seen(_GRID_LONG, _CONTEXT, "retrieve-1"),
+            Seen(_MORE, _CONTEXT_OWN, "finetune"),
+            Seen(_MORE, _CONTEXT_OWN, "probe"),
+            Seen(_AGAIN, _CONTEXT_OWN, "probe", _OTHERS),
+            Seen(_MORE, _CONTEXT_OWN, "retrieve-1"),
+            Seen(_AGAIN, _CONTEXT_OWN, "retrieve-1", _OTHERS),
+        ),
+    ),
+)
+
+
+def claims_table(read: Callable[[str], dict], claims: tuple[Claim, ...] = CLAIMS) -> list[str]:
+    """Markdown lines. read: gives a record by its name."""
+    lines = [
+        "| claim | of | measured | points | 95 % interval | by itself |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in claims:
+        words = claim.words
+        for seen in claim.seen:
+            against = claim.against(seen.arm)
+            difference, low, high, verdict, stays = _found(read(seen.record), seen, against)
+            arm = f"{seen.arm}, {seen.note}" if seen.note else seen.arm
+            mark = "**" if stays else ""
+            lines.append(
+                f"| {words} | {arm} | {_MEASURED[seen.measure]} | {100 * difference:+.1f}"
+                f" | {100 * low:+.1f} to {100 * high:+.1f} | {mark}{verdict}{mark} |"
+            )
+            words = ""
+    return lines
+
+
+def _found(record: dict, seen: Seen, against: str) -> tuple[float, float, float, str, bool]:
+    """Difference, interval and verdict, and whether it is left when corrected for the number of
+    comparisons: those of the grid with its baselines, or those with same context.
+    """
+    if against in (SCRATCH.words, RANDOM.words):
+        cases = [case for case in record["cases"] if case.get("difference") is not None]
+        wanted = {"arm": seen.arm, "measure": seen.measure}
+    else:
+        cases = record["beside_context"]  # how far the others are above same context
+        wanted = {"arm": against, "context": seen.arm, "measured": _MEASURED[seen.measure]}
+    (case,) = (each for each in cases if wanted.items() <= each.items())
+    figures, verdict = (case["difference"], case["low"], case["high"]), case["verdict"]
+    if "context" in wanted:
+        difference, low, high = figures
+        figures = -difference, -high, -low
+        verdict = {"above": "below", "below": "above"}.get(verdict, verdict)
+    likelihoods = sorted(each["p"] for each in cases)
+    return *figures, verdict, case["p"] in likelihoods[: holm(likelihoods)]
+
+
+def paper_line() -> str:
+    """What the paper's full method reaches, where that could be read."""
+    known = [each for each in paper_figures() if each.network == "r21d"]
+    figures = " and ".join(f"{each.percent:g} % of {each.data}" for each in known)
+    return (
+        f"The paper's R(2+1)D, {known[0].method} on {known[0].pretraining}, fine-tunes to {figures}"
+        f" ({known[0].source})."
+    )
