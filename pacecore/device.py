@@ -21,7 +21,7 @@ from pacecore.runlog import tell
 if TYPE_CHECKING:
     from pacecore.loader import ClipFormat
 
-__all__ = ["clip_format", "pick_device", "repeatable_or_fast", "trusted"]
+__all__ = ["clip_format", "pick_device", "repeatable_or_fast", "true_fp32", "trusted"]
 
 
 def pick_device(wish: str) -> torch.device:
@@ -93,6 +93,26 @@ def repeatable_or_fast(repeatable: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def true_fp32() -> Iterator[None]:
+    """Within the block products of fp32 matrices are not rounded to TF32 or bf16, as the caller may
+    have let torch do, or TORCH_ALLOW_TF32_CUBLAS_OVERRIDE in a container; after it as before.
+    """
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [each.fp32_precision for each in backends]
+    try:
+        of_all = torch.get_float32_matmul_precision()
+    except RuntimeError:  # a backend has been set otherwise, by itself
+        of_all = "highest"
+    torch.set_float32_matmul_precision("highest")  # of the backends too
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(of_all)
+        for each, precision in zip(backends, before, strict=True):
+            each.fp32_precision = precision
 
 
 def clip_format(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pacecore.config import RetrieveOptions, taken
-from pacecore.device import pick_device
+from pacecore.device import pick_device, true_fp32
 from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features, extract_split, features_name, load_features
@@ -82,7 +82,8 @@ def nearest(
     cosines = np.empty((len(queries), k), dtype=np.float32)
     for first in range(0, len(queries), rows):
         block = queries[first : first + rows]
-        found, near = _candidates(block, gallery, wanted, rows, device, names)
+        with true_fp32():
+            found, near = _candidates(block, gallery, wanted, rows, device, names)
         _settle(block, gallery, found, near, edges, block_bytes)
         numbers[first : first + len(block)] = found[:, :k]
         cosines[first : first + len(block)] = near[:, :k]

@@ -7,7 +7,7 @@ import torch
 
 from pacecore.backbones.bf16 import Bf16Check
 from pacecore.config import TrainOptions
-from pacecore.device import pick_device, repeatable_or_fast, trusted
+from pacecore.device import pick_device, repeatable_or_fast, true_fp32, trusted
 from pacecore.errors import PacecoreError
 from tests.gpus import gpus
 
@@ -76,6 +76,27 @@ def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, capsys):
     assert f"warning: the GPU is left unused: {words}" in capsys.readouterr().err
     with pytest.raises(PacecoreError, match=f"device cuda: {words}"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("of_all", ["highest", "high", "medium"])
+@pytest.mark.parametrize("own", [None, "tf32", "ieee"])
+def test_fp32_is_true_for_a_while_however_it_was_set(of_all, own):
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(of_all)
+    try:
+        if own:  # as torch's newer settings have it, of one backend
+            backends[0].fp32_precision = own
+        wanted = [each.fp32_precision for each in backends]
+        with suppress(KeyError), true_fp32():
+            assert [each.fp32_precision for each in backends] == ["ieee", "ieee"]
+            assert torch.get_float32_matmul_precision() == "highest"
+            raise KeyError
+        assert [each.fp32_precision for each in backends] == wanted
+        if not own:
+            assert torch.get_float32_matmul_precision() == of_all
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("repeatable", [True, False])

@@ -92,6 +92,42 @@ def test_neighbours_among_many_rows_are_exact(block_bytes):
     assert np.array_equal(numbers, order)
 
 
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True
+)
+def test_neighbours_are_exact_where_torch_may_round_products(device):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((300, 64), dtype=np.float32)
+    gallery = rng.standard_normal((5000, 64), dtype=np.float32)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        numbers, _ = nearest(queries, gallery, 20, device=device)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    order = np.argsort(-plain_cosines(queries, gallery), axis=1, kind="stable")[:, :20]
+    assert np.array_equal(numbers, order)
+
+
+def test_products_are_asked_for_in_true_fp32(monkeypatch):
+    """Which processors without bf16 of their own do in any case."""
+    found, multiply = [], torch.mm
+
+    def told(*args, **options):
+        found.append(torch.get_float32_matmul_precision())
+        return multiply(*args, **options)
+
+    monkeypatch.setattr(torch, "mm", told)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        nearest(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), 2)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(found) == {"highest"}
+
+
 def test_cosines_that_fp32_cannot_tell_apart_are_settled_exactly():
     rng = np.random.default_rng(0)
     base = rng.standard_normal(4096)
