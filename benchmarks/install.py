@@ -122,6 +122,11 @@ def _source(folder: Path) -> Path:
     return source
 
 
+def _inside(word: str, folder: Path) -> str:
+    """A path as seen from the source in `folder`, which is a temporary one."""
+    return {str(folder / "source"): "."}.get(word, word.replace(f"{folder}/", ""))
+
+
 def _environment(folder: Path) -> Path:
     _run(Path(sys.executable).resolve(), "-m", "venv", str(folder))
     return folder / "bin" / "python"
@@ -141,7 +146,7 @@ def _timed(folder: Path, python: Path, *words: str) -> dict:
     )
     last = [line for line in output.splitlines() if line.startswith(("Success", "Built", "Saved"))]
     return {
-        "command": "pip " + " ".join(words[2:]).replace(str(folder) + "/source", "."),
+        "command": " ".join(["pip", *(_inside(word, folder) for word in words[2:])]),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         "torch_fetched": sorted(fetched),
