@@ -214,8 +214,8 @@ struct LaneSums {
 
   PACECORE_SHARED_MATH void look(const Vector<Real>& logit, const Mask<Real>& is_positive,
                                  const Mask<Real>& is_negative) {
-    nearest_positive = is_positive & (logit > nearest_positive) ? logit : nearest_positive;
-    nearest_negative = is_negative & (logit > nearest_negative) ? logit : nearest_negative;
+    nearest_positive = (is_positive & (logit > nearest_positive)) ? logit : nearest_positive;
+    nearest_negative = (is_negative & (logit > nearest_negative)) ? logit : nearest_negative;
   }
 
   PACECORE_SHARED_MATH void add(const Vector<Real>& logit, const Vector<Real>& largest,
