@@ -38,12 +38,12 @@ def make_report(
     """
     runs, left_out = _read_runs(folders)
     known = paper_figures(figures)
+    if pictures:
+        from pacecore.plots import draw_runs  # raises where matplotlib is not installed
     out = made_folder(out)
     tables = tables_of(runs, known)
     groups, drawn = _named_groups(runs), []
     if pictures:
-        from pacecore.plots import draw_runs  # matplotlib comes with it
-
         drawn = draw_runs(groups, out)
     drawn += _copied(groups, out)
     result = {

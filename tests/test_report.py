@@ -135,6 +135,7 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "pacecore.plots", raising=False)
     with pytest.raises(PacecoreError, match=r"matplotlib is not installed; install pacecore.plots"):
         make_report([tmp_path / "run"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
 
 
