@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -33,6 +35,7 @@ __all__ = [
     "git",
     "machine_info",
     "peak_extra_bytes",
+    "peer",
     "percentiles",
     "processor",
     "read_record",
@@ -238,6 +241,18 @@ def read_record(path: Path) -> dict:
     if not (isinstance(record, dict) and isinstance(record.get("cases"), list)):
         raise PacecoreError(f"{path}: is no record: it has no list of cases")
     return record
+
+
+def peer(name: str) -> types.ModuleType:
+    """A package that is measured beside ours. Raises ImportError where it is not installed, or does
+    not load, as a torchvision that was built for another torch.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ImportError(f"{name} does not load: {type(error).__name__}: {error}") from error
 
 
 def write_record(

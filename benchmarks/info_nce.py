@@ -30,8 +30,8 @@ CPU 3 n D of them, z laid out for its loops and two sums.
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ from torch import Tensor
 from pacecore.ops import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 
-from .common import peak_extra_bytes, run_main, time_function, time_in_turn, write_record
+from .common import peak_extra_bytes, peer, run_main, time_function, time_in_turn, write_record
 from .options import comma_separated, parser_of, positive, positive_number
 
 ROWS = (60, 512, 2048, 4096, 16384, 32768, 65536, 131072)
@@ -83,10 +83,8 @@ def contestants(device: torch.device) -> dict[str, Callable]:
         "loss alone": loss_alone,
         "loss alone, compiled": torch.compile(loss_alone, dynamic=False),
     }
-    if importlib.util.find_spec("lightly"):
-        from lightly.loss import NTXentLoss
-
-        loss = NTXentLoss(temperature=1.0).to(device)
+    with suppress(ImportError):
+        loss = peer("lightly.loss").NTXentLoss(temperature=1.0).to(device)
         functions["lightly"] = lambda z, groups: loss(z[0::2], z[1::2])
     return functions
 

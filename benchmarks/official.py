@@ -29,6 +29,7 @@ from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.video import decode_all
 
 from .backbones import conv3d_as_torch_has_it
+from .common import peer
 
 __all__ = ["ExtractedFrames", "Official", "Rebuilt", "Shape", "extract", "training_step"]
 
@@ -98,7 +99,7 @@ def _i420(part: Frames, row: list[int]) -> np.ndarray:
 def _needed(name: str) -> types.ModuleType:
     """A package that this way needs. Raises ImportError that names it."""
     try:
-        return importlib.import_module(name)
+        return peer(name)
     except ImportError as error:
         raise ImportError(f"the authors' way needs {name}: {error}") from None
 

@@ -15,6 +15,8 @@ from pacecore.frames import FrameFormat, Frames, concatenate
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
 
+from .common import peer
+
 __all__ = ["CONTENDERS", "Case", "Inputs", "inputs_of", "ours"]
 
 _ORDERS = [sum(s << 2 * i for i, s in enumerate(p)) for p in itertools.permutations(range(4))]
@@ -174,13 +176,11 @@ def per_clip(case: Case, data: Inputs, resized: Callable, steps: list[Callable])
 
 
 def torchvision_v2(case: Case, data: Inputs) -> Callable[[], object]:
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as tv
+    bilinear = peer("torchvision.transforms").InterpolationMode.BILINEAR
+    tv = peer("torchvision.transforms.v2.functional")
 
     def resized(frames: Tensor) -> Tensor:
-        return tv.resize(
-            frames, list(case.resize), interpolation=InterpolationMode.BILINEAR, antialias=False
-        )
+        return tv.resize(frames, list(case.resize), interpolation=bilinear, antialias=False)
 
     steps = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     return per_clip(case, data, resized, steps)
@@ -190,8 +190,7 @@ def kornia(case: Case, data: Inputs) -> Callable[[], object]:
     """Frames that have one step at one place go through it together, each with its own factor; but
     on a CPU, where all would leave its caches, each alone: S3D-G's took 330 ms a clip so, 400 else.
     """
-    from kornia import enhance
-
+    enhance = peer("kornia.enhance")
     turn = 2 * torch.pi
     steps = [
         enhance.adjust_brightness_accumulative,

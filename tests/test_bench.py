@@ -22,6 +22,7 @@ from benchmarks.common import (
     PACECORE,
     RESULTS,
     Timing,
+    peer,
     read_record,
     run_limited,
     run_main,
@@ -471,6 +472,17 @@ def test_frames_of_odd_sizes_lose_a_row_or_column():
     luma = data[: 37 * 52].view(37, 52)[:36, :50]
     chroma = [data[37 * 52 :].view(2, 19, 26)[plane, :18, :25].flatten() for plane in (0, 1)]
     assert planes.ravel().tolist() == torch.cat([luma.flatten(), *chroma]).tolist()
+
+
+def test_a_peer_that_does_not_load_is_left_out_like_one_that_is_missing(tmp_path, monkeypatch):
+    """As a torchvision that was built for another torch."""
+    (tmp_path / "pacecore_peer.py").write_text("raise RuntimeError('operator peer::nms is not')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = "pacecore_peer does not load: RuntimeError: operator peer::nms is not"
+    with pytest.raises(ImportError, match=words):
+        peer("pacecore_peer")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'pacecore_other_peer'"):
+        peer("pacecore_other_peer")
 
 
 def test_a_missing_peer_is_said():
