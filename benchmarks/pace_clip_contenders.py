@@ -240,9 +240,9 @@ def kornia(case: Case, data: Inputs) -> Callable[[], object]:
 def official_chain(case: Case, data: Inputs) -> Callable[[], object]:
     if data.rgb.device.type != "cpu":
         raise ImportError("cv2 and PIL run on the CPU")
-    import cv2
     import numpy as np
-    from PIL import Image, ImageEnhance
+
+    cv2, Image, ImageEnhance = map(peer, ("cv2", "PIL.Image", "PIL.ImageEnhance"))
 
     cv2.setNumThreads(torch.get_num_threads())
     images = data.rgb.permute(0, 1, 3, 4, 2).contiguous().numpy()

@@ -17,7 +17,7 @@ import numpy as np
 
 from pacecore.retrieve import hit_rates, nearest
 
-from .common import peak_extra_bytes, percentiles, run_main, write_record
+from .common import peak_extra_bytes, peer, percentiles, run_main, write_record
 from .options import parser_of, positive
 from .processes import watched
 
@@ -37,12 +37,12 @@ def features(rows: int, dimensions: int, seed: int) -> tuple[np.ndarray, np.ndar
 def peers(queries: np.ndarray, gallery: np.ndarray, k: int) -> dict[str, Callable[[], np.ndarray]]:
     """Other ways to the neighbours, as far as they are installed."""
     try:
-        from sklearn.metrics.pairwise import cosine_distances
-        from sklearn.neighbors import NearestNeighbors
+        cosine_distances = peer("sklearn.metrics.pairwise").cosine_distances
+        neighbors = peer("sklearn.neighbors").NearestNeighbors
     except ImportError as missing:
         print(f"scikit-learn and VCOP's way left out: {missing}")
         return {}
-    brute = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine").fit(gallery)
+    brute = neighbors(n_neighbors=k, algorithm="brute", metric="cosine").fit(gallery)
     return {
         "scikit-learn brute": lambda: brute.kneighbors(queries, return_distance=False),
         "vcop": lambda: np.argsort(cosine_distances(queries, gallery), axis=1)[:, : max(KS)],

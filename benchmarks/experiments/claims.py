@@ -7,15 +7,11 @@ from pacecore.paper import paper_figures
 
 from .arms import LONG, PACE, PACE_CONTEXT, RANDOM, SCRATCH
 from .differences import holm
+from .page import BESIDE_CONTEXT
 
 __all__ = ["CLAIMS", "Claim", "Seen", "claims_table", "paper_line"]
 
-_MEASURED = {
-    "finetune": "fine-tuned",
-    "finetune-4x": "fine-tuned four times as long",
-    "probe": "in a linear probe",
-    "retrieve-1": "in retrieval",
-}
+_MEASURED = BESIDE_CONTEXT | {"finetune-4x": "fine-tuned four times as long"}
 _LONG = {arm.name: arm.words for arm in LONG}
 _PACE, _OWN = _LONG["long"], _LONG["long-own"]
 _CONTEXT, _CONTEXT_OWN = _LONG["long-pace-context"], _LONG["long-pace-context-own"]

@@ -15,6 +15,7 @@ from .differences import compare, holm
 from .scenes import group_of, same_scene, without_scenes
 
 __all__ = [
+    "BESIDE_CONTEXT",
     "Comparison",
     "Measure",
     "beside_context",
@@ -52,6 +53,13 @@ MEASURES = (
     Measure("retrieve-5", "retrieval, p5, top-5", "pretrain/neighbours-p5-video.jsonl", RANDOM),
 )
 
+
+# Under which the arms are laid beside same context, in words.
+BESIDE_CONTEXT = {
+    "finetune": "fine-tuned",
+    "probe": "in a linear probe",
+    "retrieve-1": "in retrieval",
+}
 
 # Beside the table of the probes, where it is so.
 _OF_RAW_FEATURES = (
@@ -306,12 +314,11 @@ def _claims(cells: list[Cell], found: list[Comparison], together: str | None) ->
 
 def beside_context(cells: list[Cell], together: str | None = None) -> list[dict]:
     """How far each arm is above each that has same context beside pace, under three measures."""
-    ways = {"finetune": "fine-tuned", "probe": "in a linear probe", "retrieve-1": "in retrieval"}
     arms = {cell.arm.name: cell.arm for cell in cells}.values()
     return [
         {
             "context": context.words,
-            "measured": ways[each.measure],
+            "measured": BESIDE_CONTEXT[each.measure],
             "arm": each.arm,
             "difference": each.difference,
             "low": each.low,
@@ -322,7 +329,7 @@ def beside_context(cells: list[Cell], together: str | None = None) -> list[dict]
         for context in arms
         if context.words.startswith(PACE_CONTEXT.words)
         for each in comparisons(cells, context, together)
-        if each.measure in ways and each.difference is not None
+        if each.measure in BESIDE_CONTEXT and each.difference is not None
     ]
 
 
