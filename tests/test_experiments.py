@@ -193,8 +193,8 @@ def test_options_of_every_arm_are_options(arm, setting, tmp_path):
 
 
 @pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG, *OWN], ids=lambda arm: arm.name)
-def test_every_stage_is_of_the_arms_own_weights_and_the_cells_seed(arm, tmp_path):
-    mine = cell(tmp_path, arm, tmp_path / "videos", seed=7)
+def test_every_stage_is_of_the_arms_own_weights_and_the_cells_seed_and_split(arm, tmp_path):
+    mine = replace(cell(tmp_path, arm, tmp_path / "videos", seed=7), fold="byset")
     weights, data = str(mine.folder / "pretrain" / "last.pt"), str(mine.data)
     trainings = [{1: "finetune", 4: "finetune-4x"}[times] for times in arm.finetunes]
     begin, source = {}, ["--scratch", data]
@@ -209,7 +209,7 @@ def test_every_stage_is_of_the_arms_own_weights_and_the_cells_seed(arm, tmp_path
     assert {words: command[: len(begin[words])] for words, command in stages.items()} == begin
     for name in {"pretrain", *trainings} & set(stages):
         said = " ".join(stages[name])
-        assert f" --seed 7 --device cpu --out {mine.folder / name}" in said
+        assert f" --fold byset --seed 7 --device cpu --out {mine.folder / name}" in said
         assert name != "pretrain" or f" {' '.join(arm.pretraining)} " in said
 
 
@@ -381,6 +381,21 @@ def test_videos_without_labels_are_refused_before_they_are_trained_on(tmp_path, 
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
     monkeypatch.setattr("sys.argv", ["experiments", str(tmp_path), "--runs", str(tmp_path / "r")])
     with pytest.raises(PacecoreError, match=r"has no labels to measure by: videos without labels$"):
+        main()
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    videos = tmp_path / "videos"
+    for split in ("train", "test"):
+        names = [f"{label}/{split}.mp4" for label in ("hug", "push")]
+        for name in names:
+            write_tiny(videos / name, 0, 0, 20)
+        (videos / f"{split}_one.txt").write_text("\n".join(names))
+    words = ["experiments", str(videos), "--runs", str(tmp_path / "r"), "--pages"]
+    monkeypatch.setattr("sys.argv", [*words, "--fold", "one"])
+    assert main() == 0
+    monkeypatch.setattr("sys.argv", [*words, "--fold", "3"])
+    with pytest.raises(PacecoreError, match="has no fold '3'; its folds: one"):
         main()
 
 

@@ -1,7 +1,8 @@
 """The paper's claims on labelled real videos: which pre-training helps, by how much, how surely.
 
     python -m benchmarks.experiments DATA --runs FOLDER [--grid main|long|own|ablations]
-        [--seeds 0,1,2] [--setting small|full] [--arms pace,context] [--jobs 2]
+        [--fold 1] [--seeds 0,1,2] [--setting small|small-bf16|full] [--arms pace,context]
+        [--jobs 2]
         [--scene '(set[0-9])'] [--together '_([0-9]+)_[0-9]+[.]avi']
 
 Each cell is an arm (from scratch; pace; pace + same context; ...) with one seed: pre-trained
@@ -42,8 +43,11 @@ def main() -> int:
     words = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="experiments", description=words)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the cells")
+    parser.add_argument(
+        "--runs", type=Path, required=True, help="folder of the cells, of one setting and split"
+    )
     parser.add_argument("--grid", choices=list(_GRIDS), default="main")
+    parser.add_argument("--fold", default="1", help="which of the splits of DATA")
     parser.add_argument("--setting", choices=list(SETTINGS), default="small")
     parser.add_argument("--seeds", type=comma_separated(whole), default="0,1,2")
     parser.add_argument("--arms", help="by name, of any grid; default all of --grid")
@@ -71,7 +75,10 @@ def main() -> int:
     arms = _chosen(parser, options.grid, options.arms)
     # Refused now, with the reason, and not by each cell.
     store = FrameStore.is_at(options.data)
-    index = FrameStore.open(options.data).index if store else find_videos(options.data)
+    if store:
+        index = FrameStore.open(options.data).index.of_fold(options.fold, options.data)
+    else:
+        index = find_videos(options.data, fold=options.fold)
     if not index.classes:
         raise PacecoreError(f"{options.data}: has no labels to measure by: {index.layout}")
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
@@ -85,6 +92,7 @@ def main() -> int:
             60 * (options.limit_minutes or SETTINGS[options.setting].minutes * arm.schedules),
             threads,
             options.device,
+            options.fold,
         )
         for seed in options.seeds
         for arm in arms
@@ -149,10 +157,11 @@ def _write_pages(cells: list[Cell], options: argparse.Namespace) -> None:
         return
     done = sum(cell.finished() for cell in cells)
     about = (
-        f"{done} of {len(cells)} cells are done: {options.data.resolve().name}, setting"
-        f" {options.setting}. Shares are of held-out videos, mean and sample deviation over the"
-        " seeds. The intervals are Student's, of other videos and, where there are several seeds,"
-        " of other trainings; an arm is above or below its baseline where the whole interval is."
+        f"{done} of {len(cells)} cells are done: {options.data.resolve().name}, fold"
+        f" {options.fold}, setting {options.setting}. Shares are of held-out videos, mean and"
+        " sample deviation over the seeds. The intervals are Student's, of other videos and, where"
+        " there are several seeds, of other trainings; an arm is above or below its baseline where"
+        " the whole interval is."
     )
     if options.together:
         about += " Videos that were filmed together may go together in them."

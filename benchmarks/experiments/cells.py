@@ -47,6 +47,7 @@ class Cell:
     limit_seconds: float
     threads: int
     device: str
+    fold: str = "1"  # of the data's splits
 
     @property
     def name(self) -> str:
@@ -101,7 +102,8 @@ class Cell:
     def _stages(self) -> list[tuple[str, Path, list[str]]]:
         """(what it is, file that it leaves, arguments of pacecore), in order."""
         stages = []
-        setting, own = self.setting, ["--seed", str(self.seed), "--device", self.device]
+        setting = self.setting
+        own = ["--fold", self.fold, "--seed", str(self.seed), "--device", self.device]
         weights = str(self.pretrained / "last.pt")
         scratch = self.arm.pretraining is None
         if not scratch:
