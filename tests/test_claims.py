@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import RESULTS
-from benchmarks.experiments.arms import RANDOM, SCRATCH
+from benchmarks.experiments.arms import LONG, RANDOM, SCRATCH
 from benchmarks.experiments.claims import _MEASURED, CLAIMS, Claim, Seen, claims_table
 from benchmarks.experiments.differences import compare
 
@@ -54,6 +54,27 @@ def test_every_row_of_the_claims_has_such_a_record():
     assert {f"{seen.record}.json" for claim in CLAIMS for seen in claim.seen} <= {
         path.name for path in GROUPED
     }
+
+
+def test_what_the_two_grids_of_own_crops_say_together_is_of_their_hits():
+    """The one figure of experiments.md that is of two records."""
+    records = [
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("experiments-small-long-more", "experiments-small-own")
+    ]
+    assert records[0]["filmed_together"] == records[1]["filmed_together"]
+    groups, words = np.array(records[0]["filmed_together"]), {arm.name: arm.words for arm in LONG}
+
+    def said(measure):
+        mine, theirs = (
+            np.concatenate([hits(record, measure, words[name]) for record in records])
+            for name in ("long-pace-context-own", "long-own")
+        )
+        *points, p = compare(mine, theirs, groups)
+        return "{:.1f} points ({:.1f} to {:.1f}, p {:.3f})".format(*np.multiply(points, 100), p)
+
+    text = " ".join((RESULTS / "experiments.md").read_text(encoding="utf-8").split())
+    assert f"retrieval {said('retrieve-1')}, the probe {said('probe')};" in text
 
 
 def compared(arm, measure, difference, p, **more):
