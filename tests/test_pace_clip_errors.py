@@ -156,6 +156,17 @@ def test_wrong_contents_are_refused_on_cpu(name, index, value, message):
         assert message in str(caught.value)
 
 
+def test_rows_that_no_clip_shows_may_hold_anything(device):
+    """As those of a store whose video did not decode: zeros."""
+    values = named_case(device)
+    expected = call(pace_clip, dict(values))
+    count, zeros = values["table"].shape[0], torch.zeros_like(values["table"][:1])
+    values["table"] = torch.cat([zeros, values["table"], zeros])
+    values["plan"] = values["plan"] + 1
+    assert int(values["plan"].max()) <= count
+    assert torch.equal(call(pace_clip, values), expected)
+
+
 @cuda_kernels
 @pytest.mark.parametrize(
     ("name", "index", "value"), [wrong[:3] for wrong in WRONG_CONTENTS if wrong[0] != "table"]
