@@ -37,12 +37,12 @@ inline void check_info_nce(const Tensor& z, const Tensor& groups,
                      type == ScalarType::Half || type == ScalarType::Double,
                  "info_nce: z must be float32, bfloat16, float16 or float64, got ", describe(z));
   PACECORE_CHECK(groups.dim() == 1 && groups.size(0) == z.size(0) &&
-                     groups.scalar_type() == ScalarType::Long && groups.is_cpu() == z.is_cpu(),
+                     groups.scalar_type() == ScalarType::Long && groups.device() == z.device(),
                  "info_nce: groups must be (n,) = (", z.size(0), ",) int64 on z's device, got ",
                  describe(groups));
   if (temperature)
     PACECORE_CHECK(temperature->numel() == 1 && temperature->scalar_type() == nce_compute_type(z) &&
-                       temperature->is_cpu() == z.is_cpu(),
+                       temperature->device() == z.device(),
                    "info_nce: temperature must be one ", type_name(nce_compute_type(z)),
                    " on z's device, got ", describe(*temperature));
 }
@@ -54,11 +54,11 @@ inline void check_anchors(const Tensor& z, int64_t start, int64_t count) {
 
 inline void check_nce_rows(const Tensor& z, const Tensor& rows, const Tensor& grad_loss) {
   PACECORE_CHECK(rows.dim() == 2 && rows.size(0) == 5 && rows.size(1) == z.size(0) &&
-                     rows.scalar_type() == nce_compute_type(z) && rows.is_cpu() == z.is_cpu(),
+                     rows.scalar_type() == nce_compute_type(z) && rows.device() == z.device(),
                  "info_nce_backward: rows must be (5, n) as info_nce gave them, got ",
                  describe(rows));
   PACECORE_CHECK(grad_loss.numel() == 1 && grad_loss.scalar_type() == nce_compute_type(z) &&
-                     grad_loss.is_cpu() == z.is_cpu(),
+                     grad_loss.device() == z.device(),
                  "info_nce_backward: grad_loss must be one ", type_name(nce_compute_type(z)),
                  " on z's device, got ", describe(grad_loss));
 }

@@ -59,7 +59,8 @@ def test_networks_on_a_gpu_are_those_on_the_cpu(device, name):
     expected = outcome(copy.deepcopy(network), clips(shape=shape))
     got = outcome(network.to(device), clips(device, shape))
     for value, exact in zip(got, expected, strict=True):
-        assert (value - exact).norm() <= 1e-8 * exact.norm()
+        # C3D's biases have no gradient before their batch norms: what is there is rounding, 1e-14.
+        assert (value - exact).norm() <= 1e-8 * exact.norm() + 1e-9
 
 
 def test_filled_channels_are_zeros_from_the_convolution_to_the_next():

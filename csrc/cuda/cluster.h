@@ -52,7 +52,9 @@ __device__ __forceinline__ double cluster_sum(double value, double* slot, int bl
     cluster.sync();
     value = 0;
     for (int rank = 0; rank < blocks; ++rank) value += *cluster.map_shared_rank(slot, rank);
-    // No block may end while another reads its slot: cluster_end waits.
+    // No block may end while another reads its slot: cluster_end waits. Relaxed, as a release is a
+    // fence for the whole GPU: what was read is in the sum that the barrier is given, and nvcc 13.0
+    // adds it up before.
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" : "+d"(value)::"memory");
   }
 #else
