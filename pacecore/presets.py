@@ -9,7 +9,7 @@ __all__ = ["PRESETS"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "official": {"channel_order": "bgr", "contrast": "none", "lambda_ctr": 0.0, "views": 1},
+    "official": {"channel_order": "bgr", "contrast": "none", "views": 1},
     "modern": {
         "jitter_scope": "clip",
         "z_norm": True,
@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {
         "width": 0.25,
+        "clip_frames": 16,  # of S3D-G, too
         "resize": (64, 86),
         "crop": 56,
         "start": "fit",

@@ -34,8 +34,49 @@ def test_defaults_are_the_papers_setting():
     assert (options.lr, options.momentum, options.weight_decay) == (1e-3, 0.9, 5e-3)
     assert (options.batch, options.views, options.epochs, options.lr_step) == (30, 2, 18, 6)
     assert (options.lambda_cls, options.lambda_ctr) == (1.0, 0.1)
+    assert (options.backbone, options.depth, options.width) == ("r21d", 0, 1.0)
+    assert (options.channel_order, options.normalize, options.z_norm) == ("rgb", "none", False)
+    assert (options.contrast, options.paces, options.jitter) == ("context", "1,2,3,4", True)
+    measured = RetrieveOptions()
+    assert (measured.stage, measured.pool, measured.unit, measured.clips) == (
+        ("p5", "max", "video", 10)
+    )
     s3dg = TrainOptions(backbone="s3dg").resolved()
     assert (s3dg.clip_frames, s3dg.resize, s3dg.crop) == (64, (256, 256), 224)
+
+
+def test_presets_are_those_of_the_table():
+    paper = TrainOptions().resolved()
+
+    def others(preset):
+        """What differs from the paper's."""
+        options = vars(from_mapping(TrainOptions, {}, preset=preset))
+        return {name: value for name, value in options.items() if value != vars(paper)[name]}
+
+    assert others("paper") == {}
+    assert others("official") == {"channel_order": "bgr", "contrast": "none", "views": 1}
+    assert others("modern") == {
+        "jitter_scope": "clip", "z_norm": True, "temperature": 0.1, "schedule": "cosine",
+        "amp": "bf16",
+    }  # fmt: skip
+    assert others("small") == {
+        "width": 0.25, "resize": (64, 86), "crop": 56, "start": "fit", "jitter_scope": "clip",
+        "normalize": "unit", "lr": 0.03, "schedule": "cosine", "weight_decay": 5e-4,
+        "nesterov": True, "batch": 8, "epochs": 4, "views": 4, "view_augment": "shared",
+        "z_norm": True, "temperature": 0.1,
+    }  # fmt: skip
+
+
+def test_small_is_of_sixteen_small_frames_of_every_network():
+    for preset in ("small", "demo"):
+        for backbone in ("r21d", "s3dg"):
+            options = from_mapping(TrainOptions, {"backbone": backbone}, preset=preset)
+            assert (options.clip_frames, options.resize, options.crop) == (16, (64, 86), 56)
+
+
+def test_a_contrast_asked_for_beside_the_official_preset_counts():
+    options = from_mapping(TrainOptions, {"contrast": "pace"}, preset="official")
+    assert (options.contrast, options.lambda_ctr) == ("pace", 0.1)
 
 
 def test_clips_are_drawn_as_the_options_say():
