@@ -52,10 +52,11 @@ class _Purpose(IntEnum):
 def parse_pace(pace: int | str | Fraction) -> Fraction:
     """A pace as a rational number: 2, "1/3", Fraction(3, 2); negative ones run backwards.
 
-    Raises PacecoreError for a float, zero, or text that is no ratio of integers.
+    Numerator and denominator are at most 1000. Raises PacecoreError for others, a float, zero, or
+    text that is no ratio of integers.
     """
     try:
-        if isinstance(pace, (float, bool)):
+        if isinstance(pace, bool) or not isinstance(pace, str | Rational):
             raise ValueError
         if isinstance(pace, str) and not re.fullmatch(r"-?\d+(/\d+)?", pace):
             raise ValueError
@@ -64,7 +65,8 @@ def parse_pace(pace: int | str | Fraction) -> Fraction:
         rule = "must be a whole number or a ratio such as 1/3"
         raise PacecoreError(f"pace {rule}, got {pace!r}") from None
     if value == 0 or max(abs(value.numerator), value.denominator) > 1000:
-        raise PacecoreError(f"pace must be between 1/1000 and 1000 and not 0, got {pace}")
+        rule = "must be n/d with n and d from 1 to 1000, or -n/d"
+        raise PacecoreError(f"pace {rule}, got {pace}")
     return value
 
 

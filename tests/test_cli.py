@@ -98,7 +98,10 @@ def test_what_is_given_wins_over_the_file_and_its_preset(tmp_path):
     [
         (["train", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["finetune", "--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["train", "--paces", "9999"], "pace must be between 1/1000 and 1000 and not 0, got 9999"),
+        (
+            ["train", "--paces", "9999"],
+            "pace must be n/d with n and d from 1 to 1000, or -n/d, got 9999",
+        ),
         (["train", "--seed", "3"], "my.toml: warmup_steps must be at least 0, got -1"),
     ],
 )

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -76,11 +77,13 @@ def test_frame_indices_step_by_step(boundary):
         ((10, 0, 1, None), "clip_frames must be a whole number, got None"),
         ((10, 10, 1, 16), "start_frame must be from 0 to num_frames - 1 = 9, got 10"),
         ((10, -1, 1, 16), "start_frame must be from 0"),
-        ((10, 0, 0, 16), "not 0, got 0"),
+        ((10, 0, 0, 16), "or -n/d, got 0"),
         ((10, 0, 1.5, 16), "whole number or a ratio such as 1/3, got 1.5"),
         ((10, 0, "fast", 16), "got 'fast'"),
         ((10, 0, "1/0", 16), "got '1/0'"),
-        ((10, 0, 2000, 16), "between 1/1000 and 1000"),
+        ((10, 0, 2000, 16), "n and d from 1 to 1000"),
+        ((10, 0, "1001/1000", 16), "from 1 to 1000, or -n/d, got 1001/1000"),
+        ((10, 0, Decimal("0.5"), 16), "pace must be a whole number or a ratio such as 1/3"),
         ((10, 0, 1, 0), "clip_frames must be from 1"),
         ((10, 0, 1, 16, "wrap"), "boundary must be one of restart, modulo, clamp, got 'wrap'"),
     ],
