@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pacecore.backbones import Backbone
 from pacecore.backbones.tuning import memory_format
-from pacecore.config import AttendOptions, taken
+from pacecore.config import AttendOptions, TrainOptions, taken
 from pacecore.device import clip_format, pick_device
 from pacecore.distributed import barrier, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
@@ -79,7 +79,10 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
     """
     options = taken("attend", options, AttendOptions)
     device = pick_device(options.device)
-    paces = parse_paces(options.paces or getattr(trained.options, "paces", "1,2,3,4"))
+    if options.paces or not isinstance(trained.options, TrainOptions):
+        paces = parse_paces(options.paces or "1,2,3,4")
+    else:
+        paces = trained.options.sampling().classes
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         source = data.held_out or data.train

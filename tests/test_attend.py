@@ -183,6 +183,37 @@ def test_names_that_ffmpeg_or_the_file_system_would_not_take(tmp_path, monkeypat
     assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == films
 
 
+def test_paces_that_were_classes_backwards_too_are_shown_so(tmp_path):
+    write_tiny(tmp_path / "one.mp4", 0, 1, 30)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt", paces="1,2", reverse="label")
+    options = options_of(tmp_path / "out", data=str(tmp_path / "one.mp4"))
+    assert run_attend(load_trained(checkpoint), options)["paces"] == ["-2", "-1", "1", "2"]
+    film = rgb_of(tmp_path / "out" / "attend-one.mp4")
+    shown = [frame[23 : 23 + 128].astype(int) for frame in film]
+    columns = [slice(4 + 132 * column, 132 * (column + 1)) for column in range(4)]
+    for number in range(len(film)):
+        for backwards, forwards in ((columns[0], columns[3]), (columns[1], columns[2])):
+            difference = shown[number][:, backwards] - shown[-1 - number][:, forwards]
+            assert np.abs(difference).mean() < 4
+    assert np.abs(shown[0][:, columns[0]] - shown[0][:, columns[3]]).mean() > 4
+
+
+def test_attention_over_time_is_as_the_options_say(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "one.mp4", 0, 1, 30)
+    checkpoint = pretrained(tmp_path / "run" / "last.pt")
+    asked = []
+
+    def noting(backbone, clips, size, time="mean"):
+        asked.append(time)
+        return attention_maps(backbone, clips, size, time)
+
+    monkeypatch.setattr("pacecore.attend.attention_maps", noting)
+    for given in ({}, {"time": "last"}, {"time": "all"}):
+        options = options_of(tmp_path / "out", data=str(tmp_path / "one.mp4"), **given)
+        run_attend(load_trained(checkpoint), options)
+    assert asked == ["mean", "last", "all"]
+
+
 def test_paces_that_run_backwards_are_refused_without_an_option_that_attend_lacks(tmp_path):
     checkpoint = pretrained(tmp_path / "run" / "last.pt")
     with pytest.raises(PacecoreError, match=r"^paces must be positive, got -1,1$"):
