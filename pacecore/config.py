@@ -16,6 +16,7 @@ from pacecore.rules import OptionError, check_fields, option
 from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
 
 __all__ = [
+    "INPUT_OPTIONS",
     "AnyOptions",
     "AttendOptions",
     "ExtractOptions",
@@ -33,6 +34,8 @@ __all__ = [
 
 AnyOptions = TypeVar("AnyOptions", bound="RunOptions | MeasureOptions")
 
+# Options of the clips that a network was trained on, which its weights are of no use without.
+INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
 # What a backbone is fed where nothing else is said: frames, resize (height, width), crop.
 _INPUT = {"s3dg": (64, (256, 256), 224)}
 _USUAL_INPUT = (16, (128, 171), 112)

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from pacecore.checkpoint import FORMAT
+from pacecore.config import INPUT_OPTIONS, TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, damaged_part, read_json, safetensors, unread, write_json
 from pacecore.probe import folded
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
-__all__ = ["INPUT_OPTIONS", "Weights", "convert", "load_weights", "read_weights"]
+__all__ = ["Weights", "convert", "load_weights", "read_weights"]
 
 TARGETS = ("plain", "official")
-# Options of the clips that a network was trained on.
-INPUT_OPTIONS = ("clip_frames", "resize", "crop", "normalize", "channel_order")
 _FED_BY_VIDEO_PACE = {"channel_order": "bgr", "normalize": "none"}
+_USUALLY_FED = {"channel_order": "rgb", "normalize": "none"}  # to what does not say
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,19 @@ class Weights:
     input: dict[str, Any]  # INPUT_OPTIONS, as far as the file says or its format settles them
     note: str = ""
 
+    @property
+    def fed(self) -> dict[str, str]:
+        """Channel order and range of the input that the network is given."""
+        return {key: self.input.get(key, usual) for key, usual in _USUALLY_FED.items()}
+
+    @property
+    def unsaid(self) -> str:
+        """In words what of that is taken for granted; empty where the file says it."""
+        if _USUALLY_FED.keys() <= self.input.keys():
+            return ""
+        taken = ", ".join(self.fed.values())
+        return f"does not say its channels and range of input, which are taken to be {taken}"
+
     def report(self, verbose: bool = False) -> str:
         """Lines that say what was loaded; every renamed weight too, if verbose."""
         depth = f", depth {self.depth}" if self.depth else ""
@@ -62,6 +75,8 @@ class Weights:
             )
         lines += [f"left over {name}" for name in self.left_over]
         lines += [f"missing {name}" for name in self.missing]
+        if self.unsaid:
+            lines.append(f"{self.unsaid}; --channel-order and --normalize say otherwise")
         if self.note:
             lines.append(self.note)
         return "\n".join(lines)
@@ -157,16 +172,19 @@ def convert(
     to: str = "plain",
     network: str | None = None,
     partial: bool = False,
+    input: Mapping[str, Any] | None = None,
 ) -> Weights:
     """Reads `source` and writes `out`, and beside it `out` with .json in place of its suffix.
 
     to: "plain" writes a state dict in our names; "official" writes video-pace's
         {epoch, state_dict, opt_dict} in its names, which VCOP's and RSPNet's code reads too.
     out: *.safetensors for that format (plain only), any other suffix for torch's.
+    input: INPUT_OPTIONS of the clips that the weights were trained on, over what the file says.
 
-    Raises PacecoreError as `read_weights` does, for a thinned network as "official", and for an
-    `out` that cannot be written, or in whose place more would be lost: the source, a checkpoint
-    that training can go on from, or the .json of other weights.
+    Raises PacecoreError as `read_weights` does, for an `input` that the network cannot have, for a
+    thinned network as "official", and for an `out` that cannot be written, or in whose place more
+    would be lost: the source, a checkpoint that training can go on from, or the .json of other
+    weights.
     """
     if to not in TARGETS:
         raise PacecoreError(f"target must be one of {', '.join(TARGETS)}, got {to!r}")
@@ -180,10 +198,14 @@ def convert(
     found = read_weights(source, network, partial)
     if to == "official" and found.width != 1:
         raise PacecoreError(f"{source}: official files are of full width, got {found.width}")
-    fed = {key: found.input.get(key, usual) for key, usual in _FED_BY_VIDEO_PACE.items()}
-    if to == "official" and fed != _FED_BY_VIDEO_PACE:
-        words = ", ".join(fed.values())
-        found = replace(found, note=f"trained on {words}, but video-pace's code feeds bgr, none")
+    if input:
+        given = from_mapping(TrainOptions, {"backbone": found.network, **input})
+        found = replace(found, input=found.input | {name: getattr(given, name) for name in input})
+    if to == "official" and found.fed != _FED_BY_VIDEO_PACE:
+        words = ", ".join(found.fed.values())
+        note = f"trained on {words}, but video-pace's code feeds bgr, none"
+        # Without it, it would be read as video-pace's own.
+        found = replace(found, input=found.input | found.fed, note=note)
     if os.path.isfile(out):
         _require_no_loss(found.path, out)
     description = _description(found, to)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.beginning import begin, in_run_folder
-from pacecore.config import FinetuneOptions, taken
-from pacecore.convert import INPUT_OPTIONS
+from pacecore.config import INPUT_OPTIONS, FinetuneOptions, taken
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, require_same, share_of, world_size
 from pacecore.engine import fit

@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pacecore.config import FinetuneOptions, TrainOptions
-from pacecore.convert import INPUT_OPTIONS
+from pacecore.config import INPUT_OPTIONS, FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
 from pacecore.files import there
 from pacecore.runlog import RunFolder

@@ -44,6 +44,7 @@ class Trained:
     classes: tuple[str, ...]  # of the head: paces, or names of actions
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
     identity: str = ""  # of the videos that it was trained on
+    unsaid: str = ""  # of bare weights, what of their input is taken for granted
     missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
 
     def require_head(self) -> None:
@@ -160,6 +161,7 @@ def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:
         head=None,
         classes=(),
         pretrained={},
+        unsaid=found.unsaid,
         missing=tuple(name.removeprefix("backbone.") for name in found.missing),
     )
 

@@ -375,6 +375,43 @@ def test_weights_of_other_input_than_video_pace_feeds_say_so(tmp_path):
     assert "trained on rgb, unit, but video-pace's code feeds bgr, none" in report
 
 
+def test_input_that_a_file_does_not_say_is_told_and_can_be_given(tmp_path):
+    torch.save(r21d("base_network."), tmp_path / "vcop.pt")
+    words = "does not say its channels and range of input, which are taken to be rgb, none"
+    assert f"{words}; --channel-order and" in read_weights(tmp_path / "vcop.pt").report()
+    assert load_trained(tmp_path / "vcop.pt").unsaid == words
+    given = {"normalize": "unit", "channel_order": "rgb", "resize": [120, 160], "crop": 100}
+    found = convert(tmp_path / "vcop.pt", tmp_path / "ours.pt", input=given)
+    assert words not in found.report()
+    trained = load_trained(tmp_path / "ours.pt")
+    assert trained.unsaid == ""
+    used = trained.options
+    assert (used.normalize, used.resize, used.crop, used.clip_frames) == (
+        ("unit", (120, 160), 100, 16)
+    )
+    with pytest.raises(PacecoreError, match="normalize must be one of none, unit, imagenet"):
+        convert(tmp_path / "vcop.pt", tmp_path / "ours.pt", input={"normalize": "half"})
+
+
+def test_as_official_files_weights_are_read_as_they_were_before(tmp_path):
+    """Which takes the .json: without it they are video-pace's own, in BGR."""
+    torch.save(r21d("base_network."), tmp_path / "vcop.pt")
+    found = convert(tmp_path / "vcop.pt", tmp_path / "off.pt", to="official")
+    assert "trained on rgb, none, but video-pace's code feeds bgr, none" in found.report()
+    assert load_trained(tmp_path / "off.pt").options.channel_order == "rgb"
+
+
+def test_the_command_takes_the_input_of_the_weights(tmp_path):
+    torch.save(r21d("base_network."), tmp_path / "vcop.pt")
+    words = [str(tmp_path / "vcop.pt"), str(tmp_path / "ours.pt"), "--normalize", "unit"]
+    result = CliRunner().invoke(command, [*words, "--resize", "120,160"])
+    assert result.exit_code == 0, result.output
+    options = load_trained(tmp_path / "ours.pt").options
+    assert (options.normalize, options.resize) == ("unit", (120, 160))
+    result = CliRunner().invoke(command, [words[0], "--crop", "100"])
+    assert str(result.exception) == "crop is written down beside OUT, which is not given"
+
+
 def test_neither_the_source_nor_a_checkpoint_is_replaced(tmp_path):
     last = pretrained(tmp_path / "last.pt")
     link = tmp_path / "link.pt"

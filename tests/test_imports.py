@@ -19,8 +19,8 @@ LEVELS = tuple(
         "benchmarks",
         "train finetune evaluate protocol recognition retrieve attend extract report doctor",
         "beginning engine device step meter inputs runlog runs settings tables loader losses"
-        " trained stills config distributed",
-        "demo backbones probe checkpoint convert weight_names datasets index layouts labelling"
+        " trained stills config convert distributed",
+        "demo backbones probe checkpoint weight_names datasets index layouts labelling"
         " listing check isolated store source arena sampling video video_writer pictures plots"
         " paper media timeline planes resample ops workers",
         "reference frames kernels",
