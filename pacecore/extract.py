@@ -137,8 +137,8 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         splits = ("train", "test") if options.split == "all" else (options.split,)
-        if options.split == "all" and data.held_out is None:
-            splits = ("train",)
+        if options.split == "all":
+            splits = [split for split in splits if _source_of(data, split)]
         model = ready(trained.backbone, device)
         written = [extract_split(model, trained, data, split, options, device) for split in splits]
         barrier()  # nobody reads what now gives way
@@ -159,8 +159,8 @@ def extract_split(
 
     Ranks write their rows into one file, so they need a folder that they share.
     """
-    source = data.train if split == "train" else data.held_out
-    if source is None:
+    source = _source_of(data, split)
+    if not source:
         raise PacecoreError(f"{options.data or 'the data'}: no {split} video")
     runner = ClipRunner.of(_model(backbone, options), trained, options, device, f"{split} features")
     name = features_name(options.stage, options.pool, options.unit)
@@ -173,6 +173,10 @@ def extract_split(
         dict(data.unreadable),
     )
     return writer.write()
+
+
+def _source_of(data: Inputs, split: str) -> FrameSource | None:
+    return data.train if split == "train" else data.held_out
 
 
 def features_name(stage: str, pool: str, unit: str) -> str:
@@ -211,7 +215,7 @@ def _description(
             "crop": used.crop,
             "normalize": used.normalize,
             "channel_order": used.channel_order,
-            "boundary": used.boundary,
+            "boundary": "restart",
             "amp": options.amp,
         },
         # The first's: copies of the videos on other machines may have dates of their own.

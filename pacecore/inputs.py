@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -39,12 +40,15 @@ __all__ = [
 
 DEMO_FOLDER = "pacecore-demo"  # made in the current folder, once
 _MEASURED = ("test", "val")  # the split that is held out, the first of these that there is
+_KINETICS_CLIP = re.compile(r".{11}_\d{6}_\d{6}")
 _EVERY = 10  # one recording in so many is held out where the data say nothing of a test split
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The videos of a run: a source holds one at least."""
+    """The videos of a run: a source holds one at least, but `train` of data that have a test or val
+    split alone.
+    """
 
     train: FrameSource
     held_out: FrameSource | None
@@ -68,11 +72,12 @@ def worker_count(wish: int, device: torch.device) -> int:
     return max(1, cores // 8) if device.type == "cpu" else max(1, min(cores - 1, 16))
 
 
-def open_inputs(options: RunOptions) -> Inputs:
+def open_inputs(options: RunOptions, *, trains: bool = True) -> Inputs:
     """The training and held-out videos of `options`, their frames counted.
 
-    Every rank must call it. Raises PacecoreError: data that are not there, without videos, with
-    more unreadable videos than max_bad, or with others on another rank.
+    trains: whether there must be videos to train on. Every rank must call it. Raises
+    PacecoreError: data that are not there, without videos, with more unreadable videos than
+    max_bad, or with others on another rank.
     """
     data = options.data or str(_demo())
     index, store = _found(data, options.fold)
@@ -80,9 +85,9 @@ def open_inputs(options: RunOptions) -> Inputs:
     if options.held_out == "auto":
         missing = len(index.missing)
         unused = len(index.select("val")) if set(_MEASURED) <= set(index.splits) else 0
-        index, held = _split(index)
+        index, held = _split(index, trains)
     else:
-        index = index.select("train")
+        index = _to_train_on(index, trains)
         missing = len(index.missing)
         if options.held_out != "none":
             held, held_store = _found(options.held_out, options.fold)
@@ -102,7 +107,10 @@ def open_inputs(options: RunOptions) -> Inputs:
         held, more = open_index(held, options.max_bad, named)
         bad += more
     frames = sum(entry.num_frames for entry in index.entries)
-    words = f"{len(index):,} training videos with {frames:,} frames, {index.layout} in {index.root}"
+    words = (
+        f"{len(index):,} training videos with {frames:,} frames" if index else "no training videos"
+    )
+    words += f", {index.layout} in {index.root}"
     words += f"; {len(held):,} held out" if held else "; none held out"
     if not index.fold and options.fold not in ("1", "01"):
         words += f"; there are no folds, so that fold {options.fold} is not used"
@@ -130,7 +138,7 @@ def open_inputs(options: RunOptions) -> Inputs:
         words,
         _identity(index, held),
         tuple(bad),
-        1 if index.layout.split(",")[0] == "Kinetics" else 10,
+        1 if _is_kinetics(index) else 10,
     )
 
 
@@ -203,6 +211,13 @@ def resident_frames(source: FrameSource, data_on: str, device: torch.device) -> 
     return frames
 
 
+def _is_kinetics(index: VideoIndex) -> bool:
+    """By its tables, or because all videos are called as its clips are, ID_START_END."""
+    if index.layout.split(",")[0] == "Kinetics":
+        return True
+    return all(_KINETICS_CLIP.fullmatch(Path(entry.name).stem) for entry in index.entries)
+
+
 def _demo() -> Path:
     """The demo set's folder; rank 0 makes what is missing while the others wait."""
     folder = Path(DEMO_FOLDER)
@@ -214,13 +229,20 @@ def _demo() -> Path:
     return folder
 
 
-def _split(index: VideoIndex) -> tuple[VideoIndex, VideoIndex | None]:
+def _to_train_on(index: VideoIndex, trains: bool) -> VideoIndex:
+    """The training videos; none, unless it `trains`, of data that have none."""
+    if not trains and set(index.splits) & set(_MEASURED) and "train" not in index.splits:
+        return replace(index, entries=())
+    return index.select("train")
+
+
+def _split(index: VideoIndex, trains: bool = True) -> tuple[VideoIndex, VideoIndex | None]:
     """Training and held-out videos: the data's own test or val split, else one in ten recordings
     (one, where there are fewer), so that no clips of one lie on both sides.
     """
-    for name in _MEASURED:
-        if name in index.splits and "train" in index.splits:
-            return index.select("train"), index.select(name)
+    own = next((name for name in _MEASURED if name in index.splits), None)
+    if own and ("train" in index.splits or not trains):
+        return _to_train_on(index, trains), index.select(own)
     index = index.select("train")
     cut_from = recordings(entry.name for entry in index.entries)
     order = list(dict.fromkeys(cut_from))
@@ -264,6 +286,8 @@ def open_index(
 
     Each rank counts a share of the videos; every rank must call it, with the same index.
     """
+    if not index.entries:
+        return index, []
     share = replace(index, entries=index.entries[rank() :: world_size()])
     progress = Progress("reading", len(share), shows=is_main())
     # At least 2, as 1 would be this process, which a video then could take along.

@@ -70,8 +70,11 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
             device=options.device,
             workers=options.workers,
             decode_timeout=options.decode_timeout,
-        )
+        ),
+        trains=False,
     )
+    if trained.unsaid and is_main():
+        tell(f"{trained.path} {trained.unsaid}; pacecore convert writes down what it is told")
     named = options.data or options.held_out or options.fold
     if not named and trained.identity not in ("", found.identity) and is_main():
         tell(f"warning: {trained.path} was trained on other videos than these: {found.words}")
@@ -234,9 +237,12 @@ class ClipRunner:
         progress.close()
 
     def _request(self, sampling: Sampling, video: int, frames: int) -> ClipRequest:
-        """Each pace at evenly spaced starts, centre crop: only a video shorter than a clip loops. A
-        clip's label is the place of its pace.
+        """Each pace at evenly spaced starts, centre crop: only a video shorter than a clip loops,
+        or at the paces of a training goes on as it did there. A clip's label is the place of its
+        pace.
         """
+        if self.paces == (Fraction(1),):
+            sampling = replace(sampling, boundary="restart")
         plans = (
             centre_plan(sampling, frames, int(start), pace, label)
             for label, pace in enumerate(self.paces)

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import pacecore.extract as extract_module
-from pacecore.backbones import stage_features
+from pacecore.backbones import build_backbone, stage_features
 from pacecore.cli.extract import extract
 from pacecore.config import ExtractOptions, from_mapping
 from pacecore.convert import convert
@@ -288,7 +288,6 @@ def made(checkpoint, tmp_path_factory):
         ({}, {"crop": 28}),
         ({}, {"normalize": "none"}),
         ({}, {"channel_order": "bgr"}),
-        ({}, {"boundary": "clamp"}),
     ],
     ids=str,
 )
@@ -476,12 +475,35 @@ def test_of_data_without_held_out_videos_all_is_the_training_videos(checkpoint, 
         run_extract(load_trained(checkpoint), options_of(tmp_path / "out", split="test", **how))
 
 
+def test_of_a_test_split_alone_all_is_the_held_out_videos(checkpoint, tmp_path, videos):
+    shutil.copytree(videos / "test", tmp_path / "set" / "test")
+    options = options_of(tmp_path / "out", data=str(tmp_path / "set"))
+    (features,) = run_extract(load_trained(checkpoint), options)
+    assert features.path.name == "features-p5-video-test.npy"
+    assert len(features.rows) == 3
+    with pytest.raises(PacecoreError, match="set: no train video"):
+        run_extract(load_trained(checkpoint), replace(options, split="train"))
+
+
 def test_features_of_no_video_are_refused(checkpoint, tmp_path, monkeypatch):
     decoding(monkeypatch, lambda _: True)
     said = r"features-p5-video-train\.npy: none of 6 videos can be read"
     with pytest.raises(PacecoreError, match=said):
         run_extract(load_trained(checkpoint), options_of(tmp_path, split="train"))
     assert not list(tmp_path.glob("*.npy"))
+
+
+def test_of_bare_weights_it_is_told_what_their_input_is_taken_for(videos, tmp_path, capsys):
+    torch.save(build_backbone("r3d").state_dict(), tmp_path / "bare.pt")
+    for path, input in (
+        ("bare.pt", {}),
+        ("told.pt", {"normalize": "unit", "channel_order": "bgr"}),
+    ):
+        convert(tmp_path / "bare.pt", tmp_path / "told.pt", input=input)
+        options = options_of(tmp_path / "out", data=str(videos), split="test", clips=1, stage="gap")
+        run_extract(load_trained(tmp_path / path), options)
+        told = "bare.pt does not say its channels and range of input" in capsys.readouterr().out
+        assert told == (path == "bare.pt")
 
 
 def test_bare_weights_name_no_videos(checkpoint, tmp_path):

@@ -56,6 +56,39 @@ def test_kinetics_is_shown_once_an_epoch_and_what_is_missing_is_counted(tmp_path
     assert (data.repeat, data.held_out.path(0).name) == (1, "b.mp4")
 
 
+def test_clips_of_kinetics_are_known_by_their_names_too(tmp_path):
+    """As its lists and its folders without its tables have them."""
+    names = ("a-b_c-d_e-f_000012_000022", "-----------_000000_000010")
+    for number, name in enumerate(names):
+        write_tiny(tmp_path / "train" / "waving" / f"{name}.mp4", 0, number, 20)
+    assert open_inputs(options_of(tmp_path)).repeat == 1
+    write_tiny(tmp_path / "train" / "waving" / "mine_000012_000022.mp4", 0, 2, 20)
+    assert open_inputs(options_of(tmp_path)).repeat == 10
+
+
+@pytest.mark.parametrize("kept", ["list", "index", "store"])
+def test_of_a_test_split_alone_all_is_held_out_and_nothing_to_train_on(tmp_path, kept):
+    for number, name in enumerate("abc"):
+        write_tiny(tmp_path / "set" / name / "1.mp4", 0, number, 20)
+    data = tmp_path / "list.csv"
+    data.write_text("path,label,split\n" + "".join(f"set/{n}/1.mp4,{n},test\n" for n in "abc"))
+    index, _ = probe_all(find_videos(data))
+    if kept == "index":
+        data = tmp_path / "index.jsonl"
+        write_index(index, data)
+    elif kept == "store":
+        pack(index, tmp_path / "store", (24, 32), workers=1)
+        data = tmp_path / "store"
+    options = TrainOptions(data=str(data))
+    with pytest.raises(PacecoreError, match="has no split 'train'; its splits: test"):
+        open_inputs(options)
+    for held_out in ("auto", str(data)):
+        found = open_inputs(replace(options, held_out=held_out), trains=False)
+        assert (len(found.train), len(found.held_out)) == (0, 3)
+        assert found.words.startswith("no training videos, ")
+        assert "; 3 held out" in found.words
+
+
 def test_other_videos_are_shown_ten_times_unless_told(tmp_path):
     write_tiny(tmp_path / "a.mp4", 0, 0, 20)
     for wish, given in ((0, 10), (3, 3)):
@@ -400,8 +433,13 @@ def test_what_is_not_said_of_the_videos_is_as_in_the_checkpoints_training(
     tmp_path, monkeypatch, given, expected
 ):
     opened = []
-    nothing = SimpleNamespace(identity="", words="")
-    monkeypatch.setattr(protocol, "open_inputs", lambda options: opened.append(options) or nothing)
+
+    def noting(options, *, trains):
+        assert not trains
+        opened.append(options)
+        return SimpleNamespace(identity="", words="")
+
+    monkeypatch.setattr(protocol, "open_inputs", noting)
     path = pretrained(tmp_path / "last.pt", data="A", fold="2", held_out="B")
     open_measured(load_trained(path), MeasureOptions(**given))
     assert [(each.data, each.fold, each.held_out) for each in opened] == [expected]

@@ -1,5 +1,6 @@
 """The clips that a network is measured on, and the arithmetic that it is run in."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -40,6 +41,19 @@ def test_clips_of_every_pace_fit_the_video_and_reach_its_end(requests):
         for first, last in zip(request.plans[::3], request.plans[2::3], strict=True):
             assert first.frame_numbers[0] == 0
             assert last.frame_numbers[-1] == lengths[request.video] - 1
+
+
+@pytest.mark.parametrize("boundary", ["restart", "modulo", "clamp"])
+def test_shorter_videos_loop_however_the_training_went_on(requests, boundary):
+    """Of the 10-clip protocol; pace accuracy is of clips as the training saw them."""
+    options, clamped = replace(OPTIONS, boundary=boundary), boundary == "clamp"
+    list(ClipRunner(None, options, CPU, clips=2).run(PacketSource((3,))))
+    assert [plan.frame_numbers.tolist() for plan in requests[0].plans] == [[0, 1, 2, 0]] * 2
+    requests.clear()
+    paces = (Fraction(1), Fraction(2))
+    list(ClipRunner(None, options, CPU, paces=paces, clips=1).run(PacketSource((3,))))
+    ends = [plan.frame_numbers[-1] for plan in requests[0].plans]
+    assert ends[0] == (2 if clamped else 0)
 
 
 def test_one_clip_of_a_video_is_of_its_middle(requests):
