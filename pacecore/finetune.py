@@ -73,8 +73,8 @@ class ActionModel(nn.Module):
 
 def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, Any], list[str]]:
     """Options of a fine-tuning from `trained`: what is given, over network and input of the
-    checkpoint. Beside them, in words, where the input given differs from the checkpoint's, and
-    what it lacks.
+    checkpoint. Beside them, in words, where the input given differs from the checkpoint's, what it
+    leaves open, and what it lacks.
 
     Raises OptionError for a network other than the checkpoint's, by name.
     """
@@ -86,8 +86,10 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
             continue
         if name in NETWORK_OPTIONS:
             trained.require_network(name, wanted)
-        else:
+        elif not (trained.unsaid and name in ("normalize", "channel_order")):
             notes.append(f"{name} is {wanted!r} here, {stored!r} in {trained.path}")
+    if trained.unsaid and not {"normalize", "channel_order"} <= given.keys():
+        notes.append(f"{trained.path} {trained.unsaid}; --normalize, --channel-order say otherwise")
     if trained.missing:
         notes.append(
             f"{len(trained.missing)} weights are not in {trained.path} and start afresh, the first"

@@ -336,6 +336,11 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
         _, notes = inherit_options({"normalize": "none", "resize": same}, trained)
         assert len(notes) == 1
         assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
+    # What a file of weights does not say is no other input than its own.
+    bare = replace(trained, unsaid="does not say its input")
+    _, notes = inherit_options({"normalize": "none"}, bare)
+    assert [" does not say its input; --normalize, " in note for note in notes] == [True]
+    assert inherit_options({"normalize": "none", "channel_order": "bgr"}, bare)[1] == []
 
 
 def test_a_note_is_said_once_by_all_ranks(tmp_path, monkeypatch, capsys):
