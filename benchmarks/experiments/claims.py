@@ -36,7 +36,9 @@ class Claim:
 
 _GRID, _GRID_LONG = "experiments-small", "experiments-small-long"
 _MORE, _AGAIN = "experiments-small-long-more", "experiments-small-own"
-_OTHERS = "other seeds"  # of the grid that asks again
+_PLACE = "experiments-small-byset"
+# Of the grids that ask again.
+_OTHERS, _ELSEWHERE = "other seeds", "tested in another place"
 _ALONE = {PACE_CONTEXT.words: PACE.words, _CONTEXT: _PACE, _CONTEXT_OWN: _OWN}
 
 CLAIMS = (
@@ -60,10 +62,14 @@ CLAIMS = (
             Seen(_GRID_LONG, _PACE, "probe"),
             Seen(_MORE, _CONTEXT_OWN, "probe"),
             Seen(_AGAIN, _CONTEXT_OWN, "probe", _OTHERS),
+            Seen(_PLACE, _CONTEXT_OWN, "probe", _ELSEWHERE),
+            Seen(_PLACE, _OWN, "probe", _ELSEWHERE),
             Seen(_GRID, PACE.words, "retrieve-1"),
             Seen(_GRID_LONG, _PACE, "retrieve-1"),
             Seen(_MORE, _CONTEXT_OWN, "retrieve-1"),
             Seen(_AGAIN, _CONTEXT_OWN, "retrieve-1", _OTHERS),
+            Seen(_PLACE, _CONTEXT_OWN, "retrieve-1", _ELSEWHERE),
+            Seen(_PLACE, _OWN, "retrieve-1", _ELSEWHERE),
         ),
     ),
     Claim(
@@ -76,8 +82,10 @@ CLAIMS = (
             Seen(_MORE, _CONTEXT_OWN, "finetune"),
             Seen(_MORE, _CONTEXT_OWN, "probe"),
             Seen(_AGAIN, _CONTEXT_OWN, "probe", _OTHERS),
+            Seen(_PLACE, _CONTEXT_OWN, "probe", _ELSEWHERE),
             Seen(_MORE, _CONTEXT_OWN, "retrieve-1"),
             Seen(_AGAIN, _CONTEXT_OWN, "retrieve-1", _OTHERS),
+            Seen(_PLACE, _CONTEXT_OWN, "retrieve-1", _ELSEWHERE),
         ),
     ),
 )
@@ -118,7 +126,7 @@ def _found(record: dict, seen: Seen, against: str) -> tuple[float, float, float,
     figures, verdict = (case["difference"], case["low"], case["high"]), case["verdict"]
     if "context" in wanted:
         difference, low, high = figures
-        figures = -difference, -high, -low
+        figures = 0.0 - difference, -high, -low  # 0, not -0
         verdict = {"above": "below", "below": "above"}.get(verdict, verdict)
     likelihoods = sorted(each["p"] for each in cases)
     return *figures, verdict, case["p"] in likelihoods[: holm(likelihoods)]
