@@ -199,11 +199,14 @@ def convert(
     if to == "official" and found.width != 1:
         raise PacecoreError(f"{source}: official files are of full width, got {found.width}")
     if input:
+        if unknown := [name for name in input if name not in INPUT_OPTIONS]:
+            raise PacecoreError(f"input must be of {', '.join(INPUT_OPTIONS)}, got {unknown[0]!r}")
         given = from_mapping(TrainOptions, {"backbone": found.network, **input})
         found = replace(found, input=found.input | {name: getattr(given, name) for name in input})
     if to == "official" and found.fed != _FED_BY_VIDEO_PACE:
         words = ", ".join(found.fed.values())
-        note = f"trained on {words}, but video-pace's code feeds bgr, none"
+        taken = "taken to be " if found.unsaid else ""
+        note = f"{taken}trained on {words}, but video-pace's code feeds bgr, none"
         # Without it, it would be read as video-pace's own.
         found = replace(found, input=found.input | found.fed, note=note)
     if os.path.isfile(out):

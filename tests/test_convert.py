@@ -389,15 +389,19 @@ def test_input_that_a_file_does_not_say_is_told_and_can_be_given(tmp_path):
     assert (used.normalize, used.resize, used.crop, used.clip_frames) == (
         ("unit", (120, 160), 100, 16)
     )
-    with pytest.raises(PacecoreError, match="normalize must be one of none, unit, imagenet"):
-        convert(tmp_path / "vcop.pt", tmp_path / "ours.pt", input={"normalize": "half"})
+    for wrong, rule in (
+        ({"normalize": "half"}, "normalize must be one of none, unit, imagenet"),
+        ({"lr": 0.1}, "input must be of clip_frames, resize, .*, got 'lr'"),
+    ):
+        with pytest.raises(PacecoreError, match=rule):
+            convert(tmp_path / "vcop.pt", tmp_path / "ours.pt", input=wrong)
 
 
 def test_as_official_files_weights_are_read_as_they_were_before(tmp_path):
     """Which takes the .json: without it they are video-pace's own, in BGR."""
     torch.save(r21d("base_network."), tmp_path / "vcop.pt")
     found = convert(tmp_path / "vcop.pt", tmp_path / "off.pt", to="official")
-    assert "trained on rgb, none, but video-pace's code feeds bgr, none" in found.report()
+    assert "taken to be trained on rgb, none, but video-pace's code feeds bgr" in found.report()
     assert load_trained(tmp_path / "off.pt").options.channel_order == "rgb"
 
 
