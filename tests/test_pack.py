@@ -17,6 +17,7 @@ from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.frames import FrameFormat, Frames, concatenate
 from pacecore.isolated import JobFailure, run_jobs
+from pacecore.ops import pace_clip
 from pacecore.resample import resample
 from pacecore.store import FrameStore, StoreError, pack, store_bytes
 from pacecore.video import decode_all
@@ -212,17 +213,30 @@ def test_one_process_at_a_time_packs_into_a_folder(index, tmp_path):
 def test_bad_videos_are_left_out_and_named(index, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
-    for name in ("one.avi", "two.avi"):
+    for name in ("one.avi", "two.avi", "zero.avi"):
         (videos / name).write_bytes((Path(index.root) / "a" / "one.avi").read_bytes())
     index, _ = probe_all(find_videos(videos))
     (videos / "two.avi").write_bytes(b"gone bad since")
     store, bad = pack(index, tmp_path / "store", (24, 32), workers=1)
-    assert len(store) == 1
+    assert len(store) == 2
+    # Held whole there are rows of nothing between the two.
+    shown = [
+        pace_clip(
+            store.whole(),
+            torch.from_numpy(store.rows(video, np.arange(4))[None].astype(np.int32)),
+            torch.zeros(1, 3, dtype=torch.int32),
+            resize=(24, 32),
+            crop_size=(24, 24),
+        )
+        for video in range(2)
+    ]
+    assert torch.equal(*shown)
     assert [(Path(b.path).name, b.reason.split(":")[0]) for b in bad] == [
         ("two.avi", "cannot be read")
     ]
     (videos / "one.avi").write_bytes(b"")
-    with pytest.raises(StoreError, match="none of the 2 videos decodes; the first, "):
+    (videos / "zero.avi").write_bytes(b"")
+    with pytest.raises(StoreError, match="none of the 3 videos decodes; the first, "):
         pack(index, tmp_path / "none", (24, 32), workers=1)
 
 
