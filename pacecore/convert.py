@@ -23,7 +23,7 @@ from pacecore.files import aside, damaged_part, read_json, safetensors, unread, 
 from pacecore.probe import folded
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
-__all__ = ["Weights", "convert", "load_weights", "read_weights"]
+__all__ = ["Weights", "convert", "load_weights", "read_weights", "unsaid_words"]
 
 TARGETS = ("plain", "official")
 _FED_BY_VIDEO_PACE = {"channel_order": "bgr", "normalize": "none"}
@@ -52,12 +52,9 @@ class Weights:
         return {key: self.input.get(key, usual) for key, usual in _USUALLY_FED.items()}
 
     @property
-    def unsaid(self) -> str:
-        """In words what of that is taken for granted; empty where the file says it."""
-        if _USUALLY_FED.keys() <= self.input.keys():
-            return ""
-        taken = ", ".join(self.fed.values())
-        return f"does not say its channels and range of input, which are taken to be {taken}"
+    def unsaid(self) -> dict[str, str]:
+        """What of that is taken for granted, as the file does not say it."""
+        return {key: usual for key, usual in _USUALLY_FED.items() if key not in self.input}
 
     def report(self, verbose: bool = False) -> str:
         """Lines that say what was loaded; every renamed weight too, if verbose."""
@@ -76,10 +73,16 @@ class Weights:
         lines += [f"left over {name}" for name in self.left_over]
         lines += [f"missing {name}" for name in self.missing]
         if self.unsaid:
-            lines.append(f"{self.unsaid}; --channel-order and --normalize say otherwise")
+            lines.append(unsaid_words(self.unsaid))
         if self.note:
             lines.append(self.note)
         return "\n".join(lines)
+
+
+def unsaid_words(unsaid: Mapping[str, str]) -> str:
+    """What is said of a file that leaves `unsaid`, with the value of each option, open."""
+    options = " and ".join(f"--{name.replace('_', '-')}" for name in unsaid)
+    return f"does not say {options}, which is taken to be {' and '.join(unsaid.values())}"
 
 
 def load_weights(path: str | os.PathLike[str], partial: bool = False) -> dict[str, Tensor]:

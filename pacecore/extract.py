@@ -215,7 +215,7 @@ def _description(
             "crop": used.crop,
             "normalize": used.normalize,
             "channel_order": used.channel_order,
-            "boundary": "restart",
+            "boundary": "restart",  # at pace 1, whatever the training's; older files have that
             "amp": options.amp,
         },
         # The first's: copies of the videos on other machines may have dates of their own.

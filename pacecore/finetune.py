@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pacecore.backbones import Backbone, build_backbone
 from pacecore.beginning import begin, in_run_folder
 from pacecore.config import INPUT_OPTIONS, FinetuneOptions, taken
+from pacecore.convert import unsaid_words
 from pacecore.device import pick_device
 from pacecore.distributed import is_main, join, rank, require_same, share_of, world_size
 from pacecore.engine import fit
@@ -86,10 +87,10 @@ def inherit_options(given: dict[str, Any], trained: Trained) -> tuple[dict[str, 
             continue
         if name in NETWORK_OPTIONS:
             trained.require_network(name, wanted)
-        elif not (trained.unsaid and name in ("normalize", "channel_order")):
+        elif name not in trained.unsaid:
             notes.append(f"{name} is {wanted!r} here, {stored!r} in {trained.path}")
-    if trained.unsaid and not {"normalize", "channel_order"} <= given.keys():
-        notes.append(f"{trained.path} {trained.unsaid}; --normalize, --channel-order say otherwise")
+    if left := {name: usual for name, usual in trained.unsaid.items() if name not in given}:
+        notes.append(f"{trained.path} {unsaid_words(left)}")
     if trained.missing:
         notes.append(
             f"{len(trained.missing)} weights are not in {trained.path} and start afresh, the first"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
 from pacecore.config import MeasureOptions, RunOptions
+from pacecore.convert import unsaid_words
 from pacecore.device import clip_format
 from pacecore.distributed import is_main, rank, require_same, world_size
 from pacecore.errors import PacecoreError
@@ -74,7 +75,8 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
         trains=False,
     )
     if trained.unsaid and is_main():
-        tell(f"{trained.path} {trained.unsaid}; pacecore convert writes down what it is told")
+        words = unsaid_words(trained.unsaid)
+        tell(f"{trained.path} {words}; pacecore convert writes down what it is told")
     named = options.data or options.held_out or options.fold
     if not named and trained.identity not in ("", found.identity) and is_main():
         tell(f"warning: {trained.path} was trained on other videos than these: {found.words}")

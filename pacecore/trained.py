@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class Trained:
     classes: tuple[str, ...]  # of the head: paces, or names of actions
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
     identity: str = ""  # of the videos that it was trained on
-    unsaid: str = ""  # of bare weights, what of their input is taken for granted
+    # Of bare weights, options of their input that are taken for granted, and as what.
+    unsaid: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
 
     def require_head(self) -> None:

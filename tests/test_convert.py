@@ -377,14 +377,18 @@ def test_weights_of_other_input_than_video_pace_feeds_say_so(tmp_path):
 
 def test_input_that_a_file_does_not_say_is_told_and_can_be_given(tmp_path):
     torch.save(r21d("base_network."), tmp_path / "vcop.pt")
-    words = "does not say its channels and range of input, which are taken to be rgb, none"
-    assert f"{words}; --channel-order and" in read_weights(tmp_path / "vcop.pt").report()
-    assert load_trained(tmp_path / "vcop.pt").unsaid == words
+    words = "does not say --channel-order and --normalize, which is taken to be rgb and none"
+    assert words in read_weights(tmp_path / "vcop.pt").report()
+    unsaid = {"channel_order": "rgb", "normalize": "none"}
+    assert load_trained(tmp_path / "vcop.pt").unsaid == unsaid
+    half = convert(tmp_path / "vcop.pt", tmp_path / "half.pt", input={"normalize": "unit"})
+    assert "does not say --channel-order, which is taken to be rgb\n" in half.report() + "\n"
+    assert load_trained(tmp_path / "half.pt").unsaid == {"channel_order": "rgb"}
     given = {"normalize": "unit", "channel_order": "rgb", "resize": [120, 160], "crop": 100}
     found = convert(tmp_path / "vcop.pt", tmp_path / "ours.pt", input=given)
-    assert words not in found.report()
+    assert "does not say" not in found.report()
     trained = load_trained(tmp_path / "ours.pt")
-    assert trained.unsaid == ""
+    assert trained.unsaid == {}
     used = trained.options
     assert (used.normalize, used.resize, used.crop, used.clip_frames) == (
         ("unit", (120, 160), 100, 16)

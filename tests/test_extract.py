@@ -502,7 +502,7 @@ def test_of_bare_weights_it_is_told_what_their_input_is_taken_for(videos, tmp_pa
         convert(tmp_path / "bare.pt", tmp_path / "told.pt", input=input)
         options = options_of(tmp_path / "out", data=str(videos), split="test", clips=1, stage="gap")
         run_extract(load_trained(tmp_path / path), options)
-        told = "bare.pt does not say its channels and range of input" in capsys.readouterr().out
+        told = "bare.pt does not say --channel-order and --normalize" in capsys.readouterr().out
         assert told == (path == "bare.pt")
 
 

@@ -337,9 +337,15 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
         assert len(notes) == 1
         assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
     # What a file of weights does not say is no other input than its own.
-    bare = replace(trained, unsaid="does not say its input")
+    bare = replace(trained, unsaid={"channel_order": "rgb", "normalize": "unit"})
     _, notes = inherit_options({"normalize": "none"}, bare)
-    assert [" does not say its input; --normalize, " in note for note in notes] == [True]
+    assert [note.endswith("say --channel-order, which is taken to be rgb") for note in notes] == [
+        True
+    ]
+    said = replace(bare, unsaid={"channel_order": "rgb"})
+    _, notes = inherit_options({"normalize": "none", "channel_order": "bgr"}, said)
+    assert len(notes) == 1
+    assert notes[0].startswith("normalize is 'none' here, 'unit' in ")
     assert inherit_options({"normalize": "none", "channel_order": "bgr"}, bare)[1] == []
 
 
