@@ -24,7 +24,7 @@ def has_codec(name: str, mode: str) -> bool:
     """Whether PyAV's FFmpeg has a codec to read ("r") or write ("w") with."""
     try:
         av.Codec(name, mode)
-    except av.error.FFmpegError:
+    except ValueError:  # UnknownCodecError, which is none of av.error
         return False
     return True
 

@@ -4,6 +4,7 @@ import os
 import sys
 from functools import partial
 
+import av
 import pytest
 import torch
 from click.testing import CliRunner
@@ -49,6 +50,18 @@ def test_a_package_that_does_not_import_is_one_finding(monkeypatch):
     assert finding.state == "missing"
     assert "ModuleNotFoundError" in finding.found
     assert finding.mend == "pip install --force-reinstall av"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "state", "words"),
+    [("libx264", "warn", "writes mpeg4; without libx264"), ("h264", "missing", "; lacks h264")],
+)
+def test_a_codec_that_pyav_lacks_is_told(monkeypatch, lacks, state, words):
+    codec = av.Codec
+    monkeypatch.setattr(av, "Codec", lambda name, mode: codec("x" * (name == lacks) + name, mode))
+    (found,) = module._video()
+    assert found[0] == state
+    assert words in found[1]
 
 
 @pytest.mark.parametrize("name", ["pace_clip", "info_nce"])
