@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from pacecore.cli.options import Named
+
 __all__ = ["bench"]
 
 
@@ -12,15 +14,15 @@ __all__ = ["bench"]
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<n>.")
 @click.option("--quick", is_flag=True, help="Few and small cases: minutes instead of an hour.")
 @click.option("--only", default="", help="Benchmarks by name, such as pace_clip,info_nce.")
-@click.option("--out", default="bench", show_default=True, help="Folder of the record and page.")
+@click.option("--out", default="bench", type=Named(), show_default=True, help="Folder of both.")
 @click.option(
     "--data",
-    type=click.Path(),
+    type=Named(),
     help="Videos to feed from; default: PACECORE_DATA/ucf101 where that is set, else the demo set.",
 )
 @click.option(
     "--official",
-    type=click.Path(),
+    type=Named(),
     help="Your copy of laura-wang/video-pace, whose own loader and network then run beside ours.",
 )
 @click.pass_context

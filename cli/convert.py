@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import options_of
+from pacecore.cli.options import Named, options_of
 from pacecore.config import INPUT_OPTIONS, TrainOptions
 from pacecore.rules import OptionError
 
@@ -14,8 +14,8 @@ __all__ = ["convert"]
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("source", type=Named(path_type=Path))
+@click.argument("out", type=Named(path_type=Path), required=False)
 @click.option(
     "--to",
     type=click.Choice(["plain", "official"]),

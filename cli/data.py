@@ -12,9 +12,10 @@ import click
 from click.core import ParameterSource
 
 from pacecore.cli.demo import demo
+from pacecore.cli.options import Named
 from pacecore.datasets import data_index, find_videos, probe_all
 from pacecore.errors import PacecoreError
-from pacecore.files import there, write_json, writing
+from pacecore.files import expanded, there, write_json, writing
 from pacecore.index import BadVideo, VideoIndex, none_readable
 from pacecore.rules import OptionError
 from pacecore.sampling import parse_paces
@@ -36,7 +37,7 @@ def _source_options(command: Callable) -> Callable:
     for option in (
         click.option("--split", type=click.Choice(["train", "val", "test"]), help="Only this one."),
         click.option("--fold", default="1", show_default=True, help="Which of several splits."),
-        click.option("--root", type=click.Path(path_type=Path), help="Where listed paths begin."),
+        click.option("--root", type=Named(path_type=Path), help="Where listed paths begin."),
         click.option(
             "--missing",
             type=click.Choice(["error", "skip"]),
@@ -53,7 +54,7 @@ def _source_options(command: Callable) -> Callable:
         ),
     ):
         command = option(command)
-    return click.argument("source", type=click.Path(path_type=Path))(command)
+    return click.argument("source", type=Named(path_type=Path))(command)
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def _say_bad(bad: list[BadVideo]) -> None:
 
 @data.command(short_help="Count the frames of every video and write them to an index.")
 @_source_options
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Named(path_type=Path))
 def index(source: Path, output: Path, workers: int, **how: str) -> None:
     """Count the frames of every video of SOURCE and write the index OUTPUT, one JSON object a line.
 
@@ -85,7 +86,7 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
     labels.
     """
     found = find_videos(source, **how)
-    if output.exists() and output.samefile(source.expanduser()):
+    if output.exists() and output.samefile(expanded(source)):
         raise PacecoreError(f"{output}: OUTPUT must be another file than SOURCE, which is {source}")
     with _progress("counting frames", len(found)) as progress:
         counted, bad = data_index(found, output, workers=workers, on_progress=progress)
@@ -98,7 +99,7 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
 
 @data.command(short_help="Decode every video once and say what is wrong.")
 @_source_options
-@click.option("--json", "report_file", type=click.Path(path_type=Path), help="Report to a file.")
+@click.option("--json", "report_file", type=Named(path_type=Path), help="Report to a file.")
 @click.option("--paces", default="1,2,3,4", show_default=True, help="Whose loops are counted.")
 @click.option(
     "--clip-frames",
@@ -258,7 +259,7 @@ def _parse_size(context: click.Context, option: click.Parameter, text: str) -> t
 
 @data.command("pack", short_help="Decode every video once into a frame store.")
 @_source_options
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=Named(path_type=Path))
 @click.option(
     "--size",
     default="128x171",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pacecore.cli.options import Named
 from pacecore.demo import DemoOptions, make_demo
 from pacecore.video_writer import video_encoder
 
@@ -12,7 +13,7 @@ __all__ = ["demo"]
 
 
 @click.command(short_help="Make the demo set: short video files, drawn.")
-@click.argument("folder", type=click.Path(path_type=Path), default="pacecore-demo")
+@click.argument("folder", type=Named(path_type=Path), default="pacecore-demo")
 @click.option(
     "--seed", default=DemoOptions.seed, show_default=True, help="Another set of pictures."
 )

@@ -13,15 +13,26 @@ from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, read_toml
 
 __all__ = [
+    "Named",
     "collect",
     "given_values",
-    "not_empty",
     "options_of",
     "results_beside",
     "run_options",
     "say",
     "say_replaced",
 ]
+
+
+class Named(click.Path):
+    """A file or a folder; an empty name, as of a shell variable that is not set, is refused."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            option = isinstance(param, click.Option)
+            name = param.opts[0] if option else param.human_readable_name
+            raise OptionError(f"{name} must name a file or a folder, got ''")
+        return super().convert(value, param, ctx)
 
 
 class _Pair(click.ParamType):
@@ -89,27 +100,18 @@ def run_options(command: Callable) -> Callable:
         click.option(
             "--resume",
             "run",
-            type=click.Path(),
-            callback=not_empty,
+            type=Named(),
             help="Go on with the run in this folder.",
         ),
         click.option(
             "--config",
-            type=click.Path(),
-            callback=not_empty,
+            type=Named(),
             help="TOML file of options, such as RUN/options.toml, for another run of the same.",
         ),
         click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options."),
     ):
         command = option(command)
     return command
-
-
-def not_empty(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Raises OptionError for an empty value, as of a shell variable that is not set."""
-    if value == "":
-        raise OptionError(f"{param.opts[0]} must name a file or a folder, got ''")
-    return value
 
 
 def collect(kind: type[AnyOptions], given: dict[str, Any]) -> AnyOptions:

@@ -2,24 +2,23 @@
 
 import click
 
-from pacecore.cli.options import not_empty
+from pacecore.cli.options import Named
 
 __all__ = ["report"]
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", nargs=-1, required=True, type=Named())
 @click.option(
     "--out",
     default="report",
     show_default=True,
-    callback=not_empty,
+    type=Named(),
     help="Folder of the page.",
 )
 @click.option(
     "--figures",
-    type=click.Path(),
-    callback=not_empty,
+    type=Named(),
     help="JSON file of more figures of the paper.",
 )
 @click.option(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pacecore.errors import PacecoreError
-from pacecore.files import there
+from pacecore.files import expanded, there
 from pacecore.index import (
     SPLITS,
     BadVideo,
@@ -70,7 +70,7 @@ def find_videos(
     to do with a listed video that is not there, "error" or "skip" (Kinetics tables always skip:
     its videos vanish). Raises DatasetError: names the file, the line, the rule and the value.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if split is not None and split not in SPLITS:
         raise DatasetError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if missing not in ("error", "skip"):
@@ -79,7 +79,7 @@ def find_videos(
         if not there(path):
             raise DatasetError(f"{path}: no such file or folder")
         with _told_if_long(path):
-            near = Path(root).expanduser() if root else None
+            near = expanded(root) if root else None
             index = read_source(path, split, fold, near, missing)
     except OSError as error:
         raise DatasetError(f"{error.filename or path}: cannot be read: {error.strerror}") from None

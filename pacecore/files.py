@@ -18,7 +18,7 @@ from typing import Any
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "aside", "damaged_part", "for_one_process", "made_folder", "read_json", "reason_of",
+    "aside", "damaged_part", "expanded", "for_one_process", "made_folder", "read_json", "reason_of",
     "safetensors", "there", "unread", "write_json", "write_json_lines", "write_text", "writing",
 ]  # fmt: skip
 
@@ -29,6 +29,11 @@ def reason_of(error: BaseException) -> str:
     while earlier is not None and not isinstance(earlier, OSError):
         earlier = earlier.__cause__ or earlier.__context__
     return getattr(earlier, "strerror", None) or (str(error) or repr(error)).splitlines()[0]
+
+
+def expanded(path: str | Path) -> Path:
+    """As a shell has it: ~ of nobody who is there stays as it is, where Path.expanduser raises."""
+    return Path(os.path.expanduser(path))
 
 
 def damaged_part(path: Path) -> str | None:

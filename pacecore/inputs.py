@@ -26,6 +26,7 @@ from pacecore.distributed import (
     world_size,
 )
 from pacecore.errors import PacecoreError
+from pacecore.files import expanded
 from pacecore.frames import Frames
 from pacecore.index import BadVideo, VideoEntry, none_readable, recordings
 from pacecore.runlog import Progress, tell
@@ -310,7 +311,7 @@ def open_index(
         )
     if not kept:
         path, reason = bad[0]
-        if path == str(Path(named).expanduser()):  # one video
+        if path == str(expanded(named)):  # one video
             raise PacecoreError(f"{path}: {reason}")
         raise PacecoreError(f"{named}: {none_readable(len(index), [BadVideo(path, reason)])}")
     return replace(index, entries=kept), bad

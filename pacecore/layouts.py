@@ -17,6 +17,7 @@ from pacecore.listing import (
     is_json_list,
     lines_of,
     listed_videos,
+    lists_in,
     walk,
 )
 from pacecore.media import is_video_name
@@ -97,7 +98,7 @@ def _beside_or_inside(path: Path, name: str) -> Path | None:
 
 def _folders_listed(lists: Path) -> set[str]:
     """Class folders of HMDB51's lists, by their names, and of UCF101's, by their lines."""
-    files = list(lists.glob("*.txt"))
+    files = lists_in(lists, "*.txt")
     names = {f.stem.rsplit("_test_split", 1)[0] for f in files}
     ucf = (f for f in files if (match := _LIST_NAME.match(f.name)) and not match[1])
     listed = (text for f in ucf for _, text in lines_of(f))
@@ -162,7 +163,7 @@ def _list_sets(folder: Path) -> dict[str, dict[str, dict[str, Path]]]:
     """
     pairs: dict[tuple[str, str], dict[str, Path]] = {}
     for path in sorted(
-        each for ending in ("csv", "json", "txt") for each in folder.glob(f"*.{ending}")
+        each for ending in ("csv", "json", "txt") for each in lists_in(folder, f"*.{ending}")
     ):
         match = _LIST_NAME.match(path.name)
         if match and _is_list(path):
@@ -222,20 +223,27 @@ def _fold_name(lists: Path, names: list[str], fold: int | str) -> str:
 
 def _roots(path: Path, lists: Path) -> list[Path]:
     """Where listed paths may begin, likeliest first."""
-    near = [path, lists, lists.parent, lists.parent.parent]
-    inside = [folder for p in (path, lists.parent) for folder in folders_in(p)]
-    return list(dict.fromkeys(near + inside))
+    above = _above(lists)
+    inside = [folder for p in (path, above) for folder in folders_in(p)]
+    return list(dict.fromkeys([path, lists, above, _above(above), *inside]))
+
+
+def _above(folder: Path) -> Path:
+    """The folder that a folder is in; of "." and "..", which do not name it, from the top."""
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    return named.parent
 
 
 def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -> VideoIndex:
     """A text list. Of a pair train_X, test_X, each stands for both: the split chooses."""
+    folder = path.parent if path.is_file() else Path()  # a pipe's is where it is typed
     match = _LIST_NAME.match(path.name)
-    sets = _list_sets(path.parent).values() if split else []
+    sets = _list_sets(folder).values() if split else []
     pair = next((each for pairs in sets for each in pairs.values() if path in each.values()), None)
     lists = pair or {match[2].lower() if match else None: path}
-    roots = [root] if root else _roots(path.parent, path.parent)
+    roots = [root] if root else _roots(folder, folder)
     listing = listed_videos(lists, path, roots, missing)
-    return labelled(listing, path.parent, "a list of UCF101", "a list")
+    return labelled(listing, folder, "a list of UCF101", "a list")
 
 
 # HMDB51
@@ -243,7 +251,7 @@ def _read_list(path: Path, split: str | None, root: Path | None, missing: str) -
 
 def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoIndex:
     """CLASS_test_splitN.txt: "name.avi 0", 1 train, 2 test, 0 neither; videos in a folder CLASS."""
-    files = sorted(lists.glob("*_test_split*.txt"))
+    files = lists_in(lists, "*_test_split*.txt")
     folds = sorted({f.stem.rsplit("_test_split", 1)[1] for f in files})
     if str(fold) not in folds:
         raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(folds)}")
@@ -286,7 +294,7 @@ def _kinetics_rows(path: Path) -> list[dict[str, str]] | None:
 
 
 def _kinetics_tables(folder: Path) -> list[tuple[Path, list[dict[str, str]]]]:
-    tables = ((table, _kinetics_rows(table)) for table in sorted(folder.glob("*.csv")))
+    tables = ((table, _kinetics_rows(table)) for table in lists_in(folder, "*.csv"))
     return [(table, rows) for table, rows in tables if rows is not None]
 
 

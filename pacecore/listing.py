@@ -22,6 +22,7 @@ __all__ = [
     "is_json_list",
     "lines_of",
     "listed_videos",
+    "lists_in",
     "walk",
 ]
 
@@ -41,6 +42,10 @@ _COLUMNS = {  # names in a table's first line; case and what is no letter left o
     "frames": ("frames", "numframes", "framecount", "nframes"),
     "split": ("split", "subset", "partition"),
 }  # fmt: skip
+
+# (where, line, None) of a list's line; in a table whose first line names its columns, (where, path,
+# what stands in the columns known).
+_Listed = tuple[str, str, dict[str, str] | None]
 
 _MOST_TRIED = 20  # lines by which a root is found, each below each folder that may be it
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
@@ -83,6 +88,14 @@ def folders_in(path: Path) -> list[Path]:
     with suppress(OSError):
         return sorted(each for each in path.iterdir() if os.path.isdir(each))
     return []
+
+
+def lists_in(folder: Path, names: str) -> list[Path]:
+    """Files of a folder whose names are as the pattern `names` has it; none that are hidden, as
+    those of macOS, ._NAME beside NAME.
+    """
+    found = (path for path in folder.glob(names) if not path.name.startswith("."))
+    return sorted(path for path in found if os.path.isfile(path))
 
 
 def _may_be_video(path: str | Path) -> bool:
@@ -188,14 +201,15 @@ def listed_videos(
     around = os.path.commonpath([os.path.abspath(root) for root in own.values()])
     listing = Listing(near if len(set(own.values())) == 1 else Path(around), missing)
     for split, one in lists.items():
-        _add_list(listing, one, split, own[split])
+        _add_list(listing, some[one], split, own[split], one.suffix.lower() == ".csv")
     return listing
 
 
-def _add_list(listing: Listing, path: Path, split: str | None, root: Path) -> None:
+def _add_list(
+    listing: Listing, listed: list[_Listed], split: str | None, root: Path, quoted: bool
+) -> None:
     find, rows, named_columns = _Lookup(root), [], False
-    quoted = path.suffix.lower() == ".csv"
-    for where, text, cells in _listed(path):
+    for where, text, cells in listed:
         if cells is None:
             video, columns = _parse_line(text, find, _cells(text, ",") if quoted else [])
             named = None
@@ -236,11 +250,11 @@ def _two_numbers(columns: list[str]) -> bool:
     return len(columns) == 2 and all(re.fullmatch("[0-9]{1,18}", each) for each in columns)
 
 
-def _all_listed(path: Path) -> list[tuple[str, str]]:
-    """Where each video of a list stands, and what the list says there, of a table its path. Raises
-    DatasetError for an empty list.
+def _all_listed(path: Path) -> list[_Listed]:
+    """Of all of a list, which may be a pipe's and is read but once. Raises DatasetError for an
+    empty one.
     """
-    if listed := [(where, text) for where, text, _ in _listed(path)]:
+    if listed := list(_listed(path)):
         return listed
     raise DatasetError(f"{path}: is empty")
 
@@ -252,28 +266,28 @@ def _starts(text: str) -> list[str]:
     return starts + [start.replace("\\", "/") for start in starts if "\\" in start]
 
 
-def _root_holding(listed: list[tuple[str, str]], roots: list[Path]) -> Path | None:
+def _root_holding(listed: list[_Listed], roots: list[Path]) -> Path | None:
     """That of the first video and, where several are, of the most of some from all over a list."""
-    some = [_starts(text) for _, text in listed[:: len(listed) // _MOST_TRIED + 1]]
+    some = [_starts(text) for _, text, _ in listed[:: len(listed) // _MOST_TRIED + 1]]
     held = [[any(_may_be_video(root / way) for way in starts) for starts in some] for root in roots]
     best = max(held, key=lambda found: (found[0], sum(found)))
     return roots[held.index(best)] if any(best) else None
 
 
-def _find_root(listed: list[tuple[str, str]], roots: list[Path]) -> Path:
+def _find_root(listed: list[_Listed], roots: list[Path]) -> Path:
     """The folder under which one of the listed videos, or at least its folder, is; the only one."""
     if len(roots) == 1:
         return roots[0]
     if found := _root_holding(listed, roots):
         return found
     heads: dict[bool, set[str]] = {}  # of lines that begin with a folder, and of others
-    for starts in (_starts(text) for _, text in listed):
+    for starts in (_starts(text) for _, text, _ in listed):
         begun = {start.lstrip("/").split("/")[0].casefold() for start in starts}
         heads.setdefault("/" in starts[-1], set()).update(begun)
     for root in roots:
         if any(begun & _heads(root, with_folder) for with_folder, begun in heads.items()):
             return root
-    where, text = listed[0]
+    where, text, _ = listed[0]
     tried, said = ", ".join(map(str, roots[:4])), _shortened(text)
     raise DatasetError(
         f"{where}: {said!r} begins with no video under {tried}; pacecore data index takes another"
@@ -291,10 +305,7 @@ def _heads(root: Path, with_folder: bool) -> set[str]:
     return set()
 
 
-def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
-    """(where, line, None) of each line; in a table whose first line names its columns, (where,
-    path, what stands in the columns known).
-    """
+def _listed(path: Path) -> Iterator[_Listed]:
     if path.suffix.lower() == ".json":
         yield from _objects(path)
         return
@@ -316,7 +327,7 @@ def _listed(path: Path) -> Iterator[tuple[str, str, dict[str, str] | None]]:
             yield where, text, None
 
 
-def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+def _objects(path: Path) -> Iterator[_Listed]:
     """As of a table, of a JSON array of objects: those of Something-Something and Diving48."""
     try:
         with path.open(encoding="utf-8-sig") as file:

@@ -20,7 +20,14 @@ import numpy as np
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import for_one_process, made_folder, reason_of, write_json_lines, write_text
+from pacecore.files import (
+    expanded,
+    for_one_process,
+    made_folder,
+    reason_of,
+    write_json_lines,
+    write_text,
+)
 from pacecore.frames import FRAME_COLUMNS, Frames
 from pacecore.index import (
     BadVideo,
@@ -304,12 +311,12 @@ class FrameStore:
     @staticmethod
     def is_at(folder: str | Path) -> bool:
         """Whether a folder holds a store, be it unfinished, which `open` then says."""
-        return os.path.isfile(Path(folder) / _FRAMES)
+        return os.path.isfile(expanded(folder) / _FRAMES)
 
     @classmethod
     def open(cls, folder: str | Path) -> "FrameStore":
         """Raises StoreError where there is no store, or one unfinished, cut or of another kind."""
-        folder = Path(folder)
+        folder = expanded(folder)
         try:
             content = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
             size = tuple(content["size"])

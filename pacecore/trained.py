@@ -16,6 +16,7 @@ from pacecore.config import FinetuneOptions, RunOptions, TrainOptions
 from pacecore.convert import read_weights
 from pacecore.distributed import usual_defaults
 from pacecore.errors import PacecoreError
+from pacecore.files import expanded
 from pacecore.probe import folded
 from pacecore.rules import OptionError
 
@@ -130,7 +131,7 @@ def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
         return options
     named = {"data": options.data, "held_out": options.held_out}
     paths = {
-        name: str(start / Path(value).expanduser())
+        name: str(start / expanded(value))
         for name, value in named.items()
         if value not in ("", "auto", "none")
     }

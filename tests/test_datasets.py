@@ -50,6 +50,14 @@ def test_flat_folder(tmp_path):
     assert index.layout == "videos without labels"
 
 
+def test_a_home_is_meant_as_in_a_shell(tmp_path, monkeypatch):
+    tree(tmp_path, "videos/a.mp4")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names(find_videos("~/videos")) == ["a.mp4"]
+    with pytest.raises(DatasetError, match=r"^~nobody-of-that-name/a: no such file or folder"):
+        find_videos("~nobody-of-that-name/a")
+
+
 def test_a_folder_around_everything_is_no_class(tmp_path):
     tree(tmp_path, "set/walk/a.avi", "set/run/b.avi")
     assert find_videos(tmp_path).classes == ("run", "walk")

@@ -1,5 +1,6 @@
 """Lists of videos as people and data sets have them: alone, and in pairs of train and test."""
 
+import os
 from collections import Counter
 
 import pytest
@@ -28,6 +29,37 @@ def test_lists_of_a_set_with_paths_relative_to_its_root(tmp_path):
     assert (names(alone), alone.classes) == (["hug/a.avi", "kick/c.avi"], ("hug", "kick"))
     other = find_videos(tmp_path / "splits" / "test_byset.txt", split="train")
     assert names(other) == ["hug/b.avi", "kick/d.avi"]
+
+
+def test_lists_named_from_where_they_lie(tmp_path, monkeypatch):
+    tree(tmp_path, "a.avi", "b.avi", "lists/deeper/none.md")
+    for split, name in (("train", "a"), ("test", "b")):
+        text(tmp_path / "lists" / f"{split}.txt", f"{name}.avi\n")
+    monkeypatch.chdir(tmp_path / "lists")
+    assert names(find_videos("train.txt")) == ["a.avi"]
+    assert names(find_videos(".")) == ["a.avi", "b.avi"]
+    monkeypatch.chdir("deeper")
+    assert names(find_videos("..")) == ["a.avi", "b.avi"]
+
+
+def test_a_list_from_a_pipe_is_of_where_it_is_typed(tmp_path, monkeypatch):
+    tree(tmp_path, "a.avi", "b.avi")
+    monkeypatch.chdir(tmp_path)
+    reads, writes = os.pipe()
+    os.write(writes, b"a.avi 1\nb.avi 0\n")
+    os.close(writes)
+    assert labels(find_videos(f"/dev/fd/{reads}")) == [1, 0]
+    os.close(reads)
+
+
+def test_what_stands_beside_lists_is_none(tmp_path):
+    """The hidden twins that macOS leaves on other disks, and a folder of a list's name."""
+    tree(tmp_path, "a.avi", "b.avi", "other.csv/none.md")
+    for split, name in (("train", "a"), ("val", "b")):
+        text(tmp_path / f"k_{split}_list.txt", f"{name}.avi\n")
+        (tmp_path / f"._k_{split}_list.txt").write_bytes(b"\0\5\26\7\xff")
+    index = find_videos(tmp_path)
+    assert [entry.split for entry in index.entries] == ["train", "val"]
 
 
 def test_path_label_frames_list_over_folders_of_pictures(tmp_path):

@@ -93,6 +93,13 @@ def test_index_survives(store, index):
     assert [e.name for e in again.entries] == [e.name for e in index.entries]
 
 
+def test_a_store_is_found_in_the_home(store, monkeypatch):
+    monkeypatch.setenv("HOME", str(store.folder.parent))
+    place = f"~/{store.folder.name}"
+    assert FrameStore.is_at(place)
+    assert FrameStore.open(place).folder == store.folder
+
+
 def test_splits_survive(index, tmp_path):
     splits = ("train", "test", "train")
     entries = [replace(e, split=s) for e, s in zip(index.entries, splits, strict=True)]
