@@ -32,6 +32,7 @@ __all__ = ["convert"]
 @options_of(
     TrainOptions,
     leave_out=tuple(each.name for each in fields(TrainOptions) if each.name not in INPUT_OPTIONS),
+    defaults=False,  # what is not given is as SOURCE says
 )
 @click.option("--verbose", "-v", is_flag=True, help="Name every weight that was renamed.")
 def convert(

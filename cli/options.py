@@ -48,8 +48,11 @@ class _Pair(click.ParamType):
         return (height, width)
 
 
-def options_of(kind: type, *, leave_out: tuple[str, ...] = ()) -> Callable:
-    """Decorator: one command line option for each field of `kind`; what is not given is None."""
+def options_of(kind: type, *, leave_out: tuple[str, ...] = (), defaults: bool = True) -> Callable:
+    """Decorator: one command line option for each field of `kind`; what is not given is None.
+
+    defaults: whether that stands for the field's default, which the help then says.
+    """
 
     def decorate(command: Callable) -> Callable:
         for each in reversed(fields(kind)):
@@ -57,7 +60,7 @@ def options_of(kind: type, *, leave_out: tuple[str, ...] = ()) -> Callable:
                 continue
             flag = "--" + each.name.replace("_", "-")
             plain, choices = each.type, each.metadata["choices"]
-            shown = each.metadata["help"] + _default_words(each, plain)
+            shown = each.metadata["help"] + _rule_words(each, plain, defaults)
             if plain is bool:
                 flag = f"{flag}/--no-{flag[2:]}"
                 option = click.option(flag, each.name, default=None, help=shown)
@@ -72,11 +75,11 @@ def options_of(kind: type, *, leave_out: tuple[str, ...] = ()) -> Callable:
     return decorate
 
 
-def _default_words(each: Field, plain: type) -> str:
+def _rule_words(each: Field, plain: type, says_default: bool) -> str:
     """Such as "  [default: 0.5; 0.0 to 1.0]": the default, and what else it may be."""
-    default, rule = each.default, each.metadata
+    default, rule = each.default if says_default else "", each.metadata
     words = []
-    if plain is bool:
+    if plain is bool and says_default:
         words.append(f"default: {'on' if default else 'off'}")
     elif default not in ("", ()):
         words.append(f"default: {default}")

@@ -129,10 +129,10 @@ class RunOptions:
 
     def resolved(self: AnyOptions) -> AnyOptions:
         """The same options with every default that depends on another one filled in, checked."""
-        check_fields(self)
+        checked = check_fields(self)
         frames, resize, crop = _INPUT.get(self.backbone, _USUAL_INPUT)
         result = replace(
-            self,
+            checked,
             clip_frames=self.clip_frames or frames,
             resize=self.resize or resize,
             crop=self.crop or crop,
@@ -314,8 +314,9 @@ class MeasureOptions:
     clips: int = option(10, "Clips of a video, evenly spaced.", low=1, high=10_000)
 
     def resolved(self: AnyOptions) -> AnyOptions:
-        self.check()
-        return self
+        result = check_fields(self)
+        result.check()
+        return result
 
     def check(self) -> None:
         """Raises OptionError for the first value that breaks its rule."""

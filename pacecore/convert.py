@@ -204,7 +204,7 @@ def convert(
     if input:
         if unknown := [name for name in input if name not in INPUT_OPTIONS]:
             raise PacecoreError(f"input must be of {', '.join(INPUT_OPTIONS)}, got {unknown[0]!r}")
-        given = from_mapping(TrainOptions, {"backbone": found.network, **input})
+        given = from_mapping(TrainOptions, {"backbone": found.network, **found.input, **input})
         found = replace(found, input=found.input | {name: getattr(given, name) for name in input})
     if to == "official" and found.fed != _FED_BY_VIDEO_PACE:
         words = ", ".join(found.fed.values())

@@ -4,11 +4,10 @@ The command line, the reader of files and the checks all read this one definitio
 """
 
 import json
-import math
 import sys
-from dataclasses import Field, asdict, field, fields
+from dataclasses import Field, asdict, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pacecore.errors import PacecoreError
 
@@ -18,6 +17,8 @@ else:
     import tomli as tomllib
 
 __all__ = ["OptionError", "check_fields", "named_by", "option", "read_toml", "write_toml"]
+
+AnyDataclass = TypeVar("AnyDataclass")
 
 # What an option tells of a run. Only those of the setting tell the rows of a report apart.
 _TELLS = (
@@ -54,10 +55,14 @@ def named_by(options: Any, *tells: str) -> set[str]:
     return {each.name for each in fields(options) if each.metadata["tells"] in tells}
 
 
-def check_fields(options: Any) -> None:
-    """Raises OptionError for the first option of a dataclass whose value breaks its rule."""
+def check_fields(options: AnyDataclass) -> AnyDataclass:
+    """The options of a dataclass, whole numbers as floats where those are asked for, so that the
+    same is written down of 1 and 1.0. Raises OptionError for the first that breaks its rule.
+    """
     for each in fields(options):
         _check_field(each, getattr(options, each.name))
+    floats = [each.name for each in fields(options) if each.type is float]
+    return replace(options, **{name: float(getattr(options, name)) for name in floats})
 
 
 def _check_field(each: Field, value: Any) -> None:
@@ -71,7 +76,7 @@ def _check_field(each: Field, value: Any) -> None:
         raise OptionError(f"{each.name} must be text that UTF-8 can write, got {value!r}")
     if kind is str and "\0" in value:  # which no path can have
         raise OptionError(f"{each.name} must be text without NUL, got {value!r}")
-    if kind is float and not math.isfinite(value):
+    if kind is float and not abs(value) <= sys.float_info.max:
         raise OptionError(f"{each.name} must be finite, got {value}")
     if rule["low"] is not None and value < rule["low"]:
         raise OptionError(f"{each.name} must be at least {rule['low']}, got {value}")

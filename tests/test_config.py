@@ -106,6 +106,15 @@ def test_options_survive_toml(preset, kind, tmp_path):
     assert from_mapping(kind, read_toml(path)) == options
 
 
+def test_a_whole_number_is_the_same_option_as_with_a_fraction():
+    assert write_toml(TrainOptions(width=1, lr=1).resolved()) == write_toml(
+        from_mapping(TrainOptions, {"width": 1.0, "lr": 1.0})
+    )
+    assert type(ExtractOptions(decode_timeout=9).resolved().decode_timeout) is float
+    with pytest.raises(OptionError, match="lr must be finite"):
+        TrainOptions(lr=10**400).resolved()
+
+
 def test_presets_name_real_options_and_given_ones_win():
     known = {each.name for each in fields(TrainOptions)}
     assert all(set(values) <= known for values in PRESETS.values())

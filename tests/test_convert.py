@@ -401,6 +401,18 @@ def test_input_that_a_file_does_not_say_is_told_and_can_be_given(tmp_path):
             convert(tmp_path / "vcop.pt", tmp_path / "ours.pt", input=wrong)
 
 
+def test_input_that_is_given_fits_what_the_file_says(tmp_path):
+    torch.save(r21d("base_network."), tmp_path / "vcop.pt")
+    for name, side in (("large", 256), ("small", 40)):
+        given = {"resize": [side, side], "crop": side - 8}
+        convert(tmp_path / "vcop.pt", tmp_path / f"{name}.pt", input=given)
+    assert (
+        convert(tmp_path / "large.pt", tmp_path / "a.pt", input={"crop": 224}).input["crop"] == 224
+    )
+    with pytest.raises(PacecoreError, match=r"crop must be at most resize \(40, 40\), got 64"):
+        convert(tmp_path / "small.pt", tmp_path / "b.pt", input={"crop": 64})
+
+
 def test_as_official_files_weights_are_read_as_they_were_before(tmp_path):
     """Which takes the .json: without it they are video-pace's own, in BGR."""
     torch.save(r21d("base_network."), tmp_path / "vcop.pt")
@@ -416,6 +428,8 @@ def test_the_command_takes_the_input_of_the_weights(tmp_path):
     assert result.exit_code == 0, result.output
     options = load_trained(tmp_path / "ours.pt").options
     assert (options.normalize, options.resize) == ("unit", (120, 160))
+    shown = CliRunner().invoke(command, ["--help"]).output.split("--resize")[1]
+    assert "default:" not in shown  # what is not given is as the file says
     result = CliRunner().invoke(command, [words[0], "--crop", "100"])
     assert str(result.exception) == "crop is written down beside OUT, which is not given"
 
