@@ -40,7 +40,8 @@ def report(runs: tuple[str, ...], out: str, figures: str | None, pictures: bool)
         click.echo(table["title"])
         for line in aligned([table["heads"], *table["rows"]]):
             click.echo("  " + line)
-    for words in result["left_out"]:
+    outdated = [f"{run['folder']}: {words}" for run in result["runs"] for words in run["outdated"]]
+    for words in [*result["left_out"], *outdated]:
         click.echo(f"left out: {words}")
     click.echo(f"{out}/report.md: {len(result['runs'])} runs, {len(result['pictures'])} pictures")
 

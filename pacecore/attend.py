@@ -94,6 +94,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
         barrier()  # what the others draw is there too, or they have told why not
         result = {
             "checkpoint": str(trained.path),
+            "step": trained.step,
             "measured_with": asdict(options),
             "paces": [str(pace) for pace in paces],
             "videos": drawn,

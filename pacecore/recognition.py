@@ -281,6 +281,7 @@ def run_test(
         result = {
             "kind": trained.kind,
             "checkpoint": str(trained.path),
+            "step": trained.step,
             "data": options.data or trained.options.data or "demo set",
             "data_words": data.words,
             "identity": data.identity,

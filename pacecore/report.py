@@ -123,6 +123,7 @@ def _run_words(run: Run) -> dict[str, Any]:
             {name: each[name] for name in ("stage", "pool", "unit", "top")}
             for each in run.retrievals
         ],
+        "outdated": list(run.outdated),
     }
 
 
@@ -160,8 +161,8 @@ def _page(
 
 
 def _result_words(run: Run) -> str:
-    """Of a tested run top-1 and its bootstrap interval over videos, and of every result what other
-    videos than the run's own held-out ones it is of.
+    """Of a tested run top-1 and its bootstrap interval over videos, of every result what other
+    videos than the run's own held-out ones it is of, and which are left out.
     """
     words = ""
     if "top1" in run.test:
@@ -172,7 +173,7 @@ def _result_words(run: Run) -> str:
     for what, result in [("tested", run.test), *((_of(each), each) for each in run.retrievals)]:
         said = elsewhere(result, run.options)
         words += f"; {what} {said}" if said else ""
-    return words
+    return words + "".join(f"; {said}" for said in run.outdated)
 
 
 def _of(retrieval: dict[str, Any]) -> str:

@@ -226,6 +226,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
         result, neighbours = retrieve_features(gallery, queries, options, device)
         result |= {
             "checkpoint": str(trained.path),
+            "step": trained.step,
             "kind": trained.kind,
             "data": options.data or trained.options.data or "demo set",
             "data_words": data.words,

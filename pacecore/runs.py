@@ -1,6 +1,7 @@
 """What the verbs left in a run's folder, read back."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class Run:
     metrics: list[dict[str, Any]]
     test: dict[str, Any]  # test.json; {} where it was not tested
     retrievals: list[dict[str, Any]]
+    outdated: tuple[str, ...] = ()  # in words, results of other weights than the run has now
 
     @property
     def learning(self) -> dict[str, Any]:
@@ -116,8 +118,9 @@ def replaced_by(result: dict[str, Any], path: Path) -> str:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The results in a run folder. Raises NoResults for one without any, and for a file, which a
-    shell's runs/* has among the folders; PacecoreError for a broken file of a run.
+    """The results in a run folder, those of weights that the run has gone on from as words alone.
+    Raises NoResults for one without any, and for a file, which a shell's runs/* has among the
+    folders; PacecoreError for a broken file of a run.
     """
     folder = Path(folder)
     try:
@@ -128,15 +131,15 @@ def read_run(folder: str | Path) -> Run:
     except OSError as error:
         raise PacecoreError(f"{folder}: cannot be read: {error.strerror}") from None
     summary = _read(folder / "summary.json", "options")
-    test = _read(folder / "test.json", "trained_with")
-    found = (
-        _read(path, "top", "stage", "pool", "unit")
-        for path in sorted(folder.glob("retrieve-*.json"))
-    )
-    retrievals = [each for each in found if each]  # {} of a link to nothing
-    if not (summary or test or retrievals):
+    found = {"test.json": _read(folder / "test.json", "trained_with")}
+    for path in sorted(folder.glob("retrieve-*.json")):
+        found[path.name] = _read(path, "top", "stage", "pool", "unit")
+    found = {name: each for name, each in found.items() if each}  # {} of a link to nothing
+    if not (summary or found):
         raise NoResults(f"{folder}: holds no summary.json, test.json or retrieve-*.json")
-    first = next(each for each in (summary, test, *retrievals) if each)
+    first = summary or next(iter(found.values()))
+    outdated = {name: _outdated(name, each, summary) for name, each in found.items()}
+    found = {name: each for name, each in found.items() if not outdated[name]}
     options = first.get("options") or first.get("trained_with") or {}
     trained = "pretrain" if "paces" in options else "finetune"
     if first.get("kind") == "weights":
@@ -149,9 +152,29 @@ def read_run(folder: str | Path) -> Run:
         pretrained=_filled(first.get("pretrained") or {}),
         summary=summary,
         metrics=RunFolder(folder, writes=False).metrics(),
-        test=test,
-        retrievals=retrievals,
+        test=found.pop("test.json", {}),
+        retrievals=list(found.values()),
+        outdated=tuple(filter(None, outdated.values())),
     )
+
+
+def _outdated(name: str, result: dict[str, Any], summary: dict[str, Any]) -> str:
+    """In words, that the result in the file `name` is of other weights than the run's own
+    checkpoint has by `summary`; "" where it is not, or nothing tells.
+    """
+    checkpoint = Path(str(result.get("checkpoint", "")))
+    out = str(result.get("measured_with", {}).get("out") or checkpoint.parent)
+    if os.path.abspath(out) != os.path.abspath(checkpoint.parent):  # of another run's
+        return ""
+    step = result.get("step")
+    steps = {"last.pt": summary.get("steps"), "best.pt": summary.get("best", {}).get("step")}
+    now = steps.get(checkpoint.name)
+    if not isinstance(step, int) or not isinstance(now, int) or step == now:
+        return ""
+    if step > now:
+        return f"{name} is of step {step}, summary.json of {now}: let the run end"
+    verb = "retrieve" if "top" in result else "test"
+    return f"{name} is of step {step}, the run has gone on to {now}: {verb} again"
 
 
 def _filled(options: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +201,7 @@ def told_apart(runs: list[Run]) -> list[Run]:
     return result
 
 
-_OF_NAMES = {"options", "trained_with", "measured_with", "top", "pretrained", "results"}
+_OF_NAMES = {"options", "trained_with", "measured_with", "top", "pretrained", "results", "best"}
 
 
 def _read(path: Path, *needed: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Trained:
     classes: tuple[str, ...]  # of the head: paces, or names of actions
     pretrained: dict[str, Any]  # options of the pre-training before a fine-tuning; {} from scratch
     identity: str = ""  # of the videos that it was trained on
+    step: int | None = None  # steps of training behind the weights; None where the file tells none
     # Of bare weights, options of their input that are taken for granted, and as what.
     unsaid: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
@@ -110,6 +111,7 @@ def _of_checkpoint(path: Path, content: dict[str, Any]) -> Trained:
         classes=tuple(content.get("classes", ())),
         pretrained=dict(content.get("pretrained", {})),
         identity=content.get("identity", ""),
+        step=content.get("totals", {}).get("step"),
     )
 
 
