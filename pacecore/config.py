@@ -104,7 +104,7 @@ class RunOptions:
     channel_order: str = option("rgb", "Order of the channels.", choices=("rgb", "bgr"))
     # optimisation
     batch: int = option(30, "Videos a step, over all ranks.", low=1)
-    accumulate: int = _run(
+    accumulate: int = option(
         1, "Parts that a batch is computed in, one after another, to save memory.", low=1
     )
     epochs: int = option(18, "Epochs.", low=1)

@@ -1,8 +1,8 @@
 """Runs side by side in the form of the paper's tables, with the paper's own figures beside them.
 
-A row is a setting, and what it was measured on: runs that differ in seed or official split only are
-one row, mean and sample standard deviation. Nothing is computed anew; what the verbs wrote into the
-run folders is read.
+A row is a setting (see pacecore.settings), and what it was measured on: runs of other seeds or
+official splits are one row, mean and sample standard deviation. Nothing is computed anew; what the
+verbs wrote into the run folders is read.
 """
 
 import os

@@ -1,6 +1,8 @@
 """Which runs are of one setting, on which videos they were measured, and how settings differ.
 
-Runs of one setting differ in seed, place, machine or official split only.
+Runs of one setting differ only in seed, official split, the places of their files, and what rules
+count as course or machine: how a run goes and what does it; and in checkpointing and deterministic,
+which change how the same losses are come by.
 """
 
 import json

@@ -1,7 +1,7 @@
 """One step of training: forward, loss, backward, optimiser, and the ways to run them.
 
 The whole batch at once or in parts, in fp32 or under bf16 autocast, compiled, or replayed from a
-CUDA graph: the loss is the same to rounding.
+CUDA graph. The loss is the same to rounding, but in parts, of which batch norm sees one at a time.
 """
 
 import inspect

@@ -214,7 +214,7 @@ def test_a_wrong_preset_is_named_with_its_file(preset):
 @pytest.mark.parametrize(
     ("tells", "names"),
     [
-        ("run", "accumulate checkpointing deterministic fold seed"),
+        ("run", "checkpointing deterministic fold seed"),
         ("course", "compile graph log_every max_bad save_minutes"),
         ("place", "checkpoint data held_out out"),
         ("machine", "data_on decode_timeout device tensorboard workers"),

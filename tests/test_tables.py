@@ -33,10 +33,11 @@ def test_seeds_and_splits_are_averaged_and_settings_are_not(tmp_path):
 
 def test_what_differs_without_a_column_is_named(tmp_path):
     folders = [tmp_path / "pre0", tmp_path / "pre1"]
-    for folder, jitter in zip(folders, (True, False), strict=True):
-        pretraining(folder, 0.5, jitter=jitter)
+    for folder, jitter, parts in zip(folders, (True, False), (1, 2), strict=True):
+        pretraining(folder, 0.5, jitter=jitter, accumulate=parts)
     rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Pace")
-    assert [row["differs in"] for row in rows] == ["jitter True", "jitter False"]
+    differs = ["accumulate 1, jitter True", "accumulate 2, jitter False"]
+    assert [row["differs in"] for row in rows] == differs
     assert [row["chance %"] for row in rows] == ["12.5", "12.5"]
 
 
