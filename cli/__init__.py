@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import stat
 import sys
 from contextlib import suppress
@@ -32,9 +33,13 @@ _VERBS = {
 }
 
 
-_FULL = (
+_FULL_GPU = (
     "the GPU's memory is full; in training --checkpointing, a higher --accumulate, --amp bf16 and a"
     " smaller --batch need less, and --data-on host keeps the frames off it"
+)
+_FULL = (
+    "the memory is full; fewer --workers need less, and in training a smaller --batch or --crop, a"
+    " higher --accumulate and --checkpointing"
 )
 
 
@@ -127,6 +132,17 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _full_words(error: RuntimeError | MemoryError) -> str:
+    """What needs less where memory has ended, and the error's own words; "" of another error."""
+    text = str(error).partition("\n")[0]
+    said = text.rpartition("DefaultCPUAllocator: ")[2]  # before it a line of torch's source
+    # OutOfMemoryError is torch's own, whose import would take seconds.
+    full = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    if not full and not re.search("can't allocate memory|not enough memory", said):
+        return ""
+    return ": ".join(filter(None, (_FULL_GPU if "CUDA" in text else _FULL, said)))
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit code 2, without traceback, and
     Ctrl-C one line and 130.
@@ -154,8 +170,8 @@ def main() -> None:
             raise
         sys.stderr.write(f"pacecore: {error.filename}: {error.strerror}\n")
         sys.exit(2)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's own; its import would take seconds
+    except (RuntimeError, MemoryError) as error:
+        if not (words := _full_words(error)):
             raise
-        sys.stderr.write(f"pacecore: {_FULL}: {str(error).splitlines()[0]}\n")
+        sys.stderr.write(f"pacecore: {words}\n")
         sys.exit(2)

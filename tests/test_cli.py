@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -29,6 +30,36 @@ def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
     for option in ("--checkpointing", "--accumulate", "--amp bf16", "--batch", "--data-on host"):
         assert option in words
     assert words.endswith("CUDA out of memory. Tried to allocate 2 GiB.\n")
+
+
+def _no_memory() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("allocate", "said"),
+    [
+        (lambda: torch.empty(1 << 50, dtype=torch.uint8), "tried to allocate 1125899906842624 byt"),
+        (lambda: np.empty(1 << 50), ": Unable to allocate 8.00 PiB"),
+        (_no_memory, "--checkpointing\n"),
+    ],
+)
+def test_a_full_memory_names_what_needs_less(monkeypatch, capsys, allocate, said):
+    monkeypatch.setattr(cli, "pacecore", lambda **_: allocate())
+    code, _, words = call(monkeypatch, capsys)
+    assert (code, words.count("\n"), "GPU" in words, "alloc_cpu" in words) == (2, 1, False, False)
+    assert words.startswith("pacecore: the memory is full; fewer --workers need less")
+    assert "a smaller --batch or --crop" in words
+    assert said in words
+
+
+def test_other_errors_are_shown_whole(monkeypatch):
+    def broken(**_):
+        raise RuntimeError("of a bug")
+
+    monkeypatch.setattr(cli, "pacecore", broken)
+    with pytest.raises(RuntimeError, match="of a bug"):
+        cli.main()
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
