@@ -112,6 +112,8 @@ def closing_words(summary: dict[str, Any]) -> str:
             f" {summary['validation_by']}:"
             f" {100 * best['val_accuracy']:.1f} % after step {best['step']}: {kept}"
         )
+    elif "warning" in summary["results"]:
+        lines.append(f"no best: {summary['results']['warning']}: last.pt is the result")
     else:
         lines.append("no validation share (--val-share): last.pt is the result")
     for path, reason in summary["unreadable"].items():

@@ -165,6 +165,8 @@ class _ActionTask:
         runner = ClipRunner.in_training(self.model, self.options, self.device, "validate", between)
         result = measure_actions(runner, self.validation, self.classes)
         words = unread_words(result.unreadable, len(self.validation), "validation")
+        if not result.videos:
+            return {"warning": words}
         return {
             "val_accuracy": result.top1,
             "val_clip_accuracy": result.clip_top1,

@@ -18,6 +18,7 @@ from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.files import write_json, write_json_lines
+from pacecore.index import BadVideo, none_readable
 from pacecore.inputs import Inputs, identity_of, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.runs import replaced_by
@@ -194,11 +195,11 @@ def measure_actions(
     *,
     average: str = "softmax",
 ) -> ActionResult:
-    """Scores of `runner`'s network (first output: logits) on all videos of `source`, the same on
-    every rank.
+    """Scores of `runner`'s network (first output: logits) on all videos of `source` that can be
+    read, which may be none, the same on every rank.
 
     average: "softmax", or "logits" as VCOP's code has it. Raises PacecoreError for another, and for
-    a source that is empty, has no labels or classes unknown to the head, or no readable video.
+    a source that is empty, has no labels or classes unknown to the head.
     """
     if average not in ("softmax", "logits"):
         raise PacecoreError(f"average must be softmax or logits, got {average!r}")
@@ -210,8 +211,6 @@ def measure_actions(
         read[video] = 1
     scores, read = (all_reduce_sum(each, runner.device) for each in (scores, read))
     kept = read.bool()
-    if not kept.any():
-        raise PacecoreError(f"held-out videos: none of {len(source)} videos can be read")
     scores = scores[kept]
     return ActionResult(
         classes=classes,
@@ -277,6 +276,8 @@ def run_test(
             predictions = measure_actions(
                 runner, data.held_out, trained.classes, average=options.average
             )
+            if not predictions.videos:
+                raise _none_read(data.held_out, predictions.unreadable)
             figures = predictions.summary(options)
         result = {
             "kind": trained.kind,
@@ -309,6 +310,11 @@ def run_test(
         return {**result, "replaced": replaced}
 
 
+def _none_read(source: FrameSource, unreadable: dict[str, str]) -> PacecoreError:
+    bad = [BadVideo(*each) for each in unreadable.items()]
+    return PacecoreError(f"held-out videos: {none_readable(len(source), bad)}")
+
+
 def _test_pace(
     model: nn.Module, trained: Trained, data: Inputs, options: TestOptions, device: torch.device
 ) -> dict[str, Any]:
@@ -316,7 +322,7 @@ def _test_pace(
     runner = replace(ClipRunner.of(model, trained, options, device, "test"), paces=paces)
     found = pace_accuracy(runner, data.held_out)
     if not found.clips:
-        raise PacecoreError(f"held-out videos: none of {len(data.held_out)} videos can be read")
+        raise _none_read(data.held_out, found.unreadable)
     return {
         "pace_accuracy": found.accuracy,
         "chance": 1 / len(found.classes),

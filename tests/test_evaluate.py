@@ -35,6 +35,8 @@ from .trees import tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+NONE_READ = r"^held-out videos: none of the 6 videos can be read; the first one: .*: cut short$"
+
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
@@ -257,7 +259,7 @@ def test_pace_accuracy_heeds_the_time_of_a_video_and_says_why_one_is_left_out(
 def test_pace_accuracy_of_no_video_is_refused_not_nan(videos, tmp_path, monkeypatch):
     decoding(monkeypatch, lambda _: True)
     checkpoint = pretrained(tmp_path / "last.pt", data=str(videos))
-    with pytest.raises(PacecoreError, match="held-out videos: none of 6 videos can be read"):
+    with pytest.raises(PacecoreError, match=NONE_READ):
         run_test(load_trained(checkpoint), options_of(clips=2))
     assert not (tmp_path / "test.json").exists()
 
@@ -327,7 +329,7 @@ def test_a_video_that_fails_while_it_is_decoded_is_named_too(checkpoint, tmp_pat
 
 def test_accuracy_of_no_video_is_refused_not_nan(checkpoint, tmp_path, monkeypatch):
     decoding(monkeypatch, lambda _: True)
-    with pytest.raises(PacecoreError, match="held-out videos: none of 6 videos can be read"):
+    with pytest.raises(PacecoreError, match=NONE_READ):
         run_test(load_trained(checkpoint), options_of(out=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 

@@ -293,6 +293,29 @@ def test_held_out_videos_none_of_which_is_read_give_a_reason_not_nan(
     assert set(summary["results"]) == {"warning"}
 
 
+def test_a_fine_tuning_none_of_whose_validation_videos_is_read_goes_on_and_says_why(
+    monkeypatch, capsys, videos, tmp_path
+):
+    run = tmp_path / "run"
+    words = ["--out", run, "--val-share", "0.1", "--max-steps", "1", *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr("pacecore.finetune.ClipRunner.run", lambda runner, _: _none(runner))
+        code, out, err = call(patch, capsys, "finetune", "--scratch", videos, *words)
+    assert code == 0, err
+    said = "1 of 1 validation videos cannot be read, the first is a.mp4: cut short"
+    assert f"\nwarning: {said}\n" in out
+    assert f"\nno best: {said}: last.pt is the result\n" in out
+    assert json.loads((run / "summary.json").read_text())["results"] == {"warning": said}
+    code, out, err = call(monkeypatch, capsys, "finetune", "--resume", run, "--max-steps", "2")
+    assert code == 0, err
+    assert f": {run}/best.pt\n" in out
+
+
+def _none(runner):
+    runner.unreadable["a.mp4"] = "cut short"
+    return iter(())
+
+
 def test_a_figure_of_a_part_of_the_held_out_videos_says_so(monkeypatch, capsys, videos, tmp_path):
     red = videos / "test" / "Red"
     summary = json.loads(_with_unread(monkeypatch, capsys, videos, tmp_path, red, 2))
