@@ -1,5 +1,6 @@
 """pacecore train: self-supervised pre-training by pace prediction."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -77,6 +78,9 @@ def options_of_run(
         raise OptionError(
             "--resume takes its options from the run: leave out --preset and --config"
         )
+    out = given.get("out")
+    if out is not None and os.path.realpath(out) != os.path.realpath(run):
+        raise OptionError(f"--resume goes on in {run}: leave out --out, got {out!r}")
     content = load_resume(run, fall_back=fall_back)
     check_kind(run, content, "pretrain" if kind is TrainOptions else "finetune")
     options = stored_options(content, Path(run))

@@ -207,6 +207,10 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--out", run)
     assert code == 0, err
     assert load_checkpoint(run / "last.pt")["totals"]["step"] == 3
+    for verb in ("train", "finetune"):
+        code, _, err = call(monkeypatch, capsys, verb, "--resume", run, "--out", tmp_path)
+        said = f"pacecore: --resume goes on in {run}: leave out --out, got '{tmp_path}'\n"
+        assert (code, err) == (2, said)
     longer = ["--epochs", "2", "--max-steps", "0"]
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, *longer)
     assert code == 0, err
