@@ -30,7 +30,7 @@ from pacecore.errors import PacecoreError
 from pacecore.inputs import resident_frames, worker_count
 from pacecore.loader import ClipBatch, LoaderError, TrainingSchedule, load_batches, on_device
 from pacecore.meter import Meter, NotFinite, Totals
-from pacecore.rules import write_toml
+from pacecore.rules import OptionError, write_toml
 from pacecore.runlog import Progress, RunFolder, duration, tell
 from pacecore.source import FrameSource
 from pacecore.step import Learnt, TrainingStep, learning_rate
@@ -80,7 +80,7 @@ def fit(
     identity: what the data are, so that a checkpoint is not resumed on others.
     resume: the content of a checkpoint of this run. Raises TrainingError for a loss or weights that
     are not finite, more than max_bad unreadable videos, or a signal to stop, and the last
-    checkpoint stays.
+    checkpoint stays; OptionError where the run is to end before the steps it has done.
     """
     with repeatable_or_fast(options.deterministic):
         run = _Run(task, source, schedule, options, device, identity, resume)
@@ -144,6 +144,20 @@ class _Run:
         self.results = dict(content["results"])
         self.best = dict(content["best"])
         self.unmeasured = content.get("unmeasured", False)  # checkpoints of before have none
+        self._require_as_long()
+
+    def _require_as_long(self) -> None:
+        """Raises OptionError where the run that goes on is to end before what it has done."""
+        done = self.totals.step
+        if done <= self.total_steps:
+            return
+        name, rule = "max_steps", f"the {done} steps"
+        if self.options.epochs * self.per_epoch == self.total_steps:
+            name, rule = "epochs", f"the {done / self.per_epoch:g} epochs"
+        got = getattr(self.options, name)
+        raise OptionError(
+            f"{name} must be at least {rule} that {self.options.out} has done, got {got}"
+        )
 
     def train(self) -> dict[str, Any]:
         self.task.model.train()

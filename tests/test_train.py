@@ -215,6 +215,16 @@ def test_resuming_takes_its_options_from_the_run(monkeypatch, capsys, videos, tm
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, *longer)
     assert code == 0, err
     assert load_checkpoint(run / "last.pt")["totals"]["step"] == 6
+    written = (run / "options.toml").read_text(), (run / "summary.json").read_text()
+    for short, said in (
+        (("--max-steps", "5"), f"max_steps must be at least the 6 steps that {run} has done, got"),
+        (("--epochs", "1"), f"epochs must be at least the 2 epochs that {run} has done, got"),
+    ):
+        code, _, err = call(monkeypatch, capsys, "train", "--resume", run, *short)
+        assert (code, err.splitlines()[-1]) == (2, f"pacecore: {said} {short[1]}")
+    assert ((run / "options.toml").read_text(), (run / "summary.json").read_text()) == written
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--max-steps", "6")
+    assert code == 0, err
     code, _, err = call(monkeypatch, capsys, "train", "--resume", run, "--lr", "0.5")
     assert (code, err) == (
         2,
