@@ -68,9 +68,11 @@ def trusted(options: AnyOptions, device: torch.device, *, resume: bool = False) 
     if options.amp != "bf16":
         return options
     check = check_bf16_conv3d(device)
-    (unfit,) = any_rank(bool(check.wrong) if resume else not check.usable)
+    own = bool(check.wrong) if resume else not check.usable
+    (unfit,) = any_rank(own)
     if is_main() and (unfit or not resume):
-        tell(check.report())
+        elsewhere = "bf16 conv3d is wrong or slow on another rank's device; fp32 is used"
+        tell(elsewhere if unfit and not own else check.report())
     return replace(options, amp="none") if unfit else options
 
 
