@@ -61,6 +61,7 @@ def parse_pace(pace: int | str | Fraction) -> Fraction:
         if isinstance(pace, str) and not re.fullmatch(r"-?\d+(/\d+)?", pace):
             raise ValueError
         value = Fraction(pace)
+        value = Fraction(int(value.numerator), int(value.denominator))  # NumPy's would overflow
     except (ValueError, TypeError, ZeroDivisionError):
         rule = "must be a whole number or a ratio such as 1/3"
         raise PacecoreError(f"pace {rule}, got {pace!r}") from None

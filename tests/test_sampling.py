@@ -143,6 +143,7 @@ def test_a_loop_share_of_no_such_clips_is_refused():
         with pytest.raises(PacecoreError, match="lengths must be numbers from 1, one axis, got"):
             loop_share(lengths, 4, 16)
     assert loop_share([300], 4, np.uint8(100)) == loop_share([300], 4, 100) == 1.0
+    assert loop_share([5], np.int16(1000), 64) == 1.0
     with pytest.raises(PacecoreError, match="paces must be text such as 1/3,1/2,1,2,3, got"):
         parse_paces((1, 2))
 
