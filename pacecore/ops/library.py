@@ -69,7 +69,8 @@ def _words() -> str:
 
 # What the dispatcher says of an argument that the schema has no place for.
 _WRONG_TYPE = re.compile(
-    r"\w+::\w+\(\) Expected a value of type '(.+?)' for argument '(\w+)'.*\n.*\nValue: (.*)"
+    r"\w+::\w+\(\) Expected a value of type '(.+?)' for argument '(\w+)' but instead found type"
+    r" '(.+?)'.*\n.*\nValue: (.*)\n(Declaration: )?"
 )
 
 
@@ -86,8 +87,9 @@ def expected_errors(op: str) -> Iterator[None]:
         if text.startswith(f"{op}: "):
             raise PacecoreError(line) from None
         if wrong := _WRONG_TYPE.match(text):
-            kind, name, value = wrong.groups()
-            raise PacecoreError(f"{op}: {name} must be of type {kind}, got {value}") from None
+            kind, name, found, value, whole = wrong.groups()
+            got = value if whole and "Tensor" not in kind else found  # arrays take many lines
+            raise PacecoreError(f"{op}: {name} must be of type {kind}, got {got}") from None
         there = "pacecore doctor says what was built"
         if re.search("no kernel image|unsupported toolchain|driver version is insufficient", text):
             raise PacecoreError(f"{op}: {line}; {there}") from None
