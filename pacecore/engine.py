@@ -364,7 +364,7 @@ class _Run:
         self.folder.log(step=self.totals.step, **results)
         if is_main():
             shown = ", ".join(f"{k} {v:.3f}" for k, v in results.items() if type(v) is float)
-            tell(f"epoch {self.totals.step / self.per_epoch:.3g}: {shown}")
+            tell(f"epoch {round(self.totals.step / self.per_epoch, 4):g}: {shown}")
             if "warning" in results:
                 tell(f"warning: {results['warning']}")
 

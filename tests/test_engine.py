@@ -76,6 +76,15 @@ def test_the_optimiser_has_the_learning_rate_of_each_step(tmp_path, monkeypatch)
     assert [line["lr"] for line in lines] == expected
 
 
+def test_the_thousandth_epoch_is_told_as_a_number(tmp_path, capsys):
+    run(tmp_path, max_steps=1, held_out="none")
+    content = load_checkpoint(tmp_path / "last.pt")
+    content["totals"]["step"] = 2999
+    save_checkpoint(tmp_path / "last.pt", content)
+    run(tmp_path, resume=True, epochs=1000)
+    assert "\nepoch 1000: pace_accuracy " in "\n" + capsys.readouterr().out
+
+
 def test_minutes_between_checkpoints_are_minutes(tmp_path, monkeypatch):
     now, saved = [0.0], []
 
