@@ -83,12 +83,9 @@ class Frames:
     def __len__(self) -> int:
         return self.table.shape[0]
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Frames":
+    def to(self, device: torch.device | str) -> "Frames":
         """The same frames on another device."""
-        return Frames(
-            self.data.to(device, non_blocking=non_blocking),
-            self.table.to(device, non_blocking=non_blocking),
-        )
+        return Frames(self.data.to(device), self.table.to(device))
 
 
 def shifted(table: Tensor, start: int) -> Tensor:
