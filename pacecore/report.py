@@ -150,7 +150,8 @@ def _page(
     for run in runs:
         said = (("seed", "seed"), ("split", "fold"))  # bare weights and files of features have none
         words = [f"{word} {run.options[name]}" for word, name in said if name in run.options]
-        words = ", ".join([run.kind, *words, run.summary.get("time", "no summary")])
+        kind = "plain weights" if run.options.get("kind") == "weights" else run.kind
+        words = ", ".join([kind, *words, run.summary.get("time", "no summary")])
         parts.append(f"- `{run.folder}`: {words}{_result_words(run)}")
     parts += [f"- left out: {words}" for words in left_out]
     parts.append("")

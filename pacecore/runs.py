@@ -159,8 +159,8 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _outdated(name: str, result: dict[str, Any], summary: dict[str, Any]) -> str:
-    """In words, that the result in the file `name` is of other weights than the run's own
-    checkpoint has by `summary`; "" where it is not, or nothing tells.
+    """In words, that the result in the file `name` is of weights that the run's own checkpoint has
+    no more by `summary`; "" where it is not, or nothing tells.
     """
     checkpoint = Path(str(result.get("checkpoint", "")))
     out = str(result.get("measured_with", {}).get("out") or checkpoint.parent)
@@ -169,10 +169,9 @@ def _outdated(name: str, result: dict[str, Any], summary: dict[str, Any]) -> str
     step = result.get("step")
     steps = {"last.pt": summary.get("steps"), "best.pt": summary.get("best", {}).get("step")}
     now = steps.get(checkpoint.name)
-    if not isinstance(step, int) or not isinstance(now, int) or step == now:
+    # Of a run that was stopped since, the summary is older than its weights.
+    if not isinstance(step, int) or not isinstance(now, int) or step >= now:
         return ""
-    if step > now:
-        return f"{name} is of step {step}, summary.json of {now}: let the run end"
     verb = "retrieve" if "top" in result else "test"
     return f"{name} is of step {step}, the run has gone on to {now}: {verb} again"
 

@@ -334,7 +334,7 @@ def test_retrieval_elsewhere_and_by_weights_or_files_is_not_that_of_the_training
     page = (tmp_path / "out" / "report.md").read_text()
     line = f"`{runs[0]}`: pretrain, seed 0, split 1, 3 s; retrieval by p5 video on /data/hmdb\n"
     assert line in page
-    assert f"`{runs[1]}`: pretrain, no summary\n- `{runs[2]}`: features, no summary\n" in page
+    assert f"`{runs[1]}`: plain weights, no summary\n- `{runs[2]}`: features, no summary\n" in page
 
 
 def test_of_bare_weights_no_training_is_told(tmp_path):
