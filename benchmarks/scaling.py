@@ -7,7 +7,8 @@ One thing changes at a time. A step is forward, backward and SGD of R(2+1)D on c
 workers feed clips from files without a network, beside cores that do all themselves; ranks are
 processes that train together, each with one thread on a CPU (gloo) or a GPU of its own (NCCL).
 Memory is what a step adds at most, and for workers and ranks what all their processes hold, pages
-that they share counted once.
+that they share counted once. A quick run on a GPU leaves the workers out: benchmarks.data times
+what a core decodes there.
 The page lies beside the record, its name ending in .md.
 """
 
@@ -53,7 +54,7 @@ class Grid:
     batch: tuple[int, ...]
     clip_frames: tuple[int, ...]
     side_px: tuple[int, ...]
-    workers: tuple[int, ...]
+    workers: tuple[int, ...]  # () leaves feeding out
     ranks: tuple[int, ...]
     rows: tuple[int, ...]
     eager_rows: int  # beyond, the (n, n) matrices of plain torch take too long or too much
@@ -67,9 +68,7 @@ def grid(device: torch.device, quick: bool) -> Grid:
         rows = (4096, 16384, 65536) if quick else (1024, 4096, 16384, 65536, 131072, 262144)
         batch, frames = ((15, 60), (16, 32)) if quick else ((15, 30, 60, 120, 240), (8, 16, 32, 64))
         sides = (112, 224) if quick else (56, 112, 168, 224)
-        return Grid(
-            1.0, batch, frames, sides, workers[-1:] if quick else workers, ranks, rows, 32768
-        )
+        return Grid(1.0, batch, frames, sides, () if quick else workers, ranks, rows, 32768)
     ranks = (1, 2) if cores > 1 else (1,)
     if quick:
         return Grid(0.125, (2, 4, 8), (8, 16), (32, 56), workers[:3], ranks, (256, 512, 1024), 512)
@@ -306,11 +305,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         index, words = open_videos(options, Path(folder))
         parts: list[Callable[[], Iterator[dict]]] = [
-            lambda: feeding(found.workers, device, index, words, options.quick),
             lambda: steps(found, device, options.quick),
             lambda: embeddings(found, device),
             lambda: together(found, device, index, Path(folder)),
         ]
+        if found.workers:
+            parts.insert(0, lambda: feeding(found.workers, device, index, words, options.quick))
         for part in parts:
             for case in part():
                 cases.append(case)

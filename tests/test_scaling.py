@@ -44,6 +44,25 @@ def test_steps_and_embeddings_are_measured_as_their_grid_says():
     assert "Embeddings of the contrastive loss, forward and backward: plain torch" in page
 
 
+def test_a_quick_run_on_a_gpu_feeds_nothing_and_its_page_has_no_such_table(tmp_path, monkeypatch):
+    grids = {(kind, quick): scaling.grid(torch.device(kind), quick)
+             for kind in ("cuda", "cpu") for quick in (True, False)}  # fmt: skip
+    assert [key for key, grid in grids.items() if not grid.workers] == [("cuda", True)]
+    rows = {"grows": "rows", "way": "info_nce", "seconds": 1.0, "value": 16, "peak_bytes": 2}
+    monkeypatch.setattr(scaling, "open_videos", lambda *_: (None, ""))
+    monkeypatch.setattr(scaling, "grid", lambda *_: grids["cuda", True])
+    monkeypatch.setattr(scaling, "feeding", lambda *_: pytest.fail("fed"))
+    monkeypatch.setattr(scaling, "steps", lambda *_: [])
+    monkeypatch.setattr(scaling, "embeddings", lambda *_: [rows])
+    monkeypatch.setattr(scaling, "together", lambda *_: [])
+    record = tmp_path / "scaling.json"
+    monkeypatch.setattr("sys.argv", f"scaling --device cpu --quick --out {record}".split())
+    scaling.main()
+    page = record.with_suffix(".md").read_text()
+    assert "## Embeddings" in page
+    assert "Decoding processes" not in page
+
+
 def test_memory_counts_the_processes_that_were_started():
     script = "import time; kept = bytearray(64 << 20); print(flush=True); time.sleep(300)"
     with watched(held_bytes, 0.25) as held:
