@@ -65,6 +65,23 @@ def test_an_overhead_leaves_out_what_the_loop_waits_for(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("device", "repeatable"), [("cpu", False), ("cuda:0", True)])
+def test_the_network_whose_memory_is_read_is_trained_without_a_search_on_a_gpu(
+    tmp_path, monkeypatch, device, repeatable
+):
+    trained = []
+    monkeypatch.setattr(train_step, "open_inputs", lambda options: SimpleNamespace(train=[0, 0]))
+    monkeypatch.setattr(
+        train_step, "run", lambda options, *_: trained.append(options) or [(3.0, 1.0), (4.0, 1.0)]
+    )
+    arguments = SimpleNamespace(
+        data="videos", device=device, batch=None, memory_steps=20, folder=tmp_path
+    )
+    (case,) = train_step.memory(arguments)
+    assert case["grown_megabytes"] == 1
+    assert trained[0].deterministic is repeatable
+
+
 def test_a_test_s_share_is_of_the_network_s_rates_around_it(monkeypatch):
     alone = iter([2.0, 4.0, 1.0])  # 8 clips: 4, 2 and 8 a second
     whole = iter([10.0, 8.0, 2.0])  # 20 clips: 2, 2.5 and, without the network, 10 a second
