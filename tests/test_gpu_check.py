@@ -135,11 +135,14 @@ def test_its_own_folder_in_the_tree_is_no_change_of_the_code(tmp_path, monkeypat
     assert gpu_check.machine("cpu")["uncommitted_changes"] is True
 
 
-def test_no_step_begins_after_the_limit_of_all(tmp_path, monkeypatch):
+def test_no_step_begins_after_the_limit_of_all_which_opening_the_gpu_belongs_to(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(gpu_check, "STEPS", {"a": lambda context: pytest.fail("begun")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", lambda device, commit: {})
-    assert gpu_check.main(["--out", str(tmp_path), "--only", "a", "--limit", "1e-9"]) == 1
+    monkeypatch.setattr(gpu_check, "machine", lambda device, commit: time.sleep(0.5) or {})
+    monkeypatch.setattr(gpu_check, "copy_tree", lambda folder, built: folder)
+    assert gpu_check.main(["--out", str(tmp_path), "--only", "a", "--limit", "0.5"]) == 1
     assert "not begun" in (tmp_path / "gpu_check-cuda.json").read_text()
 
 

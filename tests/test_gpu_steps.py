@@ -245,6 +245,12 @@ def test_the_steps_cover_every_benchmark():
     assert {*BENCHMARKS, "memory", "scaling"} <= set(gpu_steps.STEPS)
 
 
+def test_what_no_page_shows_comes_last():
+    *_, longest, last = gpu_steps.STEPS
+    assert (longest, last) == ("pretrain", "scaling")
+    assert last not in BENCHMARKS
+
+
 def test_a_store_that_is_not_on_the_device_is_a_failure(context, monkeypatch):
     monkeypatch.setattr(Context, "run", lambda *_, **__: (0, "trained 3 clips"))
     result = gpu_steps.train_resident(context)
