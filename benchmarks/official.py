@@ -12,6 +12,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
 from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.video import decode_all
+from pacecore.workers import core_count
 
 from .backbones import conv3d_as_torch_has_it
 from .common import peer
@@ -66,19 +68,28 @@ class ExtractedFrames:
 
 
 def extract(index: VideoIndex, folder: Path) -> ExtractedFrames:
-    """Writes the frames of every video at its own size, with the JPEG quality that cv2 has."""
+    """Writes the frames of every video at its own size, with the JPEG quality that cv2 has; on each
+    core a video at a time.
+    """
+    _needed("cv2")
+    folders = [folder / str(video) for video in range(len(index))]
+    # PyAV and cv2 let other threads run while they decode and encode.
+    with ThreadPoolExecutor(core_count()) as pool:
+        counts = pool.map(_extracted, [entry.path for entry in index.entries], folders)
+        return ExtractedFrames(folder, tuple(counts))
+
+
+def _extracted(path: str, folder: Path) -> int:
+    """Writes the frames of a video into its folder and gives their number."""
     cv2 = _needed("cv2")
-    counts = []
-    for video, entry in enumerate(index.entries):
-        (folder / str(video)).mkdir(parents=True)
-        count = 0
-        for part in decode_all(entry.path):
-            for row in part.table.tolist():
-                count += 1
-                name = str(folder / str(video) / f"frame{count:06d}.jpg")
-                cv2.imwrite(name, cv2.cvtColor(_i420(part, row), cv2.COLOR_YUV2BGR_I420))
-        counts.append(count)
-    return ExtractedFrames(folder, tuple(counts))
+    folder.mkdir(parents=True)
+    count = 0
+    for part in decode_all(path):
+        for row in part.table.tolist():
+            count += 1
+            picture = cv2.cvtColor(_i420(part, row), cv2.COLOR_YUV2BGR_I420)
+            cv2.imwrite(str(folder / f"frame{count:06d}.jpg"), picture)
+    return count
 
 
 def _i420(part: Frames, row: list[int]) -> np.ndarray:
