@@ -8,7 +8,6 @@ that name here returns. --check changes nothing and exits with 1 where the page 
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -249,43 +248,22 @@ own_crops = _arms(
 )
 
 
-def _tells(case: dict) -> bool:
-    """Whether a result says something: a probe of features that were not standardised does not."""
-    return case["measure"] != "probe" or case.get("standardised", False)
-
-
 def _standing_out(cases: list[dict]) -> str:
-    """How many comparisons of a grid stand out by themselves, and whether any does among so many.
-
-    An older record has intervals and no p, their quantile being Student's of unknown degrees of
-    freedom. With endless ones p would be least, so that where Holm's correction rejects nothing
-    then, it does not at all.
-    """
-    compared = [case for case in cases if case.get("difference") is not None and _tells(case)]
-    found = [case for case in compared if case["verdict"] in ("above", "below")]
-    halves = [(case["high"] - case["low"]) / 2 for case in found]
-    least = [
-        math.erfc(1.95996 * abs(case["difference"]) / half / 2**0.5)
-        for case, half in zip(found, halves, strict=True)
-    ]
+    """How many comparisons of a grid stand out by themselves, and how many do among so many."""
+    compared = [case for case in cases if case.get("difference") is not None]
+    found = sum(case["verdict"] in ("above", "below") for case in compared)
     # What the table above leaves out.
     others = {"retrieve-5": "top-5", "finetune-clips": "clip by clip"}
     measures = {case["measure"] for case in compared}
     among = " and ".join(words for name, words in others.items() if name in measures)
     chance = 0.05 * len(compared)
-    words = (
+    count = holm([case["p"] for case in compared])
+    return (
         f"Of {len(compared)} comparisons in this grid,{f' {among} among them,' if among else ''}"
-        f" {len(found)} {'stands' if len(found) == 1 else 'stand'} out, each taken by itself;"
-        f" chance alone would give about {chance:.{0 if chance >= 0.5 else 1}f}"
+        f" {found} {'stands' if found == 1 else 'stand'} out, each taken by itself;"
+        f" chance alone would give about {chance:.{0 if chance >= 0.5 else 1}f}."
+        f" Corrected for their number (Holm) {count or 'none'} {'do' if count > 1 else 'does'}."
     )
-    if all("p" in case for case in compared):
-        count = holm([case["p"] for case in compared])
-        words += (
-            f". Corrected for their number (Holm) {count or 'none'} {'do' if count > 1 else 'does'}"
-        )
-    elif found and min(least) * len(compared) > 0.05:
-        words += ". Corrected for their number (Holm) none does"
-    return f"{words}."
 
 
 def _arms_table(cases: list[dict]) -> list[str]:
@@ -295,8 +273,8 @@ def _arms_table(cases: list[dict]) -> list[str]:
         "probe": "linear probe",
         "retrieve-1": "retrieval, p5",
     }
-    told = {case["measure"] for case in cases if _tells(case)}
-    columns = {k: v for k, v in columns.items() if k in told}
+    measures = {case["measure"] for case in cases}
+    columns = {k: v for k, v in columns.items() if k in measures}
     marks = {"above": "**", "below": "*"}
     lines = [
         f"| pre-training | seeds | {' | '.join(columns.values())} |",
