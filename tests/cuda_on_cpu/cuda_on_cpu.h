@@ -22,7 +22,6 @@
 #include <cstdint>
 #include <string>
 #include <type_traits>
-#include <utility>
 
 #include "fibers.h"
 #include "matrices.h"
@@ -32,36 +31,21 @@
 #undef __device__
 #undef __host__
 #undef __shared__
-#undef __constant__
 #undef __launch_bounds__
-#undef __grid_constant__
 #undef __forceinline__
 #define __global__
 #define __device__
 #define __host__
 // Kernels stand in anonymous namespaces: by that shared_memory.ld knows these variables.
 #define __shared__ static
-#define __constant__
 #define __launch_bounds__(...)
-#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 
-inline constexpr int warpSize = 32;
-
-// ---- barriers, votes, shuffles; the call's place in the source is in every message about it
+// ---- barriers, a vote, shuffles; the call's place in the source is in every message about it
 using CudaOnCpuSite = std::source_location;
 
 inline void __syncthreads(CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  cuda_on_cpu::block_barrier(false, site);
-}
-inline int __syncthreads_count(int predicate, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return cuda_on_cpu::block_barrier(predicate, site);
-}
-inline int __syncthreads_or(int predicate, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return cuda_on_cpu::block_barrier(predicate, site) != 0;
-}
-inline int __syncthreads_and(int predicate, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return cuda_on_cpu::block_barrier(!predicate, site) == 0;
+  cuda_on_cpu::block_barrier(site);
 }
 
 namespace cuda_on_cpu {
@@ -132,18 +116,6 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32,
   return cuda_on_cpu::exchange(mask, value, first + (source & (width - 1)), site);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  const int source = static_cast<int>(cuda_on_cpu::lane()) - static_cast<int>(delta);
-  return cuda_on_cpu::exchange(mask, value, cuda_on_cpu::in_group(source, width), site);
-}
-template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  const int source = static_cast<int>(cuda_on_cpu::lane() + delta);
-  return cuda_on_cpu::exchange(mask, value, cuda_on_cpu::in_group(source, width), site);
-}
-template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
                   CudaOnCpuSite site = CudaOnCpuSite::current()) {
   const int source = static_cast<int>(cuda_on_cpu::lane()) ^ lane_mask;
@@ -154,28 +126,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
   const unsigned bit = predicate ? 1u << cuda_on_cpu::lane() : 0;
   return cuda_on_cpu::reduce(mask, bit, std::bit_or<unsigned>{}, site);
 }
-inline int __any_sync(unsigned mask, int predicate, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return __ballot_sync(mask, predicate, site) != 0;
-}
-inline int __all_sync(unsigned mask, int predicate, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return __ballot_sync(mask, !predicate, site) == 0;
-}
-template <typename T>
-T __reduce_add_sync(unsigned mask, T value, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return cuda_on_cpu::reduce(mask, value, std::plus<T>{}, site);
-}
-template <typename T>
-T __reduce_max_sync(unsigned mask, T value, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return cuda_on_cpu::reduce(mask, value, [](T a, T b) { return a < b ? b : a; }, site);
-}
-template <typename T>
-T __reduce_min_sync(unsigned mask, T value, CudaOnCpuSite site = CudaOnCpuSite::current()) {
-  return cuda_on_cpu::reduce(mask, value, [](T a, T b) { return b < a ? b : a; }, site);
-}
 
 // ---- memory: threads take turns, so an atomic is plain code and a fence is nothing
 inline void __threadfence() {}
-inline void __threadfence_block() {}
 
 template <typename T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
@@ -183,87 +136,21 @@ T atomicAdd(T* address, std::type_identity_t<T> value) {
   *address = static_cast<T>(old + value);
   return old;
 }
-template <typename T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
-  const T old = *address;
-  *address = std::max(old, value);
-  return old;
-}
-template <typename T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
-  const T old = *address;
-  *address = std::min(old, value);
-  return old;
-}
-template <typename T>
-T atomicOr(T* address, std::type_identity_t<T> value) {
-  const T old = *address;
-  *address = old | value;
-  return old;
-}
-template <typename T>
-T atomicExch(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, value);
-}
-template <typename T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  const T old = *address;
-  if (old == expected) *address = value;
-  return old;
-}
 
-// Loads and stores with a cache hint.
+// A load with a cache hint.
 template <typename T>
 T __ldg(const T* address) {
   return *address;
-}
-template <typename T>
-T __ldcs(const T* address) {
-  return *address;
-}
-template <typename T>
-T __ldcg(const T* address) {
-  return *address;
-}
-template <typename T>
-void __stcs(T* address, std::type_identity_t<T> value) {
-  *address = value;
-}
-template <typename T>
-void __stcg(T* address, std::type_identity_t<T> value) {
-  *address = value;
 }
 
 // ---- arithmetic
 using std::max;
 using std::min;
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __saturatef(float x) { return x > 0.0f ? std::min(x, 1.0f) : 0.0f; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
-inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
-inline int __float2int_rz(float x) { return static_cast<int>(x); }
-inline int __float2int_rd(float x) { return static_cast<int>(std::floor(x)); }
-inline unsigned __float2uint_rn(float x) { return static_cast<unsigned>(std::nearbyint(x)); }
-inline float __int2float_rn(int x) { return static_cast<float>(x); }
-inline float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline int __ffs(int x) { return x ? std::countr_zero(static_cast<unsigned>(x)) + 1 : 0; }
-inline unsigned __umulhi(unsigned a, unsigned b) {
-  return static_cast<unsigned>((uint64_t{a} * b) >> 32);
-}
 // c + a.low * b.byte 0 + a.high * b.byte 1, all without sign; __dp2a_hi takes bytes 2 and 3.
 inline unsigned __dp2a_lo(unsigned a, unsigned b, unsigned c) {
   return c + (a & 0xffff) * (b & 0xff) + (a >> 16) * (b >> 8 & 0xff);

@@ -50,8 +50,8 @@ void check_raised(const std::string& name, const void* kernel, size_t dynamic_by
 
 void* dynamic_shared();
 
-// How many threads of the block passed a true predicate; returns once every thread has called.
-int block_barrier(bool predicate, Site site);
+// Returns once every thread of the block has called.
+void block_barrier(Site site);
 
 // Returns once every thread of the cluster has called.
 void cluster_barrier(Site site = Site::current());

@@ -38,21 +38,17 @@ void complete_collective(const Fiber& first) {
   first.combine(lanes);
 }
 
-// Waits for all `count` threads from `first` on; gives how many of them voted.
-int pass_barrier(Barrier& barrier, State state, Fiber* first, size_t count, bool vote,
-                 const Site& site) {
+// Waits for all `count` threads from `first` on.
+void pass_barrier(Barrier& barrier, State state, Fiber* first, size_t count, const Site& site) {
   if (barrier.arrived && barrier.site.line() != site.line())
     fault("is at a barrier, " + text(site) + ", while others wait at one at " + text(barrier.site));
   barrier.site = site;
-  barrier.votes += vote;
   if (++barrier.arrived < count) {
     wait(state, site);
   } else {
-    barrier.result = barrier.votes;
-    barrier.arrived = barrier.votes = 0;
+    barrier.arrived = 0;
     for (size_t i = 0; i < count; ++i) first[i].state = State::ready;
   }
-  return barrier.result;
 }
 
 }  // namespace
@@ -68,15 +64,14 @@ void leave_warp() {
 
 void* dynamic_shared() { return block_of(*now.running).dynamic_shared.get(); }
 
-int block_barrier(bool predicate, Site site) {
+void block_barrier(Site site) {
   Fiber* first = &now.fibers[number_of(*now.running) / now.count * now.count];
-  return pass_barrier(block_of(*now.running).barrier, State::at_barrier, first, now.count,
-                      predicate, site);
+  pass_barrier(block_of(*now.running).barrier, State::at_barrier, first, now.count, site);
 }
 
 void cluster_barrier(Site site) {
   pass_barrier(now.cluster_barrier, State::at_cluster_barrier, now.fibers.data(),
-               now.count * now.blocks.size(), false, site);
+               now.count * now.blocks.size(), site);
 }
 
 void* shared_of_rank(void* address, unsigned rank) {

@@ -45,8 +45,6 @@ struct Fiber {
 
 struct Barrier {
   size_t arrived = 0;
-  int votes = 0;
-  int result = 0;
   Site site;
 };
 
