@@ -32,6 +32,7 @@ from pacecore.workers import core_count
 
 from .backbones import conv3d_as_torch_has_it
 from .common import peer
+from .pace_clip_contenders import pil_jittered
 
 __all__ = ["ExtractedFrames", "Official", "Rebuilt", "Shape", "extract", "training_step"]
 
@@ -233,27 +234,9 @@ class _JpegClips(Dataset):
                 picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             order = int(plan.jitter_order[place])
             if order >= 0:
-                picture = _jittered(picture, plan.jitter[place], order)
+                picture = pil_jittered(picture, plan.jitter[place], order)
             clip[place] = np.asarray(picture)
         return clip.transpose(3, 0, 1, 2)
-
-
-def _jittered(picture: object, factors: np.ndarray, order: int) -> object:
-    """ColorJitter as torchvision does it on PIL pictures."""
-    from PIL import Image, ImageEnhance
-
-    steps = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for step in range(4):
-        kind = order >> 2 * step & 3
-        if kind < 3:
-            picture = steps[kind](picture).enhance(float(factors[kind]))
-            continue
-        hue, saturation, value = picture.convert("HSV").split()
-        turned = np.array(hue, dtype=np.uint8)
-        turned += np.uint8(int(factors[3] * 255) % 256)
-        planes = (Image.fromarray(turned, "L"), saturation, value)
-        picture = Image.merge("HSV", planes).convert("RGB")
-    return picture
 
 
 def training_step(network: nn.Module, device: torch.device) -> Callable[[Tensor, Tensor], None]:

@@ -5,9 +5,11 @@ ImportError where its package is not installed.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,10 @@ from pacecore.reference import pace_clip as reference
 
 from .common import peer
 
-__all__ = ["CONTENDERS", "Case", "Inputs", "inputs_of", "ours"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["CONTENDERS", "Case", "Inputs", "inputs_of", "ours", "pil_jittered"]
 
 _ORDERS = [sum(s << 2 * i for i, s in enumerate(p)) for p in itertools.permutations(range(4))]
 
@@ -240,21 +245,13 @@ def kornia(case: Case, data: Inputs) -> Callable[[], object]:
 def official_chain(case: Case, data: Inputs) -> Callable[[], object]:
     if data.rgb.device.type != "cpu":
         raise ImportError("cv2 and PIL run on the CPU")
-    import numpy as np
-
-    cv2, Image, ImageEnhance = map(peer, ("cv2", "PIL.Image", "PIL.ImageEnhance"))
+    cv2, Image = map(peer, ("cv2", "PIL.Image"))
 
     cv2.setNumThreads(torch.get_num_threads())
     images = data.rgb.permute(0, 1, 3, 4, 2).contiguous().numpy()
     crops, (height, width) = data.crop.tolist(), case.crop
     orders = data.order.tolist() if data.order is not None else None
     factors = data.jitter.tolist() if data.jitter is not None else None
-    enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-
-    def hue_turned(image: Image.Image, turns: float) -> Image.Image:
-        hue, saturation, value = image.convert("HSV").split()
-        turned = (np.array(hue).astype(np.int16) + round(turns * 255)).astype(np.uint8)
-        return Image.merge("HSV", (Image.fromarray(turned, "L"), saturation, value)).convert("RGB")
 
     def frame(b: int, t: int) -> np.ndarray:
         top, left, flip = crops[b]
@@ -263,14 +260,7 @@ def official_chain(case: Case, data: Inputs) -> Callable[[], object]:
         small = cv2.flip(small, 1) if flip else small
         if orders is None or orders[b][t] < 0:
             return small
-        image = Image.fromarray(small)
-        for place in range(4):
-            step = orders[b][t] >> 2 * place & 3
-            factor = factors[b][t][step]
-            image = (
-                hue_turned(image, factor) if step == 3 else enhancers[step](image).enhance(factor)
-            )
-        return np.array(image)
+        return np.array(pil_jittered(Image.fromarray(small), factors[b][t], orders[b][t]))
 
     def run() -> Tensor:
         clips = np.stack(
@@ -279,6 +269,25 @@ def official_chain(case: Case, data: Inputs) -> Callable[[], object]:
         return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).contiguous().to(case.dtype)
 
     return run
+
+
+def pil_jittered(picture: "Image.Image", factors: Sequence[float], order: int) -> "Image.Image":
+    """`picture` after the steps of a clip plan's jitter in their `order`, each with its factor:
+    what torchvision's ColorJitter does on PIL's 8-bit pictures.
+    """
+    from PIL import Image, ImageEnhance
+
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for place in range(4):
+        step = order >> 2 * place & 3
+        if step < 3:
+            picture = enhancers[step](picture).enhance(float(factors[step]))
+            continue
+        hue, saturation, value = picture.convert("HSV").split()
+        # PIL's hues go round in 256 steps; torchvision has 255 a turn, and drops what is a part.
+        turned = np.asarray(hue) + np.uint8(int(factors[step] * 255) % 256)
+        picture = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+    return picture
 
 
 CONTENDERS = {

@@ -31,7 +31,7 @@ from benchmarks.common import (
 from benchmarks.info_nce import loss_alone
 from benchmarks.official import Shape, _i420
 from benchmarks.options import parsed, parser_of
-from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip
+from benchmarks.pace_clip_contenders import Case, inputs_of, per_clip, pil_jittered
 from benchmarks.pretrain import Setting
 from benchmarks.readme import _summary
 from benchmarks.rows import ADAPTERS, Row, rows_of, short
@@ -472,6 +472,21 @@ def test_frames_of_odd_sizes_lose_a_row_or_column():
     luma = data[: 37 * 52].view(37, 52)[:36, :50]
     chroma = [data[37 * 52 :].view(2, 19, 26)[plane, :18, :25].flatten() for plane in (0, 1)]
     assert planes.ravel().tolist() == torch.cat([luma.flatten(), *chroma]).tolist()
+
+
+def test_pil_s_jitter_takes_the_steps_in_order_and_turns_hues_by_whole_steps():
+    Image = pytest.importorskip("PIL.Image", reason="jitters with PIL")
+    picture = Image.new("RGB", (1, 1), (200, 100, 100))
+    # Twice as bright it is (255, 200, 200); without contrast it is its mean grey, 130.
+    bright_first, grey_first = 0 | 1 << 2 | 2 << 4 | 3 << 6, 1 | 0 << 2 | 2 << 4 | 3 << 6
+    for order, grey in ((bright_first, 216), (grey_first, 255)):
+        found = pil_jittered(picture, [2, 0, 1, 0], order).getpixel((0, 0))
+        assert found == (grey,) * 3
+    red = Image.new("RGB", (1, 1), (255, 0, 0))
+    for turns, hue in ((0.1, 25), (-0.1, 231)):  # 25.5 of 255 steps
+        turned = Image.new("HSV", (1, 1), (hue, 255, 255)).convert("RGB")
+        found = pil_jittered(red, [1, 1, 1, turns], bright_first)
+        assert found.getpixel((0, 0)) == turned.getpixel((0, 0))
 
 
 def test_a_peer_that_does_not_load_is_left_out_like_one_that_is_missing(tmp_path, monkeypatch):
