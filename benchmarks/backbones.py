@@ -2,7 +2,6 @@
 
     python -m benchmarks.backbones                     every network at the paper's shapes
     python -m benchmarks.backbones --networks r21d --width 0.25 --frames 16 --crop 56 --batch 30
-    python -m benchmarks.backbones --layers --networks r21d      its convolutions one by one
 
 A step is forward, backward and SGD on fixed clips. `plain` is the network as torch runs it unasked:
 contiguous fp32, nn.Conv3d everywhere, SGD one tensor at a time; but without TF32, which a GPU's
@@ -15,7 +14,6 @@ that pacecore makes belongs to a process.
 """
 
 import argparse
-import copy
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
@@ -31,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.bf16 import check_bf16_conv3d
 from pacecore.backbones.layers import Conv3d
-from pacecore.backbones.tuning import MEMORY_FORMAT, memory_format, prepare
+from pacecore.backbones.tuning import memory_format, prepare
 
 from .common import peak_extra_bytes, run_main, time_function, write_record
 from .options import parsed, parser_of, positive, positive_number
@@ -74,7 +72,6 @@ def main() -> None:
     parser.add_argument("--crop", type=positive, help="default 112, s3dg 224")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--runs", type=positive, default=2, help="at least, of a way in a round")
-    parser.add_argument("--layers", action="store_true", help="each convolution alone")
     on_cpu = torch.device(parser.parse_args().device).type == "cpu"
     if on_cpu:  # clips of preset `small`
         quick = {"networks": ["r21d", "s3dg"], "width": 0.25, "batch": 8, "frames": 16, "crop": 56}
@@ -85,23 +82,19 @@ def main() -> None:
     arguments.batch = arguments.batch or (2 if on_cpu else 60)
 
     cases = [{"bf16_check": check_bf16_conv3d(arguments.device).report()}]
-    if arguments.layers:
+    for network in arguments.networks:
+        found: list[dict] = []
+        for found in network_cases(network, arguments):
+            # Again after each, so that a run which is cut off leaves what it has.
+            write_record(arguments.out, "backbones", arguments.device, cases + found)
+        print(*found, sep="\n", flush=True)
+        cases += found
+    if not on_cpu:  # last, since a profiler may be refused
         for network in arguments.networks:
-            cases += layer_cases(network, arguments)
-    else:
-        for network in arguments.networks:
-            found: list[dict] = []
-            for found in network_cases(network, arguments):
-                # Again after each, so that a run which is cut off leaves what it has.
-                write_record(arguments.out, "backbones", arguments.device, cases + found)
-            print(*found, sep="\n", flush=True)
-            cases += found
-        if not on_cpu:  # last, since a profiler may be refused
-            for network in arguments.networks:
-                clips = torch.rand(clip_shape(network, arguments), device=arguments.device)
-                step = training_step(network, arguments.width, clips, WAYS["bf16"])
-                about = {"network": network, "width": arguments.width, "way": "bf16"}
-                cases.append({**about, "kernels": kernels_of(step, clips.device)})
+            clips = torch.rand(clip_shape(network, arguments), device=arguments.device)
+            step = training_step(network, arguments.width, clips, WAYS["bf16"])
+            about = {"network": network, "width": arguments.width, "way": "bf16"}
+            cases.append({**about, "kernels": kernels_of(step, clips.device)})
     print(write_record(arguments.out, "backbones", arguments.device, cases))
 
 
@@ -279,64 +272,6 @@ def multiply_adds(network: str, width: float, clips: Tensor) -> int:
                 module.register_forward_hook(count)
         backbone(torch.empty(clips.shape))
     return total
-
-
-def layer_cases(network: str, arguments: argparse.Namespace) -> list[dict]:
-    """Every different convolution of a network alone: output and both gradients, three ways."""
-    clips = clip_shape(network, arguments)
-    cases = []
-    for found, shape in convolutions(network, arguments.width, clips).items():
-        inner, outer, kernel, stride, padding = found
-        conv = Conv3d(inner, outer, kernel, stride, padding, bias=False).to(arguments.device)
-        steps = {
-            "plain": layer_step(conv, shape, torch.contiguous_format),
-            "channels-last": layer_step(conv, shape, MEMORY_FORMAT),
-            "ours": layer_step(conv, shape, MEMORY_FORMAT),
-        }
-        seconds: dict[str, list[float]] = {way: [] for way in steps}
-        for _ in range(arguments.rounds):
-            for way, step in steps.items():
-                with conv3d_as_torch_has_it(way != "ours"):
-                    timing = time_function(step, arguments.device, min_seconds=0.1, min_runs=2)
-                seconds[way].append(timing.p20)
-        case = {"network": network, "convolution": f"{inner} -> {outer}, {kernel}, {stride}"}
-        case |= {"input": list(shape), "seconds": seconds}
-        for way in ("channels-last", "ours"):
-            ratios = [a / b for a, b in zip(seconds["plain"], seconds[way], strict=True)]
-            case[f"{way} times plain"] = round(statistics.median(ratios), 3)
-        cases.append(case)
-        print(case, flush=True)
-    return cases
-
-
-def layer_step(conv: Conv3d, shape: torch.Size, layout: torch.memory_format) -> Callable:
-    conv = copy.deepcopy(conv).to(memory_format=layout)
-    clips = torch.rand(shape, device=conv.weight.device).contiguous(memory_format=layout)
-    clips.requires_grad_(shape[1] != 3)  # the network's own input needs no gradient
-    wanted = [t for t in (clips, conv.weight) if t.requires_grad]
-    grad = torch.rand_like(conv(clips).detach())
-
-    def step() -> None:
-        torch.autograd.grad(conv(clips), wanted, grad)
-
-    return step
-
-
-def convolutions(network: str, width: float, clips: torch.Size) -> dict[tuple, torch.Size]:
-    """Channels, kernel, stride and padding of each different convolution -> shape of its input."""
-    found: dict[tuple, torch.Size] = {}
-
-    def note(module: nn.Conv3d, inputs: tuple[Tensor], _: Tensor) -> None:
-        size = (module.in_channels, module.out_channels, module.kernel_size)
-        found.setdefault((*size, module.stride, module.padding), inputs[0].shape)
-
-    with torch.device("meta"):
-        backbone = build_backbone(network, width=width)
-        for module in backbone.modules():
-            if isinstance(module, nn.Conv3d):
-                module.register_forward_hook(note)
-        backbone(torch.empty(clips))
-    return found
 
 
 if __name__ == "__main__":

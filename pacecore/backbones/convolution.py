@@ -3,7 +3,7 @@
 oneDNN's forward pass and its gradient to the input are fastest over channels-last maps, but its
 weight gradient is slow there: R(2+1)D's 64 -> 144, 1x3x3 over 56 x 56 took 215, 192 and 511 ms on
 one AVX2 core, against 287, 280 and 250 ms over contiguous maps. As matrix products of shifted rows,
-below, the weight gradient takes 245 ms in either layout. Measured by benchmarks/backbones.py.
+below, the weight gradient takes 245 ms in either layout. Measured of the layer alone.
 """
 
 from itertools import product
