@@ -40,6 +40,41 @@ _GRIDS = {"main": ARMS, "long": LONG, "own": OWN, "ablations": (PACE, *ABLATIONS
 
 
 def main() -> int:
+    parser = _parser()
+    options = parser.parse_args()
+    cells = _cells(_chosen(parser, options.grid, options.arms), options)
+    if options.pages:
+        _write_pages(cells, options)
+        return 0
+    lock, failed = threading.Lock(), []
+    done = [cell for cell in cells if cell.finished()]
+    for cell in done:
+        print(f"{cell.name}: done", flush=True)
+    if done:
+        _write_pages(cells, options)
+
+    def run(cell: Cell) -> None:
+        try:
+            cell.run()
+        except CellError as error:
+            failed.append(str(error))
+            print(error, file=sys.stderr, flush=True)
+        with lock:
+            print(f"{cell.name}: {'done' if cell.finished() else 'not done'}", flush=True)
+            _write_pages(cells, options)
+
+    end_by_signals()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        try:
+            for _ in pool.map(run, [cell for cell in cells if cell not in done]):
+                pass
+        except KeyboardInterrupt:
+            stop_all()
+            return 130
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     words = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="experiments", description=words)
     parser.add_argument("data", type=Path)
@@ -71,18 +106,19 @@ def main() -> int:
     )
     parser.add_argument("--pages", action="store_true", help="only write the pages")
     parser.add_argument("--out", type=Path, help="record to write; default benchmarks/results/")
-    options = parser.parse_args()
-    arms = _chosen(parser, options.grid, options.arms)
-    # Refused now, with the reason, and not by each cell.
-    store = FrameStore.is_at(options.data)
-    if store:
+    return parser
+
+
+def _cells(arms: list[Arm], options: argparse.Namespace) -> list[Cell]:
+    """Every arm with each seed. Raises PacecoreError for data that each of them would refuse."""
+    if FrameStore.is_at(options.data):
         index = FrameStore.open(options.data).index.of_fold(options.fold, options.data)
     else:
         index = find_videos(options.data, fold=options.fold)
     if not index.classes:
         raise PacecoreError(f"{options.data}: has no labels to measure by: {index.layout}")
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
-    cells = [
+    return [
         Cell(
             arm,
             seed,
@@ -97,35 +133,6 @@ def main() -> int:
         for seed in options.seeds
         for arm in arms
     ]
-    if options.pages:
-        _write_pages(cells, options)
-        return 0
-    lock, failed = threading.Lock(), []
-    done = [cell for cell in cells if cell.finished()]
-    for cell in done:
-        print(f"{cell.name}: done", flush=True)
-    if done:
-        _write_pages(cells, options)
-
-    def run(cell: Cell) -> None:
-        try:
-            cell.run()
-        except CellError as error:
-            failed.append(str(error))
-            print(error, file=sys.stderr, flush=True)
-        with lock:
-            print(f"{cell.name}: {'done' if cell.finished() else 'not done'}", flush=True)
-            _write_pages(cells, options)
-
-    end_by_signals()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        try:
-            for _ in pool.map(run, [cell for cell in cells if cell not in done]):
-                pass
-        except KeyboardInterrupt:
-            stop_all()
-            return 130
-    return 1 if failed else 0
 
 
 def _chosen(parser: argparse.ArgumentParser, grid: str, names: str | None) -> list[Arm]:
