@@ -187,7 +187,8 @@ def page(record: dict) -> str:
     return "\n".join([*lines, "", *tables(*measured(record))]) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """The options given; `only`: the steps that they name, in order."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the record and the page"
@@ -212,7 +213,12 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [name for name in names if name not in STEPS]
     if unknown:
         parser.error(f"--only must be of {', '.join(STEPS)}, got {', '.join(unknown)}")
-    names = [name for name in STEPS if name in names]
+    options.only = [name for name in STEPS if name in names]
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
     deadline = time.perf_counter() + options.limit  # a GPU may take seconds to be opened, too
     import torch
 
@@ -229,14 +235,14 @@ def main(arguments: list[str] | None = None) -> int:
         record.replace(record.with_stem(f"{record.stem}-before"))
     with tempfile.TemporaryDirectory() as folder:
         context = Context(
-            copy_tree(Path(folder), built="build" not in names),
+            copy_tree(Path(folder), built="build" not in options.only),
             options.out.resolve(),
             options.train_steps,
             options.device,
             *(path and str(Path(path).resolve()) for path in (options.data, options.official)),
             deadline,
         )
-        with closing(run_steps(names, context)) as results:
+        with closing(run_steps(options.only, context)) as results:
             for result in results:
                 failed |= result.state == "failed"
                 step = asdict(result) | {"commit": about.get("commit")}
