@@ -162,6 +162,9 @@ def main() -> None:
         sys.stderr.write(f"pacecore: {package} cannot be imported: {error}; {advice}\n")
         sys.exit(2)
     except OSError as error:
+        if error.errno == errno.ENOMEM:  # as of a process that cannot be begun
+            sys.stderr.write(f"pacecore: {_FULL}: {error.strerror}\n")
+            sys.exit(2)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and _cannot_print():
             sys.stderr.write(f"pacecore: the output cannot be written: {error.strerror}\n")
             sys.exit(2)

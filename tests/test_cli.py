@@ -1,6 +1,7 @@
 """The command itself: how it ends on errors that no verb expects."""
 
 import contextlib
+import errno
 import os
 import shlex
 import subprocess
@@ -32,8 +33,8 @@ def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
     assert words.endswith("CUDA out of memory. Tried to allocate 2 GiB.\n")
 
 
-def _no_memory() -> None:
-    raise MemoryError
+def _raised(error: BaseException) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,8 @@ def _no_memory() -> None:
     [
         (lambda: torch.empty(1 << 50, dtype=torch.uint8), "tried to allocate 1125899906842624 byt"),
         (lambda: np.empty(1 << 50), ": Unable to allocate 8.00 PiB"),
-        (_no_memory, "--checkpointing\n"),
+        (lambda: _raised(MemoryError()), "--checkpointing\n"),
+        (lambda: _raised(OSError(errno.ENOMEM, "no more")), "--checkpointing: no more\n"),
     ],
 )
 def test_a_full_memory_names_what_needs_less(monkeypatch, capsys, allocate, said):
