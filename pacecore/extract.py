@@ -22,6 +22,7 @@ from pacecore.device import pick_device
 from pacecore.distributed import any_rank, barrier, is_main, join, merge_over_ranks, of_all_ranks
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, for_one_process, safetensors, write_json, writing
+from pacecore.index import BadVideo, none_readable
 from pacecore.inputs import Inputs
 from pacecore.media import state_of
 from pacecore.protocol import PATIENCE, ClipRunner, open_measured, out_folder, ready
@@ -358,7 +359,8 @@ class _Writer:
         state = np.array(np.load(self.state_part, mmap_mode="r"))
         kept = np.flatnonzero(state == _WRITTEN)
         if not len(kept):
-            raise PacecoreError(f"{self.path}: none of {len(state)} videos can be read")
+            bad = [BadVideo(*each) for each in self.bad.items()]
+            raise PacecoreError(f"{self.path}: {none_readable(len(state), bad)}")
         made, values = self.part, np.load(self.part, mmap_mode="r")
         if len(kept) < len(values):
             made, whole = self.part.with_suffix(".shorter"), values
