@@ -234,6 +234,13 @@ class TrainOptions(RunOptions):
             raise OptionError(
                 "views must be 2 or more for contrast context, or contrast none; got views 1"
             )
+        unlike = self.contrast == "context" or self.view_paces == "distinct"
+        if self.batch == 1 and self.contrast != "none" and self.lambda_ctr > 0 and unlike:
+            # Clips of one video have no negatives or no positives: the loss would be 0 again.
+            raise OptionError(
+                f"batch must be 2 or more for contrast {self.contrast}, or contrast none; got batch"
+                " 1 (a higher accumulate saves memory too)"
+            )
 
     def sampling(self) -> Sampling:
         return self._sampling(

@@ -291,11 +291,17 @@ def action_model(options: FinetuneOptions, classes: int, trained: Trained | None
 
 
 def pretraining_of(trained: Trained | None) -> dict[str, Any]:
-    """Options of the pre-training behind `trained`, for the record; {} from scratch."""
+    """Options of the pre-training behind `trained`, for the record; {} from scratch. Where a
+    fine-tuning has moved its weights since, "labels_of" names the data of it.
+    """
     if trained is None:
         return {}
     if trained.kind == "finetune":
-        return trained.pretrained
+        if trained.options.freeze == "backbone":
+            return trained.pretrained
+        before = trained.pretrained.get("labels_of")
+        data = trained.options.data or "demo set"
+        return trained.pretrained | {"labels_of": f"{before}, then {data}" if before else data}
     return {"kind": trained.kind, **asdict(trained.options)}
 
 

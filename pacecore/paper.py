@@ -1,6 +1,8 @@
 """Figures of the paper, each with the place where it was read, and when a run is its setting."""
 
 import json
+import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,13 @@ def _figure(entry: dict[str, Any]) -> PaperFigure:
 
 
 def method_of(learning: dict[str, Any]) -> str:
-    """The pre-training in the paper's words, from its options; {} is training from scratch."""
+    """The pre-training in the paper's words, from its options; {} is training from scratch. What a
+    fine-tuning added since is told after it.
+    """
+    if labels_of := learning.get("labels_of"):
+        before = method_of({name: learning[name] for name in learning if name != "labels_of"})
+        labels = f"labels of {labels_of}"
+        return labels if before == "from scratch" else f"{before}, then {labels}"
     if not learning:
         return "from scratch"
     if learning.get("kind") == "weights":
@@ -98,6 +106,13 @@ OFFICIAL_SPLITS = {
 }
 
 
+# How folders of whole sets are called; not kinetics600, mini-kinetics or ucf101-part.
+_SETS = {
+    "Kinetics-400": re.compile(r"(kinetics([-_]?400)?|k[-_]?400)([-_](train|videos|store))*"),
+    "UCF101": re.compile(r"ucf[-_]?101([-_](train|videos|store))*"),
+}
+
+
 def data_set_of(path: str, result: dict[str, Any]) -> str:
     """Name of a data set: by what was measured, where that is an official split, else its folder's
     name.
@@ -114,13 +129,13 @@ def data_set_of(path: str, result: dict[str, Any]) -> str:
 
 
 def _pretraining_set(learning: dict[str, Any], measured: str, data: str) -> str:
-    """The measured data set, where both were one folder; else by the folder's name."""
+    """The measured data set, where both were one folder; else by a folder of a set's name."""
     folder = str(learning.get("data", ""))
     if folder and folder == measured:
         return data
-    if any(word in folder.lower() for word in ("kinetics", "k400")):
-        return "Kinetics-400"
-    return "UCF101" if "ucf101" in folder.lower() else ""
+    names = os.path.splitext(folder.lower())[0].split("/")
+    found = (name for name, known in _SETS.items() if any(map(known.fullmatch, names)))
+    return next(found, "")
 
 
 def matching(

@@ -14,7 +14,7 @@ _NAMES = {
     "head.linear.weight",
     "head.linear.bias",
 }
-# Of the variance, as in MAE. Features of random weights have a deviation of some 2e-3.
+# Of the variance, as in MAE. Features with a deviation of some 2e-3 have been seen.
 _EPSILON = 1e-6
 
 

@@ -181,9 +181,13 @@ def _filled(options: dict[str, Any]) -> dict[str, Any]:
     those of network and input, since nobody here trained them by the others.
     """
     if options.get("kind") == "weights":
-        return {name: options[name] for name in ("kind", *NETWORK_OPTIONS, *INPUT_OPTIONS)}
+        kept = "kind", *NETWORK_OPTIONS, *INPUT_OPTIONS
+        said = {name: options[name] for name in ("labels_of",) if name in options}
+        return {name: options[name] for name in kept} | said
+    if not options.keys() - {"labels_of"}:  # of a fine-tuning from scratch before, if any
+        return options
     kind = TrainOptions if "paces" in options else FinetuneOptions
-    return {each.name: each.default for each in fields(kind)} | options if options else {}
+    return {each.name: each.default for each in fields(kind)} | options
 
 
 def told_apart(runs: list[Run]) -> list[Run]:

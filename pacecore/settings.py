@@ -65,9 +65,11 @@ def _settings(run: Run, result: dict[str, Any], of: Measured) -> dict[str, Any]:
     }
     return {
         "kind": run.kind,
-        "data": run.data,
         "measured": measured,
-        "pretraining data": run.learning.get("data") or "",
+        "trained": {
+            "pre-trained on": run.learning.get("data") or None,
+            "trained on": run.data if run.data != of.place else None,
+        },
         "own": kept(run.options),
         "learning": kept(run.learning),
     }
@@ -76,10 +78,12 @@ def _settings(run: Run, result: dict[str, Any], of: Measured) -> dict[str, Any]:
 def differing(groups: list[tuple[dict[str, Any], list[Run]]], shown: set[str]) -> list[str]:
     """For each group, in words, what differs between the groups and has no column."""
     words: list[dict[str, None]] = [{} for _ in groups]
-    for part in ("learning", "own", "measured"):
+    for part in ("trained", "learning", "own", "measured"):
         names = {name for setting, _ in groups for name in setting[part]} - shown
         for name in sorted(names):
             values = [setting[part].get(name) for setting, _ in groups]
+            if name in ("lambda_cls", "lambda_ctr"):  # the method tells which of the losses are on
+                values = [value or None for value in values]
             known = {json.dumps(v, default=str) for v in values if v is not None}
             if len(known) > 1:
                 for place, value in enumerate(values):

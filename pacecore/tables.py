@@ -46,19 +46,19 @@ def tables_of(runs: list[Run], known: tuple[PaperFigure, ...]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-_IN_COLUMNS = {
-    "backbone", "depth", "width", "paces", "freeze", "lambda_cls", "lambda_ctr", "contrast", "data",
-    "videos",
-}  # fmt: skip
+_IN_COLUMNS = {"backbone", "depth", "width", "contrast", "data", "videos"}
 
 
 def _rows(
-    groups: list[tuple[dict[str, Any], list[Run]]],
+    groups: list[tuple[dict[str, Any], list[Run]]], *columns: str
 ) -> Iterator[tuple[list[Run], dict[str, Any], str]]:
-    """Of each setting its runs, what they were measured on, and how it differs from others."""
+    """Of each setting its runs, what they were measured on, and how it differs from others.
+
+    columns: options that the table has columns of, beside those of all tables.
+    """
     places = {setting["measured"]["data"] for setting, _ in groups}
     alike = len({Path(place).name for place in places}) < len(places)
-    shown = _IN_COLUMNS - {"data"} if alike else _IN_COLUMNS  # names tell them apart, or paths
+    shown = _IN_COLUMNS.union(columns) - ({"data"} if alike else set())  # names tell them apart
     for (setting, members), other in zip(groups, differing(groups, shown), strict=True):
         yield members, setting["measured"], other
 
@@ -84,7 +84,7 @@ def _pace_table(runs: list[Run]) -> Table:
         ["network", "method", "paces", "data", "accuracy %", "chance %", "differs in"],
     )
     measured = [run for run in runs if run.kind == "pretrain" and _pace_result(run)]
-    for members, by, other in _rows(grouped(measured, _pace_result)):
+    for members, by, other in _rows(grouped(measured, _pace_result), "paces"):
         run = members[0]
         table.rows.append(
             [
@@ -115,7 +115,8 @@ def _action_table(runs: list[Run], known: tuple[PaperFigure, ...]) -> Table:
     measured = [run for run in runs if run.kind == "finetune" and "top1" in run.test]
     clips = " or ".join(str(n) for n in sorted({run.test["clips_per_video"] for run in measured}))
     table = Table(f"Action recognition, {clips} clips a video (Tables 1 to 4)", heads)
-    for members, by, other in _rows(grouped(measured, lambda run: run.test)):
+    groups = grouped(measured, lambda run: run.test)
+    for members, by, other in _rows(groups, "paces", "freeze"):
         run, folder = members[0], by["data"]
         tests = [each.test for each in members]
         data = data_set_of(folder, run.test)

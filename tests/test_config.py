@@ -140,6 +140,11 @@ def test_presets_name_real_options_and_given_ones_win():
         ({"resize": "12,12"}, "resize must be HEIGHT,WIDTH, got '12,12'"),
         ({"paces": "1,fast"}, "got 'fast'"),
         ({"paces": "3"}, "paces must be two or more"),
+        (
+            {"batch": 1},
+            "batch must be 2 or more for contrast context, or contrast none; got batch 1",
+        ),
+        ({"batch": 1, "contrast": "pace"}, "batch must be 2 or more for contrast pace"),
         ({"paces": "1,2", "views": 3}, "views must be at most the number of paces, 2"),
         ({"contrast": "video"}, "contrast must be one of context, pace, none, got 'video'"),
         ({"contrast": "none", "lambda_cls": 0}, "must not both be off"),

@@ -38,6 +38,13 @@ _STEPS = ("--max-steps", "2")
 TINY = Setting(_TINY, _STEPS, 4, 2, ("--batch", "4"), _STEPS, _STEPS, _STEPS)
 
 
+def test_statistics_of_random_weights_are_those_of_the_videos():
+    """And not the mean 0 and variance 1 that they begin with, of which each step leaves 0.9."""
+    for setting in SETTINGS.values():
+        steps = int(setting.random[setting.random.index("--max-steps") + 1])
+        assert 0.9**steps < 1e-4
+
+
 def cell(folder: Path, arm: Arm, data: Path = Path(), seed: int = 0, limit: float = 300) -> Cell:
     return Cell(arm, seed, TINY, data, folder / f"{arm.name}-seed{seed}", limit, 1, "cpu")
 

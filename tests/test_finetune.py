@@ -143,9 +143,14 @@ def test_linear_probe_moves_the_head_alone(videos, tmp_path):
     assert not torch.equal(after.head.weight, first_head(options).weight)
 
 
-def test_of_a_network_fine_tuned_before_the_pre_training_is_told(tmp_path):
+def test_of_a_network_fine_tuned_before_pre_training_and_labels_are_told(tmp_path):
     before = replace(load_trained(finetuned(tmp_path / "best.pt")), pretrained={"paces": "1,2"})
-    assert pretraining_of(before) == {"paces": "1,2"}
+    data = "demo set"
+    again = replace(before, pretrained=pretraining_of(before))
+    assert again.pretrained == {"paces": "1,2", "labels_of": data}
+    assert pretraining_of(again)["labels_of"] == f"{data}, then {data}"
+    probe = replace(before, options=replace(before.options, freeze="backbone"))
+    assert pretraining_of(probe) == {"paces": "1,2"}  # of whose backbone nothing has moved
 
 
 def first_head(options):

@@ -41,6 +41,49 @@ def test_what_differs_without_a_column_is_named(tmp_path):
     assert [row["chance %"] for row in rows] == ["12.5", "12.5"]
 
 
+def retrieved(folder, share, **changes):
+    options = pretraining(folder, 0.5, **changes)
+    content = {"stage": "p5", "pool": "max", "unit": "video", "top": {"1": share}}
+    write(folder / "retrieve-p5-video.json", content | {"trained_with": options, "pretrained": {}})
+    return options
+
+
+def test_pre_trainings_that_differ_are_no_rows_alike(tmp_path):
+    """In what a table has no column of: paces and weights of the losses, and the data."""
+    changes = [{}, {"paces": "1,4,7,10"}, {"lambda_ctr": 1.0}, {"contrast": "none"}]
+    folders = [tmp_path / str(number) for number in range(4)]
+    for folder, change in zip(folders, changes, strict=True):
+        retrieved(folder, 0.5, **change)
+    rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Retrieval")
+    differs = ["lambda_ctr 0.1, paces 1,2,3,4", "lambda_ctr 0.1, paces 1,4,7,10"]
+    differs += ["lambda_ctr 1.0, paces 1,2,3,4", "lambda_ctr 0.1, paces 1,2,3,4"]
+    assert [row["differs in"] for row in rows] == differs
+    assert [row["weights"] for row in rows] == ["pace + same context"] * 3 + ["pace"]
+    learning = asdict(TrainOptions(data="/data/ucf").resolved())
+    tuned = [tmp_path / "near", tmp_path / "far"]
+    finetuning(tuned[0], 0.5, learning)
+    finetuning(tuned[1], 0.6, learning | {"data": "/data/k400"})
+    rows = table_of(make_report(tuned, tmp_path / "out", pictures=False), "Action")
+    assert [row["differs in"] for row in rows] == [
+        "pre-trained on /data/ucf", "pre-trained on /data/k400",
+    ]  # fmt: skip
+
+
+def test_labels_of_another_set_are_no_start_from_scratch(tmp_path):
+    learning = asdict(TrainOptions(data="/data/k400").resolved())
+    starts = [{}, {"labels_of": "/data/big"}, learning, learning | {"labels_of": "/data/big"}]
+    folders = [tmp_path / str(number) for number in range(4)]
+    for folder, start in zip(folders, starts, strict=True):
+        finetuning(folder, 0.5, start, videos=3783, classes=[str(n) for n in range(101)])
+    rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Action")
+    assert [(row["pre-training"], row["paper %"]) for row in rows] == [
+        ("from scratch", "-"),
+        ("labels of /data/big", "-"),
+        ("pace + same context", "77.1"),
+        ("pace + same context, then labels of /data/big", "-"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -64,10 +107,14 @@ def test_the_papers_figure_stands_beside_its_own_setting_alone(tmp_path):
     finetuning(tmp_path / "part", 0.7, kinetics, **official | {"videos": 100, "data": "/data/part"})
     finetuning(tmp_path / "probe", 0.7, kinetics, freeze="backbone", **official)
     finetuning(tmp_path / "other", 0.7, {**kinetics, "contrast": "pace"}, **official)
-    folders = [tmp_path / name for name in ("same", "thin", "part", "probe", "other", "few")]
+    names = ["same", "thin", "part", "probe", "other", "few"]
+    for data in ("kinetics600", "mini-kinetics-200", "ucf101-part"):
+        finetuning(tmp_path / data, 0.7, {**kinetics, "data": f"/data/{data}"}, **official)
+        names.append(data)
+    folders = [tmp_path / name for name in names]
     result = make_report(folders, tmp_path / "out", pictures=False)
     rows = table_of(result, "Action recognition, 3 or 10 clips a video")
-    assert [row["paper %"] for row in rows] == ["77.1", "-", "-", "-", "-", "-"]
+    assert [row["paper %"] for row in rows] == ["77.1"] + ["-"] * 8
     assert "VideoMAE" in (tmp_path / "out" / "report.md").read_text()
 
 
