@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pacecore.files import NO_RESERVE
 from pacecore.frames import Frames, concatenate, shifted
 
 __all__ = ["Arena", "Room", "RoomWriter"]
@@ -44,7 +45,7 @@ class Arena:
     def __init__(self, writers: int, *, slot_bytes: int = _SLOT_BYTES) -> None:
         slots = writers * _SLOTS_EACH
         self._slot_bytes = slot_bytes
-        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | NO_RESERVE
         self._memory = mmap.mmap(-1, slots * slot_bytes, flags)
         self._busy = np.frombuffer(mmap.mmap(-1, slots), dtype=np.uint8)  # 1: not to be written to
         _arenas[id(self)] = self

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import mmap
 import os
 import pickle
 import re
@@ -18,9 +19,15 @@ from typing import Any
 from pacecore.errors import PacecoreError
 
 __all__ = [
-    "aside", "damaged_part", "expanded", "for_one_process", "made_folder", "read_json", "reason_of",
-    "safetensors", "there", "unread", "write_json", "write_json_lines", "write_text", "writing",
+    "NO_RESERVE", "aside", "damaged_part", "expanded", "for_one_process", "made_folder",
+    "read_json", "reason_of", "safetensors", "there", "unread", "write_json", "write_json_lines",
+    "write_text", "writing",
 ]  # fmt: skip
+
+
+# Of mmap: that the kernel counts a mapping as memory by the pages written to, and not refuse one of
+# more bytes than there are. Python names it from 3.13 on; this is Linux's number.
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 def reason_of(error: BaseException) -> str:

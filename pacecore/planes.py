@@ -21,7 +21,10 @@ _DIRECT = {"yuv420p", "yuvj420p", "yuva420p"}  # alpha is the fourth plane and l
 _SAMPLINGS = {(1, 1): "yuv444p", (2, 1): "yuv422p", (1, 2): "yuv440p", (4, 1): "yuv411p"}
 # Codecs that centre chroma between luma columns.
 _CENTRED = {"mjpeg", "mpeg1video", "h261", "h263", "theora", "vp3"}
-_FULL_GREY = {"mjpeg", "png", "ffv1", "rawvideo", "utvideo", "qtrle", "gif", "tiff", "jpeg2000"}
+_FULL_GREY = {
+    "mjpeg", "png", "ffv1", "rawvideo", "utvideo", "qtrle", "gif", "tiff", "jpeg2000", "ffvhuff",
+    "jpegls",
+}  # fmt: skip
 _MPEG, _JPEG = 1, 2  # AVColorRange
 # AVColorSpace to ours; what is not named is read as BT.601, what decoders do with files that say
 # nothing.
@@ -42,7 +45,8 @@ class FrameSink:
     """Collects pictures into one Frames: each plane is copied once, with the decoder's own row
     stride.
 
-    capacity: how many pictures will come. codec: its name. planar: RGB becomes YUV 4:2:0 too,
+    capacity: how many pictures will come. codec: its name; of still pictures, each of which has its
+    own, the attribute is that of the next. planar: RGB becomes YUV 4:2:0 too,
     BT.601, full range.
     """
 
@@ -50,7 +54,7 @@ class FrameSink:
         self._table = np.zeros((capacity, len(FRAME_COLUMNS)), dtype=np.int64)
         self._buffer = np.empty(0, dtype=np.uint8)
         self._planar = planar
-        self._codec = codec
+        self.codec = codec
         self._kind: tuple | None = None
         self._direct: FrameFormat | None = None  # of pictures whose planes travel as they are
         self._used = 0
@@ -69,17 +73,20 @@ class FrameSink:
             picture.format.name,
             picture.height,
             picture.width,
+            self.codec,
             picture.colorspace,
             picture.color_range,
         )
         if kind != self._kind:  # pictures of a video are hardly ever of two kinds
             self._kind = kind
-            self._direct = _yuv_format(picture, self._codec) if kind[0] in _DIRECT else None
+            self._direct = _yuv_format(picture, self.codec) if kind[0] in _DIRECT else None
         form = self._direct
         if form is not None:
             planes, strides = _three(picture)
         else:
-            planes, strides, form = _planes(picture, self._codec, self._planar)
+            planes, strides, form = _planes(picture, self.codec, self._planar)
+        if min(strides) < 1:
+            raise UnsupportedFrameError("its rows run upwards")
         need = sum(map(len, planes))
         if self._used + need > len(self._buffer):
             self._grow(need)

@@ -6,6 +6,7 @@ mapped into memory.
 """
 
 import json
+import mmap
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import torch
 
 from pacecore.errors import PacecoreError
 from pacecore.files import (
+    NO_RESERVE,
     expanded,
     for_one_process,
     made_folder,
@@ -218,6 +220,16 @@ def _patience(job: _Job) -> float:
     return max(600.0, job.frames / 10)
 
 
+def _mapped(path: Path, size: int) -> torch.Tensor:
+    """(size,) uint8, the file's bytes, which may be more than memory holds. To be read only: torch
+    wants to be able to write, and what is written would be this process's own.
+    """
+    with open(path, "rb") as file:
+        flags = mmap.MAP_PRIVATE | NO_RESERVE
+        memory = mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
 def _pack_video(job: _Job) -> dict:
     """Decodes one video into its records; what is wrong with it, if anything is."""
     record, pixels = record_bytes(job.size), pixel_bytes(job.size)
@@ -228,7 +240,8 @@ def _pack_video(job: _Job) -> dict:
             for part in decode_all(job.path, planar=True):
                 codes = part.table[:, 7].unique().tolist()
                 if code not in (None, codes[0]) or len(codes) > 1:
-                    raise VideoError(job.path, "changes its colour matrix or range within")
+                    what = "its colour matrix, range or chroma siting"
+                    raise VideoError(job.path, f"changes {what} within")
                 code = codes[0]
                 if written + len(part) > job.frames:
                     raise VideoError(job.path, f"has more than the {job.frames} frames counted")
@@ -339,8 +352,8 @@ class FrameStore:
         if have < total:
             raise StoreError(f"{folder}: {_FRAMES} has {have:,} bytes of {total:,}")
         try:
-            data = torch.from_file(str(folder / _FRAMES), False, total, dtype=torch.uint8)
-        except RuntimeError as error:
+            data = _mapped(folder / _FRAMES, total)
+        except (OSError, ValueError) as error:
             raise StoreError(f"{folder}: {_FRAMES} cannot be read: {reason_of(error)}") from None
         return cls(folder, content, data)
 

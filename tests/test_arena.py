@@ -77,6 +77,11 @@ def test_frames_that_would_fit_after_some_that_did_not_keep_their_place():
     assert same(whole, concatenate(parts))
 
 
+def test_of_more_than_memory_is_there_only_what_is_used_counts():
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert Arena.make(2 * memory // 2**32 + 1) is not None
+
+
 def test_without_an_arena_all_goes_to_fresh_memory():
     whole, room = written(None, [frames(9), frames(10)])
     assert room is None

@@ -310,7 +310,7 @@ def test_a_video_whose_colours_change_their_meaning_within_is_left_out(
     monkeypatch.setattr("pacecore.store.decode_all", changing)
     _, (bad,) = pack(index, tmp_path, (8, 8), workers=1)
     assert bad.path == index.entries[0].path  # the only one of two parts
-    assert bad.reason == "changes its colour matrix or range within"
+    assert bad.reason == "changes its colour matrix, range or chroma siting within"
 
 
 def test_what_cannot_be_packed(index, tmp_path, monkeypatch):

@@ -128,6 +128,8 @@ def test_matrix_and_range_come_from_the_file(tmp_path):
     [
         ("mjpeg", "yuvj444p", {}, FrameFormat(full_range=True)),  # whose chroma lies on each pixel
         ("ffv1", "gray", {"color_range": 1}, FrameFormat()),  # said to be limited
+        ("ffvhuff", "gray", {}, FrameFormat(full_range=True)),
+        ("jpegls", "gray", {}, FrameFormat(full_range=True)),
         ("h264", "yuv420p", {"colorspace": 7}, FrameFormat(matrix=Matrix.BT709)),  # SMPTE 240M
     ],
 )
@@ -138,6 +140,13 @@ def test_what_a_picture_says_of_itself(codec, pixel_format, said, expected):
     sink = FrameSink(1, codec)
     sink.add(picture)
     assert sink.frames().table[0, 7] == expected.code
+
+
+def test_a_video_whose_rows_run_upwards_is_refused(tmp_path):
+    """As AMV's decoder has them."""
+    path = write_video(tmp_path / "a.avi", "amv", pixel_format="yuvj420p")
+    with pytest.raises(VideoError, match=r"a\.avi: its rows run upwards"):
+        decode(path, np.array([0]))
 
 
 def test_a_range_that_changes_within_the_video_is_followed():

@@ -10,9 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
+from pacecore.frames import FrameFormat
 from pacecore.video import VideoError, decode, decode_all, probe, probing
 from pacecore.video.decoding import _decode_from_start
+from pacecore.video_writer import write_png
 from tests.video_files import (
     luma,
     reference_luma,
@@ -185,6 +188,28 @@ def test_packets_wrongly_marked_as_key_frames(codec, keywords, tmp_path):
     check_every_way(path, reference_luma(path))
 
 
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"), [("qtrle", "rgb24"), ("cinepak", "rgb24"), ("rpza", "rgb555le")]
+)
+def test_packets_wrongly_marked_as_key_frames_that_no_decoder_denies(codec, pixel_format, tmp_path):
+    """Of rpza FFmpeg's own encoder marks them so."""
+    properties = {"gop_size": 9}
+    whole = tmp_path / "whole.mov"
+    write_video(whole, codec, pixel_format=pixel_format, properties=properties)
+    path = tmp_path / "a.mov"
+    path.write_bytes(whole.read_bytes().replace(b"stss", b"free"))
+    expected = next(decode_all(path))
+    for number in range(len(expected)):
+        got = decode(path, np.array([number]))
+        assert torch.equal(packed(got, 0), packed(expected, number)), f"frame {number}"
+
+
+def packed(frames, row):
+    """The bytes of a frame in RGB."""
+    first, _, _, height, _, stride, *_ = frames.table[row].tolist()
+    return frames.data[first : first + height * stride]
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_two_packets_may_be_the_fields_of_one_frame(tmp_path, suffix):
     path = write_fields(tmp_path / f"a.{suffix}")
@@ -282,6 +307,21 @@ def test_a_folder_of_pictures_is_a_video(tmp_path):
     (folder / "img_3.jpg").unlink()
     with pytest.raises(VideoError, match="frames: has 11 pictures, frame 11 was asked for"):
         decode(folder, np.array([0, 11]), info)
+
+
+def test_a_picture_is_the_same_whatever_is_asked_for_with_it(tmp_path):
+    """Of a folder of several kinds each has its own siting of chroma; what is broken is named."""
+    folder = write_pictures(tmp_path / "frames", 3)
+    write_png(folder / "img_0.png", np.zeros((48, 64, 3), np.uint8))
+    alone, beside = decode(folder, np.array([1])), decode(folder, np.array([0, 1]))
+    assert (
+        alone.table[0, 7]
+        == beside.table[1, 7]
+        == FrameFormat(full_range=True, centre_sited=True).code
+    )
+    (folder / "img_2.jpg").write_bytes(b"no picture")
+    with pytest.raises(VideoError, match=r"frames: img_2\.jpg: does not decode"):
+        decode(folder, np.array([2]))
 
 
 def test_decode_all_in_parts(tmp_path):

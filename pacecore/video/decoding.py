@@ -196,14 +196,17 @@ def _decode_pictures(path: str | Path, wanted: np.ndarray, *, planar: bool = Fal
     files = pictures_of(path)
     if wanted[-1] >= len(files):  # some went after they were counted
         raise VideoError(path, f"has {len(files)} pictures, frame {wanted[-1]} was asked for")
-    sink = None
+    sink = FrameSink(len(wanted), "", planar=planar)
     for number in wanted:
-        with opened(files[number]) as (container, stream):
-            sink = sink or FrameSink(len(wanted), stream.codec_context.name, planar=planar)
-            picture = next(decoded(files[number], stream, container), None)
-            if picture is None:
-                raise VideoError(files[number], "holds no picture")
-            _add(files[number], sink, picture)
+        try:
+            with opened(files[number]) as (container, stream):
+                sink.codec = stream.codec_context.name
+                picture = next(decoded(files[number], stream, container), None)
+                if picture is None:
+                    raise VideoError(files[number], "holds no picture")
+                _add(files[number], sink, picture)
+        except VideoError as error:
+            raise VideoError(path, f"{files[number].name}: {error.reason}") from None
     return sink.frames()
 
 

@@ -27,6 +27,9 @@ __all__ = ["VideoInfo", "by_presentation", "pictures_of", "probe"]
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _MATROSKA = "matroska,webm"
 _STAMPED = {_MP4, _MATROSKA}
+# Decoders that tell of a picture neither its type nor whether it is a key frame, so that nothing
+# denies packets which are all marked as such.
+_UNTOLD = {"cinepak", "msvideo1", "qtrle", "rpza"}
 # Codecs that show each packet in the order it comes, so that AVI's made-up stamps are right too.
 # fmt: off
 _IN_ORDER = {
@@ -80,7 +83,9 @@ def probe(path: str | Path) -> VideoInfo:
             if not keys:
                 raise VideoError(path, "no frame of it decodes")
             timeline = from_key_frames(packets, keys)
-        if pixel_format == "pal8":  # a palette comes once, with the first packet
+        all_keys = len(timeline.key_frames) == timeline.num_frames > 1
+        # A palette comes once, with the first packet.
+        if pixel_format == "pal8" or (all_keys and stream.codec_context.name in _UNTOLD):
             timeline = timeline.from_start()
         return _info(container, stream, timeline, size, pixel_format)
 
