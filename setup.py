@@ -13,6 +13,8 @@ torch is installed.
     MAX_JOBS                 parallel compilations; otherwise one for each usable processor
 """
 
+from __future__ import annotations  # for a Python too old, of which pip tells after this has run
+
 import importlib.util
 import os
 import re
@@ -26,6 +28,7 @@ from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
@@ -360,6 +363,15 @@ class NinjaBuild(build_ext):
         print(f"pacecore {local_version()}: built with the headers of {TORCH}, {how}")
 
 
+class FreshBuild(build_py):
+    """Without the modules of an earlier build in this folder that the source has no more."""
+
+    def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "pacecore", ignore_errors=True)
+        super().run()
+
+
 def sources():
     # ninja begins with the first. What takes longest would else be compiled alone at the end: nvcc,
     # and of its files pace_clip.cu.
@@ -378,6 +390,6 @@ setup(
     include_package_data=False,  # of what MANIFEST.in names for the source archive
     package_data={"pacecore": ["py.typed"]},
     ext_modules=[Extension("pacecore._C", sources())],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_py": FreshBuild, "build_ext": NinjaBuild},
     setup_requires=build_torch(),
 )

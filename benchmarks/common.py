@@ -34,6 +34,7 @@ __all__ = [
     "end_running",
     "git",
     "machine_info",
+    "module_command",
     "peak_extra_bytes",
     "peer",
     "percentiles",
@@ -49,7 +50,20 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[1]  # of the source tree; installed, pacecore's own folder
 IN_SOURCE = (ROOT / "setup.py").is_file()
 RESULTS = ROOT / "benchmarks" / "results" if IN_SOURCE else Path()  # installed: where the user is
-PACECORE = [sys.executable, "-m", "pacecore.cli"]  # the command line, in a process of its own
+
+# As -m, but not from the current folder, in which the source may lie with nothing built.
+_ELSEWHERE = (
+    "import sys; from runpy import run_module; sys.path[:] = filter(None, sys.path);"
+    "run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+def module_command(name: str) -> list[str]:
+    """The words that run a module of this installation, or of this source tree."""
+    return [sys.executable, "-m", name] if IN_SOURCE else [sys.executable, "-c", _ELSEWHERE, name]
+
+
+PACECORE = module_command("pacecore.cli")  # the command line, in a process of its own
 
 
 @dataclass(frozen=True)
@@ -226,7 +240,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 def _in_words(error: PacecoreError | subprocess.CalledProcessError) -> str:
     if isinstance(error, PacecoreError):
         return str(error)
-    words = error.cmd[3:] if error.cmd[: len(PACECORE)] == PACECORE else None
+    ours = error.cmd[: len(PACECORE)] == PACECORE
+    words = error.cmd[len(PACECORE) :] if ours else None
     command = " ".join(map(_shown, ["pacecore", *words] if words else map(str, error.cmd)))
     return f"{command} ended with code {error.returncode}"
 

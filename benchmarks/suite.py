@@ -7,7 +7,6 @@ after each; beside them lie each benchmark's own record and the log of what it s
 
 import importlib.metadata
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from pacecore.errors import PacecoreError
 from pacecore.files import made_folder, write_json, write_text
 
-from .common import machine_info, processor, run_limited
+from .common import machine_info, module_command, processor, run_limited
 from .rows import Row, rows_of, short
 
 __all__ = ["BENCHMARKS", "PEERS", "Benchmark", "Run", "page", "run_suite", "tables"]
@@ -141,7 +140,7 @@ def _run(
     name: str, device: str, path: Path, quick: bool, options: dict, record: dict
 ) -> tuple[Run, list[dict]]:
     benchmark = BENCHMARKS[name]
-    command = [sys.executable, "-m", f"{_PACKAGE}.{name}", "--device", device]
+    command = [*module_command(f"{_PACKAGE}.{name}"), "--device", device]
     command += ["--quick"] if quick else []
     command += ["--out", str(path.resolve())]
     for option in benchmark.takes:

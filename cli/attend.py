@@ -4,14 +4,14 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, results_beside, say
+from pacecore.cli.options import Named, collect, options_of, results_beside, say
 from pacecore.config import AttendOptions
 
 __all__ = ["attend"]
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=Named())
 @click.argument("data", required=False)
 @options_of(AttendOptions, leave_out=("data", "clips", "batch_clips", "amp"))
 def attend(checkpoint: str, **given: Any) -> None:

@@ -57,6 +57,13 @@ def _source_options(command: Callable) -> Callable:
     return click.argument("source", type=Named(path_type=Path))(command)
 
 
+def _require_number(context: click.Context, option: click.Parameter, value: float) -> float:
+    """No range keeps nan out, which every comparison denies."""
+    if value != value:
+        raise click.BadParameter("nan is no number")
+    return value
+
+
 @contextmanager
 def _progress(label: str, total: int) -> Iterator[Callable[[int, int], None]]:
     with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
@@ -110,7 +117,8 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=click.FloatRange(1, 1e6),
+    callback=_require_number,
     default=600.0,
     show_default=True,
     help="Seconds for one video.",
@@ -133,7 +141,7 @@ def check(
     from pacecore.check import data_check, store_check
     from pacecore.store import FrameStore
 
-    _require_place(report_file)
+    _require_place(report_file, source)
     if FrameStore.is_at(source):
         _require_none_idle(context)
         store = FrameStore.open(source)
@@ -173,10 +181,14 @@ def _require_none_idle(context: click.Context) -> None:
         raise OptionError(f"of a frame store only --json applies, got {', '.join(given)} too")
 
 
-def _require_place(report_file: Path | None) -> None:
+def _require_place(report_file: Path | None, source: Path) -> None:
     """Told before the work, not after."""
     if report_file is None:
         return
+    source = expanded(source)
+    parts = [source, *(source.iterdir() if (source / "frames.bin").is_file() else ())]
+    if report_file.exists() and any(each.exists() and report_file.samefile(each) for each in parts):
+        raise PacecoreError(f"{report_file}: --json must be another file than SOURCE, {source}")
     reason = ""
     if report_file.is_dir():
         reason = os.strerror(errno.EISDIR)

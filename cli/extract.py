@@ -4,14 +4,14 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, say, say_replaced
+from pacecore.cli.options import Named, collect, options_of, say, say_replaced
 from pacecore.config import ExtractOptions
 
 __all__ = ["extract"]
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=Named())
 @click.argument("data", required=False)
 @options_of(ExtractOptions, leave_out=("data",))
 def extract(checkpoint: str, **given: Any) -> None:

@@ -1,6 +1,5 @@
 """Turns a dataclass of options into command line options, and back into an instance."""
 
-import os
 from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 from pacecore.config import AnyOptions, from_mapping
 from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, read_toml
+from pacecore.workers import of_launcher
 
 __all__ = [
     "Named",
@@ -159,7 +159,7 @@ def _is_of_run(config: Path, out: Any) -> bool:
 
 def say(text: str, *, err: bool = False) -> None:
     """Prints, of the processes that torchrun started, in the first one only."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if of_launcher("WORLD_SIZE", 1) == 1 or of_launcher("RANK", 0) == 0:
         click.echo(text, err=err)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, results_beside, say, say_replaced
+from pacecore.cli.options import Named, collect, options_of, results_beside, say, say_replaced
 from pacecore.config import RetrieveOptions
 from pacecore.rules import OptionError
 
@@ -14,11 +14,12 @@ _OF_FEATURES = ("k", "out", "device")  # how rows are compared; the others say h
 
 
 @click.command()
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", type=Named(), required=False)
 @click.argument("data", required=False)
 @click.option(
     "--features",
     nargs=2,
+    type=Named(),
     metavar="GALLERY QUERIES",
     help="Two files of pacecore extract, in place of CHECKPOINT and DATA.",
 )

@@ -4,14 +4,14 @@ from typing import Any
 
 import click
 
-from pacecore.cli.options import collect, options_of, results_beside, say, say_replaced
+from pacecore.cli.options import Named, collect, options_of, results_beside, say, say_replaced
 from pacecore.config import TestOptions
 
 __all__ = ["test"]
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=Named())
 @click.argument("data", required=False)
 @options_of(TestOptions, leave_out=("data",))
 def test(checkpoint: str, **given: Any) -> None:

@@ -1,5 +1,6 @@
 """Loads the compiled part, pacecore._C, and says what to do where it cannot be loaded."""
 
+from pathlib import Path
 from types import ModuleType
 
 from pacecore.errors import PacecoreError
@@ -24,9 +25,13 @@ def extension() -> ModuleType:
     try:
         from pacecore import _C
     except ImportError as error:
+        mend = f"rebuild it from the source folder with: {REBUILD}"
+        editable = "pip install --no-deps -e ."
+        package = Path(__file__).parent
+        if (package.parent / "setup.py").is_file() and not any(package.glob("_C.*")):
+            mend = f"start Python in another folder than the source's, {package.parent}"
         raise ExtensionError(
-            f"pacecore's compiled part does not load: {error};"
-            f" rebuild it from the source folder with: {REBUILD}"
-            " (an editable install: pip install --no-deps -e .)"
+            f"pacecore's compiled part does not load: {error}; {mend}"
+            f" (an editable install: {editable})"
         ) from error
     return _C

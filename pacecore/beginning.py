@@ -19,6 +19,7 @@ from pacecore.rules import OptionError, named_by
 from pacecore.runlog import RunFolder, refuse_second_run
 from pacecore.step import check_device
 from pacecore.trained import stored_options
+from pacecore.workers import of_launcher
 
 __all__ = ["begin", "in_run_folder"]
 
@@ -54,7 +55,7 @@ def _made(folder: Path) -> bool:
     """Whether another process has not made `folder` before this one could; what else hinders is
     told where the run begins.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if of_launcher("WORLD_SIZE", 1) == 1:
         try:
             folder.mkdir(parents=True)
         except OSError:

@@ -1,7 +1,6 @@
 """Several processes training one network: who am I, what do we agree on, and who writes."""
 
 import itertools
-import os
 import threading
 import time
 import warnings
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from pacecore.errors import PacecoreError
 from pacecore.rules import named_by
+from pacecore.workers import of_launcher
 
 __all__ = [
     "Gathered",
@@ -71,12 +71,12 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Number of this process on its machine, from 0; known before the processes are joined."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or 0)
+    return of_launcher("LOCAL_RANK", of_launcher("RANK", 0))
 
 
 def local_world_size() -> int:
     """Processes of the run on this machine; known before they are joined."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return of_launcher("LOCAL_WORLD_SIZE", 1)
 
 
 def is_main() -> bool:
@@ -123,7 +123,7 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
     waits for the others, at most ten minutes where they first meet. Raises PacecoreError when the
     others do not come, two of them have one GPU, or one of them is lost on the way.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
+    if of_launcher("WORLD_SIZE", 1) == 1 or world_size() > 1:
         with usual_defaults():
             yield
         return
@@ -134,8 +134,8 @@ def join(device: torch.device, *, patience: timedelta = _PATIENCE) -> Iterator[N
         dist.init_process_group(
             backend,
             store=dist.PrefixStore(f"pacecore {next(_groups)}", _meeting[0]),
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
+            rank=of_launcher("RANK", 0),
+            world_size=of_launcher("WORLD_SIZE", 1),
             timeout=patience,
         )
     except (RuntimeError, ValueError) as error:

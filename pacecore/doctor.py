@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -189,9 +190,11 @@ def _shared_memory() -> Rest:
 def _tools() -> Rest:
     from pacecore._extension import extension
 
-    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    names = (*shlex.split(os.environ.get("CXX", ""))[:1], "g++", "c++", "clang++")
     compilers = [name for name in names if name and shutil.which(name)]
-    folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    homes = filter(None, map(os.environ.get, ("CUDA_HOME", "CUDA_PATH")))
+    folders = [f"{home}/bin" for home in homes]
+    folders += [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
     folders += map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin"))
     nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
     ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")

@@ -285,6 +285,8 @@ def _find_root(listed: list[_Listed], roots: list[Path]) -> Path:
         begun = {start.lstrip("/").split("/")[0].casefold() for start in starts}
         heads.setdefault("/" in starts[-1], set()).update(begun)
     for root in roots:
+        if root.resolve() == Path("/"):  # which has the first folder of every path from there
+            continue
         if any(begun & _heads(root, with_folder) for with_folder, begun in heads.items()):
             return root
     where, text, _ = listed[0]

@@ -21,7 +21,19 @@ from pacecore.stopping import REQUESTS, deferred
 if TYPE_CHECKING:  # processes that probe videos do without torch
     from torch.utils.data import DataLoader
 
-__all__ = ["WorkerError", "Workers", "core_count", "end_with_parent", "signals_kept"]
+__all__ = [
+    "WorkerError", "Workers", "core_count", "end_with_parent", "of_launcher", "signals_kept",
+]  # fmt: skip
+
+
+def of_launcher(name: str, unset: int) -> int:
+    """What torchrun sets the variable `name` to; `unset` where it is not there or empty. Raises
+    PacecoreError for what is no number.
+    """
+    text = os.environ.get(name) or str(unset)
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise PacecoreError(f"{name} must be a whole number, as torchrun sets it, got {text!r}")
+    return int(text)
 
 
 def core_count() -> int:

@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import multiprocessing
+import os
 import runpy
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import pretrain, retrieve, suite, train_step
+from benchmarks import common, pretrain, retrieve, suite, train_step
 from benchmarks.backbones import Apart, Way, kernels_of
 from benchmarks.common import (
     PACECORE,
@@ -314,6 +315,17 @@ def test_rows_of_one_benchmark_by_hand():
     assert (ours.times, other.times) == (1.0, 4.0)
     assert ours.share == pytest.approx(2 * 10 * 100 * 50 / 0.001 / 25e9)
     assert other.note == "8 MB extra"
+
+
+def test_an_installed_benchmark_is_not_looked_for_in_the_current_folder(tmp_path, monkeypatch):
+    """Where the source may lie, with nothing built."""
+    (tmp_path / "pacecore").mkdir()
+    (tmp_path / "pacecore" / "__init__.py").write_text("raise SystemExit('of the source')")
+    monkeypatch.setattr(common, "IN_SOURCE", False)
+    command = [*common.module_command("pacecore.cli"), "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "version" in done.stdout, done.stderr
 
 
 def test_where_a_step_spends_its_time():

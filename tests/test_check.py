@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from pacecore.check import data_check
 from pacecore.cli.data import data
-from pacecore.datasets import data_index, find_videos, read_index
+from pacecore.datasets import data_index, find_videos, probe_all, read_index
 from pacecore.errors import PacecoreError
 from pacecore.isolated import JobFailure
-from pacecore.store import FrameStore
+from pacecore.store import FrameStore, pack
 from pacecore.video import VideoError, probe
 from tests.video_files import write_video
 
@@ -283,6 +283,18 @@ def test_a_folder_that_takes_no_index_is_told_before_the_counting(folder, tmp_pa
         data_index(find_videos(folder), tmp_path / "index.jsonl")
 
 
+def test_a_report_replaces_nothing_of_what_it_is_of(folder, tmp_path):
+    index = tmp_path / "index.jsonl"
+    data_index(find_videos(folder / "test" / "walk"), index, workers=1)
+    store, _ = pack(probe_all(find_videos(index))[0], tmp_path / "store", (16, 20), workers=1)
+    for source, report in ((index, index), (store.folder, store.folder / "index.json")):
+        before = report.read_bytes()
+        failed = run("check", source, "--json", report).exception
+        assert isinstance(failed, PacecoreError)
+        assert str(failed) == f"{report}: --json must be another file than SOURCE, {source}"
+        assert report.read_bytes() == before
+
+
 def run(*arguments):
     return CliRunner().invoke(data, [str(argument) for argument in arguments])
 
@@ -365,6 +377,8 @@ def test_of_many_unreadable_videos_the_first_are_named_and_the_others_counted(tm
         (("check", ".", "--clip-frames", "0"), "'--clip-frames': 0 is not in the range"),
         (("check", ".", "--paces", "-1,1"), "paces must be positive, got -1,1"),
         (("check", ".", "--timeout", "-1"), "'--timeout': -1.0 is not in the range"),
+        (("check", ".", "--timeout", "inf"), "'--timeout': inf is not in the range"),
+        (("check", ".", "--timeout", "nan"), "'--timeout': nan is no number"),
     ],
 )
 def test_commands_name_what_is_wrong(tmp_path, monkeypatch, words, said):

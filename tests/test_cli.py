@@ -14,10 +14,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pacecore import cli
+from pacecore import _extension, cli
 from pacecore.cli.options import given_values
+from pacecore.errors import PacecoreError
 from tests.test_train import call
-from tests.tiny import write_tiny
+from tests.tiny import tiny_set, write_tiny
 
 
 def test_a_full_gpu_names_what_needs_less(monkeypatch, capsys):
@@ -53,6 +54,24 @@ def test_a_full_memory_names_what_needs_less(monkeypatch, capsys, allocate, said
     assert words.startswith("pacecore: the memory is full; fewer --workers need less")
     assert "a smaller --batch or --crop" in words
     assert said in words
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code", "said"),
+    [
+        ("RANK", "1", 0, "data: "),  # of a scheduler, without torchrun
+        ("RANK", "", 0, "data: "),
+        ("WORLD_SIZE", "many", 2, "WORLD_SIZE must be a whole number, as torchrun sets it, got 'm"),
+    ],
+)
+def test_what_a_launcher_sets(monkeypatch, capsys, tmp_path, name, value, code, said):
+    monkeypatch.setenv(name, value)
+    videos = tiny_set(tmp_path / "set", train=2, test=0)
+    tiny = ["--max-steps", 1, "--workers", 0, "--held-out", "none", "--out", tmp_path / "run"]
+    tiny += ["--clip-frames", 4, "--resize", "16,20", "--crop", 16, "--width", 0.125, "--batch", 2]
+    found, out, err = call(monkeypatch, capsys, "train", videos, *tiny, "--device", "cpu")
+    assert found == code, err
+    assert said in out + err
 
 
 def test_other_errors_are_shown_whole(monkeypatch):
@@ -202,6 +221,9 @@ def test_other_system_errors_keep_their_traceback(monkeypatch):
         (["data", "pack", "videos", ""], "FOLDER must name a file or a folder, got ''"),
         (["data", "index", "--root", "", "a", "b"], "--root must name a file or a folder, got ''"),
         (["report", ""], "RUNS must name a file or a folder, got ''"),
+        (["test", ""], "CHECKPOINT must name a file or a folder, got ''"),
+        (["attend", ""], "CHECKPOINT must name a file or a folder, got ''"),
+        (["retrieve", "--features", "a", ""], "--features must name a file or a folder, got ''"),
         (["train", "--resume-previous"], "--resume-previous goes with --resume, which is missing"),
         (["finetune", "a.pt", "--resume-previous"], "--resume-previous goes with --resume, which"),
         (["train", "--resume", ""], "--resume must name a file or a folder, got ''"),
@@ -262,6 +284,17 @@ def test_a_compiled_part_that_does_not_load_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("pacecore: pacecore's compiled part does not load: ")
     assert "pip install --force-reinstall --no-deps ." in done.stderr
+
+
+def test_a_source_folder_with_nothing_built_is_named(tmp_path, monkeypatch):
+    package = tmp_path / "pacecore"
+    package.mkdir()
+    (tmp_path / "setup.py").touch()
+    monkeypatch.delattr("pacecore._C", raising=False)
+    monkeypatch.setitem(sys.modules, "pacecore._C", None)
+    monkeypatch.setattr(_extension, "__file__", str(package / "_extension.py"))
+    with pytest.raises(PacecoreError, match=f"in another folder than the source's, {tmp_path} "):
+        _extension.extension()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a full disk of Linux")

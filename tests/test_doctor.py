@@ -52,6 +52,12 @@ def test_a_package_that_does_not_import_is_one_finding(monkeypatch):
     assert finding.mend == "pip install --force-reinstall av"
 
 
+def test_the_compiler_is_found_as_the_build_finds_it(monkeypatch):
+    monkeypatch.setenv("CXX", f"{sys.executable} -m64")
+    (found,) = module._tools()
+    assert found[1].startswith(f"C++: {sys.executable};")
+
+
 @pytest.mark.parametrize(
     ("lacks", "state", "words"),
     [("libx264", "warn", "writes mpeg4; without libx264"), ("h264", "missing", "; lacks h264")],

@@ -2,9 +2,11 @@
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from pacecore import listing
 from pacecore.datasets import DatasetError, find_videos, write_index
 from tests.trees import labels, names, text, tree
 from tests.video_files import write_pictures
@@ -50,6 +52,13 @@ def test_a_list_from_a_pipe_is_of_where_it_is_typed(tmp_path, monkeypatch):
     os.close(writes)
     assert labels(find_videos(f"/dev/fd/{reads}")) == [1, 0]
     os.close(reads)
+
+
+def test_a_list_of_absolute_paths_that_are_gone_takes_no_file_system_for_its_root(monkeypatch):
+    """As where a disk is not mounted, and the list lies one or two folders from the top."""
+    listed = [("list line 1", "/dev/nowhere/a.avi", None)]
+    with pytest.raises(DatasetError, match=r"list line 1: .* begins with no video under /"):
+        listing._find_root(listed, [Path("/"), Path("//")])
 
 
 def test_what_stands_beside_lists_is_none(tmp_path):

@@ -1,5 +1,6 @@
 """The build: what the extension shows to the libraries beside it."""
 
+import ast
 import os
 import re
 import runpy
@@ -283,6 +284,9 @@ def test_what_is_built_for_the_list_of_an_image(tmp_path, monkeypatch):
 
 def test_what_is_installed_is_code_and_the_mark_of_type_hints(tmp_path):
     """Without the mark, of PEP 561, type checkers take every name of the package for anything."""
+    gone = tmp_path / "pacecore" / "gone_since.py"  # of an earlier build into the same folder
+    gone.parent.mkdir()
+    gone.touch()
     words = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     environment = {**os.environ, "PACECORE_CUDA": "0"}
     done = subprocess.run(
@@ -291,4 +295,12 @@ def test_what_is_installed_is_code_and_the_mark_of_type_hints(tmp_path):
     assert "would be ignored" not in done.stderr  # setuptools, of folders of records
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".py"]
     assert files == [tmp_path / "pacecore" / "py.typed"]
+    assert not gone.exists()
     assert not (tmp_path / "pacecore" / "benchmarks" / "experiments").exists()
+
+
+def test_annotations_are_none_that_an_older_python_stumbles_at():
+    """pip asks it for its requirements before it says that this Python is too old."""
+    first = ast.parse((ROOT / "setup.py").read_text()).body[1]
+    assert isinstance(first, ast.ImportFrom)
+    assert [each.name for each in first.names] == ["annotations"]
