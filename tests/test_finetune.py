@@ -356,6 +356,7 @@ def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path)
 
 def test_a_note_is_said_once_by_all_ranks(tmp_path, monkeypatch, capsys):
     given = {"checkpoint": str(pretrained(tmp_path / "pre.pt")), "normalize": "none", "data": "x"}
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, said in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
         _options(dict(given), None, None)
