@@ -36,7 +36,7 @@ class Claim:
 
 _GRID, _GRID_LONG = "experiments-small", "experiments-small-long"
 _MORE, _AGAIN = "experiments-small-long-more", "experiments-small-own"
-_PLACE = "experiments-small-byset"
+_PLACE, _PLACE_LONG = "experiments-small-byset", "experiments-small-byset-long"
 # Of the grids that ask again.
 _OTHERS, _ELSEWHERE = "other seeds", "tested in another place"
 _ALONE = {PACE_CONTEXT.words: PACE.words, _CONTEXT: _PACE, _CONTEXT_OWN: _OWN}
@@ -50,8 +50,14 @@ CLAIMS = (
             Seen(_GRID, PACE_CONTEXT.words, "finetune"),
             Seen(_GRID_LONG, _PACE, "finetune"),
             Seen(_GRID_LONG, _PACE, "finetune-4x"),
+            Seen(_PLACE_LONG, _PACE, "finetune", _ELSEWHERE),
+            Seen(_PLACE_LONG, _PACE, "finetune-4x", _ELSEWHERE),
             Seen(_MORE, _CONTEXT_OWN, "finetune"),
             Seen(_MORE, _CONTEXT_OWN, "finetune-4x"),
+            Seen(_PLACE_LONG, _CONTEXT_OWN, "finetune", _ELSEWHERE),
+            Seen(_PLACE_LONG, _CONTEXT_OWN, "finetune-4x", _ELSEWHERE),
+            Seen(_PLACE_LONG, _OWN, "finetune", _ELSEWHERE),
+            Seen(_PLACE_LONG, _OWN, "finetune-4x", _ELSEWHERE),
         ),
     ),
     Claim(
