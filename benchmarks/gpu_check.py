@@ -7,7 +7,8 @@ Works from a source tree, with the torch of the running Python, in a copy of the
 to be installed and nothing is fetched. Each step is a process of its own with a limit in seconds,
 so what one step found stays when a later one fails, and all end within 8 minutes; a build that
 crashes ends it at once. Tests, sanitizers, short trainings and what counts bytes run side by side,
-since none of them is timed; what is timed runs alone, last what no page shows. DIR then holds
+since none of them is timed, and so does what is timed on one core beside what is timed on the GPU;
+all else that is timed runs alone, last what no page shows. DIR then holds
 gpu_check-cuda.json and gpu_check-cuda.md, written anew after every step; what passed in an earlier
 run into DIR on such a machine, of the same commit or of one that --also names, stays where it is
 not run again, not begun in time, or then cut off with less; so do the figures of a step that had
@@ -53,12 +54,12 @@ _LEFT_BEHIND = ("build", "dist", "runs", "shared", "*.so", "*.egg-info", ".*", "
 
 
 def run_steps(names: list[str], context: Context) -> Iterator[Result]:
-    """Results in the order of `names`, but of neighbours in TOGETHER, which run side by side, as
-    they end; after one that breaks the others they are not begun.
+    """Results in the order of `names`, but of neighbours in one group of TOGETHER, which run side
+    by side, as they end; after one that breaks the others they are not begun.
     """
     broken = ""
-    for together, group in itertools.groupby(names, TOGETHER.__contains__):
-        if not together:
+    for together, group in itertools.groupby(names, TOGETHER.get):
+        if together is None:
             for name in group:
                 result = _begun(name, context, broken)
                 if not broken and breaks(result):

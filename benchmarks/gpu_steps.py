@@ -308,8 +308,12 @@ STEPS: dict[str, Callable[[Context], Result]] = {
     **{name: benchmark(name) for name in ("train_step", "evaluate", "retrieve", "pretrain")},
     "scaling": benchmark("scaling"),  # last, as no page shows its figures: it is the least to lose
 }
-TOGETHER = ("doctor", "tests", "memcheck", "racecheck", "initcheck")
-TOGETHER += ("train", "train_resident", "memory")
+# What those that run side by side have in common.
+TOGETHER = {
+    **dict.fromkeys(("doctor", "tests", "memcheck", "racecheck", "initcheck"), "not timed"),
+    **dict.fromkeys(("train", "train_resident", "memory"), "not timed"),
+    **dict.fromkeys(("backbones", "data"), "the GPU, and CPU time of one core"),
+}
 
 
 def breaks(result: Result) -> bool:

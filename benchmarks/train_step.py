@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--memory-steps", type=positive, default=2000)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    arguments = parsed(parser, rounds=2, memory_steps=200)
+    arguments = parsed(parser, rounds=1, memory_steps=200)
     on_cpu = arguments.device == "cpu"
     if not arguments.steps:
         arguments.steps = (2 if on_cpu else 20) if arguments.quick else (6 if on_cpu else 100)

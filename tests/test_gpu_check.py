@@ -146,21 +146,23 @@ def test_no_step_begins_after_the_limit_of_all_which_opening_the_gpu_belongs_to(
     assert "not begun" in (tmp_path / "gpu_check-cuda.json").read_text()
 
 
-def test_those_that_are_not_timed_run_side_by_side_and_are_told_as_they_end(context, monkeypatch):
+def test_those_of_a_group_run_side_by_side_and_are_told_as_they_end(context, monkeypatch):
     begun, told = threading.Barrier(2), threading.Event()
     steps = {
         "first": lambda context: Result("first"),
         "slow": lambda context: (begun.wait(30), told.wait(30), Result("slow"))[-1],
         "quick": lambda context: (begun.wait(30), Result("quick"))[-1],
+        "other": lambda context: Result("other", "passed" if told.is_set() else "failed"),
     }
     monkeypatch.setattr(gpu_steps, "STEPS", steps)
-    monkeypatch.setattr(gpu_check, "TOGETHER", ("slow", "quick"))
+    groups = {"slow": "untimed", "quick": "untimed", "other": "timed"}
+    monkeypatch.setattr(gpu_check, "TOGETHER", groups)
     results = []
     for result in gpu_check.run_steps(list(steps), context):
         results.append(result)
         if result.name == "quick":
             told.set()
-    assert [result.name for result in results] == ["first", "quick", "slow"]
+    assert [result.name for result in results] == ["first", "quick", "slow", "other"]
     assert all(result.state == "passed" for result in results)
 
 
@@ -180,7 +182,7 @@ def slow(context):
 SLEEP = "import os, time; print(os.getpid(), flush=True); time.sleep(300)"
 steps = {{"quick": lambda context: gpu_steps.Result("quick"), "slow": slow}}
 gpu_check.STEPS = gpu_steps.STEPS = steps
-gpu_check.TOGETHER = tuple(steps)
+gpu_check.TOGETHER = dict.fromkeys(steps, "a group")
 gpu_check.copy_tree = lambda folder, built: folder
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 sys.argv[1:] = ["--device", "cpu", "--out", {str(tmp_path)!r}, "--only", "quick,slow"]
