@@ -25,7 +25,6 @@ __all__ = [
     "none_readable",
     "read_index",
     "recordings",
-    "require_video",
     "write_index",
 ]
 
@@ -213,7 +212,7 @@ def read_index(path: str | Path) -> VideoIndex:
                     _require(_of_head(line))
                     head, root = line, os.path.realpath(path.resolve().parent / line["root"])
                 elif line["state"] == "ok":
-                    require_video(line, head["classes"])
+                    _require(_of_video(line, head["classes"]))
                     before = first.setdefault(line["path"], number)
                     if before != number:
                         raise DatasetError(
@@ -241,11 +240,6 @@ def read_index(path: str | Path) -> VideoIndex:
     if not entries:
         raise DatasetError(f"{path}: an index without a usable video")
     return VideoIndex(root, head["layout"], tuple(entries), tuple(head["classes"]))
-
-
-def require_video(line: dict, classes: list[str]) -> None:
-    """Raises DatasetError, KeyError or TypeError for what is no line of a video of an index."""
-    _require(_of_video(line, classes))
 
 
 _Rule = tuple[bool, str, Any]  # whether it is kept, in words, and the value

@@ -31,14 +31,7 @@ from pacecore.files import (
     write_text,
 )
 from pacecore.frames import FRAME_COLUMNS, Frames
-from pacecore.index import (
-    BadVideo,
-    DatasetError,
-    VideoEntry,
-    VideoIndex,
-    absolute,
-    require_video,
-)
+from pacecore.index import BadVideo, VideoEntry, VideoIndex, absolute
 from pacecore.isolated import JobFailure, process_count, run_jobs
 from pacecore.media import state_of
 from pacecore.resample import plane_shapes, resample
@@ -293,20 +286,6 @@ def _checksum(content: dict) -> int:
     return zlib.crc32(json.dumps(content).encode())
 
 
-def _require_content(content: dict) -> None:
-    """Raises ValueError, KeyError, TypeError or DatasetError for what `pack` does not write."""
-    classes = content["classes"]
-    if not isinstance(classes, list):
-        raise ValueError("classes must be a list")
-    if not all(isinstance(text, str) for text in (content["root"], content["layout"], *classes)):
-        raise ValueError("root, layout and classes must be texts")
-    for video in content["videos"]:
-        require_video({**video, "path": video["name"], "file": video["path"]}, classes)
-        numbers = [video[name] for name in ("first", "frames", "format")]
-        if not all(type(number) is int and number >= 0 for number in numbers) or numbers[2] > 31:
-            raise ValueError(f"first, frames and format must be numbers, got {numbers}")
-
-
 class FrameStore:
     """The loader's FrameSource over a packed store.
 
@@ -332,13 +311,11 @@ class FrameStore:
         folder = expanded(folder)
         try:
             content = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-            size = tuple(content["size"])
-            if content["pacecore_store"] != 1 or len(size) != 2:
+            if content["pacecore_store"] != 1:
                 raise ValueError("of another version")
-            said = content.pop("checksum", None)
-            if said not in (None, _checksum(content)):  # stores of before have none
+            if content.pop("checksum") != _checksum(content):
                 raise ValueError("it has a wrong checksum")
-            _require_content(content)
+            size = tuple(content["size"])
             total = max(v["first"] + v["frames"] for v in content["videos"]) * record_bytes(size)
             have = (folder / _FRAMES).stat().st_size
         except FileNotFoundError:
@@ -347,7 +324,7 @@ class FrameStore:
             raise StoreError(f"{folder}: {state}") from None
         except OSError as error:
             raise StoreError(f"{folder}: {_INDEX} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, RecursionError, DatasetError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{folder}: {_INDEX} is damaged ({error})") from None
         if have < total:
             raise StoreError(f"{folder}: {_FRAMES} has {have:,} bytes of {total:,}")
