@@ -27,9 +27,9 @@ VERBS = {"pretrain": "train", "finetune": "finetune"}  # by the kind of what the
 # What a run goes on from.
 _ENTRIES = {
     "options": dict, "totals": dict, "identity": str, "model": dict, "optimizer": dict,
-    "results": dict, "best": dict, "bad": dict,
+    "results": dict, "best": dict, "bad": dict, "unmeasured": bool,
 }  # fmt: skip
-_OF_FINETUNE = {"classes": list, "pretrained": dict}
+_OF_FINETUNE = {"classes": list, "labelling": str, "pretrained": dict}
 FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form would go wrong
 
 

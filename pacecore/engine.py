@@ -143,7 +143,7 @@ class _Run:
         self.bad = dict(content["bad"])
         self.results = dict(content["results"])
         self.best = dict(content["best"])
-        self.unmeasured = content.get("unmeasured", False)  # checkpoints of before have none
+        self.unmeasured = content["unmeasured"]
         self._require_as_long()
 
     def _require_as_long(self) -> None:

@@ -29,7 +29,7 @@ from pacecore.files import write_json
 from pacecore.index import recordings
 from pacecore.inputs import Inputs
 from pacecore.loader import ClipBatch, TrainingSchedule
-from pacecore.probe import Probe, is_probe
+from pacecore.probe import Probe
 from pacecore.protocol import ClipRunner, labels_of, unread_words
 from pacecore.recognition import head_labels, measure_actions
 from pacecore.runlog import alone_in, alone_in_process, tell
@@ -209,12 +209,7 @@ def finetune(
         require_same(options, classes=classes, labelling=labelling)
         if content and tuple(content["classes"]) != classes:
             raise PacecoreError(f"{options.out}: the run was trained on other classes")
-        if content and options.freeze == "backbone" and not is_probe(content["model"]):
-            raise PacecoreError(
-                f"{options.out}: a linear probe of an older pacecore, whose features were not"
-                " standardised; it can be tested, but to go on begin anew in another folder"
-            )
-        if content and content.get("labelling", labelling) != labelling:
+        if content and content["labelling"] != labelling:
             raise PacecoreError(f"{options.out}: the run was trained on other labels of its videos")
         if trained is None and options.checkpoint and not content:
             trained = load_trained(options.checkpoint, partial=options.partial)

@@ -55,7 +55,7 @@ class Measured:
     data: str  # folder, list or index; of two files of features both
     held_out: str  # "auto", or a path
     fold: str  # "" where neither tells
-    identity: str  # of the videos, and of a gallery; "" in results of older versions
+    identity: str  # of the videos, and of a gallery; "" where there is no result
     spoilt: str  # what makes the figure larger than of new videos; "" where nothing is known to
 
     @property
@@ -105,12 +105,7 @@ def replaced_by(result: dict[str, Any], path: Path) -> str:
         if not (before := _read(path, "measured_with")):
             return ""
         of, now = (measured_of(each, each.get("trained_with", {})) for each in (before, result))
-        if of.identity and now.identity:
-            same = of.identity == now.identity
-        else:  # of an older version
-            same = (of.place, of.fold) == (now.place, now.fold)
-            same = same and before.get("data_words") == result.get("data_words")
-        if not same:
+        if of.identity != now.identity:
             count = before.get("videos", before.get("query_videos"))
             split = f", split {of.fold}" if of.fold and of.place == of.data else ""
             return f"the result on other videos, {count} of {of.place}{split}"

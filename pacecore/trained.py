@@ -124,8 +124,6 @@ def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
     kind = _KINDS[content["kind"]]
     known = {each.name for each in fields(kind)}
     stored = {name: value for name, value in content["options"].items() if name in known}
-    if stored.get("views") == 1 and stored.get("contrast") == "context":
-        stored["lambda_ctr"] = 0.0  # what it came to, before that was refused
     options = kind(**stored).resolved()
     place, out = Path(os.path.abspath(folder)), Path(options.out)
     start = Path(*place.parts[: -len(out.parts)])

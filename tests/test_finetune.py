@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pacecore.backbones import build_backbone
-from pacecore.checkpoint import load_checkpoint, save_checkpoint
+from pacecore.checkpoint import load_checkpoint
 from pacecore.cli.finetune import _options
 from pacecore.config import FinetuneOptions, TestOptions, from_mapping
 from pacecore.convert import convert
@@ -312,15 +312,6 @@ def test_a_share_to_validate_on_that_would_leave_nothing_to_train_on_is_refused(
             write_tiny(path, 0, number, 20)
     with pytest.raises(PacecoreError, match=f"^val_share: each class has one {unit}, which is nee"):
         finetune(tiny_options(tmp_path / "set", tmp_path / "run", val_share=0.5))
-
-
-def test_a_checkpoint_of_one_view_and_same_context_is_still_read(tmp_path):
-    """Such a run is refused now; what it learnt, it learnt from the paces alone."""
-    path = pretrained(tmp_path / "pre.pt", views=1, contrast="none")
-    content = load_checkpoint(path)
-    content["options"] |= {"contrast": "context", "lambda_ctr": 0.1}
-    save_checkpoint(path, content)
-    assert load_trained(path).options.lambda_ctr == 0
 
 
 def test_network_of_the_checkpoint_is_kept_and_another_refused_by_name(tmp_path):

@@ -384,7 +384,7 @@ def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
     options = options_of(tmp_path)
     content = {"kind": "pretrain", "options": asdict(options)}
     content |= {name: {} for name in ("totals", "model", "optimizer", "results", "best", "bad")}
-    content["identity"] = open_inputs(options).identity
+    content |= {"identity": open_inputs(options).identity, "unmeasured": False}
     monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: content)
     go_on = partial(begin, "pretrain", options, torch.device("cpu"), resume=True, fall_back=False)
     assert go_on()[2] is content

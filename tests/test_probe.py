@@ -246,7 +246,7 @@ def test_a_probe_of_features_as_they_are_does_not_go_on(videos, probed, tmp_path
     content = load_checkpoint(probed / "last.pt")
     options = probing(videos, path.parent, probed.parent / "pre.pt")
     save_checkpoint(path, content | {"model": folded(content["model"])})
-    with pytest.raises(PacecoreError, match=r"run: a linear probe of an older pacecore, whose fea"):
+    with pytest.raises(PacecoreError, match=r"last\.pt: a checkpoint of another model: "):
         finetune(options, resume=True)
 
 

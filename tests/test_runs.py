@@ -50,13 +50,13 @@ def test_records_of_wrong_types_are_named(tmp_path):
         read_run(tmp_path)
 
 
-def test_of_older_results_the_words_tell_which_videos_they_are_of(tmp_path):
+def test_what_is_replaced_tells_which_videos_it_is_of(tmp_path):
     path = tmp_path / "test.json"
-    new = {"measured_with": {"data": "ucf"}, "videos_identity": "a", "data_words": "9 videos"}
-    old = {"measured_with": {"data": "ucf"}, "videos": 3, "data_words": "9 videos"}
+    new = {"measured_with": {"data": "ucf"}, "videos_identity": "a"}
+    old = {**new, "videos": 3}
     others = [
-        {**old, "data_words": "8 videos"},
-        {**old, "measured_with": {"data": "ucf", "fold": "2"}},
+        {**old, "videos_identity": "b"},
+        {"measured_with": {"data": "ucf", "fold": "2"}, "videos_identity": "c", "videos": 3},
     ]
     assert replaced_by(new, path) == ""
     for before, said in ((old, ""), (others[0], "3 of ucf"), (others[1], "3 of ucf, split 2")):
