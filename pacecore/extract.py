@@ -163,7 +163,9 @@ def extract_split(
     source = _source_of(data, split)
     if not source:
         raise PacecoreError(f"{options.data or 'the data'}: no {split} video")
-    runner = ClipRunner.of(_model(backbone, options), trained, options, device, f"{split} features")
+    model, what = _model(backbone, options), f"{split} features"
+    each = {"clips": options.clips, "batch_clips": options.batch_clips}
+    runner = ClipRunner.of(model, backbone, trained.options, options, device, what, **each)
     name = features_name(options.stage, options.pool, options.unit)
     writer = _Writer(
         out_folder(trained, options) / f"features-{name}-{split}.npy",

@@ -162,7 +162,8 @@ class _ActionTask:
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         if self.validation is None:
             return {}
-        runner = ClipRunner.in_training(self.model, self.options, self.device, "validate", between)
+        by, model = self.options, self.model
+        runner = ClipRunner.of(model, model, by, by, self.device, "validate", between=between)
         result = measure_actions(runner, self.validation, self.classes)
         words = unread_words(result.unreadable, len(self.validation), "validation")
         if not result.videos:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,47 +142,27 @@ class ClipRunner:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def in_training(
-        cls,
-        model: nn.Module,
-        options: RunOptions,
-        device: torch.device,
-        what: str,
-        between: Callable[[], None],
-    ) -> "ClipRunner":
-        """Of a network that is being trained by `options`."""
-        return cls(
-            model=model,
-            options=options,
-            device=device,
-            amp=options.amp == "bf16",
-            workers=decoder_count(options.workers, device),
-            decode_timeout=options.decode_timeout,
-            what=what,
-            layout=memory_format(model, device),
-            between=between,
-        )
-
-    @classmethod
     def of(
         cls,
-        model: nn.Module | Callable[[Tensor], tuple[Tensor, ...]],
-        trained: Trained,
-        options: MeasureOptions,
+        model: Callable[[Tensor], tuple[Tensor, ...]],
+        network: nn.Module,
+        trained_by: RunOptions,
+        options: RunOptions | MeasureOptions,
         device: torch.device,
         what: str,
+        **own: Any,
     ) -> "ClipRunner":
+        """Runs `model`, which holds `network`, as `options` say. own: fields beside those."""
         return cls(
             model=model,
-            options=trained.options,
+            options=trained_by,
             device=device,
-            clips=options.clips,
-            batch_clips=options.batch_clips,
             amp=options.amp == "bf16",
             workers=decoder_count(options.workers, device),
             decode_timeout=options.decode_timeout,
             what=what,
-            layout=memory_format(trained.backbone, device),
+            layout=memory_format(network, device),
+            **own,
         )
 
     @property

@@ -19,7 +19,7 @@ from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.files import write_json, write_json_lines
 from pacecore.index import BadVideo, none_readable
-from pacecore.inputs import Inputs, identity_of, learned_from
+from pacecore.inputs import identity_of, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.runs import replaced_by
 from pacecore.source import FrameSource
@@ -268,11 +268,12 @@ def run_test(
         if is_main():  # before the measuring, which a folder that cannot be made would lose
             folder = out_folder(trained, options)
         model = ready(_Scores(trained), device)
+        each = {"clips": options.clips, "batch_clips": options.batch_clips}
+        runner = ClipRunner.of(model, model, trained.options, options, device, "test", **each)
         if trained.kind == "pretrain":
-            figures = _test_pace(model, trained, data, options, device)
+            figures = _test_pace(runner, data.held_out)
             predictions = None
         else:
-            runner = ClipRunner.of(model, trained, options, device, "test")
             predictions = measure_actions(
                 runner, data.held_out, trained.classes, average=options.average
             )
@@ -315,20 +316,17 @@ def _none_read(source: FrameSource, unreadable: dict[str, str]) -> PacecoreError
     return PacecoreError(f"held-out videos: {none_readable(len(source), bad)}")
 
 
-def _test_pace(
-    model: nn.Module, trained: Trained, data: Inputs, options: TestOptions, device: torch.device
-) -> dict[str, Any]:
-    paces = trained.options.sampling().classes
-    runner = replace(ClipRunner.of(model, trained, options, device, "test"), paces=paces)
-    found = pace_accuracy(runner, data.held_out)
+def _test_pace(runner: ClipRunner, source: FrameSource) -> dict[str, Any]:
+    paces = runner.options.sampling().classes
+    found = pace_accuracy(replace(runner, paces=paces), source)
     if not found.clips:
-        raise _none_read(data.held_out, found.unreadable)
+        raise _none_read(source, found.unreadable)
     return {
         "pace_accuracy": found.accuracy,
         "chance": 1 / len(found.classes),
         "classes": list(found.classes),
         "confusion": found.confusion,
         "clips": found.clips,
-        "videos": found.clips // (len(paces) * options.clips),
+        "videos": found.clips // (len(paces) * runner.clips),
         "unreadable": found.unreadable,
     }

@@ -5,7 +5,7 @@ loss = lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive          (Eq.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,10 @@ class PaceTask:
     def evaluate(self, between: Callable[[], None]) -> dict[str, Any]:
         if self.held_out is None:
             return {}
-        runner = ClipRunner.in_training(self.model, self.options, self.device, "held out", between)
-        paces = self.options.sampling().classes
-        found = pace_accuracy(replace(runner, paces=paces, clips=3, batch_clips=32), self.held_out)
+        by, model, what = self.options, self.model, "held out"
+        few = {"paces": by.sampling().classes, "clips": 3, "batch_clips": 32, "between": between}
+        runner = ClipRunner.of(model, model, by, by, self.device, what, **few)
+        found = pace_accuracy(runner, self.held_out)
         words = unread_words(found.unreadable, len(self.held_out), "held-out")
         if not found.clips:
             return {"warning": words}
