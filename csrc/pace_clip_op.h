@@ -52,15 +52,31 @@ inline void check_three(const std::vector<double>& values, const char* name, boo
                  zero_allowed ? "" : " not 0", " (red, green, blue), got ", describe(values));
 }
 
-// Checks everything but the contents of tensors. The tensors must be contiguous, which the kernels'
-// callers see to, and live as long as the result is used; `clips` is left null.
-inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const Tensor& plan,
-                                  const Tensor& crop, const std::optional<Tensor>& jitter,
-                                  const std::optional<Tensor>& jitter_order,
-                                  const std::vector<int64_t>& resize,
-                                  const std::vector<int64_t>& crop_size,
-                                  const std::vector<double>& mean, const std::vector<double>& std,
-                                  bool bgr, ScalarType dtype, bool channels_last) {
+// The op's arguments, and the contiguous tensors that they point into; `clips` is left null.
+struct CheckedPaceClip {
+  Tensor data, table, plan, crop;
+  std::optional<Tensor> jitter, jitter_order;
+  PaceClip args;
+};
+
+// Checks everything but the contents of tensors.
+inline CheckedPaceClip checked_pace_clip(
+    const Tensor& any_data, const Tensor& any_table, const Tensor& any_plan, const Tensor& any_crop,
+    const std::optional<Tensor>& any_jitter, const std::optional<Tensor>& any_jitter_order,
+    const std::vector<int64_t>& resize, const std::vector<int64_t>& crop_size,
+    const std::vector<double>& mean, const std::vector<double>& std, bool bgr, ScalarType dtype,
+    bool channels_last) {
+  using torch::stable::contiguous;
+  CheckedPaceClip result{contiguous(any_data),
+                         contiguous(any_table),
+                         contiguous(any_plan),
+                         contiguous(any_crop),
+                         {},
+                         {},
+                         {}};
+  if (any_jitter) result.jitter = contiguous(*any_jitter);
+  if (any_jitter_order) result.jitter_order = contiguous(*any_jitter_order);
+  auto& [data, table, plan, crop, jitter, jitter_order, args] = result;
   PACECORE_CHECK(data.defined() && data.scalar_type() == ScalarType::Byte && data.dim() == 1,
                  "pace_clip: frames.data must be (N,) uint8, got ", describe(data));
   check_pace_clip_tensor(table, "frames.table", "(F, 8) int64", ScalarType::Long, {-1, kColumns},
@@ -88,7 +104,6 @@ inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const
       dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
       "pace_clip: dtype must be float32, float16 or bfloat16, got ", type_name(dtype));
 
-  PaceClip args{};
   args.data = data.const_data_ptr<uint8_t>();
   args.num_bytes = data.numel();
   args.table = table.const_data_ptr<int64_t>();
@@ -117,7 +132,7 @@ inline PaceClip checked_pace_clip(const Tensor& data, const Tensor& table, const
   args.element = dtype == ScalarType::Float  ? Element::f32
                  : dtype == ScalarType::Half ? Element::f16
                                              : Element::bf16;
-  return args;
+  return result;
 }
 
 // (B, 3, T, H, W), uninitialised, on the device of data.

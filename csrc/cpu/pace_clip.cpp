@@ -44,7 +44,8 @@ void check_plan(const PaceClip& args) {
   }
 }
 
-void check_jitter(const PaceClip& args) {
+void check_contents(const PaceClip& args) {
+  check_plan(args);
   if (!args.jitter_order) return;
   for (int64_t frame = 0; frame < args.batch * args.clip_frames; ++frame) {
     const int32_t order = args.jitter_order[frame];
@@ -86,35 +87,13 @@ std::vector<cpu::Run> runs_of(const PaceClip& args) {
   return runs;
 }
 
-// The arguments of the op, contiguous, and everything checked.
-struct Arguments {
-  Tensor data, table, plan, crop;
-  std::optional<Tensor> jitter, jitter_order;
-  PaceClip args;
-};
-
-Arguments checked(const Tensor& data, const Tensor& table, const Tensor& plan, const Tensor& crop,
-                  const std::optional<Tensor>& jitter, const std::optional<Tensor>& jitter_order,
-                  const std::vector<int64_t>& resize, const std::vector<int64_t>& crop_size,
-                  const std::vector<double>& mean, const std::vector<double>& std, bool bgr,
-                  ScalarType dtype, bool channels_last) {
-  using torch::stable::contiguous;
-  Arguments a{contiguous(data), contiguous(table), contiguous(plan), contiguous(crop), {}, {}, {}};
-  if (jitter) a.jitter = contiguous(*jitter);
-  if (jitter_order) a.jitter_order = contiguous(*jitter_order);
-  a.args = checked_pace_clip(a.data, a.table, a.plan, a.crop, a.jitter, a.jitter_order, resize,
-                             crop_size, mean, std, bgr, dtype, channels_last);
-  check_plan(a.args);
-  check_jitter(a.args);
-  return a;
-}
-
 void check_pace_clip(const Tensor& data, const Tensor& table, const Tensor& plan,
                      const Tensor& crop, const std::optional<Tensor>& jitter,
                      const std::optional<Tensor>& jitter_order, const std::vector<int64_t>& resize,
                      const std::vector<int64_t>& crop_size) {
-  checked(data, table, plan, crop, jitter, jitter_order, resize, crop_size, {0, 0, 0}, {1, 1, 1},
-          false, ScalarType::Float, false);
+  check_contents(checked_pace_clip(data, table, plan, crop, jitter, jitter_order, resize, crop_size,
+                                   {0, 0, 0}, {1, 1, 1}, false, ScalarType::Float, false)
+                     .args);
 }
 
 Tensor pace_clip(const Tensor& data, const Tensor& table, const Tensor& plan, const Tensor& crop,
@@ -122,9 +101,10 @@ Tensor pace_clip(const Tensor& data, const Tensor& table, const Tensor& plan, co
                  const std::vector<int64_t>& resize, const std::vector<int64_t>& crop_size,
                  const std::vector<double>& mean, const std::vector<double>& std, bool bgr,
                  ScalarType dtype, bool channels_last) {
-  Arguments arguments = checked(data, table, plan, crop, jitter, jitter_order, resize, crop_size,
-                                mean, std, bgr, dtype, channels_last);
-  PaceClip& args = arguments.args;
+  CheckedPaceClip checked = checked_pace_clip(data, table, plan, crop, jitter, jitter_order, resize,
+                                              crop_size, mean, std, bgr, dtype, channels_last);
+  PaceClip& args = checked.args;
+  check_contents(args);
   const cpu::Kernels* kernels = cpu::choose_kernels();
   PACECORE_CHECK(kernels,
                  "pace_clip: PACECORE_CPU must be scalar, vector, or an instruction set that this ",

@@ -178,20 +178,15 @@ void launch_as(const PaceClip& args, cudaStream_t stream) {
     launch_in(std::false_type{});
 }
 
-Tensor pace_clip(const Tensor& data_, const Tensor& table_, const Tensor& plan_,
-                 const Tensor& crop_, const std::optional<Tensor>& jitter_,
-                 const std::optional<Tensor>& jitter_order_, const std::vector<int64_t>& resize,
-                 const std::vector<int64_t>& crop_size, const std::vector<double>& mean,
-                 const std::vector<double>& std, bool bgr, ScalarType dtype, bool channels_last) {
-  using torch::stable::contiguous;
-  const DeviceGuard guard(data_.get_device_index());
-  const Tensor data = contiguous(data_), table = contiguous(table_);
-  const Tensor plan = contiguous(plan_), crop = contiguous(crop_);
-  std::optional<Tensor> jitter, jitter_order;
-  if (jitter_) jitter = contiguous(*jitter_);
-  if (jitter_order_) jitter_order = contiguous(*jitter_order_);
-  PaceClip args = checked_pace_clip(data, table, plan, crop, jitter, jitter_order, resize,
-                                    crop_size, mean, std, bgr, dtype, channels_last);
+Tensor pace_clip(const Tensor& data, const Tensor& table, const Tensor& plan, const Tensor& crop,
+                 const std::optional<Tensor>& jitter, const std::optional<Tensor>& jitter_order,
+                 const std::vector<int64_t>& resize, const std::vector<int64_t>& crop_size,
+                 const std::vector<double>& mean, const std::vector<double>& std, bool bgr,
+                 ScalarType dtype, bool channels_last) {
+  const DeviceGuard guard(data.get_device_index());
+  CheckedPaceClip checked = checked_pace_clip(data, table, plan, crop, jitter, jitter_order, resize,
+                                              crop_size, mean, std, bgr, dtype, channels_last);
+  PaceClip& args = checked.args;
   PACECORE_CHECK(args.crop_width <= kWidest, "pace_clip: crop_size must be at most ", kWidest,
                  " wide on CUDA, got ", args.crop_width);
   Tensor clips = new_clips(args, data, dtype);
