@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pacecore.errors import PacecoreError
 from pacecore.presets import PRESETS
 from pacecore.rules import OptionError, check_fields, option
-from pacecore.sampling import BOUNDARIES, Jitter, Sampling, parse_paces
+from pacecore.sampling import BOUNDARIES, Sampling, parse_paces
 
 __all__ = [
     "INPUT_OPTIONS",
@@ -148,7 +148,7 @@ class RunOptions:
             resize=tuple(self.resize),
             crop=(self.crop, self.crop),
             flip=self.flip,
-            jitter=Jitter(scope=self.jitter_scope) if self.jitter else None,
+            jitter=self.jitter_scope if self.jitter else None,
             seed=self.seed,
             **own,
         )

@@ -5,9 +5,8 @@ from (pass over the data, video, view) and counting on through the frames. A cli
 of these numbers alone: the same whatever the number of workers or ranks, and after a resume.
 """
 
-import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
 from functools import lru_cache
@@ -21,7 +20,6 @@ from pacecore.errors import PacecoreError
 __all__ = [
     "BOUNDARIES",
     "ClipPlan",
-    "Jitter",
     "Sampling",
     "centre_plan",
     "epoch_order",
@@ -151,7 +149,9 @@ def _last_step(pace: Fraction, clip_frames: int) -> int:
     return (int(clip_frames) - 1) * abs(pace.numerator) // pace.denominator
 
 
-_JITTER_MOST = {"hue": 0.5, "probability": 1.0}
+# Colour jitter (section 3.4 of the paper): brightness, contrast and saturation are uniform in
+# [1 - x, 1 + x], the hue in [-x, x] turns, in this share of the frames.
+_FACTORS, _HUE, _JITTERED = 0.8, 0.2, 0.8
 _SAMPLING_CHOICES = {
     "view_paces": ("distinct", "free"),
     "view_augment": ("own", "shared"),
@@ -177,28 +177,6 @@ def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class Jitter:
-    """Colour jitter (section 3.4 of the paper): factors uniform in [1 - x, 1 + x] and not below 0,
-    hue uniform in [-hue, hue] turns. Raises PacecoreError for a value out of range.
-    """
-
-    brightness: float = 0.8
-    contrast: float = 0.8
-    saturation: float = 0.8
-    hue: float = 0.2
-    probability: float = 0.8
-    scope: str = "frame"  # "frame": each frame draws its own; "clip": one draw for all
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation", "hue", "probability"):
-            value, most = getattr(self, name), _JITTER_MOST.get(name, math.inf)
-            number = isinstance(value, Real) and math.isfinite(value)
-            rule = f"jitter {name} must be a number from 0" + f" to {most:g}" * math.isfinite(most)
-            _require(number and 0 <= value <= most, rule, value)
-        _require_one_of("jitter scope", self.scope, ("frame", "clip"))
-
-
-@dataclass(frozen=True)
 class Sampling:
     """How clips are drawn from videos: paces, views, geometry, jitter. Sizes in pixels (height,
     width). Raises PacecoreError for a value of another type or out of range.
@@ -215,7 +193,7 @@ class Sampling:
     resize: tuple[int, int] = (128, 171)
     crop: tuple[int, int] = (112, 112)
     flip: float = 0.5
-    jitter: Jitter | None = field(default_factory=Jitter)
+    jitter: str | None = "frame"  # each frame draws its own; "clip": one draw for all; None: none
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -228,8 +206,8 @@ class Sampling:
             )
         for name in ("clip_frames", "views"):
             _require_count(name, getattr(self, name))
-        jitters = self.jitter is None or isinstance(self.jitter, Jitter)
-        _require(jitters, "jitter must be a Jitter, or None for none", self.jitter)
+        jitters = self.jitter in ("frame", "clip", None)
+        _require(jitters, "jitter must be frame, clip, or None for none", self.jitter)
         for name, choices in _SAMPLING_CHOICES.items():
             _require_one_of(name, getattr(self, name), choices)
         for name in ("resize", "crop"):
@@ -350,19 +328,17 @@ def _draw_jitter(sampling: Sampling, uniforms: np.ndarray) -> tuple[np.ndarray, 
     each frame.
     """
     rows = uniforms.reshape(sampling.clip_frames, 12)
-    jitter = sampling.jitter
-    if jitter is None:
+    if sampling.jitter is None:
         return _no_jitter(sampling.clip_frames)
-    if jitter.scope == "clip":
+    if sampling.jitter == "clip":
         rows = np.broadcast_to(rows[:1], rows.shape)
-    reach = np.array([jitter.brightness, jitter.contrast, jitter.saturation])
-    low, high = np.maximum(0, 1 - reach), 1 + reach
+    low, high = 1 - _FACTORS, 1 + _FACTORS
     factors = np.empty((sampling.clip_frames, 4), dtype=np.float32)
     factors[:, :3] = low + rows[:, 1:4] * (high - low)
-    factors[:, 3] = (2 * rows[:, 4] - 1) * jitter.hue
+    factors[:, 3] = (2 * rows[:, 4] - 1) * _HUE
     steps = np.argsort(rows[:, 5:9], axis=1)
     order = (steps << np.array([0, 2, 4, 6])).sum(axis=1)
-    return factors, np.where(rows[:, 0] < jitter.probability, order, -1).astype(np.int32)
+    return factors, np.where(rows[:, 0] < _JITTERED, order, -1).astype(np.int32)
 
 
 def _no_jitter(clip_frames: int) -> tuple[np.ndarray, np.ndarray]:

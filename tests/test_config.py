@@ -25,7 +25,7 @@ from pacecore.presets import PRESETS
 from pacecore.recognition import measure_actions, run_test
 from pacecore.retrieve import retrieve_files, run_retrieve
 from pacecore.rules import OptionError, named_by, read_toml, write_toml
-from pacecore.sampling import Jitter, Sampling
+from pacecore.sampling import Sampling
 
 
 def test_defaults_are_the_papers_setting():
@@ -92,7 +92,7 @@ def test_clips_are_drawn_as_the_options_say():
         paces=(Fraction(1, 2), Fraction(1)),
         resize=(40, 54),
         crop=(32, 32),
-        jitter=Jitter(scope="clip"),
+        jitter="clip",
         **given,
     )
 
