@@ -19,9 +19,8 @@ from pathlib import Path
 
 from pacecore._extension import REBUILD
 
-__all__ = ["STATES", "Finding", "doctor", "is_broken"]
+__all__ = ["Finding", "doctor", "is_broken"]
 
-STATES = ("ok", "warn", "missing")  # missing: something that pacecore needs is absent or wrong
 _REBUILD = f"reinstall from the source folder: {REBUILD}"
 _EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard", "safetensors": "safetensors"}
 _SMALL_SHARED_BYTES = 2**30  # a few batches of decoded frames of each worker
@@ -29,7 +28,10 @@ _SMALL_SHARED_BYTES = 2**30  # a few batches of decoded frames of each worker
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, one of STATES, what was found, how to mend it."""
+    """One line of the report: what was looked at, its state, what was found, how to mend it.
+
+    state: "ok", "warn", or "missing" where something that pacecore needs is absent or wrong.
+    """
 
     name: str
     state: str

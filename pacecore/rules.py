@@ -22,13 +22,11 @@ __all__ = ["OptionError", "check_fields", "named_by", "option", "read_toml", "wr
 AnyDataclass = TypeVar("AnyDataclass")
 
 # What an option tells of a run. Only those of the setting tell the rows of a report apart.
-_TELLS = (
-    "setting",  # what is learned or measured; it stays as it is, the same on all ranks
-    "run",  # which run of a setting, or how its result is come by; it stays, the same on all ranks
-    "course",  # how a run goes and what it writes; it may change when a run goes on
-    "place",  # where things are, on each rank's machine its own; it stays
-    "machine",  # how a machine does its part; it may change, and differ from rank to rank
-)
+#   setting  what is learned or measured; it stays as it is, the same on all ranks
+#   run      which run of a setting, or how its result is come by; it stays, the same on all ranks
+#   course   how a run goes and what it writes; it may change when a run goes on
+#   place    where things are, on each rank's machine its own; it stays
+#   machine  how a machine does its part; it may change, and differ from rank to rank
 
 
 class OptionError(PacecoreError):
@@ -44,8 +42,8 @@ def option(
     high: Any = None,
     tells: str = "setting",
 ):
-    """A dataclass field: its default, its help, the values that it may have, and which of _TELLS it
-    is. Its type is one of bool, int, float, str and tuple.
+    """A dataclass field: its default, its help, the values that it may have, and what it tells
+    (above). Its type is one of bool, int, float, str and tuple.
     """
     rule = {"help": text, "choices": choices, "low": low, "high": high, "tells": tells}
     return field(default=default, metadata=rule)
