@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from pacecore.backbones.tuning import keep_freed_memory
-from pacecore.datasets import VideoIndex, find_videos, probe_all
+from pacecore.datasets import find_videos, probe_all
 from pacecore.demo import make_demo
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
+from pacecore.index import VideoIndex
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.source import VideoFiles

@@ -19,9 +19,10 @@ import torch
 
 from pacecore.backbones import build_backbone
 from pacecore.config import FinetuneOptions, from_mapping
-from pacecore.datasets import VideoIndex, find_videos, probe_all
+from pacecore.datasets import find_videos, probe_all
 from pacecore.demo import make_demo
 from pacecore.finetune import ActionModel
+from pacecore.index import VideoIndex
 from pacecore.protocol import ClipRunner, decoder_count, ready
 from pacecore.recognition import measure_actions
 from pacecore.source import FrameSource, VideoFiles

@@ -13,8 +13,8 @@ from threading import BrokenBarrierError
 import torch
 
 from pacecore.config import TrainOptions, from_mapping
-from pacecore.datasets import VideoIndex
 from pacecore.device import clip_format
+from pacecore.index import VideoIndex
 from pacecore.loader import TrainingSchedule, load_batches
 from pacecore.source import VideoFiles
 

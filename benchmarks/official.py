@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pacecore.backbones import build_backbone
-from pacecore.datasets import VideoIndex
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
+from pacecore.index import VideoIndex
 from pacecore.sampling import ClipPlan, Sampling, plan_views
 from pacecore.video import decode_all
 from pacecore.workers import core_count

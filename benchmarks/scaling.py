@@ -26,8 +26,8 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from pacecore.config import TrainOptions, from_mapping
-from pacecore.datasets import VideoIndex
 from pacecore.files import write_text
+from pacecore.index import VideoIndex
 from pacecore.ops.info_nce import info_nce
 from pacecore.reference.info_nce import info_nce as reference
 from pacecore.store import pack

@@ -18,28 +18,16 @@ from pacecore.index import (
     SPLITS,
     BadVideo,
     DatasetError,
-    VideoEntry,
     VideoIndex,
     is_index,
     none_readable,
-    read_index,
     write_index,
 )
 from pacecore.isolated import JobFailure, run_jobs
 from pacecore.layouts import read_source
 from pacecore.video import VideoError, counted_text, probe
 
-__all__ = [
-    "BadVideo",
-    "DatasetError",
-    "VideoEntry",
-    "VideoIndex",
-    "data_index",
-    "find_videos",
-    "probe_all",
-    "read_index",
-    "write_index",
-]
+__all__ = ["data_index", "find_videos", "probe_all"]
 
 _LONG_SECONDS = 10.0
 _JOBS_EACH = 64  # videos that are counted in the time that a process takes to start

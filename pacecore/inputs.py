@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pacecore.config import RunOptions
-from pacecore.datasets import VideoIndex, find_videos, probe_all
+from pacecore.datasets import find_videos, probe_all
 from pacecore.demo import make_demo
 from pacecore.distributed import (
     barrier,
@@ -28,7 +28,7 @@ from pacecore.distributed import (
 from pacecore.errors import PacecoreError
 from pacecore.files import expanded
 from pacecore.frames import Frames
-from pacecore.index import BadVideo, VideoEntry, none_readable, recordings
+from pacecore.index import BadVideo, VideoEntry, VideoIndex, none_readable, recordings
 from pacecore.runlog import Progress, tell
 from pacecore.source import FrameSource, Subset, VideoFiles
 from pacecore.store import FrameStore

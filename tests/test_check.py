@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from pacecore.check import data_check
 from pacecore.cli.data import data
-from pacecore.datasets import data_index, find_videos, probe_all, read_index
+from pacecore.datasets import data_index, find_videos, probe_all
 from pacecore.errors import PacecoreError
+from pacecore.index import read_index
 from pacecore.isolated import JobFailure
 from pacecore.store import FrameStore, pack
 from pacecore.video import VideoError, probe

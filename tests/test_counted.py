@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pacecore import datasets
-from pacecore.datasets import find_videos, probe_all, read_index, write_index
+from pacecore.datasets import find_videos, probe_all
+from pacecore.index import read_index, write_index
 from pacecore.video import counted, counted_from, counted_text, holds, probe
 from tests.video_files import write_fields, write_pictures, write_video
 

@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from pacecore import datasets
-from pacecore.datasets import (
-    DatasetError,
-    data_index,
-    find_videos,
-    probe_all,
-    read_index,
-    write_index,
-)
+from pacecore.datasets import data_index, find_videos, probe_all
+from pacecore.index import DatasetError, read_index, write_index
 from pacecore.isolated import run_jobs
 from pacecore.media import picture_files
 from tests.trees import labels, names, text, tree

@@ -15,10 +15,10 @@ from pacecore import inputs, protocol
 from pacecore.beginning import begin
 from pacecore.cli import test as test_verb
 from pacecore.config import MeasureOptions, TrainOptions, from_mapping
-from pacecore.datasets import find_videos, probe_all, write_index
+from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
-from pacecore.index import VideoEntry, VideoIndex
+from pacecore.index import VideoEntry, VideoIndex, write_index
 from pacecore.inputs import identity_of, learned_from, open_inputs, resident_frames, worker_count
 from pacecore.protocol import decoder_count, open_measured
 from pacecore.source import Subset

@@ -2,9 +2,10 @@
 
 import pytest
 
-from pacecore.datasets import DatasetError, find_videos
+from pacecore.datasets import find_videos
 from pacecore.errors import PacecoreError
 from pacecore.finetune import labels_and_classes
+from pacecore.index import DatasetError
 from pacecore.source import VideoFiles
 from tests.trees import labels, names, text, tree
 

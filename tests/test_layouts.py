@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pacecore import datasets
-from pacecore.datasets import DatasetError, find_videos
+from pacecore.datasets import find_videos
+from pacecore.index import DatasetError
 from pacecore.layouts import read_source
 from tests.trees import labels, names, text, tree
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pacecore import listing
-from pacecore.datasets import DatasetError, find_videos, write_index
+from pacecore.datasets import find_videos
+from pacecore.index import DatasetError, write_index
 from tests.trees import labels, names, text, tree
 from tests.video_files import write_pictures
 
