@@ -37,8 +37,10 @@ class Claim:
 _GRID, _GRID_LONG = "experiments-small", "experiments-small-long"
 _MORE, _AGAIN = "experiments-small-long-more", "experiments-small-own"
 _PLACE, _PLACE_LONG = "experiments-small-byset", "experiments-small-byset-long"
+_UCF101 = "experiments-small-ucf101"
 # Of the grids that ask again.
 _OTHERS, _ELSEWHERE = "other seeds", "tested in another place"
+_CLASSES = "three classes of UCF101"
 _ALONE = {PACE_CONTEXT.words: PACE.words, _CONTEXT: _PACE, _CONTEXT_OWN: _OWN}
 
 CLAIMS = (
@@ -52,6 +54,7 @@ CLAIMS = (
             Seen(_GRID_LONG, _PACE, "finetune-4x"),
             Seen(_PLACE_LONG, _PACE, "finetune", _ELSEWHERE),
             Seen(_PLACE_LONG, _PACE, "finetune-4x", _ELSEWHERE),
+            Seen(_UCF101, _PACE, "finetune", _CLASSES),
             Seen(_MORE, _CONTEXT_OWN, "finetune"),
             Seen(_MORE, _CONTEXT_OWN, "finetune-4x"),
             Seen(_PLACE_LONG, _CONTEXT_OWN, "finetune", _ELSEWHERE),
@@ -66,12 +69,14 @@ CLAIMS = (
         (
             Seen(_GRID, PACE.words, "probe"),
             Seen(_GRID_LONG, _PACE, "probe"),
+            Seen(_UCF101, _PACE, "probe", _CLASSES),
             Seen(_MORE, _CONTEXT_OWN, "probe"),
             Seen(_AGAIN, _CONTEXT_OWN, "probe", _OTHERS),
             Seen(_PLACE, _CONTEXT_OWN, "probe", _ELSEWHERE),
             Seen(_PLACE, _OWN, "probe", _ELSEWHERE),
             Seen(_GRID, PACE.words, "retrieve-1"),
             Seen(_GRID_LONG, _PACE, "retrieve-1"),
+            Seen(_UCF101, _PACE, "retrieve-1", _CLASSES),
             Seen(_MORE, _CONTEXT_OWN, "retrieve-1"),
             Seen(_AGAIN, _CONTEXT_OWN, "retrieve-1", _OTHERS),
             Seen(_PLACE, _CONTEXT_OWN, "retrieve-1", _ELSEWHERE),
