@@ -69,5 +69,8 @@ def _words(result: dict[str, Any]) -> str:
     if result["videos_in_both"]:
         both = f"{result['videos_in_both']:,} query videos are in the gallery too"
         lines.append(f"warning: {both}, where each finds itself")
+    if result.get("videos_learned_from"):  # not known of files
+        learned = f"{result['videos_learned_from']:,} of the query videos"
+        lines.append(f"warning: {learned} are among those that the checkpoint was trained on")
     lines += [f"left out: {path}: {reason}" for path, reason in result["unreadable"].items()]
     return "\n".join(lines)

@@ -5,10 +5,11 @@ import multiprocessing
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,7 +106,9 @@ def open_inputs(options: RunOptions, *, trains: bool = True) -> Inputs:
         index, bad = open_index(index, options.max_bad, data)
     if held is not None and not held_store:
         named = data if options.held_out == "auto" else options.held_out
-        held, more = open_index(held, options.max_bad, named)
+        # What pacecore itself holds out of readable videos may be none of them.
+        chosen = options.held_out == "auto" and not set(held.splits) & set(_MEASURED)
+        held, more = open_index(held, options.max_bad, named, or_none=chosen and bool(index))
         bad += more
     frames = sum(entry.num_frames for entry in index.entries)
     words = (
@@ -158,16 +161,21 @@ def identity_of(*parts: Iterable[tuple[str | Path, int | None]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def learned_from(options: RunOptions, source: FrameSource) -> int:
-    """How many videos of `source` a run of `options` was trained on, by the files' real paths; 0
-    where those that it was trained on are not there any more.
+def learned_from(trainings: Iterable[Mapping[str, Any]], source: FrameSource) -> int:
+    """How many videos of `source` were trained on, by the files' real paths.
+
+    trainings: the options of each training that the weights have had, by name; {} of none. Videos
+    that are not there any more do not count.
     """
-    with suppress(PacecoreError):
-        index, _ = _found(options.data or DEMO_FOLDER, options.fold)
-        index = _split(index)[0] if options.held_out == "auto" else index.select("train")
-        learned = {os.path.realpath(entry.path) for entry in index.entries}
-        return sum(os.path.realpath(source.path(n)) in learned for n in range(len(source)))
-    return 0
+    learned: set[str] = set()
+    for options in trainings:
+        if not options:
+            continue
+        with suppress(PacecoreError):
+            index, _ = _found(options["data"] or DEMO_FOLDER, options["fold"])
+            index = _split(index)[0] if options["held_out"] == "auto" else index.select("train")
+            learned.update(os.path.realpath(entry.path) for entry in index.entries)
+    return sum(os.path.realpath(source.path(n)) in learned for n in range(len(source)))
 
 
 def _found(place: str, fold: int | str) -> tuple[VideoIndex, FrameStore | None]:
@@ -280,10 +288,10 @@ def _one_in_ten(entries: Sequence[VideoEntry], cut_from: list[str], order: list[
 
 
 def open_index(
-    index: VideoIndex, max_bad: int, named: str
+    index: VideoIndex, max_bad: int, named: str, or_none: bool = False
 ) -> tuple[VideoIndex, list[tuple[str, str]]]:
     """`index`, as the user named it, with counted frames and without the unreadable videos, which
-    come beside it.
+    come beside it. or_none: where none is left, which else raises PacecoreError, too.
 
     Each rank counts a share of the videos; every rank must call it, with the same index.
     """
@@ -309,7 +317,7 @@ def open_index(
             f"more than max_bad = {max_bad} videos cannot be read ({len(bad)} of {len(index)});"
             f" the first one: {bad[0][0]}: {bad[0][1]}"
         )
-    if not kept:
+    if not kept and not or_none:
         path, reason = bad[0]
         if path == str(expanded(named)):  # one video
             raise PacecoreError(f"{path}: {reason}")

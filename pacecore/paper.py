@@ -138,6 +138,23 @@ def _pretraining_set(learning: dict[str, Any], measured: str, data: str) -> str:
     return next(found, "")
 
 
+# What the paper has, where a source tells no paces; and where there is a contrast.
+_OWN = {"paces": "1,2,3,4", "reverse": "off"}
+_OWN_CONTRAST = {"views": 2, "lambda_cls": 1, "lambda_ctr": 0.1, "denominator": "anchor"}
+_OWN_CONTRAST |= {"temperature": 1, "z_norm": False, "proj_dim": 0}
+
+
+def _as_in(figure: PaperFigure, learning: dict[str, Any]) -> bool:
+    """Whether paces are those of the figure; where it has none, whether all is as the paper has it,
+    whose full method such a figure is taken for.
+    """
+    told = {**learning, "paces": str(learning.get("paces", "")).replace(" ", "")}
+    if figure.paces:
+        return figure.paces == told["paces"]
+    own = _OWN | (_OWN_CONTRAST if "+" in figure.method else {})
+    return not learning or all(told.get(name, value) == value for name, value in own.items())
+
+
 def matching(
     known: tuple[PaperFigure, ...],
     measure: str,
@@ -160,7 +177,7 @@ def matching(
             figure.measure == measure
             and figure.network == options.get("backbone")
             and figure.method == method_of(learning)
-            and figure.paces in ("", str(learning.get("paces", "")).replace(" ", ""))
+            and _as_in(figure, learning)
             and figure.pretraining == _pretraining_set(learning, measured, data)
             and figure.data == data
         ):

@@ -246,6 +246,7 @@ def _convert(picture: Picture, name: str, full: bool | None) -> Picture:
     """libswscale to another pixel format; matrix and range stay (full None: as formats have it)."""
     span = 0 if full is None else _JPEG if full else _MPEG
     space = picture.colorspace if picture.colorspace in _MATRICES else 5  # 5: BT.601
+    space = 9 if space == 10 else space  # of BT.2020 it knows the usual one, read alike here
     return picture.reformat(
         format=name,
         src_colorspace=space,

@@ -4,6 +4,7 @@ Ten clips at pace 1, starts floor(linspace(0, n - T, 10)), centre crop; shorter 
 accuracy shows each video so at every pace.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from pacecore.convert import unsaid_words
 from pacecore.device import clip_format
 from pacecore.distributed import is_main, rank, require_same, world_size
 from pacecore.errors import PacecoreError
-from pacecore.files import made_folder
+from pacecore.files import expanded, made_folder
 from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.runlog import Progress, tell
@@ -78,8 +79,11 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
     if trained.unsaid and is_main():
         words = unsaid_words(trained.unsaid)
         tell(f"{trained.path} {words}; pacecore convert writes down what it is told")
-    named = options.data or options.held_out or options.fold
-    if not named and trained.identity not in ("", found.identity) and is_main():
+    same = not options.data or os.path.realpath(expanded(options.data)) == os.path.realpath(
+        expanded(stored.data)
+    )
+    own = same and held_out == stored.held_out and options.fold in ("", stored.fold)
+    if own and trained.identity not in ("", found.identity) and is_main():
         tell(f"warning: {trained.path} was trained on other videos than these: {found.words}")
     return found
 

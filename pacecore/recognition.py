@@ -295,7 +295,7 @@ def run_test(
             "measured_with": asdict(options),
             **figures,
             "unreadable": {**dict(data.unreadable), **figures["unreadable"]},
-            "videos_learned_from": learned_from(trained.options, data.held_out),
+            "videos_learned_from": learned_from(trained.trainings(), data.held_out),
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }

@@ -22,7 +22,7 @@ from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features, extract_split, features_name, load_features
 from pacecore.files import made_folder, write_json, write_json_lines
-from pacecore.inputs import Inputs, identity_of
+from pacecore.inputs import Inputs, identity_of, learned_from
 from pacecore.pictures import framed_rows
 from pacecore.protocol import PATIENCE, labels_of, open_measured, out_folder, ready
 from pacecore.runlog import Progress
@@ -231,6 +231,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
             "data": options.data or trained.options.data or "demo set",
             "data_words": data.words,
             "unreadable": {**dict(data.unreadable), **result["unreadable"]},
+            "videos_learned_from": learned_from(trained.trainings(), data.held_out),
             "trained_with": asdict(trained.options),
             "pretrained": trained.pretrained,
         }

@@ -91,7 +91,8 @@ def elsewhere(result: dict[str, Any], options: dict[str, Any]) -> str:
     if "fold" in options and of.fold != own.fold:
         words.append(f"on split {of.fold}")
     if count := result.get("videos_learned_from"):
-        words.append(f"with {count:,} of {result['videos']:,} held-out videos learned from")
+        asked = result.get("videos", result.get("query_videos", 0))
+        words.append(f"with {count:,} of {asked:,} held-out videos learned from")
     if count := result.get("videos_in_both"):
         words.append(f"with {count:,} of {result['query_videos']:,} queries in the gallery too")
     return ", ".join(words)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shlex
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,13 @@ class Trained:
     # Of bare weights, options of their input that are taken for granted, and as what.
     unsaid: dict[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()  # weights of the backbone that the file lacks, here as drawn
+
+    def trainings(self) -> tuple[dict[str, Any], ...]:
+        """Options of the trainings behind the weights, as far as the checkpoint tells: of this one,
+        and of the pre-training before it, {} where there is none.
+        """
+        before = {} if self.pretrained.get("kind") == "weights" else self.pretrained
+        return asdict(self.options), before
 
     def require_head(self) -> None:
         """Raises PacecoreError where the checkpoint has no head."""

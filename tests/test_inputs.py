@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pacecore import inputs, protocol
 from pacecore.beginning import begin
+from pacecore.cli import retrieve as retrieve_verb
 from pacecore.cli import test as test_verb
 from pacecore.config import MeasureOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
@@ -26,7 +27,7 @@ from pacecore.store import pack
 from pacecore.train import PaceTask
 from pacecore.trained import load_trained
 from tests.ranks import run_ranks
-from tests.tiny import pretrained, tiny_set, write_tiny
+from tests.tiny import finetuned, pretrained, tiny_set, write_tiny
 from tests.trees import tree
 from tests.video_files import stacked
 
@@ -209,6 +210,11 @@ def test_what_a_network_learned_from_is_told_where_it_is_tested_on_it(tmp_path):
         assert json.loads((tmp_path / "test.json").read_text())["videos_learned_from"] == count
         told = "warning: 3 of the held-out videos are among those that the checkpoint was trained"
         assert (told in shown.output) == (count == 3)
+        found = CliRunner().invoke(retrieve_verb.retrieve, [*words, str(place)])
+        result = json.loads((tmp_path / "retrieve-p5-video.json").read_text())
+        assert result["videos_learned_from"] == count
+        told = "warning: 3 of the query videos are among those that the checkpoint was trained"
+        assert (told in found.output) == (count == 3)
 
 
 def test_of_a_set_without_splits_it_learned_from_all_but_every_tenth(tmp_path):
@@ -216,10 +222,47 @@ def test_of_a_set_without_splits_it_learned_from_all_but_every_tenth(tmp_path):
         write_tiny(tmp_path / "set" / f"{number}.mp4", 0, number, 9)
     options = options_of(tmp_path / "set")
     data = open_inputs(options)
-    assert [learned_from(options, source) for source in (data.train, data.held_out)] == [9, 0]
-    assert learned_from(replace(options, held_out="none"), data.held_out) == 1
+    by, of_all = asdict(options), asdict(replace(options, held_out="none"))
+    assert [learned_from([by], source) for source in (data.train, data.held_out)] == [9, 0]
+    assert learned_from([of_all], data.held_out) == 1
+    assert learned_from([by, of_all], data.held_out) == 1  # by the first or by the second
+    assert learned_from([{}], data.train) == 0
     (tmp_path / "set").rename(tmp_path / "moved")
-    assert learned_from(options, data.train) == 0
+    assert learned_from([by], data.train) == 0
+
+
+def test_a_video_that_cannot_be_read_in_the_place_of_the_held_out_one_ends_no_training(tmp_path):
+    for number in range(9):
+        write_tiny(tmp_path / "set" / f"{number}.mp4", 0, number, 9)
+    (tmp_path / "set" / "9.mp4").write_bytes(b"no video")  # where one of each ten is held out
+    data = open_inputs(options_of(tmp_path / "set"))
+    assert (len(data.train), data.held_out, len(data.unreadable)) == (9, None, 1)
+    assert "; none held out; 1 unreadable: " in data.words
+
+
+def test_what_the_pretraining_before_learned_from_counts_too(tmp_path):
+    for fold, (train, test) in {"01": "ab", "02": "ba"}.items():
+        (tmp_path / f"trainlist{fold}.txt").write_text(f"{train}.mp4\n")
+        (tmp_path / f"testlist{fold}.txt").write_text(f"{test}.mp4\n")
+    for number, name in enumerate("ab"):
+        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20)
+    one, two = (replace(options_of(tmp_path), fold=fold) for fold in "12")
+    trained = load_trained(finetuned(tmp_path / "last.pt", data=str(tmp_path), fold="2"))
+    held_out = open_inputs(two).held_out
+    assert learned_from(trained.trainings(), held_out) == 0
+    before = {"kind": "pretrain", **asdict(one)}
+    assert learned_from(replace(trained, pretrained=before).trainings(), held_out) == 1
+
+
+def test_the_folder_it_was_trained_on_with_other_videos_is_told_by_name_too(tmp_path, monkeypatch):
+    videos, said = tiny_set(tmp_path / "set", train=1, test=1), []
+    other = tiny_set(tmp_path / "other", train=1, test=1)
+    trained = load_trained(pretrained(tmp_path / "last.pt", data=str(videos)))
+    monkeypatch.setattr(protocol, "tell", said.append)
+    for place in (videos, other):
+        options = from_mapping(MeasureOptions, {"data": str(place), "device": "cpu", "workers": 0})
+        open_measured(replace(trained, identity="of others"), options)
+    assert ["was trained on other videos than these" in words for words in said] == [True]
 
 
 def test_a_store_and_an_index_hold_one_fold(tmp_path):

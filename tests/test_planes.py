@@ -131,6 +131,7 @@ def test_matrix_and_range_come_from_the_file(tmp_path):
         ("ffvhuff", "gray", {}, FrameFormat(full_range=True)),
         ("jpegls", "gray", {}, FrameFormat(full_range=True)),
         ("h264", "yuv420p", {"colorspace": 7}, FrameFormat(matrix=Matrix.BT709)),  # SMPTE 240M
+        ("ffv1", "yuv420p10le", {"colorspace": 10}, FrameFormat(matrix=Matrix.BT2020)),
     ],
 )
 def test_what_a_picture_says_of_itself(codec, pixel_format, said, expected):

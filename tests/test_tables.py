@@ -7,7 +7,7 @@ import pytest
 
 from pacecore.config import TrainOptions
 from pacecore.errors import PacecoreError
-from pacecore.paper import data_set_of, method_of
+from pacecore.paper import data_set_of, matching, method_of, paper_figures
 from pacecore.report import make_report
 from tests.report_runs import FIGURE, finetuning, pretraining, table_of, write
 
@@ -393,3 +393,21 @@ def test_of_bare_weights_no_training_is_told(tmp_path):
     rows = [tuple(map(row.get, names)) for row in table_of(result, "Action")]
     assert rows[0] == ("r21d", "plain weights", "-", "")
     assert rows[1] == ("r21d", "pace + same context", "1,7", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, "77.1"),
+        ({"paces": "1/3, 1"}, ""),
+        ({"reverse": "label"}, ""),
+        ({"lambda_ctr": 50.0}, ""),
+        ({"proj_dim": 128}, ""),
+        ({"views": 4}, ""),
+    ],
+)
+def test_a_figure_whose_source_tells_no_paces_is_of_the_papers_own_way(change, shown):
+    setting = {"backbone": "r21d", "width": 1.0, "clip_frames": 16, "crop": 112}
+    learning = {**asdict(TrainOptions(data="/videos/kinetics400")), **change}
+    found = matching(paper_figures(), "top1", setting, learning, "/videos/ucf101", "UCF101")
+    assert found == shown
