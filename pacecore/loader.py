@@ -267,7 +267,10 @@ class _Batches(Dataset):
                 rows.append(lying[np.searchsorted(wanted, plan.frame_numbers)])
                 plans.append(plan)
                 videos.append(request.video)
-        return self._collate(number, *writer.finish(), rows, plans, videos, bad)
+        frames, room = writer.finish()
+        if get_worker_info() and room is None:
+            frames.data.share_memory_()  # here, as the queue's thread would drop its error
+        return self._collate(number, frames, room, rows, plans, videos, bad)
 
     def _announce(self, video: int) -> None:
         text = os.fsencode(self.source.path(video))[:4096]
@@ -374,7 +377,11 @@ def load_batches(
     )
     if workers:
         _require_locks(workers)
-    with Workers(loader, dataset.made) as batches:
+    try:
+        begun = Workers(loader, dataset.made)
+    except WorkerError as error:
+        raise LoaderError(f"decoding cannot begin: {error}; fewer --workers need less") from None
+    with begun as batches:
         for number in numbers:
             try:
                 batch = batches.next(number)

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pacecore.errors import PacecoreError
+from pacecore.files import reason_of
 from pacecore.stopping import REQUESTS, deferred
 
 if TYPE_CHECKING:  # processes that probe videos do without torch
@@ -77,13 +78,19 @@ class Workers:
 
     made: gives the number of each batch, 8 bytes, when a process has made it. This process waits
     for that, where a signal may end its wait, and not within the DataLoader, where it must not.
+    Raises WorkerError where a process cannot be begun.
     """
 
     def __init__(self, loader: "DataLoader", made: Connection) -> None:
         before = set(multiprocessing.active_children())
         previous = signal.getsignal(signal.SIGCHLD)
-        with deferred(), signals_kept():
-            self._batches = iter(loader)
+        try:
+            with deferred(), signals_kept():
+                self._batches = iter(loader)
+        except (OSError, RuntimeError) as error:  # no more files, processes, memory or threads
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()  # SIGTERM, by which Python would end them, they do not heed yet
+            raise WorkerError(f"a process for it cannot be begun: {reason_of(error)}") from None
         self._processes = set(multiprocessing.active_children()) - before
         self._timeout_seconds, self._made = loader.timeout, made
         self._numbers: Counter[int] = Counter()  # of batches made and not asked for yet

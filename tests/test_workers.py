@@ -1,5 +1,6 @@
 """The loader's processes: signals sent to the whole group, and deaths while nobody asks."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -13,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
+from pacecore.arena import Arena
 from pacecore.checkpoint import load_checkpoint
 from pacecore.loader import LoaderError, load_batches
 from pacecore.stopping import Stopped, stop_requests
@@ -228,4 +231,47 @@ def test_why_a_thread_or_process_of_the_loader_failed_is_told():
     plan = schedule()
     batches = load_batches(FailingSource(plan.frame_counts), plan, [0], clip_frames=4, workers=1)
     with pytest.raises(LoaderError, match=r"RuntimeError: CUDA error: out of memory; reading"):
+        next(batches)
+
+
+# torch's iterator that was not made to the end.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_process_that_cannot_be_begun_is_told_and_those_before_it_end(monkeypatch):
+    """As where a machine allows no more processes; at its end Python would wait for the others."""
+    real, forks, before = os.fork, [], set(multiprocessing.active_children())
+
+    def fork():
+        forks.append(None)
+        if len(forks) == 2:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return real()
+
+    monkeypatch.setattr(os, "fork", fork)
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    batches = load_batches(source, plan, range(5), clip_frames=4, workers=2)
+    with pytest.raises(LoaderError) as caught:
+        next(batches)
+    assert str(caught.value) == (
+        "decoding cannot begin: a process for it cannot be begun: Resource temporarily"
+        " unavailable; fewer --workers need less"
+    )
+    end = time.monotonic() + 20
+    while set(multiprocessing.active_children()) - before:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_shared_memory_that_is_full_is_told_at_once(monkeypatch):
+    """The thread that sends a batch would lose it, and the trainer wait as long as for a video."""
+
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device")
+
+    monkeypatch.setattr(Arena, "make", lambda *_: None)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    batches = load_batches(source, plan, [0], clip_frames=4, workers=1)
+    with pytest.raises(LoaderError, match=r"unable to allocate shared memory.*; reading video-"):
         next(batches)
