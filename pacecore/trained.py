@@ -54,7 +54,7 @@ class Trained:
         """Options of the trainings behind the weights, as far as the checkpoint tells: of this one,
         and of the pre-training before it, {} where there is none.
         """
-        before = {} if self.pretrained.get("kind") == "weights" else self.pretrained
+        before = self.pretrained if self.pretrained.get("kind") == "pretrain" else {}
         return asdict(self.options), before
 
     def require_head(self) -> None:

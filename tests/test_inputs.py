@@ -240,18 +240,26 @@ def test_a_video_that_cannot_be_read_in_the_place_of_the_held_out_one_ends_no_tr
     assert "; none held out; 1 unreadable: " in data.words
 
 
-def test_what_the_pretraining_before_learned_from_counts_too(tmp_path):
+def two_folds(folder):
+    """Two videos, each of which the other's fold is tested on."""
     for fold, (train, test) in {"01": "ab", "02": "ba"}.items():
-        (tmp_path / f"trainlist{fold}.txt").write_text(f"{train}.mp4\n")
-        (tmp_path / f"testlist{fold}.txt").write_text(f"{test}.mp4\n")
+        (folder / f"trainlist{fold}.txt").write_text(f"{train}.mp4\n")
+        (folder / f"testlist{fold}.txt").write_text(f"{test}.mp4\n")
     for number, name in enumerate("ab"):
-        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20)
+        write_tiny(folder / f"{name}.mp4", 0, number, 20)
+
+
+def test_what_the_pretraining_before_learned_from_counts_too(tmp_path):
+    two_folds(tmp_path)
     one, two = (replace(options_of(tmp_path), fold=fold) for fold in "12")
     trained = load_trained(finetuned(tmp_path / "last.pt", data=str(tmp_path), fold="2"))
     held_out = open_inputs(two).held_out
     assert learned_from(trained.trainings(), held_out) == 0
     before = {"kind": "pretrain", **asdict(one)}
     assert learned_from(replace(trained, pretrained=before).trainings(), held_out) == 1
+    # Of weights from elsewhere, and of a fine-tuning from scratch, nothing is known.
+    for other in ({**before, "kind": "weights"}, {"labels_of": "videos"}):
+        assert learned_from(replace(trained, pretrained=other).trainings(), held_out) == 0
 
 
 def test_the_folder_it_was_trained_on_with_other_videos_is_told_by_name_too(tmp_path, monkeypatch):
@@ -266,11 +274,7 @@ def test_the_folder_it_was_trained_on_with_other_videos_is_told_by_name_too(tmp_
 
 
 def test_a_store_and_an_index_hold_one_fold(tmp_path):
-    for fold, (train, test) in {"01": "ab", "02": "ba"}.items():
-        (tmp_path / f"trainlist{fold}.txt").write_text(f"{train}.mp4\n")
-        (tmp_path / f"testlist{fold}.txt").write_text(f"{test}.mp4\n")
-    for number, name in enumerate("ab"):
-        write_tiny(tmp_path / f"{name}.mp4", 0, number, 20)
+    two_folds(tmp_path)
     counted, _ = probe_all(find_videos(tmp_path, fold=2))
     write_index(counted, tmp_path / "index.jsonl")
     pack(counted, tmp_path / "store", (24, 32), workers=1)
