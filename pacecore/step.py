@@ -65,7 +65,9 @@ class TrainingStep:
         self.layout = memory_format(task.model, device)
         self.network = wrap(task.model, device, sync_bn=options.sync_bn)
         if options.compile:
-            self.network = torch.compile(self.network)
+            # For each size anew, an epoch having two at most: for any size at once, which torch
+            # would go on to, it lacks an operator of our batch norms on a CPU.
+            self.network = torch.compile(self.network, dynamic=False)
         self.optimizer = _SGD(
             task.model.parameters(),
             lr=options.lr,
