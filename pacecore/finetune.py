@@ -7,7 +7,7 @@ never on the test split.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,9 @@ def finetune(
     options = taken("finetune", options, FinetuneOptions)
     device = pick_device(options.device)
     in_folder = in_run_folder("finetune", options, resume=resume)
-    with in_folder as options, alone_in_process(device), join(device):
+    with in_folder as options, alone_in_process(device), join(device), ExitStack() as held:
+        if resume:
+            held.enter_context(alone_in(options.out, resume=True))
         options, data, content = begin(
             "finetune", options, device, resume=resume, fall_back=fall_back
         )
@@ -243,21 +245,22 @@ def finetune(
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
-        with alone_in(options.out, resume=resume):
-            summary = fit(
-                task, train, schedule, options, device, identity=data.identity, resume=content
-            )
-            summary |= {
-                "kind": "finetune",
-                "videos": len(train),
-                "validation_videos": len(validation),
-                "validation_by": "group" if grouped else "video",
-                "classes": list(classes),
-                "pretrained": pretrained,
-                "options": asdict(options),
-            }
-            if is_main():
-                write_json(Path(options.out) / "summary.json", summary)
+        if not resume:
+            held.enter_context(alone_in(options.out, resume=False))
+        summary = fit(
+            task, train, schedule, options, device, identity=data.identity, resume=content
+        )
+        summary |= {
+            "kind": "finetune",
+            "videos": len(train),
+            "validation_videos": len(validation),
+            "validation_by": "group" if grouped else "video",
+            "classes": list(classes),
+            "pretrained": pretrained,
+            "options": asdict(options),
+        }
+        if is_main():
+            write_json(Path(options.out) / "summary.json", summary)
         return {**summary, "next": _next_verbs(data, classes)}
 
 

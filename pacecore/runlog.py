@@ -148,10 +148,12 @@ def alone_in_process(device: torch.device) -> Iterator[None]:
 @contextmanager
 def alone_in(folder: str, *, resume: bool) -> Iterator[None]:
     """Makes a run's folder and holds it. Raises PacecoreError where another process trains into
-    it, naming which, or, unless to `resume`, has done so while this one read its videos.
+    it, naming which, or, unless to `resume`, has done so while this one read its videos. To resume
+    it comes before the checkpoint is read, which one that is still ending would save over.
     """
     lock = Path(folder) / ".lock"
-    with for_one_process(lock, "is training into it") if is_main() else nullcontext():
+    held = is_main() and (not resume or Path(folder).is_dir())
+    with for_one_process(lock, "is training into it") if held else nullcontext():
         if not resume:
             refuse_second_run(folder)
         yield

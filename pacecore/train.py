@@ -4,7 +4,7 @@ loss = lambda_cls * cross_entropy(pace) + lambda_ctr * contrastive          (Eq.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,9 @@ def pretrain(
     options = taken("pretrain", options, TrainOptions)
     device = pick_device(options.device)
     in_folder = in_run_folder("pretrain", options, resume=resume)
-    with in_folder as options, alone_in_process(device), join(device):
+    with in_folder as options, alone_in_process(device), join(device), ExitStack() as held:
+        if resume:
+            held.enter_context(alone_in(options.out, resume=True))
         options, data, content = begin(
             "pretrain", options, device, resume=resume, fall_back=fall_back
         )
@@ -145,15 +147,16 @@ def pretrain(
         schedule = TrainingSchedule(
             options.sampling(), counts, options.batch, options.repeat, rank(), world_size()
         )
-        with alone_in(options.out, resume=resume):
-            if is_main() and not resume:
-                _sample_sheet(options, schedule, data.train)
-            summary = fit(
-                task, data.train, schedule, options, device, identity=data.identity, resume=content
-            )
-            summary = {**summary, "videos": len(data.train), "options": asdict(options)}
-            if is_main():
-                write_json(Path(options.out) / "summary.json", summary)
+        if not resume:
+            held.enter_context(alone_in(options.out, resume=False))
+        if is_main() and not resume:
+            _sample_sheet(options, schedule, data.train)
+        summary = fit(
+            task, data.train, schedule, options, device, identity=data.identity, resume=content
+        )
+        summary = {**summary, "videos": len(data.train), "options": asdict(options)}
+        if is_main():
+            write_json(Path(options.out) / "summary.json", summary)
         return {**summary, "next": _next_verbs(data)}
 
 

@@ -14,6 +14,7 @@ from pacecore.errors import PacecoreError
 from pacecore.finetune import finetune
 from pacecore.runlog import alone_in_process
 from pacecore.train import pretrain
+from tests.ranks import held_elsewhere
 from tests.test_train import call
 from tests.tiny import SMALL, tiny_set
 
@@ -38,6 +39,20 @@ def test_a_process_trains_one_network_at_a_time(tmp_path):
     pretrain(replace(train, out=str(tmp_path / "a")))
     finetune(replace(tune, out=str(tmp_path / "b")))
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_run_goes_on_from_what_the_process_before_it_has_saved_last(tmp_path, monkeypatch):
+    """What it has read while another still trains, that one saves over, and is put back by it."""
+    monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: pytest.fail("read"))
+    trainings = [(pretrain, TrainOptions), (finetune, FinetuneOptions)]
+    with held_elsewhere(tmp_path / ".lock"):
+        for verb, kind in trainings:
+            with pytest.raises(PacecoreError, match=r"is training into it; wait or stop it$"):
+                verb(kind(device="cpu", out=str(tmp_path)), resume=True)
+    for verb, kind in trainings:  # of a folder that is not there none is made
+        with pytest.raises(pytest.fail.Exception):
+            verb(kind(device="cpu", out=str(tmp_path / "none")), resume=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_runs_that_begin_together_get_a_folder_each(monkeypatch, tmp_path):
