@@ -108,7 +108,7 @@ def run(options: TrainOptions, source: FrameSource, steps: tuple[int, ...], read
     counts = tuple(source.num_frames(video) for video in range(len(source)))
     schedule = TrainingSchedule(options.sampling(), counts, options.batch, options.repeat)
     with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
-        fit(task, source, schedule, options, device, identity="")
+        fit(task, source, schedule, options, device, data={})
     return task.marks
 
 

@@ -84,7 +84,7 @@ def begin(
         _require_kept(options, stored_options(content, Path(options.out)))
     check_device(options, device)
     options = trusted(options, device, resume=resume)
-    data = open_inputs(options)
+    data = open_inputs(options, before=content and content["listed"])
     options = replace(options, repeat=options.repeat or data.repeat)
     if content and content["identity"] != data.identity:
         raise PacecoreError(

@@ -26,8 +26,8 @@ __all__ = [
 VERBS = {"pretrain": "train", "finetune": "finetune"}  # by the kind of what they leave
 # What a run goes on from.
 _ENTRIES = {
-    "options": dict, "totals": dict, "identity": str, "model": dict, "optimizer": dict,
-    "results": dict, "best": dict, "bad": dict, "unmeasured": bool,
+    "options": dict, "totals": dict, "identity": str, "listed": dict, "model": dict,
+    "optimizer": dict, "results": dict, "best": dict, "bad": dict, "unmeasured": bool,
 }  # fmt: skip
 _OF_FINETUNE = {"classes": list, "labelling": str, "pretrained": dict}
 FORMAT = 1  # of the "pacecore" entry; raised when a reader of the old form would go wrong

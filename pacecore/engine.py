@@ -71,19 +71,19 @@ def fit(
     options: RunOptions,
     device: torch.device,
     *,
-    identity: str,
+    data: dict[str, Any],
     resume: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains `task` to the end of its schedule and returns the run's summary; to be called
     within `alone_in` its folder.
 
-    identity: what the data are, so that a checkpoint is not resumed on others.
+    data: what of the videos goes into a checkpoint, so that it is not resumed on others.
     resume: the content of a checkpoint of this run. Raises TrainingError for a loss or weights that
     are not finite, more than max_bad unreadable videos, or a signal to stop, and the last
     checkpoint stays; OptionError where the run is to end before the steps it has done.
     """
     with repeatable_or_fast(options.deterministic):
-        run = _Run(task, source, schedule, options, device, identity, resume)
+        run = _Run(task, source, schedule, options, device, data, resume)
         try:
             return run.train()
         except KeyboardInterrupt:  # the second one: the first waits for the end of the step
@@ -104,9 +104,9 @@ def fit(
 
 
 class _Run:
-    def __init__(self, task, source, schedule, options, device, identity, resume):
+    def __init__(self, task, source, schedule, options, device, data, resume):
         self.task, self.source, self.schedule = task, source, schedule
-        self.options, self.device, self.identity = options, device, identity
+        self.options, self.device, self.data = options, device, data
         self.folder = RunFolder(
             Path(options.out), writes=is_main(), tensorboard=options.tensorboard
         )
@@ -398,7 +398,7 @@ class _Run:
                 "unmeasured": self.unmeasured,
                 "bad": self.bad,
                 "options": asdict(self.options),
-                "identity": self.identity,
+                **self.data,
                 "versions": {
                     "pacecore": __version__,
                     "torch": str(torch.__version__),

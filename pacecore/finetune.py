@@ -247,9 +247,7 @@ def finetune(
         )
         if not resume:
             held.enter_context(alone_in(options.out, resume=False))
-        summary = fit(
-            task, train, schedule, options, device, identity=data.identity, resume=content
-        )
+        summary = fit(task, train, schedule, options, device, data=data.stored, resume=content)
         summary |= {
             "kind": "finetune",
             "videos": len(train),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pacecore.config import RunOptions
 from pacecore.datasets import find_videos, probe_all
@@ -56,8 +57,14 @@ class Inputs:
     held_out: FrameSource | None
     words: str  # what they are, for the user
     identity: str  # of all these videos: names and frame counts, hashed
+    listed: dict[str, Any]  # also what is left out: "names", hashed, and "frames" of each, or 0
     unreadable: tuple[tuple[str, str], ...]  # left out, and why
     repeat: int = 10  # how often an epoch visits each video, where the options leave it open
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint keeps of them, by which a run goes on with the same."""
+        return {"identity": self.identity, "listed": self.listed}
 
 
 def worker_count(wish: int, device: torch.device) -> int:
@@ -74,12 +81,15 @@ def worker_count(wish: int, device: torch.device) -> int:
     return max(1, cores // 8) if device.type == "cpu" else max(1, min(cores - 1, 16))
 
 
-def open_inputs(options: RunOptions, *, trains: bool = True) -> Inputs:
+def open_inputs(
+    options: RunOptions, *, trains: bool = True, before: Mapping[str, Any] | None = None
+) -> Inputs:
     """The training and held-out videos of `options`, their frames counted.
 
-    trains: whether there must be videos to train on. Every rank must call it. Raises
-    PacecoreError: data that are not there, without videos, with more unreadable videos than
-    max_bad, or with others on another rank.
+    trains: whether there must be videos to train on. before: `listed` of the run that goes on: of
+    the same list it has the videos that were readable then, be they so now or not. Every rank must
+    call it. Raises PacecoreError: data that are not there, without videos, with more unreadable
+    videos than max_bad, or with others on another rank.
     """
     data = options.data or str(_demo())
     index, store = _found(data, options.fold)
@@ -101,7 +111,7 @@ def open_inputs(options: RunOptions, *, trains: bool = True) -> Inputs:
             f" training videos, {index.layout} in {index.root}; {len(held or ()):,} held out"
         )
     bad: list[tuple[str, str]] = []
-    listed = {entry.name: entry.num_frames for entry in index.entries}
+    listed = index, held
     if not store:
         index, bad = open_index(index, options.max_bad, data)
     if held is not None and not held_store:
@@ -110,6 +120,8 @@ def open_inputs(options: RunOptions, *, trains: bool = True) -> Inputs:
         chosen = options.held_out == "auto" and not set(held.splits) & set(_MEASURED)
         held, more = open_index(held, options.max_bad, named, or_none=chosen and bool(index))
         bad += more
+    if before and before["names"] == _names(*listed):
+        index, held = _as_before(listed, (index, held), before["frames"].tolist())
     frames = sum(entry.num_frames for entry in index.entries)
     words = (
         f"{len(index):,} training videos with {frames:,} frames" if index else "no training videos"
@@ -128,7 +140,8 @@ def open_inputs(options: RunOptions, *, trains: bool = True) -> Inputs:
         words += f", {how} as there is no test split; --held-out names others"
     if missing:
         words += f"; {missing:,} more are listed but not there"
-    if others := sum(listed[each.name] not in (None, each.num_frames) for each in index.entries):
+    said = {entry.name: entry.num_frames for entry in listed[0].entries}
+    if others := sum(said[each.name] not in (None, each.num_frames) for each in index.entries):
         words += f"; {others:,} have other numbers of frames than listed"
     if bad:
         words += f"; {len(bad)} unreadable: " + ", ".join(path for path, _ in bad[:5])
@@ -141,6 +154,7 @@ def open_inputs(options: RunOptions, *, trains: bool = True) -> Inputs:
         _source(held, held_store) if held else None,
         words,
         _identity(index, held),
+        {"names": _names(*listed), "frames": _frames(listed, (index, held))},
         tuple(bad),
         1 if _is_kinetics(index) else 10,
     )
@@ -153,12 +167,9 @@ def identity_of(*parts: Iterable[tuple[str | Path, int | None]]) -> str:
     real = [[(os.path.realpath(path), frames) for path, frames in part] for part in parts]
     common = os.path.commonpath([os.path.dirname(path) for part in real for path, _ in part])
     above = os.path.dirname(common)
-    digest = hashlib.sha256()
-    for part in real:
-        for name, frames in sorted((os.path.relpath(path, above), frames) for path, frames in part):
-            digest.update(f"{name}\t{frames}\n".encode("utf-8", "surrogateescape"))
-        digest.update(b"\n")
-    return digest.hexdigest()[:16]
+    return _hashed(
+        sorted((os.path.relpath(path, above), frames) for path, frames in part) for part in real
+    )
 
 
 def learned_from(trainings: Iterable[Mapping[str, Any]], source: FrameSource) -> int:
@@ -325,10 +336,50 @@ def open_index(
     return replace(index, entries=kept), bad
 
 
+_Parts = tuple[VideoIndex | None, VideoIndex | None]  # to train on, and held out
+
+
+def _as_before(listed: _Parts, readable: _Parts, frames: list[int]) -> _Parts:
+    """Of the videos `listed` those that had frames when the run began, with as many, where they
+    cannot be read any more.
+    """
+    parts, counts = [], iter(frames)
+    for every, part in zip(listed, readable, strict=True):
+        now = {entry.name: entry for entry in _entries(part)}
+        kept = tuple(
+            now.get(each.name) or replace(each, num_frames=count)
+            for each, count in zip(_entries(every), counts, strict=False)
+            if count
+        )
+        parts.append(None if part is None else replace(part, entries=kept))
+    return parts[0], parts[1]
+
+
+def _frames(listed: _Parts, kept: _Parts) -> Tensor:
+    """Of each listed video its frames, int32; 0 where it is not kept."""
+    counts: list[int] = []
+    for every, part in zip(listed, kept, strict=True):
+        found = {entry.name: entry.num_frames for entry in _entries(part)}
+        counts += [found.get(entry.name) or 0 for entry in _entries(every)]
+    return torch.tensor(counts, dtype=torch.int32)
+
+
 def _identity(*parts: VideoIndex | None) -> str:
+    return _hashed([(entry.name, entry.num_frames) for entry in _entries(part)] for part in parts)
+
+
+def _names(*parts: VideoIndex | None) -> str:
+    return _hashed([(entry.name, None) for entry in _entries(part)] for part in parts)
+
+
+def _entries(part: VideoIndex | None) -> tuple[VideoEntry, ...]:
+    return part.entries if part else ()
+
+
+def _hashed(parts: Iterable[Iterable[tuple[str, int | None]]]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        for entry in part.entries if part else ():
-            digest.update(f"{entry.name}\t{entry.num_frames}\n".encode("utf-8", "surrogateescape"))
+        for name, frames in part:
+            digest.update(f"{name}\t{frames}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"\n")
     return digest.hexdigest()[:16]

@@ -55,7 +55,8 @@ class VideoFiles:
 
         Raises VideoError where the video cannot be read.
         """
-        return decode(self.path(video), wanted, counted_from(self._entries[video].counted))
+        counted = self._entries[video].counted  # of one that could not be, read anew
+        return decode(self.path(video), wanted, counted_from(counted) if counted else None)
 
 
 class Subset:

@@ -151,9 +151,7 @@ def pretrain(
             held.enter_context(alone_in(options.out, resume=False))
         if is_main() and not resume:
             _sample_sheet(options, schedule, data.train)
-        summary = fit(
-            task, data.train, schedule, options, device, identity=data.identity, resume=content
-        )
+        summary = fit(task, data.train, schedule, options, device, data=data.stored, resume=content)
         summary = {**summary, "videos": len(data.train), "options": asdict(options)}
         if is_main():
             write_json(Path(options.out) / "summary.json", summary)

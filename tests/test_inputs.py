@@ -26,6 +26,7 @@ from pacecore.source import Subset
 from pacecore.store import pack
 from pacecore.train import PaceTask
 from pacecore.trained import load_trained
+from pacecore.video import VideoError
 from tests.ranks import run_ranks
 from tests.tiny import finetuned, pretrained, tiny_set, write_tiny
 from tests.trees import tree
@@ -423,20 +424,49 @@ def test_ranks_that_were_given_other_options_or_checkpoints_are_refused(
         begin("pretrain", options_of(tmp_path), torch.device("cpu"), resume=True, fall_back=False)
 
 
-def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
-    """Else its curve of accuracies would be of two sets, and nobody told."""
-    for number, name in enumerate(("train/a.mp4", "test/b.mp4", "test/c.mp4")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_tiny(tmp_path / name, 0, number, 20)
-    options = options_of(tmp_path)
+def begun(folder, monkeypatch):
+    """A run on the videos in train/ and test/ of `folder`, and what begins it again."""
+    for number, name in enumerate(("train/a.mp4", "train/d.mp4", "test/b.mp4", "test/c.mp4")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_tiny(folder / name, 0, number, 20 + number)
+    options = options_of(folder)
     content = {"kind": "pretrain", "options": asdict(options)}
     content |= {name: {} for name in ("totals", "model", "optimizer", "results", "best", "bad")}
-    content |= {"identity": open_inputs(options).identity, "unmeasured": False}
+    content |= {"unmeasured": False}
     monkeypatch.setattr("pacecore.beginning.load_resume", lambda *_, **__: content)
     go_on = partial(begin, "pretrain", options, torch.device("cpu"), resume=True, fall_back=False)
+    return options, content, go_on
+
+
+def test_a_resumed_run_has_the_same_held_out_videos(tmp_path, monkeypatch):
+    """Else its curve of accuracies would be of two sets, and nobody told."""
+    options, content, go_on = begun(tmp_path, monkeypatch)
+    content |= open_inputs(options).stored
     assert go_on()[2] is content
     (tmp_path / "test" / "c.mp4").unlink()
     with pytest.raises(PacecoreError, match=r"trained or measured on other videos than .*; 1 held"):
+        go_on()
+
+
+def test_a_run_goes_on_where_videos_cannot_be_read_any_more_or_now_can(tmp_path, monkeypatch):
+    """Its steps draw from the videos that it began with, else they would be other steps."""
+    options, content, go_on = begun(tmp_path, monkeypatch)
+    lost, found = tmp_path / "train" / "a.mp4", tmp_path / "train" / "d.mp4"
+    whole = found.read_bytes()
+    found.write_bytes(whole[:100])
+    content |= open_inputs(options).stored
+    assert content["listed"]["frames"].tolist() == [20, 0, 22, 23]
+    found.write_bytes(whole)
+    (tmp_path / "test" / "b.mp4").write_bytes(b"no video")
+    data = go_on()[1]
+    assert [data.train.path(0), len(data.train), len(data.held_out)] == [lost, 1, 2]
+    assert [data.held_out.num_frames(video) for video in (0, 1)] == [22, 23]
+    assert [path for path, _ in data.unreadable] == [str(tmp_path / "test" / "b.mp4")]
+    assert data.stored["listed"]["frames"].tolist() == [20, 0, 22, 23]
+    with pytest.raises(VideoError, match=r"test/b\.mp4"):
+        data.held_out.decode(0, np.arange(4))
+    write_tiny(lost, 0, 0, 21)  # another video in its place
+    with pytest.raises(PacecoreError, match="trained or measured on other videos than"):
         go_on()
 
 

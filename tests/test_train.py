@@ -380,6 +380,21 @@ def test_a_folder_that_another_process_trains_into_is_left_alone(
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 
+def test_a_run_goes_on_where_a_video_of_it_cannot_be_read_any_more(
+    monkeypatch, capsys, videos, tmp_path
+):
+    """Its length and its labels stay known, and its steps draw from as many videos as before."""
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    run = tmp_path / "run"
+    assert train(monkeypatch, capsys, folder, "--out", run, "--max-steps", "1")[0] == 0
+    for victim in (next((folder / part).rglob("*.mp4")) for part in ("train", "test")):
+        victim.write_bytes(victim.read_bytes()[:300])
+    code, out, err = call(monkeypatch, capsys, "train", "--resume", run, "--max-steps", "0")
+    assert code == 0, err
+    assert "12 training videos" in out
+    assert "warning: 1 of 6 held-out videos cannot be read" in out
+
+
 def test_a_damaged_file_among_good_ones_is_named_and_skipped(monkeypatch, capsys, videos, tmp_path):
     folder = tmp_path / "videos"
     shutil.copytree(videos, folder)

@@ -50,7 +50,7 @@ def run(out, *, resume=False, source=None, task=PaceTask, steady=False, **change
         schedule,
         options,
         device,
-        identity="numbers",
+        data={"identity": "numbers", "listed": {}},
         resume=content,
     )
 
