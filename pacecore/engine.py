@@ -263,14 +263,16 @@ class _Run:
         new = merge_over_ranks(new) if found else {}
         for path, reason in new.items():
             self.folder.log(step=number, event="unreadable", path=path, reason=reason)
-        limit = self.options.max_bad
-        if len(self.bad | new) > limit:
-            name, reason = list((self.bad | new).items())[-1]
+        limit, bad, count = self.options.max_bad, self.bad | new, len(self.source)
+        if len(bad) > limit or len(bad) == count:
+            name, reason = list(bad.items())[-1]
+            words = f"more than max_bad = {limit} videos cannot be read"
+            if len(bad) <= limit:
+                words = f"none of the {count} videos can be read any more"
             raise TrainingError(
-                f"more than max_bad = {limit} videos cannot be read; the last one: {name}:"
-                f" {reason}; {self._saved_if_learnt()}"
+                f"{words}; the last one: {name}: {reason}; {self._saved_if_learnt()}"
             )
-        self.bad |= new
+        self.bad = bad
         if empty:  # the others cannot go on without the rank whose share it is
             reason = "a rank has no video of it that can be read"
             self.folder.log(step=number, event="left out", reason=reason)

@@ -390,6 +390,9 @@ def test_unreadable_videos_are_counted_and_limited(tmp_path):
         TrainingError, match=r"max_bad = 1 videos.*cut short.*nothing was saved yet"
     ):
         run(tmp_path / "b", source=PacketSource(COUNTS, bad={0, 2}), max_bad=1)
+    every = PacketSource(COUNTS, bad=range(len(COUNTS)))  # it would end as if it had learned
+    with pytest.raises(TrainingError, match=r"^none of the 7 videos can be read.*, saved;"):
+        run(tmp_path / "c", source=every, max_bad=len(COUNTS))
 
 
 def test_too_many_unreadable_videos_cost_no_step(tmp_path):
