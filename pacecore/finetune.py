@@ -288,17 +288,16 @@ def action_model(options: FinetuneOptions, classes: int, trained: Trained | None
 
 
 def pretraining_of(trained: Trained | None) -> dict[str, Any]:
-    """Options of the pre-training behind `trained`, for the record; {} from scratch. Where a
-    fine-tuning has moved its weights since, "labels_of" names the data of it.
+    """Options of the pre-training behind `trained`, for the record; {} from scratch. Under
+    "labelled" those of the videos of each fine-tuning that has moved its weights since.
     """
     if trained is None:
         return {}
     if trained.kind == "finetune":
         if trained.options.freeze == "backbone":
             return trained.pretrained
-        before = trained.pretrained.get("labels_of")
-        data = trained.options.data or "demo set"
-        return trained.pretrained | {"labels_of": f"{before}, then {data}" if before else data}
+        own = {name: getattr(trained.options, name) for name in ("data", "held_out", "fold")}
+        return trained.pretrained | {"labelled": [*trained.pretrained.get("labelled", []), own]}
     return {"kind": trained.kind, **asdict(trained.options)}
 
 

@@ -82,9 +82,9 @@ def method_of(learning: dict[str, Any]) -> str:
     """The pre-training in the paper's words, from its options; {} is training from scratch. What a
     fine-tuning added since is told after it.
     """
-    if labels_of := learning.get("labels_of"):
-        before = method_of({name: learning[name] for name in learning if name != "labels_of"})
-        labels = f"labels of {labels_of}"
+    if labelled := learning.get("labelled"):
+        before = method_of({name: learning[name] for name in learning if name != "labelled"})
+        labels = "labels of " + ", then ".join(each["data"] or "demo set" for each in labelled)
         return labels if before == "from scratch" else f"{before}, then {labels}"
     if not learning:
         return "from scratch"

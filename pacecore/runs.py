@@ -178,9 +178,9 @@ def _filled(options: dict[str, Any]) -> dict[str, Any]:
     """
     if options.get("kind") == "weights":
         kept = "kind", *NETWORK_OPTIONS, *INPUT_OPTIONS
-        said = {name: options[name] for name in ("labels_of",) if name in options}
+        said = {name: options[name] for name in ("labelled",) if name in options}
         return {name: options[name] for name in kept} | said
-    if not options.keys() - {"labels_of"}:  # of a fine-tuning from scratch before, if any
+    if not options.keys() - {"labelled"}:  # of a fine-tuning from scratch before, if any
         return options
     kind = TrainOptions if "paces" in options else FinetuneOptions
     return {each.name: each.default for each in fields(kind)} | options

@@ -52,10 +52,10 @@ class Trained:
 
     def trainings(self) -> tuple[dict[str, Any], ...]:
         """Options of the trainings behind the weights, as far as the checkpoint tells: of this one,
-        and of the pre-training before it, {} where there is none.
+        of the pre-training before it, {} where there is none, and of fine-tunings between them.
         """
         before = self.pretrained if self.pretrained.get("kind") == "pretrain" else {}
-        return asdict(self.options), before
+        return asdict(self.options), before, *self.pretrained.get("labelled", ())
 
     def require_head(self) -> None:
         """Raises PacecoreError where the checkpoint has no head."""

@@ -145,10 +145,10 @@ def test_linear_probe_moves_the_head_alone(videos, tmp_path):
 
 def test_of_a_network_fine_tuned_before_pre_training_and_labels_are_told(tmp_path):
     before = replace(load_trained(finetuned(tmp_path / "best.pt")), pretrained={"paces": "1,2"})
-    data = "demo set"
+    videos = {"data": "", "held_out": "auto", "fold": "1"}
     again = replace(before, pretrained=pretraining_of(before))
-    assert again.pretrained == {"paces": "1,2", "labels_of": data}
-    assert pretraining_of(again)["labels_of"] == f"{data}, then {data}"
+    assert again.pretrained == {"paces": "1,2", "labelled": [videos]}
+    assert pretraining_of(again)["labelled"] == [videos, videos]
     probe = replace(before, options=replace(before.options, freeze="backbone"))
     assert pretraining_of(probe) == {"paces": "1,2"}  # of whose backbone nothing has moved
 

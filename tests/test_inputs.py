@@ -19,6 +19,7 @@ from pacecore.config import MeasureOptions, TrainOptions, from_mapping
 from pacecore.datasets import find_videos, probe_all
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import PaceResult
+from pacecore.finetune import pretraining_of
 from pacecore.index import VideoEntry, VideoIndex, write_index
 from pacecore.inputs import identity_of, learned_from, open_inputs, resident_frames, worker_count
 from pacecore.protocol import decoder_count, open_measured
@@ -258,9 +259,12 @@ def test_what_the_pretraining_before_learned_from_counts_too(tmp_path):
     assert learned_from(trained.trainings(), held_out) == 0
     before = {"kind": "pretrain", **asdict(one)}
     assert learned_from(replace(trained, pretrained=before).trainings(), held_out) == 1
-    # Of weights from elsewhere, and of a fine-tuning from scratch, nothing is known.
-    for other in ({**before, "kind": "weights"}, {"labels_of": "videos"}):
-        assert learned_from(replace(trained, pretrained=other).trainings(), held_out) == 0
+    # Of weights from elsewhere nothing is known.
+    other = {**before, "kind": "weights"}
+    assert learned_from(replace(trained, pretrained=other).trainings(), held_out) == 0
+    first = load_trained(finetuned(tmp_path / "first.pt", data=str(tmp_path)))
+    of_both = replace(trained, pretrained=pretraining_of(first))
+    assert learned_from(of_both.trainings(), held_out) == 1
 
 
 def test_the_folder_it_was_trained_on_with_other_videos_is_told_by_name_too(tmp_path, monkeypatch):

@@ -71,16 +71,17 @@ def test_pre_trainings_that_differ_are_no_rows_alike(tmp_path):
 
 def test_labels_of_another_set_are_no_start_from_scratch(tmp_path):
     learning = asdict(TrainOptions(data="/data/k400").resolved())
-    starts = [{}, {"labels_of": "/data/big"}, learning, learning | {"labels_of": "/data/big"}]
+    then = {"labelled": [{"data": "/data/big"}, {"data": ""}]}
+    starts = [{}, then, learning, learning | then]
     folders = [tmp_path / str(number) for number in range(4)]
     for folder, start in zip(folders, starts, strict=True):
         finetuning(folder, 0.5, start, videos=3783, classes=[str(n) for n in range(101)])
     rows = table_of(make_report(folders, tmp_path / "out", pictures=False), "Action")
     assert [(row["pre-training"], row["paper %"]) for row in rows] == [
         ("from scratch", "-"),
-        ("labels of /data/big", "-"),
+        ("labels of /data/big, then demo set", "-"),
         ("pace + same context", "77.1"),
-        ("pace + same context, then labels of /data/big", "-"),
+        ("pace + same context, then labels of /data/big, then demo set", "-"),
     ]
 
 
