@@ -271,8 +271,8 @@ def _read_file(path: Path) -> Any:
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what was read, without DataParallel's "module.", a probe's head as others
-    are.
+    """The state dict in what was read, without DataParallel's "module." and torch.compile's
+    "_orig_mod.", a probe's head as others are.
     """
     if isinstance(content, Mapping):
         if (form := content.get("pacecore", FORMAT)) != FORMAT:
@@ -285,7 +285,7 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         raise PacecoreError(f"{path}: no state dict in it, but {type(content).__name__}")
     tensors = folded(
         {
-            str(name).removeprefix("module."): tensor
+            str(name).replace("_orig_mod.", "").removeprefix("module."): tensor
             for name, tensor in content.items()
             if isinstance(tensor, Tensor)
         }

@@ -219,6 +219,16 @@ def test_a_missing_count_of_batches_is_zero(tmp_path):
     build_backbone("r21d").load_state_dict(part(load_weights(path), "backbone."))
 
 
+@pytest.mark.parametrize("wrapped", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_of_a_compiled_network_are_its_own(wrapped, tmp_path):
+    ours = {f"backbone.{n}": t for n, t in build_backbone("r3d", width=0.125).state_dict().items()}
+    options, path = {"backbone": "r3d", "width": 0.125}, tmp_path / "compiled.pt"
+    inside = {name.replace("conv1.", "conv1._orig_mod."): tensor for name, tensor in ours.items()}
+    for names in (ours, inside):
+        torch.save({"model": {wrapped + n: t for n, t in names.items()}, "options": options}, path)
+        assert load_weights(path).keys() == ours.keys()
+
+
 @pytest.mark.parametrize("name", ["ours.pth", "ours.safetensors"])
 def test_our_checkpoint_to_plain_weights(name, tmp_path):
     if name.endswith("safetensors"):
