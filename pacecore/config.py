@@ -362,7 +362,9 @@ class ExtractOptions(FeatureOptions):
     """Features of videos to a file."""
 
     split: str = option("all", "Which videos.", choices=("all", "train", "test"))
-    format: str = option("npy", "Kind of file.", choices=("npy", "safetensors"))
+    format: str = option(
+        "npy", "Kind of file; one of the other kind gives way.", choices=("npy", "safetensors")
+    )
 
 
 @dataclass(frozen=True)

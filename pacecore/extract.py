@@ -44,7 +44,7 @@ class Features:
     path: Path
     values: np.ndarray  # (N, D) of videos, or (N, K, D) of clips; fp32, mapped from the file
     order: dict[str, Any]  # the JSON beside it
-    replaced: str = ""  # of those just written, the features of other videos that stood there
+    replaced: str = ""  # of those just written, what gave way: of other videos, or the other format
 
     @property
     def rows(self) -> np.ndarray:
@@ -127,8 +127,9 @@ def _require_order(order: dict[str, Any]) -> None:
 def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
     """Writes features of the training videos, the held-out ones, or both, one file each.
 
-    Files features-STAGE-UNIT-SPLIT.npy (or .safetensors) and .json in options.out. Raises
-    PacecoreError for input that cannot be used.
+    Files features-STAGE-UNIT-SPLIT.npy (or .safetensors) and .json in options.out; the one JSON is
+    of one format, and a file of the other gives way. Raises PacecoreError for input that cannot be
+    used.
     """
     options = taken("extract", options, ExtractOptions)
     if options.format == "safetensors":
@@ -141,10 +142,11 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
         if options.split == "all":
             splits = [split for split in splits if _source_of(data, split)]
         model = ready(trained.backbone, device)
+        before = set(out_folder(trained, options).iterdir()) if is_main() else set()
         written = [extract_split(model, trained, data, split, options, device) for split in splits]
         barrier()  # nobody reads what now gives way
         if is_main():
-            written = [_in_format(features, options.format) for features in written]
+            written = [_in_format(features, options.format, before) for features in written]
         return written
 
 
@@ -428,17 +430,18 @@ def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def _in_format(features: Features, kind: str) -> Features:
-    """The same features in a file of that kind alone."""
+def _in_format(features: Features, kind: str, before: set[Path]) -> Features:
+    """The same features in a file of that kind alone. before: the files that were in the folder."""
     path = features.path.with_suffix(f".{kind}")
-    if path == features.path:
-        return features
-    with aside(path) as part:
-        if kind == "npy":
-            with open(part, "wb") as file:
-                np.save(file, features.values)
-        else:
-            values = {"features": np.ascontiguousarray(features.values)}
-            safetensors("numpy", path).save_file(values, part)
-    features.path.unlink()
-    return replace(features, path=path)
+    if path != features.path:
+        with aside(path) as part:
+            if kind == "npy":
+                with open(part, "wb") as file:
+                    np.save(file, features.values)
+            else:
+                values = {"features": np.ascontiguousarray(features.values)}
+                safetensors("numpy", path).save_file(values, part)
+        features.path.unlink()
+    other = path.with_suffix(".npy" if kind == "safetensors" else ".safetensors")
+    gone = other.name if other in before and not other.exists() else ""
+    return replace(features, path=path, replaced=features.replaced or gone)

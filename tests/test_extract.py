@@ -232,6 +232,18 @@ def test_features_of_other_videos_that_are_replaced_are_named(checkpoint, videos
     assert told == [[], [], mine, [], theirs]
 
 
+def test_a_file_of_the_other_format_that_gives_way_is_named(checkpoint, tmp_path):
+    pytest.importorskip("safetensors")
+    trained, how = load_trained(checkpoint), {"stage": "gap", "split": "test"}
+    told = []
+    for more in ({}, {}, {"format": "safetensors"}, {"clips": 2}, {"clips": 2}):
+        told += [run_extract(trained, options_of(tmp_path, **how, **more))[0].replaced]
+    npy, other = (f"features-gap-video-test.{kind}" for kind in ("npy", "safetensors"))
+    assert told == ["", "", npy, other, ""]
+    (tmp_path / other).touch()  # another program's, which stays
+    assert not run_extract(trained, options_of(tmp_path, clips=2, **how))[0].replaced
+
+
 def test_videos_that_were_changed_in_place_are_computed_anew(checkpoint, videos, tmp_path):
     """As after a repair, or a set made anew: the same names with the same numbers of frames."""
     data = shutil.copytree(videos, tmp_path / "set")
