@@ -193,7 +193,7 @@ def finetune(
     into options.out, or where that is empty runs/finetune-1 or the next that is free, which the
     summary's options name: options.toml, metrics.jsonl, last.pt, best.pt where val_share is above
     0, summary.json, and with matplotlib curves.png. Raises PacecoreError for input that cannot be
-    used.
+    used, and TrainingError as pretrain does.
     """
     options = taken("finetune", options, FinetuneOptions)
     device = pick_device(options.device)

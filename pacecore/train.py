@@ -128,7 +128,8 @@ def pretrain(
     summary's options name: options.toml, metrics.jsonl, last.pt, clips.png, summary.json, and with
     matplotlib curves.png. With `resume` it goes on from the last checkpoint there (`fall_back`:
     from the one before, where the last is damaged). Raises PacecoreError for input that cannot be
-    used.
+    used, and TrainingError, which is one, where training cannot go on or is stopped, by Ctrl-C too;
+    it says what was saved.
     """
     options = taken("pretrain", options, TrainOptions)
     device = pick_device(options.device)
