@@ -26,7 +26,7 @@ from pacecore.errors import PacecoreError
 from pacecore.files import expanded, made_folder
 from pacecore.inputs import Inputs, open_inputs, worker_count
 from pacecore.loader import ClipFormat, ClipRequest, load_batches
-from pacecore.runlog import Progress, tell
+from pacecore.runlog import Progress, RunFolder, tell
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
 from pacecore.trained import Trained, fingerprint
@@ -55,10 +55,13 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
     """The videos of `options`, read as the checkpoint's training read its own.
 
     Without `data` those that it was trained on, which may be the demo set. Raises PacecoreError
-    where a file of bare weights leaves that open, or ranks were given other weights or options.
+    where a file of bare weights leaves that open, ranks were given other weights or options, or
+    the results could not be written.
     """
     if not options.data and trained.kind == "weights":
         raise PacecoreError(f"{trained.path}: bare weights name no videos; name the data")
+    if is_main():  # told before all videos are read
+        RunFolder.check(Path(options.out or trained.path.parent))
     if world_size() > 1:
         network = nn.ModuleList([trained.backbone, trained.head or nn.Identity()])
         require_same(options, weights=fingerprint(network))

@@ -47,7 +47,7 @@ class RunFolder:
         if tensorboard:
             _summary_writer()
         place = path
-        while not there(place) and place != place.parent:
+        while not (there(place) or place.is_symlink()) and place != place.parent:
             place = place.parent
         if not place.is_dir():
             raise PacecoreError(f"{path}: cannot be written: {place} is not a folder")

@@ -386,10 +386,11 @@ def test_a_result_of_other_videos_that_is_replaced_is_named(videos, tmp_path):
     assert "replaced" not in json.loads((tmp_path / "test.json").read_text())
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_the_measuring(checkpoint, monkeypatch):
-    monkeypatch.setattr(protocol, "load_batches", None)
+def test_a_folder_that_cannot_be_made_is_told_before_the_reading(checkpoint, monkeypatch):
+    monkeypatch.setattr(protocol, "open_inputs", None)
     out = f"{checkpoint}/results"
-    with pytest.raises(PacecoreError, match=r"best\.pt/results: cannot be made: Not a directory"):
+    words = r"best\.pt/results: cannot be written: .*best\.pt is not a folder$"
+    with pytest.raises(PacecoreError, match=words):
         run_test(load_trained(checkpoint), options_of(out=out))
 
 

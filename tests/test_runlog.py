@@ -41,6 +41,14 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path, monkeypatch):
         RunFolder.check(tmp_path / "new" / "run")
 
 
+def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    for path in (link, link / "run"):
+        with pytest.raises(PacecoreError, match=f"^{path}: .* {link} is not a folder$"):
+            RunFolder.check(path)
+
+
 def test_a_run_that_another_process_has_ended_meanwhile_is_not_replaced(tmp_path):
     """Jobs that are started together take the same free name, and one may read for an hour."""
     (tmp_path / "last.pt").write_bytes(b"of the other")
