@@ -66,6 +66,9 @@ def find_videos(
     try:
         if not there(path):
             raise DatasetError(f"{path}: no such file or folder")
+        if not (path.is_file() or path.is_dir() or _is_shells_pipe(path)):
+            rule = "must be a folder, a file or a shell's pipe, as of <(ls *.mp4)"
+            raise DatasetError(f"{path}: {rule}, got a device, a socket or a named pipe")
         with _told_if_long(path):
             near = expanded(root) if root else None
             index = read_source(path, split, fold, near, missing)
@@ -73,6 +76,11 @@ def find_videos(
         raise DatasetError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     ordered = sorted(index.entries, key=lambda entry: (entry.name, entry.split or ""))
     return replace(index, entries=tuple(ordered)).select(split)
+
+
+def _is_shells_pipe(path: Path) -> bool:
+    """Whether somebody writes to it: a pipe in a folder waits for one, perhaps for ever."""
+    return path.is_fifo() and not os.path.exists(os.path.realpath(path))
 
 
 @contextmanager

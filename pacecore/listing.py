@@ -48,6 +48,7 @@ _COLUMNS = {  # names in a table's first line; case and what is no letter left o
 _Listed = tuple[str, str, dict[str, str] | None]
 
 _MOST_TRIED = 20  # lines by which a root is found, each below each folder that may be it
+_MOST_TEXT = 2**30  # characters of a list: what a pipe holds may not end
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
 _WRITTEN = {"options.toml", "report.json"}  # in folders of runs and reports, which hold pictures
 _NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
@@ -382,9 +383,12 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
     BOM.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MOST_TEXT + 1)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: is no video, nor a list in UTF-8 text ({error})") from None
+    if len(text) > _MOST_TEXT:
+        raise DatasetError(f"{path}: a list must have at most {_MOST_TEXT:,} characters, has more")
     for number, line in enumerate(text.split("\n"), 1):  # str.splitlines parts at U+2028 too
         if line.strip() and not line.startswith("# "):  # HMDB51 has names that begin with #
             yield f"{path} line {number}", line.strip()

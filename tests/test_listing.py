@@ -1,6 +1,7 @@
 """Lists of videos as people and data sets have them: alone, and in pairs of train and test."""
 
 import os
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +54,21 @@ def test_a_list_from_a_pipe_is_of_where_it_is_typed(tmp_path, monkeypatch):
     os.close(writes)
     assert labels(find_videos(f"/dev/fd/{reads}")) == [1, 0]
     os.close(reads)
+
+
+def test_what_may_never_end_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.csv").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
+        bound.bind("socket")
+    for path in ("socket", "pipe", "link.csv", "/dev/zero", "/dev/full"):
+        with pytest.raises(DatasetError, match=rf"^{path}: must be .*, got a device, a socket or"):
+            find_videos(path)
+    monkeypatch.setattr("pacecore.listing._MOST_TEXT", 100)
+    text(tmp_path / "long.txt", "a.avi\n" * 17)
+    with pytest.raises(DatasetError, match=r"^long\.txt: a list must have at most 100 characters"):
+        find_videos("long.txt")
 
 
 def test_a_list_of_absolute_paths_that_are_gone_takes_no_file_system_for_its_root(monkeypatch):
