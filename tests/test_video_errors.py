@@ -103,6 +103,16 @@ def _packets(path: Path) -> list[av.Packet]:
         return [packet for packet in container.demux(video=0) if packet.size]
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])  # of which FFmpeg parses the second
+def test_an_empty_sample_is_no_frame_that_was_cut_off(tmp_path, codec):
+    path = write_video(tmp_path / "a.mp4", codec, frames=9)
+    data = bytearray(path.read_bytes())
+    last = data.index(b"stsz") + 16 + 4 * 8
+    data[last : last + 4] = bytes(4)
+    path.write_bytes(data)
+    assert probe(path).num_frames == sum(map(len, decode_all(path))) == 8
+
+
 def test_of_a_file_that_is_decoded_to_be_counted_no_frame_may_come(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mpg", "mpeg2video", frames=4)
     monkeypatch.setattr("pacecore.video.probing.decoded", lambda *_: iter(()))

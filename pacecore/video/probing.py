@@ -130,9 +130,10 @@ def _require_whole(
             raise VideoError(path, f"truncated: it has {container.size} of {promised} bytes")
     if claimed <= len(packets) or kind != _MP4:
         return
-    # MP4 lists its samples, of which its edit list may cut some off.
-    with opened(path, ignore_editlist="1") as (whole, video):
-        found = sum(1 for _ in packets_of(whole, video))
+    # MP4 lists its samples, of which its edit list may cut some off, and a parser the empty ones,
+    # which show nothing.
+    with opened(path, ignore_editlist="1", fflags="+noparse+nofillin") as (whole, video):
+        found = sum(packet.dts is not None for packet in whole.demux(video))  # not the end's
     if claimed > found:
         raise VideoError(path, f"truncated: it has {found} of {claimed} frames")
 
