@@ -8,9 +8,9 @@ from pathlib import Path
 __all__ = ["is_video_name", "picture_files", "state_of"]
 
 # fmt: off
-_VIDEO_ENDINGS = {
+_VIDEO_ENDINGS = {  # not mod, as of some cameras: a module of music or of Go's too
     "avi", "mp4", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "ts", "m2ts", "mts", "flv", "wmv",
-    "asf", "ogv", "3gp", "3g2", "vob", "gif", "mxf", "y4m",
+    "asf", "ogv", "3gp", "3g2", "vob", "gif", "mxf", "y4m", "dv", "divx", "m2v", "mk3d",
 }
 # fmt: on
 # What TSN and MMAction2 lay beside the frames img_00001.jpg: the optical flow, in pictures too.

@@ -44,6 +44,11 @@ def test_flat_folder(tmp_path):
     assert index.layout == "videos without labels"
 
 
+def test_what_is_a_video_by_its_ending(tmp_path):
+    tree(tmp_path, "a.dv", "b.DivX", "c.m2v", "d.mk3d", "go.mod", "song.mod", "e.dvd")
+    assert names(find_videos(tmp_path)) == ["a.dv", "b.DivX", "c.m2v", "d.mk3d"]
+
+
 def test_a_home_is_meant_as_in_a_shell(tmp_path, monkeypatch):
     tree(tmp_path, "videos/a.mp4")
     monkeypatch.setenv("HOME", str(tmp_path))
