@@ -4,10 +4,10 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from pacecore.index import MOST_FRAMES, DatasetError, VideoEntry, VideoIndex
@@ -312,8 +312,8 @@ def _listed(path: Path) -> Iterator[_Listed]:
     if path.suffix.lower() == ".json":
         yield from _objects(path)
         return
-    delimiter, places = ",", None
-    for number, (where, text) in enumerate(lines_of(path)):
+    delimiter, places, lines = ",", None, lines_of(path)
+    for number, (where, text) in enumerate(lines):
         if number == 0 and path.suffix.lower() in (".csv", ".tsv"):
             for delimiter in (",", "\t", ";"):  # the last as spreadsheets write it in Europe
                 if places := _places(_cells(text, delimiter)):
@@ -321,7 +321,10 @@ def _listed(path: Path) -> Iterator[_Listed]:
             if places:
                 continue
         if places:
-            row = _cells(text, delimiter)
+            row = _cells(text, delimiter, lines)
+            if not row:
+                rule = "a cell is too long, or its quotes end nowhere"
+                raise DatasetError(f"{where}: {rule}, got {_shortened(text)}")
             cells = {name: row[at] for name, at in places.items() if at < len(row)}
             if not cells.get("path"):
                 raise DatasetError(f"{where}: names no video, got {text!r}")
@@ -354,12 +357,16 @@ def is_json_list(path: Path) -> bool:
     return False
 
 
-def _cells(text: str, delimiter: str) -> list[str]:
+def _cells(text: str, delimiter: str, more: Iterable[tuple[str, str]] = ()) -> list[str]:
+    """Of a line, and of as many `more` as a cell in quotes goes on over, as a caption may; [] where
+    that is to no end, or a cell is too long.
+    """
+    lines = chain([text], (f" {line}" for _, line in more), ["\n"] if more else [])
     try:
-        row = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
-        return [cell.strip() for cell in row]
-    except csv.Error:  # a field too long for it
-        return [text]
+        row = next(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    except csv.Error:
+        return []
+    return [] if row[-1].endswith("\n") else [cell.strip() for cell in row]
 
 
 def _shortened(text: str) -> str:

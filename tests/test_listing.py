@@ -166,12 +166,18 @@ def test_the_first_line_of_a_csv_may_name_its_columns(tmp_path):
     assert [entry.class_name for entry in find_videos(source).entries] == ["sit, stand up", "jump"]
     source = text(tmp_path / "ids.csv", "video_name,tag,label_id\ne/f.avi,jump,0\ne/g,sit,1\n")
     assert [entry.class_name for entry in find_videos(source).entries] == ["jump", "sit"]
+    table = 'path,caption,tag\ne/f.avi,"two, and\n\nmore ""lines""",jump\ne/g.avi,"a\nb",sit\n'
+    source = text(tmp_path / "lines.csv", table)
+    assert [entry.class_name for entry in find_videos(source).entries] == ["jump", "sit"]
     for content, message in {
         "path,split\ne/f.avi,dev\n": "line 2: split must be train, val or test, got 'dev'$",
         "path,split\n,train\n": "line 2: names no video, got ',train'$",
         "path,frames\ne/f.avi,x\n": "line 2: frames must be from 1 to 1000000000, got x$",
         "path,label\ne/h.avi,x\n": "line 2: no video e/h.avi under",
         "path,label\n": "is empty$",
+        'path,a\ne/f.avi,"x\ne/g.avi,y\n': 'line 2: a cell .* quotes end nowhere, got e/f.avi,"x$',
+        f"path,a\ne/f.avi,{'x' * 200_000}\n": r"line 2: a cell is too long, .*xx \.\.\.$",
+        'path,a\ne/f.avi,"x\ny"\ne/h.avi,z\n': "line 4: no video e/h.avi under",
         "path,label\ne/f.avi,jump\ne/g.avi,\n": "line 3: has no class, as other lines have$",
         "x" * 200_000 + "\n": "line 1: .* begins with no video under",
     }.items():
