@@ -16,7 +16,7 @@ import torch
 
 from pacecore.distributed import is_main
 from pacecore.errors import PacecoreError
-from pacecore.files import for_one_process, there, write_text, writing
+from pacecore.files import for_one_process, read_text, there, write_text, writing
 
 __all__ = [
     "Progress", "RunFolder", "alone_in", "alone_in_process", "duration", "refuse_second_run",
@@ -76,7 +76,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl but those that are none, such as a last one cut by a kill."""
         try:
-            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+            text = read_text(self.path / "metrics.jsonl", errors="replace")
         except OSError:
             return []
         result = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from pacecore.config import INPUT_OPTIONS, FinetuneOptions, TrainOptions
 from pacecore.errors import PacecoreError
-from pacecore.files import there
+from pacecore.files import read_text, reason_of, there
 from pacecore.runlog import RunFolder
 from pacecore.trained import NETWORK_OPTIONS
 
@@ -206,7 +206,7 @@ _OF_NAMES = {"options", "trained_with", "measured_with", "top", "pretrained", "r
 def _read(path: Path, *needed: str) -> dict[str, Any]:
     """The record, {} where there is none; other programs write files of such names too."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
         if not isinstance(record, dict) or not record.keys() >= set(needed):
             raise ValueError(f"it must have {', '.join(needed)}")
         for name in _OF_NAMES & record.keys():
@@ -216,4 +216,4 @@ def _read(path: Path, *needed: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise PacecoreError(f"{path}: not a record of pacecore: {error}") from None
+        raise PacecoreError(f"{path}: not a record of pacecore: {reason_of(error)}") from None

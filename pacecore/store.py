@@ -26,6 +26,7 @@ from pacecore.files import (
     expanded,
     for_one_process,
     made_folder,
+    read_text,
     reason_of,
     write_json_lines,
     write_text,
@@ -310,7 +311,7 @@ class FrameStore:
         """Raises StoreError where there is no store, or one unfinished, cut or of another kind."""
         folder = expanded(folder)
         try:
-            content = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            content = json.loads(read_text(folder / _INDEX))
             if content["pacecore_store"] != 1:
                 raise ValueError("of another version")
             if content.pop("checksum") != _checksum(content):

@@ -1,6 +1,7 @@
 """What is read back from a run's folder."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from pacecore.errors import PacecoreError
 from pacecore.finetune import finetune
 from pacecore.recognition import run_test
 from pacecore.retrieve import run_retrieve
+from pacecore.runlog import RunFolder
 from pacecore.runs import NoResults, read_run, replaced_by
 from pacecore.trained import load_trained
 
@@ -48,6 +50,14 @@ def test_records_of_wrong_types_are_named(tmp_path):
     path.symlink_to(tmp_path / "gone")
     with pytest.raises(NoResults):
         read_run(tmp_path)
+
+
+def test_a_pipe_in_place_of_a_record_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    with pytest.raises(PacecoreError, match=r"/summary\.json: not a record .*: it is no file$"):
+        read_run(tmp_path)
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert RunFolder(tmp_path).metrics() == []
 
 
 def test_what_is_replaced_tells_which_videos_it_is_of(tmp_path):

@@ -225,6 +225,10 @@ def test_a_store_whose_files_cannot_be_read_is_refused(index, tmp_path):
     listed.mkdir()
     with pytest.raises(StoreError, match=r": index\.json cannot be read: Is a directory$"):
         FrameStore.open(tmp_path)
+    listed.rmdir()
+    os.mkfifo(listed)
+    with pytest.raises(StoreError, match=r": index\.json cannot be read: it is no file$"):
+        FrameStore.open(tmp_path)
 
 
 def test_damage_is_refused(index, tmp_path):
