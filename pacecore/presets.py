@@ -9,6 +9,7 @@ __all__ = ["PRESETS"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
+    # As the authors' code runs; but its jitter takes BGR for RGB, and ours is of RGB, BGR after it.
     "official": {"channel_order": "bgr", "contrast": "none", "views": 1},
     "modern": {
         "jitter_scope": "clip",
