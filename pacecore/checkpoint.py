@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from pacecore.errors import PacecoreError
-from pacecore.files import damaged_part, reason_of, unread
+from pacecore.files import damaged_part, reason_of, require_end, unread
 
 __all__ = [
     "FORMAT",
@@ -107,6 +107,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _opened(path: Path) -> BinaryIO:
     try:
+        require_end(path)
         return open(path, "rb")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None

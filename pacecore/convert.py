@@ -19,7 +19,15 @@ from torch import Tensor
 from pacecore.checkpoint import FORMAT
 from pacecore.config import INPUT_OPTIONS, TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
-from pacecore.files import aside, damaged_part, read_json, safetensors, unread, write_json
+from pacecore.files import (
+    aside,
+    damaged_part,
+    read_json,
+    require_end,
+    safetensors,
+    unread,
+    write_json,
+)
 from pacecore.probe import folded
 from pacecore.weight_names import HEADS, SOURCES, Source, candidate_networks, names_of, shapes_of
 
@@ -257,6 +265,7 @@ def _require_own_json(out: Path, description: Mapping[str, Any]) -> None:
 
 def _read_file(path: Path) -> Any:
     try:
+        require_end(path)
         if path.suffix == ".safetensors":
             return safetensors("torch", path).load_file(path)
         if damaged := damaged_part(path):

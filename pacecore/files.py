@@ -20,8 +20,8 @@ from pacecore.errors import PacecoreError
 
 __all__ = [
     "NO_RESERVE", "aside", "damaged_part", "expanded", "for_one_process", "made_folder",
-    "read_json", "read_text", "reason_of", "safetensors", "there", "unread", "write_json",
-    "write_json_lines", "write_text", "writing",
+    "read_json", "read_text", "reason_of", "require_end", "safetensors", "there", "unread",
+    "write_json", "write_json_lines", "write_text", "writing",
 ]  # fmt: skip
 
 
@@ -121,10 +121,15 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     _write_texts(path, (json.dumps(value) + "\n" for value in values))
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
-    """What a file in UTF-8 holds. Raises OSError, for a pipe or a device too, which may not end."""
+def require_end(path: Path) -> None:
+    """Raises OSError for a pipe or a device, whose reading may not end."""
     if path.is_fifo() or path.is_char_device():
         raise OSError(errno.EINVAL, "it is no file", str(path))
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """What a file in UTF-8 holds. Raises OSError, as `require_end` does too."""
+    require_end(path)
     return path.read_text(encoding="utf-8", errors=errors)
 
 

@@ -219,6 +219,15 @@ def test_a_missing_count_of_batches_is_zero(tmp_path):
     build_backbone("r21d").load_state_dict(part(load_weights(path), "backbone."))
 
 
+def test_a_pipe_or_a_device_is_no_file_of_weights(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(PacecoreError, match=f"^{path}: not a file of weights: it is no file$"):
+            read_weights(path)
+        with pytest.raises(PacecoreError, match=f"^{path}: checkpoint cannot be read: it is no"):
+            load_trained(path)
+
+
 @pytest.mark.parametrize("wrapped", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_names_of_a_compiled_network_are_its_own(wrapped, tmp_path):
     ours = {f"backbone.{n}": t for n, t in build_backbone("r3d", width=0.125).state_dict().items()}
