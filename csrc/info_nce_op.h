@@ -48,8 +48,8 @@ inline void check_info_nce(const Tensor& z, const Tensor& groups,
 }
 
 inline void check_anchors(const Tensor& z, int64_t start, int64_t count) {
-  PACECORE_CHECK(start >= 0 && count >= 0 && start + count <= z.size(0), "info_nce: anchors ",
-                 start, " to ", start + count, " must lie within the ", z.size(0), " rows of z");
+  PACECORE_CHECK(start >= 0 && count >= 0 && count <= z.size(0) - start, "info_nce: ", count,
+                 " anchors from ", start, " on must lie within the ", z.size(0), " rows of z");
 }
 
 inline void check_nce_rows(const Tensor& z, const Tensor& rows, const Tensor& grad_loss) {

@@ -99,8 +99,10 @@ def test_the_kernel_checks_for_itself():
     op = library.ops().info_nce
     with pytest.raises(RuntimeError, match=r"groups must be .*got int64 \(3,\)"):
         op(z, groups[:3], None, 1.0, False, False, 0, 4, False)
-    with pytest.raises(RuntimeError, match="anchors 2 to 6 must lie within the 4 rows"):
+    with pytest.raises(RuntimeError, match="4 anchors from 2 on must lie within the 4 rows"):
         op(z, groups, None, 1.0, False, False, 2, 4, False)
+    with pytest.raises(RuntimeError, match="must lie within the 4 rows"):  # their sum is -2^63
+        op(z, groups, None, 1.0, False, False, 2**62, 2**62, False)
     with pytest.raises(RuntimeError, match=r"temperature must be from .*, got -1"):
         op(z, groups, torch.tensor(-1.0), 1.0, False, False, 0, 4, False)
     backward, options = library.ops().info_nce_backward, (None, 1.0, False, False, 0, 4)
