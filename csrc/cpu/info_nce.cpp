@@ -323,10 +323,9 @@ double temperature_of(const std::optional<Tensor>& tensor, double number) {
   if (tensor)
     value = tensor->scalar_type() == ScalarType::Double ? *data<double>(*tensor)
                                                         : *data<float>(*tensor);
-  using Limits = std::numeric_limits<float>;
-  PACECORE_CHECK(value >= Limits::min() && value <= Limits::max(),
-                 "info_nce: temperature must be from ", Limits::min(), " to ", Limits::max(),
-                 ", got ", value);
+  constexpr float smallest = std::numeric_limits<float>::min();
+  PACECORE_CHECK(value >= smallest && value <= 1 / smallest, "info_nce: temperature must be from ",
+                 smallest, " to ", 1 / smallest, ", got ", value);
   return value;
 }
 

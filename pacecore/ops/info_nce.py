@@ -1,5 +1,7 @@
 """The contrastive loss of Eq. 2 and Eq. 3, exact, without the matrix of similarities."""
 
+import math
+import sys
 from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -16,7 +18,8 @@ DENOMINATORS = ("anchor", "batch")
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Up to this many rows the forward leaves the gradient behind: on a GPU one launch, or a few.
 _FEW_ROWS = 512
-_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+# Of temperature: it and its inverse, by which the kernels multiply, are normal numbers of float32.
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, 1 / torch.finfo(torch.float32).tiny
 
 
 class InfoNCE(NamedTuple):
@@ -55,8 +58,8 @@ def info_nce(
     z: (n, D) float32, bfloat16, float16 or, on the CPU, float64; sums are float32, for float64
         float64.
     groups: (n,) integers, any values, on z's device.
-    temperature: above 0 (a normal number of float32), a number or a tensor of one element, then
-        learnable; on CUDA a tensor's value is not looked at.
+    temperature: from 2^-126 to 2^126, a number or a tensor of one element, then learnable; on CUDA
+        a tensor's value is not looked at.
     normalize: s is the cosine. A row with a norm below 1e-12 counts as zeros, with no gradient.
     anchor_start, anchor_count: the anchors are rows [anchor_start, anchor_start + anchor_count) of
         z, by default all from anchor_start on; every row is a key. So one rank's share of a batch
@@ -138,10 +141,14 @@ def _check(
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1 or not temperature.is_floating_point():
             require(False, "temperature must be one floating-point value", describe(temperature))
+        if temperature.device.type == "meta" != z.device.type:
+            require(False, "temperature must have a value, as z has", describe(temperature))
     elif not isinstance(temperature, (float, Real)) or not _SMALLEST <= temperature <= _LARGEST:
         rule = f"temperature must be a number from {_SMALLEST:.3g} to {_LARGEST:.3g} or a tensor"
         # What torch.compile takes for a variable has no repr.
-        plain = temperature.__float__() if isinstance(temperature, Real) else temperature
+        plain = temperature
+        if isinstance(temperature, Real):  # that of an int may be beyond all floats
+            plain = math.inf if abs(temperature) > sys.float_info.max else temperature.__float__()
         require(False, rule, repr(plain))
     if denominator not in DENOMINATORS:
         require(False, f"denominator must be one of {', '.join(DENOMINATORS)}", repr(denominator))
