@@ -283,6 +283,14 @@ def test_compiles_as_one_graph():
         assert torch.equal(compiled(clips), network(clips))
 
 
+def test_is_exported_in_training_for_any_number_of_clips():
+    network = thin("c3d").train()
+    batch = torch.export.Dim("batch")
+    clips = some_clips(2, 3, 8, 16, 16)
+    exported = torch.export.export(network, (clips,), dynamic_shapes=({0: batch},))
+    assert exported.module()(some_clips(5, 3, 8, 16, 16)).shape == (5, network.feature_dim)
+
+
 def test_errors():
     with pytest.raises(
         PacecoreError, match="backbone must be one of c3d, r3d, r21d, s3dg, got 'i3d'"
