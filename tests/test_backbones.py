@@ -15,7 +15,7 @@ from pacecore.backbones import (
     stage_features,
     tuning,
 )
-from pacecore.backbones.layers import Conv3d
+from pacecore.backbones.layers import Conv3d, ConvNorm
 from pacecore.errors import PacecoreError
 
 NAMES = list(BACKBONES)
@@ -265,6 +265,16 @@ def test_checkpointing_changes_memory_only(name):
         assert torch.equal(found, expected), key
     for expected, found in zip(plain.parameters(), kept.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_checkpointing_of_norms_without_running_averages():
+    network = thin("c3d").train()
+    network.checkpointing = True
+    for part in network.modules():
+        if isinstance(part, ConvNorm):
+            part.norm = nn.BatchNorm3d(part.norm.num_features, track_running_stats=False)
+    network(some_clips(2, 3, 8, 16, 16)).square().sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in network.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

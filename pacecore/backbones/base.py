@@ -90,6 +90,7 @@ class Backbone(nn.Module):
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
     """Lets the second run of a batch through `stage` leave the running averages as they are."""
     norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.num_batches_tracked is not None]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     try:
         for norm in norms:
