@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pacecore.backbones import BACKBONES, build_backbone, layers, residual
-from pacecore.backbones.layers import BatchNorm3d, Conv3d
+from pacecore.backbones.layers import BatchNorm3d, Conv3d, ConvNorm, conv3d
 from pacecore.backbones.tuning import MEMORY_FORMAT
 
 
@@ -86,6 +86,19 @@ def test_a_norm_that_was_replaced_is_given_no_channels_of_zeros(as_on_tensor_cor
             part.norm = nn.BatchNorm3d(part.norm.num_features)  # as SyncBatchNorm does
     network = network.double().to(memory_format=MEMORY_FORMAT)
     assert network(clips()).isfinite().all()
+
+
+def test_a_norm_may_be_replaced_by_none():
+    """Of wide channels-last maps the convolution over time is a view of what it was made of."""
+    layer = ConvNorm(conv3d(48, 48, (3, 1, 1)), 48).double()
+    layer.norm = nn.Identity()
+    x = clips(shape=(2, 48, 4, 3, 3)) - 0.5
+    found = layer(x)
+    found.sum().backward()
+    expected = nn.Conv3d.forward(layer.conv, x).relu()
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(expected.sum(), layer.conv.weight)
+    torch.testing.assert_close(layer.conv.weight.grad, gradient)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7, 13, 11), (2, 16, 8, 28, 28), (1, 3, 1, 1, 4099)])

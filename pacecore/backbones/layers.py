@@ -137,7 +137,9 @@ def normed(norm: nn.Module, x: Tensor, relu: bool) -> Tensor:
     """
     if isinstance(norm, BatchNorm3d):
         return norm(x, relu)
-    return F.relu_(norm(x)) if relu else norm(x)
+    y = norm(x)
+    # Of nn.Identity it is the convolution's output, which may be a view that is not to be changed.
+    return (F.relu if y is x else F.relu_)(y) if relu else y
 
 
 def _filled(channels: Tensor, filling: int) -> Tensor:
