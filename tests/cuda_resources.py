@@ -1,11 +1,11 @@
 """What nvcc makes of each kernel: registers, spills, stack, shared memory, occupancy, accesses.
 
-tests/cuda_resources.json holds the accepted numbers of every kernel for sm_80, sm_90 and the newest
-architecture of the nvcc named there. `threads` is the kernel's __launch_bounds__; `dynamic_shared`
-the bytes that its launch asks for at the paper's sizes, on GPUs without and with clusters;
-`blocks_per_sm` is the stated occupancy. `compiled` is a hash of nvcc's numbers and of all that they
-depend on: while it holds nothing is compiled, which takes minutes. After a change that is meant,
-also of nothing but comments:
+tests/cuda_resources.json holds the accepted numbers of every kernel for sm_80, sm_90, sm_100 and
+the newest architecture of the nvcc named there. `threads` is the kernel's __launch_bounds__;
+`dynamic_shared` the bytes that its launch asks for at the paper's sizes, on GPUs without and with
+clusters; `blocks_per_sm` is the stated occupancy. `compiled` is a hash of nvcc's numbers and of all
+that they depend on: while it holds nothing is compiled, which takes minutes. After a change that is
+meant, also of nothing but comments:
 
     python -m tests.cuda_resources            shows what differs
     python -m tests.cuda_resources --update   accepts it; --lower too where occupancy falls
@@ -112,10 +112,11 @@ def compiled(kernels: dict) -> str:
 
 
 def architectures() -> list[int]:
-    """80, 90 and the newest that this nvcc compiles for."""
+    """80, 90, 100 and the newest that this nvcc compiles for."""
     command = [nvcc(), "--list-gpu-arch"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return sorted({80, 90, max(map(int, re.findall(r"compute_(\d+)\b", text)))})
+    known = {int(number) for number in re.findall(r"compute_(\d+)\b", text)}
+    return sorted({80, 90, 100} & known | {max(known)})
 
 
 def compile_kernels() -> dict[int, list[Path]]:

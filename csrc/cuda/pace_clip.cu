@@ -35,19 +35,11 @@ namespace pacecore {
 namespace {
 
 // Registers are bounded for so many threads of a block, and so many blocks: with jitter shared
-// memory may hold more blocks of fewer threads, and the host sees to that (threads_of). From sm_120
-// on the compiler wants more registers, and shared memory holds few blocks.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-template <bool Jittered>
-constexpr int kThreads = Jittered ? kSmallThreads : kPlainThreads;
-template <bool Jittered>
-constexpr int kBlocks = kSmallThreads / kThreads<Jittered>;
-#else
+// memory may hold more blocks of fewer threads, and the host sees to that (threads_of).
 template <bool Jittered>
 constexpr int kThreads = Jittered ? kJitterThreads : kPlainThreads;
 template <bool Jittered>
 constexpr int kBlocks = kWarpsResident * 32 / kThreads<Jittered>;
-#endif
 
 template <class Out, bool ChannelsLast, bool Jittered>
 __global__ void __launch_bounds__(kThreads<Jittered>, kBlocks<Jittered>)

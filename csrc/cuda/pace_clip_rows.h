@@ -149,6 +149,14 @@ struct KeepRows {
   }
 };
 
+// Whether variables begin as 0. For sm_100 and later nvcc takes one without a value for one that
+// keeps its last, and what each way of reading left would stay in registers during all others.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kCleared = true;
+#else
+constexpr bool kCleared = false;
+#endif
+
 // Rows [from, to) of those that `memory` has taps of, columns [4 * quad, 4 * quad + 4), by one
 // thread, which counts `steps` rows.
 template <Reading reading, bool Planar, class Sink>
@@ -157,10 +165,18 @@ __device__ __forceinline__ void make_quads(const Source& s, const Memory& memory
   const Sampler<reading, Planar> sampler(s, memory, quad);
   const float zero = reading == Reading::global ? s.zero : 8388608.f;
   Neighbours planes[3];
+  if constexpr (kCleared) {
+#pragma unroll
+    for (Neighbours& plane : planes) plane = {};
+  }
   int held[2] = {-2, -2};  // the upper rows that `planes` are of
 #pragma unroll 1
   for (int row = from; row < from + steps; ++row) {
     Rgb<float> c[kQuad];
+    if constexpr (kCleared) {
+#pragma unroll
+      for (Rgb<float>& pixel : c) pixel = {};
+    }
     if (row < to) {
       const Tap taps[2] = {memory.rows[row], Planar ? memory.chroma_rows[row] : memory.rows[row]};
 #pragma unroll
@@ -275,7 +291,7 @@ __device__ __forceinline__ void make_rows(const PaceClip& args, const Bands& ban
 __device__ __forceinline__ void add_to_warp(double value, double* sums /* (warps,) */) {
   for (int distance = 16; distance > 0; distance /= 2)
     value += __shfl_xor_sync(0xffffffffu, value, distance);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] += value;
+  if (lane_again() == 0) sums[threadIdx.x / 32] += value;
 }
 
 // The sum of all warps, in a fixed order, given to every thread.
