@@ -277,6 +277,20 @@ def test_checkpointing_of_norms_without_running_averages():
     assert all(weight.grad.isfinite().all() for weight in network.parameters())
 
 
+def test_checkpointing_takes_two_backward_passes_through_one_graph():
+    plain, kept = thin("r3d").train(), thin("r3d").train()
+    kept.checkpointing = True
+    clips = some_clips(2, 3, 8, 16, 16)
+    for network in (plain, kept):
+        loss = network(clips).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    for name, expected in plain.named_buffers():
+        assert torch.equal(kept.get_buffer(name), expected), name
+    for expected, found in zip(plain.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast(name):
     network = thin(name).eval()

@@ -1,7 +1,7 @@
 """What every backbone is: named stages run one after another, and the average of the last map."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -82,22 +82,26 @@ class Backbone(nn.Module):
             stage,
             features,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _statistics_kept(stage)),
+            context_fn=lambda: (nullcontext(), _StatisticsKept(stage)),
         )
 
 
-@contextmanager
-def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    """Lets the second run of a batch through `stage` leave the running averages as they are."""
-    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.num_batches_tracked is not None]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    try:
-        for norm in norms:
+class _StatisticsKept:
+    """Lets the second run of a batch through `stage` leave the running averages as they are; the
+    third too, as a graph that is retained runs it again for each backward pass.
+    """
+
+    def __init__(self, stage: nn.Module) -> None:
+        norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._norms = [norm for norm in norms if norm.num_batches_tracked is not None]
+
+    def __enter__(self) -> None:
+        self._before = [(n.momentum, n.num_batches_tracked.clone()) for n in self._norms]
+        for norm in self._norms:
             norm.momentum = 0.0
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, batches) in zip(self._norms, self._before, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)
 
