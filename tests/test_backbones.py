@@ -277,6 +277,23 @@ def test_checkpointing_of_norms_without_running_averages():
     assert all(weight.grad.isfinite().all() for weight in network.parameters())
 
 
+def test_checkpointing_within_torch_compile():
+    plain, kept = thin("r3d").train(), thin("r3d").train()
+    kept.checkpointing = True
+    clips = some_clips(2, 3, 8, 16, 16)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="R3D: checkpointing is not compiled, got True"):
+        torch.compile(kept, backend="eager", fullgraph=True)(clips)
+    compiled = torch.compile(kept, backend="eager")
+    for network in (plain, compiled):
+        network(clips).square().sum().backward()
+    torch._dynamo.reset()  # what it took for no use to compile
+    for name, expected in plain.named_buffers():
+        assert torch.equal(kept.get_buffer(name), expected), name
+    for expected, found in zip(plain.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
 def test_checkpointing_takes_two_backward_passes_through_one_graph():
     plain, kept = thin("r3d").train(), thin("r3d").train()
     kept.checkpointing = True

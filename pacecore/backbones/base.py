@@ -22,6 +22,7 @@ class Backbone(nn.Module):
 
     With `checkpointing` set, training keeps only the maps between stages and computes the rest
     again in the backward pass: less memory, more time, the same gradients and running averages.
+    Within torch.compile such stages are run uncompiled.
 
     Weights start as torch's layers do (uniform, Kaiming with a = sqrt(5)), which is how the
     published networks start. Every convolution is followed by a batch norm, so the scale of its
@@ -78,6 +79,9 @@ class Backbone(nn.Module):
     def _run(self, stage: nn.Module, features: Tensor) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
             return stage(features)
+        if torch.compiler.is_dynamo_compiling():  # which takes no context of one's own, and so
+            # runs this uncompiled, or with fullgraph shows the error.
+            raise PacecoreError(f"{type(self).__name__}: checkpointing is not compiled, got True")
         return checkpoint(
             stage,
             features,
