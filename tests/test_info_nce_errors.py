@@ -62,6 +62,8 @@ def test_other_ways_to_differentiate_are_refused(n):
         ({"temperature": torch.ones(2)}, "temperature must be one .*got .*(2,)"),
         ({"denominator": "row"}, "denominator must be one of anchor, batch, got 'row'"),
         ({"anchor_start": -1}, "anchors must lie within the 4 rows of z, got anchor_start -1"),
+        ({"anchor_count": []}, r"anchor_count must be an integer, got \[\]"),
+        ({"anchor_count": 0.0}, r"anchor_count must be an integer, got 0\.0"),
         ({"anchor_start": 2, "anchor_count": 3}, "anchor_start 2, anchor_count 3"),
     ],
 )

@@ -135,7 +135,8 @@ def _check(
     ):
         rule = f"groups must be ({z.shape[0]},) integers on {z.device}, as z has rows"
         require(False, rule, describe(groups))
-    for name, number in (("anchor_start", anchor_start), ("anchor_count", anchor_count or 0)):
+    given = 0 if anchor_count is None else anchor_count
+    for name, number in (("anchor_start", anchor_start), ("anchor_count", given)):
         if not isinstance(number, (int, Integral, torch.SymInt)):
             require(False, f"{name} must be an integer", repr(number))
     if isinstance(temperature, Tensor):
