@@ -29,7 +29,7 @@ from pacecore.protocol import PATIENCE, decoder_count, open_measured, out_folder
 from pacecore.runlog import Progress
 from pacecore.sampling import Sampling, centre_plan, parse_paces
 from pacecore.source import FrameSource
-from pacecore.trained import Trained
+from pacecore.trained import Trained, require_trained
 from pacecore.video_writer import write_png, write_video
 
 __all__ = ["attention_maps", "overlaid", "run_attend"]
@@ -78,6 +78,7 @@ def run_attend(trained: Trained, options: AttendOptions) -> dict[str, Any]:
     PacecoreError for a start frame that a video does not have, or a video that cannot be read.
     """
     options = taken("attend", options, AttendOptions)
+    require_trained("attend", trained)
     device = pick_device(options.device)
     if options.paces or not isinstance(trained.options, TrainOptions):
         paces = parse_paces(options.paces or "1,2,3,4")

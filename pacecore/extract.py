@@ -28,7 +28,7 @@ from pacecore.media import state_of
 from pacecore.protocol import PATIENCE, ClipRunner, open_measured, out_folder, ready
 from pacecore.source import FrameSource, Subset
 from pacecore.store import FrameStore
-from pacecore.trained import Trained, fingerprint
+from pacecore.trained import Trained, fingerprint, require_trained
 
 __all__ = ["Features", "extract_split", "features_name", "load_features", "run_extract"]
 
@@ -132,6 +132,7 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
     used.
     """
     options = taken("extract", options, ExtractOptions)
+    require_trained("extract", trained)
     if options.format == "safetensors":
         # Told before the work, not after it.
         safetensors("numpy", "--format safetensors, unlike npy,")

@@ -23,7 +23,7 @@ from pacecore.inputs import identity_of, learned_from
 from pacecore.protocol import PATIENCE, ClipRunner, labels_of, open_measured, out_folder, ready
 from pacecore.runs import replaced_by
 from pacecore.source import FrameSource
-from pacecore.trained import Trained
+from pacecore.trained import Trained, require_trained
 
 __all__ = ["ActionResult", "bootstrap_interval", "head_labels", "measure_actions", "run_test"]
 
@@ -258,6 +258,7 @@ def run_test(
     that cannot be used, and where the files cannot be written.
     """
     options = taken("test", options, TestOptions)
+    require_trained("test", trained)
     trained.require_head()
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):

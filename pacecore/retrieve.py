@@ -28,7 +28,7 @@ from pacecore.protocol import PATIENCE, labels_of, open_measured, out_folder, re
 from pacecore.runlog import Progress
 from pacecore.runs import replaced_by
 from pacecore.stills import still_frames
-from pacecore.trained import Trained
+from pacecore.trained import Trained, require_trained
 from pacecore.video_writer import write_png
 
 __all__ = ["hit_rates", "nearest", "retrieve_features", "retrieve_files", "run_retrieve"]
@@ -213,6 +213,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
     of other videos stood there. Raises PacecoreError for input that cannot be used.
     """
     options = taken("retrieve", options, RetrieveOptions)
+    require_trained("retrieve", trained)
     device = pick_device(options.device)
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)

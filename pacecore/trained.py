@@ -25,6 +25,7 @@ __all__ = [
     "Trained",
     "fingerprint",
     "load_trained",
+    "require_trained",
     "stored_options",
 ]
 
@@ -71,6 +72,13 @@ class Trained:
         # Depth 0 is depth 10.
         if wanted != stored and not (name == "depth" and (wanted or 10) == (stored or 10)):
             raise OptionError(f"{name} must be {stored!r}, as in {self.path}, got {wanted!r}")
+
+
+def require_trained(verb: str, trained: Any) -> None:
+    """Raises PacecoreError where a verb is given a path, say, for the network of a checkpoint."""
+    if not isinstance(trained, Trained):
+        got = type(trained).__name__
+        raise PacecoreError(f"{verb}: the network must be what load_trained gives, got {got}")
 
 
 @usual_defaults()

@@ -271,6 +271,21 @@ def test_options_of_a_measuring_verb_are_checked_by_python_too(verb, options, wo
         verb(None, options)
 
 
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        (run_test, TestOptions()),
+        (run_extract, ExtractOptions()),
+        (run_retrieve, RetrieveOptions()),
+        (run_attend, AttendOptions()),
+    ],
+)
+def test_a_measuring_verb_wants_a_network_not_its_path(verb, options):
+    name = verb.__name__.removeprefix("run_")
+    with pytest.raises(PacecoreError, match=f"^{name}: the network must be what .*, got str$"):
+        verb("runs/mine/last.pt", options)
+
+
 def test_another_average_than_those_there_are_is_no_average_of_logits():
     with pytest.raises(PacecoreError, match=r"^average must be softmax or logits, got 'mean'$"):
         measure_actions(None, None, ("a", "b"), average="mean")
