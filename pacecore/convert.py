@@ -38,7 +38,7 @@ _FED_BY_VIDEO_PACE = {"channel_order": "bgr", "normalize": "none"}
 _USUALLY_FED = {"channel_order": "rgb", "normalize": "none"}  # to what does not say
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """What a file held, in our names, and what became of each of its own."""
 

@@ -37,7 +37,7 @@ _WRITTEN = 1  # state of a row; 0: still to do
 _SECONDS_BETWEEN_FLUSHES = 10.0  # what a kill may cost, whatever a row takes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """Rows of features and what they are of."""
 

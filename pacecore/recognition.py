@@ -28,7 +28,7 @@ from pacecore.trained import Trained, require_trained
 __all__ = ["ActionResult", "bootstrap_interval", "head_labels", "measure_actions", "run_test"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ActionResult:
     """Scores of a network on labelled videos: N measured videos, C classes, K clips of each."""
 

@@ -229,7 +229,7 @@ class Sampling:
         return self.paces
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipPlan:
     """All that was drawn for one clip; with the decoded frames it determines the clip."""
 

@@ -51,7 +51,7 @@ class PacketRecord:
         return self.pts if self.dts is None else self.dts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodedOrder:
     """Which frames each packet makes the decoder decode, where that is known without stamps."""
 
@@ -61,7 +61,7 @@ class CodedOrder:
     key_packets: tuple[int, ...]  # packet of each of Timeline.key_frames
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timeline:
     """Frames of a video in display order, and the key frames at which decoding can begin.
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from pacecore.frames import FrameFormat
+from pacecore.sampling import Sampling, centre_plan
 from pacecore.video import VideoError, decode, decode_all, probe, probing
 from pacecore.video.decoding import _decode_from_start
 from pacecore.video_writer import write_png
@@ -264,6 +266,15 @@ def test_a_file_is_open_as_long_as_it_is_asked(tmp_path, monkeypatch, kind):
 
     monkeypatch.setattr(probing, "_info", only_while_open)
     assert probe(path).num_frames == 30
+
+
+def test_what_holds_arrays_is_compared_and_hashed_as_an_object(tmp_path):
+    path = tmp_path / "video.mp4"
+    write_video(path)
+    plan = centre_plan(Sampling(), 30, 0, Fraction(1), 0)
+    for one, other in ((probe(path), probe(path)), (plan, replace(plan))):
+        assert [one, other].index(other) == 1
+        assert len({one, other, one}) == 2
 
 
 def test_variable_rate_is_told(tmp_path):

@@ -39,7 +39,7 @@ _IN_ORDER = {
 # fmt: on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VideoInfo:
     """What is in a video file. Frame numbers are 0-based, in display order."""
 
