@@ -141,8 +141,8 @@ def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
     stored = {name: value for name, value in content["options"].items() if name in known}
     options = kind(**stored).resolved()
     place, out = Path(os.path.abspath(folder)), Path(options.out)
-    start = Path(*place.parts[: -len(out.parts)])
-    if not out.parts or start / out != place or start == Path.cwd():
+    start = Path(*place.parts[: len(place.parts) - len(out.parts)])
+    if not options.out or start / out != place or start == Path.cwd():
         return options
     named = {"data": options.data, "held_out": options.held_out}
     paths = {

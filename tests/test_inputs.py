@@ -549,6 +549,8 @@ def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypa
         assert trained.options.data == data
         assert open_measured(trained, MeasureOptions()).train.path(0).name == "own.mp4"
     assert load_trained(path.rename(here / "last.pt")).options.data == "videos"
+    inside = pretrained(there / "inside" / "last.pt", data="../videos", out=".")
+    assert load_trained("inside/last.pt").options.data == str(there / "inside/../videos")
     assert capsys.readouterr().out == ""
     open_measured(replace(trained, identity="another"), MeasureOptions())
     assert "was trained on other videos than these: 1 training videos" in capsys.readouterr().out
