@@ -71,7 +71,7 @@ def _options(
 ) -> tuple[FinetuneOptions, Any]:
     """The run's options, and the checkpoint that they start from."""
     from pacecore.finetune import inherit_options
-    from pacecore.trained import load_trained
+    from pacecore.trained import load_trained, require_videos
 
     values, preset = given_values(given, preset, config)
     if scratch:
@@ -84,6 +84,7 @@ def _options(
             if trained.kind == "weights":
                 raise OptionError(f"{trained.path}: bare weights name no videos; name the data")
             values["data"] = trained.options.data
+            require_videos(trained.path, values["data"])
             values.setdefault("fold", trained.options.fold)
             if trained.options.held_out != "none":  # as in a pre-training that measured nothing
                 values.setdefault("held_out", trained.options.held_out)

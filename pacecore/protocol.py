@@ -29,7 +29,7 @@ from pacecore.loader import ClipFormat, ClipRequest, load_batches
 from pacecore.runlog import Progress, RunFolder, tell
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
-from pacecore.trained import Trained, fingerprint
+from pacecore.trained import Trained, fingerprint, require_videos
 
 __all__ = [
     "PATIENCE",
@@ -67,6 +67,8 @@ def open_measured(trained: Trained, options: MeasureOptions) -> Inputs:
         require_same(options, weights=fingerprint(network))
     stored = trained.options
     held_out = options.held_out or ("auto" if options.data else stored.held_out)
+    if not options.data:
+        require_videos(trained.path, stored.data, "" if options.held_out else stored.held_out)
     found = open_inputs(
         replace(
             stored,

@@ -26,6 +26,7 @@ __all__ = [
     "fingerprint",
     "load_trained",
     "require_trained",
+    "require_videos",
     "stored_options",
 ]
 
@@ -151,6 +152,18 @@ def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
         if value not in ("", "auto", "none")
     }
     return replace(options, **paths)
+
+
+def require_videos(where: str | Path, data: str, held_out: str = "") -> None:
+    """Raises PacecoreError where the videos that a run was trained or measured on, as `where` keeps
+    them, are not there any more.
+    """
+    for value, how in ((data, "DATA"), (held_out, "--held-out")):
+        if value not in ("", "auto", "none") and not os.path.exists(expanded(value)):
+            raise PacecoreError(
+                f"{where}: its videos are not there any more, {value!r}; name with {how} where they"
+                " are now"
+            )
 
 
 def _of_weights(path: Path, error: CheckpointError, partial: bool) -> Trained:

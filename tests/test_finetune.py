@@ -374,9 +374,13 @@ def test_a_value_of_another_kind_is_told_with_its_file(tmp_path, line, words):
     [("B", None, "B"), ("auto", None, "auto"), ("none", None, "auto"), ("B", "C", "C")],
 )
 def test_without_data_the_videos_are_those_of_the_checkpoint(tmp_path, stored, given, expected):
-    path = str(pretrained(tmp_path / "last.pt", data="A", held_out=stored))
+    own = tmp_path / "A"
+    path = str(pretrained(tmp_path / "last.pt", data=str(own), held_out=stored))
+    with pytest.raises(PacecoreError, match=r"last\.pt: its videos are not .*; name with DATA"):
+        _options({"checkpoint": path}, None, None)
+    own.mkdir()
     options, _ = _options({"checkpoint": path, "held_out": given}, None, None)
-    assert (options.data, options.held_out) == ("A", expected)
+    assert (options.data, options.held_out) == (str(own), expected)
     elsewhere, _ = _options({"checkpoint": path, "data": "D"}, None, None)
     assert (elsewhere.data, elsewhere.held_out) == ("D", "auto")
 

@@ -521,6 +521,8 @@ def test_what_is_not_said_of_the_videos_is_as_in_the_checkpoints_training(
         return SimpleNamespace(identity="", words="")
 
     monkeypatch.setattr(protocol, "open_inputs", noting)
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path, "A/a.mp4", "B/b.mp4")
     path = pretrained(tmp_path / "last.pt", data="A", fold="2", held_out="B")
     open_measured(load_trained(path), MeasureOptions(**given))
     assert [(each.data, each.fold, each.held_out) for each in opened] == [expected]
@@ -549,11 +551,30 @@ def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypa
         assert trained.options.data == data
         assert open_measured(trained, MeasureOptions()).train.path(0).name == "own.mp4"
     assert load_trained(path.rename(here / "last.pt")).options.data == "videos"
-    inside = pretrained(there / "inside" / "last.pt", data="../videos", out=".")
+    pretrained(there / "inside" / "last.pt", data="../videos", out=".")
     assert load_trained("inside/last.pt").options.data == str(there / "inside/../videos")
     assert capsys.readouterr().out == ""
     open_measured(replace(trained, identity="another"), MeasureOptions())
     assert "was trained on other videos than these: 1 training videos" in capsys.readouterr().out
+
+
+def test_of_a_checkpoint_whose_videos_are_gone_it_says_whose_they_are(tmp_path):
+    def found(stored_as="auto", **given):
+        trained = load_trained(pretrained(tmp_path / "last.pt", data=data, held_out="auto"))
+        stored = replace(trained.options, held_out=stored_as)
+        return open_measured(replace(trained, options=stored), MeasureOptions(**given))
+
+    data = str(tmp_path / "gone")
+    words = "last.pt: its videos are not there any more, '{}'; name with {} where they are now$"
+    with pytest.raises(PacecoreError, match=words.format(data, "DATA")):
+        found()
+    data = str(tmp_path / "there")
+    write_tiny(tmp_path / "there" / "one.mp4", 0, 0, 20)
+    with pytest.raises(PacecoreError, match=words.format("elsewhere", "--held-out")):
+        found("elsewhere")
+    assert found("elsewhere", held_out="none").held_out is None
+    with pytest.raises(PacecoreError, match=r"^nowhere: no such file or folder$"):
+        found(data="nowhere")
 
 
 def test_of_videos_none_of_which_can_be_read_the_first_is_told_with_the_reason(tmp_path):
