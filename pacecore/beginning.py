@@ -18,13 +18,14 @@ from pacecore.inputs import Inputs, open_inputs
 from pacecore.rules import OptionError, named_by
 from pacecore.runlog import RunFolder, refuse_second_run
 from pacecore.step import check_device
-from pacecore.trained import stored_options
+from pacecore.trained import require_videos, stored_options
 from pacecore.workers import of_launcher
 
 __all__ = ["begin", "in_run_folder"]
 
 # They may change when a run goes on, but not of a cosine, whose every step depends on its end.
 _LENGTH = {"epochs", "max_steps"}
+_NO_PLACE = {"", "auto", "none"}  # what DATA and --held-out may be beside a path
 
 
 @contextmanager
@@ -82,6 +83,7 @@ def begin(
     if content:
         check_kind(options.out, content, kind)
         _require_kept(options, stored_options(content, Path(options.out)))
+        require_videos(options.out, options.data, options.held_out)
     check_device(options, device)
     options = trusted(options, device, resume=resume)
     data = open_inputs(options, before=content and content["listed"])
@@ -107,14 +109,20 @@ def _require_kept(options: AnyOptions, stored: AnyOptions) -> None:
     for each in fields(options):
         was, value = getattr(stored, each.name), getattr(options, each.name)
         same = was == value or (each.name in places and _one_place(was, value))
+        if each.name in ("data", "held_out"):  # moved: that they are the same is looked at later
+            same |= _is_gone(was) and value not in _NO_PLACE
         if each.name not in free and not same:
             raise OptionError(
                 f"{each.name} must stay {was!r} in the resumed run {options.out}, got {value!r}"
             )
 
 
+def _is_gone(place: str) -> bool:
+    return place not in _NO_PLACE and not os.path.exists(os.path.expanduser(place))
+
+
 def _one_place(one: str, other: str) -> bool:
     words = {one, other}
-    if words & {"", "auto", "none"}:
+    if words & _NO_PLACE:
         return False
     return len({os.path.abspath(os.path.expanduser(word)) for word in words}) == 1

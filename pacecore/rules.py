@@ -25,7 +25,7 @@ AnyDataclass = TypeVar("AnyDataclass")
 #   setting  what is learned or measured; it stays as it is, the same on all ranks
 #   run      which run of a setting, or how its result is come by; it stays, the same on all ranks
 #   course   how a run goes and what it writes; it may change when a run goes on
-#   place    where things are, on each rank's machine its own; it stays
+#   place    where things are, on each rank's machine its own; it stays, unless they were moved
 #   machine  how a machine does its part; it may change, and differ from rank to rank
 
 

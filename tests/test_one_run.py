@@ -138,6 +138,31 @@ def test_a_run_goes_on_with_its_own_setting_by_python_too(monkeypatch, tmp_path)
     assert pretrain(longer, resume=True)["steps"] == 2
 
 
+def test_a_run_goes_on_where_its_videos_were_moved_to(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tiny_set(Path("set"), train=2, test=1)
+    options = TrainOptions(**SMALL, data="set", out="run", batch=4, max_steps=1, held_out="none")
+    pretrain(options)
+    Path("set").rename("moved")
+    tiny_set(Path("other"), train=3)
+    with pytest.raises(PacecoreError, match=r"^run: its videos are not .*, 'set'; name with DATA "):
+        pretrain(options, resume=True)
+    with pytest.raises(PacecoreError, match=r"^run: its videos are not there any more, 'gone'; "):
+        pretrain(replace(options, data="gone"), resume=True)
+    with pytest.raises(
+        PacecoreError, match=r"^run: the run was trained .* other videos than other"
+    ):
+        pretrain(replace(options, data="other"), resume=True)
+    with pytest.raises(
+        PacecoreError, match=r"^data must stay 'set' in the resumed run run, got ''"
+    ):
+        pretrain(replace(options, data=""), resume=True)
+    longer = replace(options, data="moved", max_steps=2)
+    assert pretrain(longer, resume=True)["options"]["data"] == "moved"
+    with pytest.raises(PacecoreError, match=r"^held_out must stay 'none' .*, got 'moved'"):
+        pretrain(replace(longer, held_out="moved"), resume=True)
+
+
 def test_the_next_commands_name_a_folder_that_looks_like_an_option():
     (line,) = next_lines(Path("-dash/last.pt"), ["test"])[1:]
     assert line.startswith("  pacecore test ./-dash/last.pt ")
