@@ -42,7 +42,7 @@ def finetune(
 
     Network, size and colours of the clips are the checkpoint's own. With no DATA: the videos that
     the checkpoint was trained on. --freeze backbone trains the head alone, on standardised features
-    (linear probe).
+    (linear probe). With --resume the one argument is DATA, where the videos were moved.
     """
     from pacecore.finetune import finetune as run_finetune
 

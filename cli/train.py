@@ -85,6 +85,11 @@ def options_of_run(
     check_kind(run, content, "pretrain" if kind is TrainOptions else "finetune")
     options = stored_options(content, Path(run))
     wanted = {name: value for name, value in given.items() if value is not None}
+    # Its weights are the run's own: one argument alone that is not where they came from is DATA.
+    alone = wanted.get("checkpoint") if "data" not in wanted else None
+    kept = getattr(options, "checkpoint", "")
+    if alone and not (kept and os.path.realpath(alone) == os.path.realpath(kept)):
+        wanted["data"] = wanted.pop("checkpoint")
     return replace(options, **wanted | {"out": run}).resolved()
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,6 +324,26 @@ def test_a_fine_tuning_none_of_whose_validation_videos_is_read_goes_on_and_says_
     code, out, err = call(monkeypatch, capsys, "finetune", "--resume", run, "--max-steps", "2")
     assert code == 0, err
     assert f": {run}/best.pt\n" in out
+
+
+def test_of_a_fine_tuning_that_goes_on_one_argument_alone_is_data(
+    monkeypatch, capsys, videos, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(videos, "set")
+    pretrained(tmp_path / "pre.pt", data="set")
+    words = ["--out", "run", "--max-steps", "1", *TINY]
+    for before in (["--scratch", "set"], ["pre.pt"]):
+        code, _, err = call(monkeypatch, capsys, "finetune", *before, *words)
+        assert code == 0, err
+        Path("set").rename("moved")
+        code, _, err = call(monkeypatch, capsys, "finetune", "moved", "--resume", "run")
+        assert code == 0, err
+        Path("moved").rename("set")
+        if before == ["pre.pt"]:
+            code, _, err = call(monkeypatch, capsys, "finetune", "./pre.pt", "--resume", "run")
+            assert code == 0, err
+        shutil.rmtree("run")
 
 
 def _none(runner):
