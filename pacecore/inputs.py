@@ -93,6 +93,8 @@ def open_inputs(
     """
     data = options.data or str(_demo())
     index, store = _found(data, options.fold)
+    if trains and index.splits and "train" not in index.splits:
+        raise PacecoreError(f"{data}: has no split 'train'; its splits: {', '.join(index.splits)}")
     held, held_store, unused = None, store, 0
     if options.held_out == "auto":
         missing = len(index.missing)

@@ -83,7 +83,7 @@ def test_of_a_test_split_alone_all_is_held_out_and_nothing_to_train_on(tmp_path,
         pack(index, tmp_path / "store", (24, 32), workers=1)
         data = tmp_path / "store"
     options = TrainOptions(data=str(data))
-    with pytest.raises(PacecoreError, match="has no split 'train'; its splits: test"):
+    with pytest.raises(PacecoreError, match=rf"^{data}: has no split 'train'; its splits: test$"):
         open_inputs(options)
     for held_out in ("auto", str(data)):
         found = open_inputs(replace(options, held_out=held_out), trains=False)
