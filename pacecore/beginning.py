@@ -14,18 +14,18 @@ from pacecore.config import AnyOptions
 from pacecore.device import trusted
 from pacecore.distributed import is_main, require_same
 from pacecore.errors import PacecoreError
+from pacecore.files import expanded
 from pacecore.inputs import Inputs, open_inputs
 from pacecore.rules import OptionError, named_by
 from pacecore.runlog import RunFolder, refuse_second_run
 from pacecore.step import check_device
-from pacecore.trained import require_videos, stored_options
+from pacecore.trained import is_place, require_videos, stored_options
 from pacecore.workers import of_launcher
 
 __all__ = ["begin", "in_run_folder"]
 
 # They may change when a run goes on, but not of a cosine, whose every step depends on its end.
 _LENGTH = {"epochs", "max_steps"}
-_NO_PLACE = {"", "auto", "none"}  # what DATA and --held-out may be beside a path
 
 
 @contextmanager
@@ -110,19 +110,14 @@ def _require_kept(options: AnyOptions, stored: AnyOptions) -> None:
         was, value = getattr(stored, each.name), getattr(options, each.name)
         same = was == value or (each.name in places and _one_place(was, value))
         if each.name in ("data", "held_out"):  # moved: that they are the same is looked at later
-            same |= _is_gone(was) and value not in _NO_PLACE
+            same |= is_place(was) and is_place(value) and not os.path.exists(expanded(was))
         if each.name not in free and not same:
             raise OptionError(
                 f"{each.name} must stay {was!r} in the resumed run {options.out}, got {value!r}"
             )
 
 
-def _is_gone(place: str) -> bool:
-    return place not in _NO_PLACE and not os.path.exists(os.path.expanduser(place))
-
-
 def _one_place(one: str, other: str) -> bool:
-    words = {one, other}
-    if words & _NO_PLACE:
+    if not (is_place(one) and is_place(other)):
         return False
-    return len({os.path.abspath(os.path.expanduser(word)) for word in words}) == 1
+    return os.path.abspath(expanded(one)) == os.path.abspath(expanded(other))

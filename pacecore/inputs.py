@@ -263,7 +263,7 @@ def _split(index: VideoIndex, trains: bool = True) -> tuple[VideoIndex, VideoInd
     (one, where there are fewer), so that no clips of one lie on both sides.
     """
     own = next((name for name in _MEASURED if name in index.splits), None)
-    if own and ("train" in index.splits or not trains):
+    if own:
         return _to_train_on(index, trains), index.select(own)
     index = index.select("train")
     cut_from = recordings(entry.name for entry in index.entries)

@@ -24,6 +24,7 @@ __all__ = [
     "NETWORK_OPTIONS",
     "Trained",
     "fingerprint",
+    "is_place",
     "load_trained",
     "require_trained",
     "require_videos",
@@ -146,12 +147,13 @@ def stored_options(content: dict[str, Any], folder: Path) -> RunOptions:
     if not options.out or start / out != place or start == Path.cwd():
         return options
     named = {"data": options.data, "held_out": options.held_out}
-    paths = {
-        name: str(start / expanded(value))
-        for name, value in named.items()
-        if value not in ("", "auto", "none")
-    }
+    paths = {n: str(start / expanded(value)) for n, value in named.items() if is_place(value)}
     return replace(options, **paths)
+
+
+def is_place(value: str) -> bool:
+    """Whether an option `data` or `held_out` is a path, and none of the words beside it."""
+    return value not in ("", "auto", "none")
 
 
 def require_videos(where: str | Path, data: str, held_out: str = "") -> None:
@@ -159,7 +161,7 @@ def require_videos(where: str | Path, data: str, held_out: str = "") -> None:
     them, are not there any more.
     """
     for value, how in ((data, "DATA"), (held_out, "--held-out")):
-        if value not in ("", "auto", "none") and not os.path.exists(expanded(value)):
+        if is_place(value) and not os.path.exists(expanded(value)):
             raise PacecoreError(
                 f"{where}: its videos are not there any more, {value!r}; name with {how} where they"
                 " are now"
