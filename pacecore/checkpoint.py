@@ -110,7 +110,9 @@ def _opened(path: Path) -> BinaryIO:
         require_end(path)
         return open(path, "rb")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
+        last = path.with_name("last.pt")
+        beside = f"; beside it is {last.name}" if last.is_file() else ""
+        raise CheckpointError(f"{path}: no such checkpoint{beside}") from None
     except OSError as error:
         raise _Closed(f"{path}: checkpoint cannot be read: {error.strerror}") from None
 

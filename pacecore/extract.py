@@ -354,9 +354,9 @@ class _Writer:
         except OSError as error:
             with suppress(OSError):  # a folder has its name, say
                 self.part.unlink(missing_ok=True)
-            needed = 4 * np.prod(shape, dtype=np.int64) / 1e9
+            needed = 4 * np.prod(shape, dtype=np.int64)
             raise PacecoreError(
-                f"{self.part}: cannot be made: {error.strerror}; it takes {needed:.2f} GB"
+                f"{self.part}: cannot be made: {error.strerror}; it takes {needed:,} bytes"
             ) from None
 
     def _finish(self) -> None:

@@ -69,10 +69,13 @@ def measured_of(result: dict[str, Any], options: dict[str, Any]) -> Measured:
     `protocol.open_measured` takes it from both.
     """
     by, spoilt = result.get("measured_with", {}), ""
-    if result.get("videos_learned_from"):
-        spoilt = "some learned from"
-    elif result.get("videos_in_both"):
-        spoilt = "some in the gallery too"
+    measured = result.get("videos", result.get("query_videos", 0))  # of which none is unreadable
+    for name, words in (
+        ("videos_learned_from", "learned from"),
+        ("videos_in_both", "in the gallery too"),
+    ):
+        if not spoilt and (count := result.get(name)):
+            spoilt = f"{'some' if count < measured else 'all'} {words}"
     named = by.get("data", result.get("data"))
     return Measured(
         data=named or options.get("data") or result.get("data") or "demo set",

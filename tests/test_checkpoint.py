@@ -98,6 +98,8 @@ def test_damage_is_told(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="not a checkpoint, or cut short"):
         load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="no such checkpoint; beside it is last"):
+        load_checkpoint(tmp_path / "best.pt")
     middle = whole.index(torch.arange(1000).numpy().tobytes()[800:1600])
     path.write_bytes(whole[:middle] + b"\xff" + whole[middle + 1 :])
     with pytest.raises(CheckpointError, match="damaged checkpoint"):

@@ -279,17 +279,19 @@ def test_a_run_that_was_trained_with_a_list_held_out_is_measured_on_that_list(tm
 def test_a_split_that_the_run_was_trained_on_is_told_and_not_averaged(tmp_path):
     kinetics = asdict(TrainOptions(data="/data/kinetics400").resolved())
     official = {"videos": 3783, "classes": [f"class{number}" for number in range(101)]}
-    runs = [tmp_path / name for name in ("first", "second", "crossed", "leaked")]
-    for run, fold in zip(runs, ("1", "2", "1", "1"), strict=True):
+    runs = [tmp_path / name for name in ("first", "second", "crossed", "leaked", "all")]
+    for run, fold in zip(runs, ("1", "2", "1", "1", "1"), strict=True):
         finetuning(run, 0.5, kinetics, fold=fold, **official)
         changed(run / "test.json", **measured_with())
     changed(runs[2] / "test.json", **measured_with(fold="2"), top1=0.8)
     changed(runs[3] / "test.json", videos_learned_from=1200, top1=0.9)
+    changed(runs[4] / "test.json", videos_learned_from=3783, top1=0.95)
     rows = table_of(make_report(runs, tmp_path / "out", pictures=False), "Action")
     assert [(r["data"], r["top-1 %"], r["paper %"], r["differs in"]) for r in rows] == [
         ("UCF101", "50.0 ± 0.0 (2)", "77.1", "fold its own"),
         ("UCF101", "80.0", "-", "fold 2"),
         ("UCF101 (some learned from)", "90.0", "-", "fold its own"),
+        ("UCF101 (all learned from)", "95.0", "-", "fold its own"),
     ]
     page = (tmp_path / "out" / "report.md").read_text()
     assert "; tested on split 2\n" in page
