@@ -208,44 +208,56 @@ def _summary(runs: list[dict]) -> list[str]:
     return [*lines, ""]
 
 
+_POINTS = (
+    "How many points more than what the claim names, at a quarter of the width, {when}; in bold"
+    " what is left when corrected for the number of comparisons of its grid (Holm):"
+)
+
+
 def claims() -> str:
-    """What the records say of the paper's claims."""
-    words = (
-        "How many points more than what the claim names, at a quarter of the width, after 240 steps"
-        " or four times as many; in bold what is left when corrected for the number of comparisons"
-        " (Holm):"
-    )
-    return "\n".join([words, "", *claims_table(_record), "", paper_line()])
+    """What the records say of the paper's claims after the longer schedule, those asked again."""
+    words = _POINTS.format(when="after the longer schedule")
+    return "\n".join([words, "", *claims_table(_record, main=True), "", paper_line()])
 
 
-def _arms(words: str, record: str) -> Callable[[], str]:
+def claims_page() -> str:
+    """All that the records say of the paper's claims, and three of the grids."""
+    words = _POINTS.format(when="after 240 steps or four times as many")
+    parts = ["# The paper's claims, with all that was measured", words]
+    parts += ["\n".join(claims_table(_record)), paper_line()]
+    parts += [f"## {title}\n\n{_arms(words, record)}" for title, words, record in _GRIDS]
+    return "\n\n".join(parts) + "\n"
+
+
+_GRIDS = (
+    (
+        "240 steps",
+        "Top-1 in per cent, mean and sample deviation over the seeds; in bold where the 95 %"
+        " interval of how far it is above training from scratch, or for the linear probe and"
+        " retrieval random weights, is all above 0, in italics where it is all below:",
+        "experiments-small",
+    ),
+    (
+        "Four times as many",
+        "The same with four times as many unlabelled steps, and then also with four times as many"
+        " labelled ones:",
+        "experiments-small-long",
+    ),
+    (
+        "Crops of their own",
+        "As many unlabelled steps on the processor of the first table, and crops of its own for"
+        " each view, `--view-augment own`, where it says so:",
+        "experiments-small-long-more",
+    ),
+)
+
+
+def _arms(words: str, record: str) -> str:
     """What each pre-training of a grid of experiments was worth, after `words`, and how many of
     the differences stand out.
     """
-
-    def block() -> str:
-        cases = _record(record)["cases"]
-        return "\n".join([words, "", *_arms_table(cases), "", _standing_out(cases)])
-
-    return block
-
-
-experiments = _arms(
-    "Top-1 in per cent, mean and sample deviation over the seeds; in bold where the 95 % interval"
-    " of how far it is above training from scratch, or for the linear probe and retrieval random"
-    " weights, is all above 0, in italics where it is all below:",
-    "experiments-small",
-)
-longer = _arms(
-    "The same with four times as many unlabelled steps, and then also with four times as many"
-    " labelled ones:",
-    "experiments-small-long",
-)
-own_crops = _arms(
-    "As many unlabelled steps on the processor of the first table, and crops of its own for each"
-    " view, `--view-augment own`, where it says so:",
-    "experiments-small-long-more",
-)
+    cases = _record(record)["cases"]
+    return "\n".join([words, "", *_arms_table(cases), "", _standing_out(cases)])
 
 
 def _standing_out(cases: list[dict]) -> str:
@@ -315,9 +327,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "real_videos": real_videos,
     "pace_clip": pace_clip,
     "claims": claims,
-    "experiments": experiments,
-    "longer": longer,
-    "own_crops": own_crops,
 }
 
 
@@ -328,7 +337,7 @@ def rendered(page: str) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages in results/ that records alone determine, and what they should hold."""
-    found = {RESULTS / "planning.md": planned()}
+    found = {RESULTS / "planning.md": planned(), RESULTS / "claims.md": claims_page()}
     for record in sorted(RESULTS.glob("scaling-*.json")):
         found[record.with_suffix(".md")] = scaling_page(json.loads(record.read_text()))
     for record in sorted(RESULTS.glob("gpu_check*cuda.json")):

@@ -102,7 +102,10 @@ def test_a_claim_is_told_with_its_sign_its_interval_and_what_is_left_of_it():
         Claim(
             "first",
             lambda arm: SCRATCH.words,
-            (Seen("grid", "mine", "finetune"), Seen("grid", "other", "finetune", "again")),
+            (
+                Seen("grid", "mine", "finetune"),
+                Seen("grid", "other", "finetune", "again", main=True),
+            ),
         ),
         Claim(
             "second",
@@ -115,6 +118,9 @@ def test_a_claim_is_told_with_its_sign_its_interval_and_what_is_left_of_it():
         "|  | other, again | fine-tuned | -30.0 | -50.0 to -10.0 | below |",
         "| second | context | fine-tuned | +31.0 | +11.0 to +51.0 | **above** |",
         "|  | context | in retrieval | -10.0 | -30.0 to +10.0 | not told apart |",
+    ]
+    assert claims_table({"grid": record}.__getitem__, claims[:1], main=True)[2:] == [
+        "| first | other, again | fine-tuned | -30.0 | -50.0 to -10.0 | below |",
     ]
     # The least of three has to be a third of 0.05.
     record["cases"][1]["p"] = 0.05 / 3 - 1e-6
