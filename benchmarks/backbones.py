@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from pacecore.backbones import BACKBONES, build_backbone
 from pacecore.backbones.bf16 import check_bf16_conv3d
@@ -259,19 +260,9 @@ def conv3d_as_torch_has_it(wanted: bool) -> Iterator[None]:
 
 def multiply_adds(network: str, width: float, clips: Tensor) -> int:
     """Of one forward pass over the whole batch: convolutions and linear layers."""
-    total = 0
-
-    def count(module: nn.Module, _: tuple, out: Tensor) -> None:
-        nonlocal total
-        total += out.numel() * module.weight[0].numel()
-
-    with torch.device("meta"):
-        backbone = build_backbone(network, width=width)
-        for module in backbone.modules():
-            if isinstance(module, (nn.Conv3d, nn.Linear)):
-                module.register_forward_hook(count)
-        backbone(torch.empty(clips.shape))
-    return total
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_backbone(network, width=width)(torch.empty(clips.shape))
+    return counter.get_total_flops() // 2
 
 
 if __name__ == "__main__":

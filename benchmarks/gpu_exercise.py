@@ -32,11 +32,9 @@ def picture(height: int, width: int, kind: FrameFormat, generator: torch.Generat
     if not kind.planar:
         size = 1, height, width, 3
         return Frames.of_rgb(torch.randint(0, 256, size, dtype=torch.uint8, generator=generator))
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    luma, chroma = height * width, rows * columns
-    data = torch.randint(0, 256, (luma + 2 * chroma,), dtype=torch.uint8, generator=generator)
-    row = [0, luma, luma + chroma, height, width, width, columns, kind.code]
-    return Frames(data, torch.tensor([row]))
+    count = height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2)
+    data = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=generator)
+    return Frames.of_yuv420p(data, (height, width), kind)
 
 
 def pace_clip_cases(device: str, few: bool = False) -> Iterator[tuple[str, float, float]]:

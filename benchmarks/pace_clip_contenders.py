@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pacecore.frames import FrameFormat, Frames, concatenate
+from pacecore.frames import Frames
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
 
@@ -82,15 +82,8 @@ def inputs_of(case: Case, device: torch.device) -> Inputs:
     half = ((height + 1) // 2, (width + 1) // 2)
     count = case.clips * case.clip_frames
     planes = [smooth_planes(generator, count, size) for size in (case.source, half, half)]
-    code = FrameFormat().code
-    luma, chroma = height * width, half[0] * half[1]
-    row = [0, luma, luma + chroma, height, width, width, half[1], code]
-    frames = concatenate(
-        [
-            Frames(torch.cat([plane[i].flatten() for plane in planes]), torch.tensor([row]))
-            for i in range(count)
-        ]
-    ).to(device)
+    data = torch.cat([plane.flatten(1) for plane in planes], dim=1).flatten()
+    frames = Frames.of_yuv420p(data, case.source).to(device)
     plan = torch.arange(count, dtype=torch.int32).view(case.clips, case.clip_frames)
     whole = torch.zeros(1, 3, dtype=torch.int32, device=device)
     rgb = torch.cat(

@@ -231,33 +231,24 @@ def _pace_clip() -> Rest:
     """One clip with every step of the op, in each device's kernels, against float64."""
     import torch
 
-    from pacecore.frames import FrameFormat, Frames
+    from pacecore.frames import Frames
     from pacecore.ops.pace_clip import pace_clip
     from pacecore.reference.pace_clip import pace_clip as reference
 
     height, width, count = 37, 51, 3
-    chroma = ((height + 1) // 2) * ((width + 1) // 2)
-    size = height * width + 2 * chroma
+    size = height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2)
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(0, 256, (count * size,), dtype=torch.uint8, generator=generator)
-    starts = torch.arange(count) * size
-    columns = (height, width, width, (width + 1) // 2, FrameFormat().code)
-    table = torch.stack(
-        [starts, starts + height * width, starts + height * width + chroma]
-        + [torch.full((count,), value) for value in columns],
-        dim=1,
-    )
+    frames = Frames.of_yuv420p(data, (height, width))
     plan = torch.tensor([[0, 1, 1, 2]], dtype=torch.int32)
     crop = torch.tensor([[3, 5, 1]], dtype=torch.int32)
     jitter = torch.tensor([[[1.2, 0.7, 1.4, 0.1]]], dtype=torch.float32).repeat(1, 4, 1)
     order = torch.full((1, 4), 0 | 2 << 2 | 3 << 4 | 1 << 6, dtype=torch.int32)
     sizes = {"resize": (32, 44), "crop_size": (24, 24)}
-    expected = reference(
-        Frames(data, table), plan, crop, jitter, order, **sizes, dtype=torch.float64
-    )
+    expected = reference(frames, plan, crop, jitter, order, **sizes, dtype=torch.float64)
     for device in _devices():
         moved = [tensor.to(device) for tensor in (plan, crop, jitter, order)]
-        clips = pace_clip(Frames(data, table).to(device), *moved, **sizes)
+        clips = pace_clip(frames.to(device), *moved, **sizes)
         error = (clips.cpu() - expected).abs().max().item()
         # Values run from 0 to 255; hue makes thousandths of a rounding of the sixth digit.
         yield _judged(device, error, 0.05, "of 255")

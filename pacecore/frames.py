@@ -80,6 +80,31 @@ class Frames:
         table[:, 7] = FrameFormat(planar=False).code
         return cls(pictures.reshape(-1), table.to(pictures.device))
 
+    @classmethod
+    def of_yuv420p(
+        cls, data: Tensor, size: tuple[int, int], kind: FrameFormat | None = None
+    ) -> "Frames":
+        """Frames of `size` (height, width) one after another in `data` (N,) uint8, of each all of
+        Y, of Cb and of Cr, as a decoder writes raw yuv420p. kind: by default FrameFormat().
+        """
+        rule = "Frames.of_yuv420p: data must be a tensor (N,) uint8 of whole frames"
+        if not isinstance(data, Tensor):
+            raise PacecoreError(f"{rule}, got {type(data).__name__}")
+        height, width = size
+        luma, columns = height * width, (width + 1) // 2
+        chroma = (height + 1) // 2 * columns
+        each = luma + 2 * chroma
+        if data.dtype != torch.uint8 or data.dim() != 1 or min(size) < 1 or len(data) % each:
+            got = f"{data.dtype} {tuple(data.shape)} for {height} x {width}"
+            raise PacecoreError(f"{rule}, got {got}")
+        kind = kind or FrameFormat()
+        if not kind.planar:
+            raise PacecoreError(f"Frames.of_yuv420p: kind must be planar, got {kind}")
+        row = torch.tensor([0, luma, luma + chroma, height, width, width, columns, kind.code])
+        table = row.repeat(len(data) // each, 1)
+        table[:, :3] += each * torch.arange(len(table))[:, None]
+        return cls(data, table.to(data.device))
+
     def __len__(self) -> int:
         return self.table.shape[0]
 

@@ -26,7 +26,7 @@ from unittest import mock
 
 import torch
 
-from pacecore.frames import FrameFormat, Frames
+from pacecore.frames import Frames
 from pacecore.ops import info_nce, pace_clip
 from tests.cuda_on_cpu import devices
 from tests.cuda_on_cpu.build import CSRC, ROOT, TORCH, build_folder, run_ninja
@@ -233,8 +233,7 @@ def loop_accesses(cubin: Path) -> dict[str, list[str]]:
 def launch_at_paper_sizes() -> None:
     """Launches each kernel: clips of 112 x 112 from 240 x 320, 60 embeddings of 512, and many."""
     plane = torch.zeros(240 * 320 * 3 // 2, dtype=torch.uint8)
-    row = [0, 76800, 96000, 240, 320, 320, 160, FrameFormat().code]
-    frames = Frames(plane, torch.tensor([row]))
+    frames = Frames.of_yuv420p(plane, (240, 320))
     plan = torch.zeros(1, 1, dtype=torch.int32)
     crop = torch.zeros(1, 3, dtype=torch.int32)
     jitter, order = torch.ones(1, 1, 4), torch.full((1, 1), 0b11100100, dtype=torch.int32)

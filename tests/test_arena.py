@@ -6,20 +6,14 @@ import numpy as np
 import torch
 
 from pacecore.arena import Arena, RoomWriter
-from pacecore.frames import FrameFormat, Frames, concatenate
+from pacecore.frames import Frames, concatenate
 
 
 def frames(seed: int, count: int = 2, size: int = 6) -> Frames:
     """`count` planar frames of size x size, random bytes."""
-    luma, half = size * size, (size + 1) // 2
-    each = luma + 2 * half * half
+    each = size * size + 2 * ((size + 1) // 2) ** 2
     data = np.random.default_rng(seed).integers(0, 256, count * each, dtype=np.uint8)
-    code = FrameFormat().code
-    table = [
-        [at, at + luma, at + luma + half * half, size, size, size, half, code]
-        for at in range(0, count * each, each)
-    ]
-    return Frames(torch.from_numpy(data), torch.tensor(table))
+    return Frames.of_yuv420p(torch.from_numpy(data), (size, size))
 
 
 def written(arena: Arena | None, parts: list[Frames], writer: int = 0):

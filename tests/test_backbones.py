@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.backbones import multiply_adds
 from pacecore.backbones import (
     BACKBONES,
     build_backbone,
@@ -82,20 +83,7 @@ def test_middle_channels_of_r21d():
 )
 def test_multiply_adds(name, giga):
     shape = (1, 3, 64, 224, 224) if name == "s3dg" else (1, 3, 16, 112, 112)
-    total = 0
-
-    def count(module: nn.Module, _: tuple, out: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv3d):
-            total += out.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += out.numel() * module.in_features
-
-    with torch.device("meta"):
-        backbone = build_backbone(name)
-        for module in backbone.modules():
-            module.register_forward_hook(count)
-        backbone(torch.empty(shape))
+    total = multiply_adds(name, 1.0, torch.empty(shape, device="meta"))
     assert round(total / 1e9, 2) == giga
 
 

@@ -21,6 +21,7 @@ from tests.pace_clip_cases import (
     both,
     frame_of,
     ints,
+    random_frame,
     random_frames,
     random_jitter,
     random_plan,
@@ -60,6 +61,31 @@ def test_pictures_that_are_no_packed_rgb(shape):
         Frames.of_rgb(torch.zeros(1, 4, 4, 3))
     with pytest.raises(PacecoreError, match=r"must be a tensor .*, got list"):
         Frames.of_rgb([torch.zeros(4, 4, 3, dtype=torch.uint8)])
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 1)])
+def test_raw_planar_frames_are_found_plane_by_plane(size):
+    generator = torch.Generator().manual_seed(0)
+    for kind in FORMATS[1:]:
+        parts = [random_frame(generator, *size, kind) for _ in range(3)]
+        wanted = concatenate(parts)
+        found = Frames.of_yuv420p(wanted.data, size, kind)
+        assert torch.equal(found.table, wanted.table)
+        assert found.data is wanted.data
+    assert Frames.of_yuv420p(wanted.data, size).table[0, 7] == FrameFormat().code
+
+
+def test_data_that_are_no_raw_planar_frames():
+    bad = (torch.zeros(49, dtype=torch.uint8), torch.zeros(48), torch.zeros(4, 12).byte())
+    for data in bad:
+        with pytest.raises(PacecoreError, match=r"Frames.of_yuv420p: data must be .* 4 x 8"):
+            Frames.of_yuv420p(data, (4, 8))
+    with pytest.raises(PacecoreError, match=r"whole frames, got torch.uint8 \(48,\) for 0 x 8"):
+        Frames.of_yuv420p(torch.zeros(48).byte(), (0, 8))
+    with pytest.raises(PacecoreError, match=r"Frames.of_yuv420p: data must be .*, got bytes"):
+        Frames.of_yuv420p(bytes(48), (4, 8))
+    with pytest.raises(PacecoreError, match=r"kind must be planar, got FrameFormat\(planar=False"):
+        Frames.of_yuv420p(torch.zeros(48).byte(), (4, 8), FrameFormat(planar=False))
 
 
 def test_frames_are_compared_as_objects():
