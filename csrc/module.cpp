@@ -10,8 +10,6 @@
 
 #ifdef PACECORE_CUDA_ARCHITECTURES
 #include <cuda_runtime_api.h>
-extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                            void** stream);
 #endif
 
 namespace py = pybind11;
@@ -22,7 +20,6 @@ py::dict build_info() {
   py::dict info;
   info["version"] = PACECORE_VERSION;
   info["torch_headers"] = TORCH_VERSION;
-  info["torch_stable_abi"] = "2.11";
   info["compiler"] = __VERSION__;
 #ifdef PACECORE_CUDA_ARCHITECTURES
   info["cuda"] =
@@ -31,12 +28,10 @@ py::dict build_info() {
   int driver = 0;  // stays so without one
   cudaDriverGetVersion(&driver);
   info["cuda_driver"] = std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
-  info["torch_has_cuda_symbols"] = aoti_torch_get_current_cuda_stream != nullptr;
 #else
   info["cuda"] = py::none();
   info["cuda_architectures"] = "";
   info["cuda_driver"] = py::none();
-  info["torch_has_cuda_symbols"] = false;
 #endif
   return info;
 }
@@ -54,8 +49,7 @@ py::array_t<int64_t> frame_indices(int64_t num_frames, int64_t start_frame, int6
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of pacecore; its ops are under torch.ops.pacecore.";
-  m.def("build_info", &build_info,
-        "What this extension was built with, and whether the loaded torch has CUDA.");
+  m.def("build_info", &build_info, "What this extension was built with.");
   m.def("frame_indices", &frame_indices, py::arg("num_frames"), py::arg("start_frame"),
         py::arg("numerator"), py::arg("denominator"), py::arg("boundary"), py::arg("clip_frames"),
         "Unchecked core of pacecore.frame_indices: (clip_frames,) int64.");

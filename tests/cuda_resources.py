@@ -346,6 +346,17 @@ def differences(old: dict, new: dict) -> list[str]:
     return findings
 
 
+def written(table: dict) -> str:
+    """The table as JSON, a line for all that is known of a kernel on an architecture."""
+    kernels = {
+        name: ",\n".join(f"   {json.dumps(key)}: {json.dumps(entry[key])}" for key in entry)
+        for name, entry in table["kernels"].items()
+    }
+    lines = ",\n".join(f"  {json.dumps(name)}: {{\n{of}\n  }}" for name, of in kernels.items())
+    head = "".join(f" {json.dumps(k)}: {json.dumps(table[k])},\n" for k in table if k != "kernels")
+    return f'{{\n{head} "kernels": {{\n{lines}\n }}\n}}\n'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -362,7 +373,7 @@ def main() -> None:
         sys.exit(bool(findings))
     if lower and not options.lower:
         sys.exit("not updated: occupancy falls or registers spill; --lower accepts that")
-    TABLE.write_text(json.dumps(new, indent=1) + "\n")
+    TABLE.write_text(written(new))
 
 
 if __name__ == "__main__":

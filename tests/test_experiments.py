@@ -36,6 +36,8 @@ _TINY = tuple(
 )
 _STEPS = ("--max-steps", "2")
 TINY = Setting(_TINY, _STEPS, 4, 2, ("--batch", "4"), _STEPS, _STEPS, _STEPS)
+# Random weights are an arm of three of the grids.
+EVERY_ARM = {arm.name: arm for arm in (*ARMS, *ABLATIONS, *LONG, *OWN)}.values()
 
 
 def test_statistics_of_random_weights_are_those_of_the_videos():
@@ -172,7 +174,7 @@ def test_long_schedule_is_so_many_times_the_setting_s(tmp_path):
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
-@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG, *OWN], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", EVERY_ARM, ids=lambda arm: arm.name)
 def test_options_of_every_arm_are_options(arm, setting, tmp_path):
     mine = Cell(arm, 0, setting, tmp_path, tmp_path / "cell", 1, 1, "cpu")
     for words, _, command in mine._stages():
@@ -199,7 +201,7 @@ def test_options_of_every_arm_are_options(arm, setting, tmp_path):
             from_mapping(kind, values, preset=preset)
 
 
-@pytest.mark.parametrize("arm", [*ARMS, *ABLATIONS, *LONG, *OWN], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", EVERY_ARM, ids=lambda arm: arm.name)
 def test_every_stage_is_of_the_arms_own_weights_and_the_cells_seed_and_split(arm, tmp_path):
     mine = replace(cell(tmp_path, arm, tmp_path / "videos", seed=7), fold="byset")
     weights, data = str(mine.folder / "pretrain" / "last.pt"), str(mine.data)

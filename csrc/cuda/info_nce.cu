@@ -70,7 +70,7 @@ struct CollectArgs {
   const float* products;
   const float* inverse_norms;
   const float* grad_loss;  // null for 1
-  const T* z;              // (n, z_pitch), normalised where wanted
+  const T* z;              // (n, nce.pitch), normalised where wanted
   T* grad_z;               // (n, D)
   NceArgs nce;
   int splits, product_rows, product_pitch;
