@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pacecore.errors import PacecoreError
-from pacecore.ops.library import expected_errors, has_tangent, ops, registration
+from pacecore.ops.library import NAMESPACE, expected_errors, has_tangent, ops
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -233,7 +233,9 @@ class _Eager(torch.autograd.Function):
         return _gradients(ctx, grad_loss, ctx.namespace)
 
 
-def _register(namespace: str) -> None:
+def register(namespace: str) -> None:
+    """Gives the op of `namespace` its fake kernel and its backward."""
+
     def setup_context(ctx, inputs, output):
         _save(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[1:])
@@ -246,4 +248,4 @@ def _register(namespace: str) -> None:
     torch.library.register_autograd(f"{namespace}::info_nce", backward, setup_context=setup_context)
 
 
-registration(_register)
+register(NAMESPACE)

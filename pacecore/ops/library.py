@@ -1,13 +1,12 @@
 """The dispatcher namespace that the ops live in, and the one place that says torch.ops.
 
-Ops reach their kernels through `ops()`, and give themselves a fake kernel and a backward with
-`@registration`. Both follow a namespace, because the tests load the CUDA sources, compiled for the
-CPU, under a second one.
+Ops reach their kernels through `ops()`; the `register` of each gives a namespace its fake kernel
+and its backward, because the tests load the CUDA sources, compiled for the CPU, under a second one.
 """
 
 import ctypes
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,41 +16,16 @@ from torch.autograd import forward_ad
 from pacecore._extension import extension
 from pacecore.errors import PacecoreError
 
-__all__ = [
-    "add_namespace",
-    "expected_errors",
-    "has_tangent",
-    "ops",
-    "registration",
-    "use_namespace",
-]
+__all__ = ["NAMESPACE", "expected_errors", "has_tangent", "ops"]
 
-NAMESPACE = "pacecore"
-_active = NAMESPACE
-_registrations: list[Callable[[str], None]] = []
+NAMESPACE = "pacecore"  # tests put another in its place
 
 _extension = extension()
 
 
 def ops() -> torch._ops._OpNamespace:
     """The ops of the namespace in use, torch.ops.pacecore but in tests."""
-    return getattr(torch.ops, _active)
-
-
-def registration(function: Callable[[str], None]) -> Callable[[str], None]:
-    """Decorates `function(namespace)`, which registers an op's fake and backward under that
-    namespace.
-    """
-    _registrations.append(function)
-    function(NAMESPACE)
-    return function
-
-
-def add_namespace(library_path: str, namespace: str) -> None:
-    """Loads another build of the ops and gives its namespace the same fakes and backwards."""
-    torch.ops.load_library(library_path)
-    for function in _registrations:
-        function(namespace)
+    return getattr(torch.ops, NAMESPACE)
 
 
 def _words() -> str:
@@ -111,14 +85,3 @@ def has_tangent(tensor: Tensor) -> bool:
     would take what comes out for a constant.
     """
     return forward_ad.unpack_dual(tensor).tangent is not None
-
-
-@contextmanager
-def use_namespace(namespace: str) -> Iterator[None]:
-    """Within the block the public functions call the kernels of `namespace`."""
-    global _active
-    previous, _active = _active, namespace
-    try:
-        yield
-    finally:
-        _active = previous

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pacecore.errors import PacecoreError
 from pacecore.frames import Frames
-from pacecore.ops.library import expected_errors, has_tangent, ops, registration
+from pacecore.ops.library import NAMESPACE, expected_errors, has_tangent, ops
 
 __all__ = ["check_plan", "pace_clip"]
 
@@ -151,8 +151,9 @@ def _check_places(frames: Frames, **inputs: Tensor | None) -> None:
             raise PacecoreError(f"pace_clip: {name} must be on {where}, got {tensor.device}")
 
 
-@registration
-def _register(namespace: str) -> None:
+def register(namespace: str) -> None:
+    """Gives the op of `namespace` its fake kernel."""
+
     @torch.library.register_fake(f"{namespace}::pace_clip")
     def _(
         data: Tensor,
@@ -172,3 +173,6 @@ def _register(namespace: str) -> None:
         shape = (plan.shape[0], 3, plan.shape[1], *crop_size)
         layout = torch.channels_last_3d if channels_last else torch.contiguous_format
         return torch.empty(shape, dtype=dtype, device=data.device, memory_format=layout)
+
+
+register(NAMESPACE)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-import pacecore.ops  # noqa: F401  every op registered, before a namespace is added
 from pacecore.ops import library
+from pacecore.ops.info_nce import register as register_info_nce
+from pacecore.ops.pace_clip import register as register_pace_clip
 
 from . import build
 
@@ -59,7 +60,8 @@ def library_path() -> Path:
                 raise RuntimeError(f"{kernel} writes its arguments: it cannot be run thrice")
             definitions.define(str(kernel._schema).partition("::")[2])
             definitions.impl(op, functools.partial(run_every_schedule, kernel), "CPU")
-    library.add_namespace(str(path), NAMESPACE)
+    register_info_nce(NAMESPACE)
+    register_pace_clip(NAMESPACE)
     return path
 
 
@@ -119,8 +121,9 @@ def emulation(architecture: int) -> Iterator[None]:
     ctypes.CDLL(str(library_path())).cuda_on_cpu_set_device(architecture)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    usual, library.NAMESPACE = library.NAMESPACE, NAMESPACE
     try:
-        with library.use_namespace(NAMESPACE):
-            yield
+        yield
     finally:
+        library.NAMESPACE = usual
         torch.use_deterministic_algorithms(deterministic)
