@@ -348,7 +348,7 @@ class _Run:
         try:
             with torch.no_grad():
                 results = self.task.evaluate(heed)
-        except LoaderError as error:
+        except PacecoreError as error:
             raise TrainingError(f"{error}; {self.kept(and_how=True)}") from None
         self.task.model.train()
         self.totals.measured_seconds += time.monotonic() - began

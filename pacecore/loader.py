@@ -118,6 +118,10 @@ class ClipBatch:
             return self
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def part(self, span: slice) -> "ClipBatch":
+        """The clips of `span` alone, of the same frames."""
+        return replace(self, **{name: getattr(self, name)[span] for name in _OF_CLIPS})
+
     def clips(self, form: ClipFormat, resident: Frames | None = None) -> Tensor:
         """The network's input (B, 3, T, H, W), made on the device where the batch lies.
 

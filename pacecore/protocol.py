@@ -25,7 +25,7 @@ from pacecore.distributed import is_main, rank, require_same, world_size
 from pacecore.errors import PacecoreError
 from pacecore.files import expanded, made_folder
 from pacecore.inputs import Inputs, open_inputs, worker_count
-from pacecore.loader import ClipFormat, ClipRequest, load_batches
+from pacecore.loader import ClipBatch, ClipFormat, ClipRequest, load_batches
 from pacecore.runlog import Progress, RunFolder, tell
 from pacecore.sampling import Sampling, centre_plan, fitting_starts
 from pacecore.source import FrameSource
@@ -141,7 +141,7 @@ class ClipRunner:
     device: torch.device
     paces: tuple[Fraction, ...] = (Fraction(1),)
     clips: int = 10
-    batch_clips: int = 40
+    batch_clips: int = 40  # clips at once at most; less from where a GPU's memory has ended on
     amp: bool = False
     workers: int = 1
     decode_timeout: float = 120.0
@@ -185,7 +185,8 @@ class ClipRunner:
     ) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """(video, outputs (paces * clips, ...) in fp32 on the device) of each readable video of
         this rank's share of `videos` (all of the source by default), decoded once for all its
-        clips: those of the first pace, then of the next.
+        clips: those of the first pace, then of the next. Raises PacecoreError where an output is
+        not finite: of nan the first class would be the most probable.
         """
         every = range(len(source)) if videos is None else videos
         mine = tuple(every[rank() :: world_size()])
@@ -207,7 +208,6 @@ class ClipRunner:
             pin_memory=self.device.type == "cuda",
             give_way=self.device.type == "cpu",
         )
-        model = _within_memory(self.model, self.batch_clips)
         progress = Progress(self.what, len(mine), shows=is_main())
         done = 0
         progress.update(0)
@@ -217,16 +217,45 @@ class ClipRunner:
                 self.unreadable.update(batch.bad)
                 done += len(batch.bad)
                 if len(batch):
-                    clips = batch.to(self.device).clips(self.form)
-                    autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
-                    with torch.inference_mode(), autocast:
-                        outputs = tuple(output.float() for output in model(clips))
+                    outputs = self._outputs(batch.to(self.device))
                     for first in range(0, len(batch), of_video):
-                        span = slice(first, first + of_video)
-                        yield int(batch.videos[first]), tuple(each[span] for each in outputs)
+                        video = int(batch.videos[first])
+                        own = tuple(each[first : first + of_video] for each in outputs)
+                        if not all(each.isfinite().all() for each in own):
+                            how = ", in bf16; without --amp bf16 they may be" if self.amp else ""
+                            raise PacecoreError(
+                                f"{source.path(video)}: the network's outputs are not finite{how}"
+                            )
+                        yield video, own
                         done += 1
                 progress.update(done, f"{of_video} clips each")
         progress.close()
+
+    def _outputs(self, batch: ClipBatch) -> tuple[Tensor, ...]:
+        """What the network gives, in fp32, of the batch's clips, made and run `batch_clips` at
+        once, or as many as fit: where memory ends, in halves from there on.
+        """
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+        while True:
+            size = min(self.batch_clips, len(batch))
+            if self.device.type == "cpu":
+                size = min(size, _CPU_CLIPS)
+            try:
+                parts = []
+                for first in range(0, len(batch), size):
+                    clips = batch.part(slice(first, first + size)).clips(self.form)
+                    with torch.inference_mode(), autocast:
+                        parts.append(tuple(output.float() for output in self.model(clips)))
+                return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    frames, side = self.options.clip_frames, self.options.crop
+                    raise PacecoreError(
+                        f"one clip of {frames} frames of {side} x {side} does not fit the memory of"
+                        f" {self.device}"
+                    ) from None
+                self.batch_clips = (size + 1) // 2
+            torch.cuda.empty_cache()
 
     def _request(self, sampling: Sampling, video: int, frames: int) -> ClipRequest:
         """Each pace at evenly spaced starts, centre crop: only a video shorter than a clip loops,
@@ -259,31 +288,3 @@ def decoder_count(wish: int, device: torch.device) -> int:
 def ready(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` in evaluation mode on `device`, laid out as its convolutions are fastest."""
     return prepare(model, device).eval()
-
-
-def _within_memory(
-    model: Callable[[Tensor], tuple[Tensor, ...]], most: int
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """`model` on `most` clips at once, or as many as fit: where memory ends, in halves from there
-    on.
-    """
-    limit = [most]
-
-    def run(clips: Tensor) -> tuple[Tensor, ...]:
-        while True:
-            size = min(limit[-1], len(clips))
-            if clips.device.type == "cpu":
-                size = min(size, _CPU_CLIPS)
-            try:
-                parts = [model(part) for part in clips.split(size)]
-                return tuple(torch.cat(each) for each in zip(*parts, strict=True))
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise PacecoreError(
-                        f"one clip {tuple(clips.shape[1:])} does not fit the memory of"
-                        f" {clips.device}"
-                    ) from None
-                limit.append((size + 1) // 2)
-            torch.cuda.empty_cache()
-
-    return run

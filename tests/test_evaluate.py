@@ -15,7 +15,8 @@ from pacecore.convert import convert
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
 from pacecore.frames import Frames
-from pacecore.protocol import ClipRunner, _within_memory, evenly_spaced
+from pacecore.loader import ClipBatch
+from pacecore.protocol import ClipRunner, evenly_spaced
 from pacecore.recognition import run_test
 from pacecore.sampling import fitting_starts
 from pacecore.trained import load_trained
@@ -155,6 +156,12 @@ def test_batch_size_changes_nothing(checkpoint, tmp_path):
     assert one["confusion"] == other["confusion"]
 
 
+def runner_of(model, clips, **fields):
+    """Runs `model` on so many clips of 4 x 16 x 16 of a video."""
+    options = from_mapping(TrainOptions, {"resize": (18, 20), "crop": 16, "clip_frames": 4})
+    return ClipRunner(model, options, torch.device("cpu"), clips=clips, workers=0, **fields)
+
+
 def test_where_memory_ends_it_goes_on_in_halves():
     sizes = []
 
@@ -162,14 +169,14 @@ def test_where_memory_ends_it_goes_on_in_halves():
         if len(clips) > 3:
             raise torch.OutOfMemoryError("no room")
         sizes.append(len(clips))
-        return (clips * 2,)
+        return (clips.mean(dim=(2, 3, 4)),)
 
-    run = _within_memory(model, 8)
-    clips = torch.arange(10.0)
-    assert torch.equal(run(clips)[0], clips * 2)
+    runner = runner_of(model, 10, batch_clips=8)
+    ((_, (means,)),) = runner.run(PacketSource((30,)))
+    assert means.shape == (10, 3)
     assert sizes == [2] * 5
     sizes.clear()
-    assert torch.equal(run(clips)[0], clips * 2)  # the limit is remembered: no more trials
+    list(runner.run(PacketSource((30,))))  # the limit is remembered: no more trials
     assert sizes == [2] * 5
 
 
@@ -177,20 +184,40 @@ def test_one_clip_too_large_is_told():
     def model(clips):
         raise torch.OutOfMemoryError("no room")
 
-    with pytest.raises(PacecoreError, match=r"one clip .* does not fit the memory of cpu"):
-        _within_memory(model, 8)(torch.zeros(4, 3))
+    words = "one clip of 4 frames of 16 x 16 does not fit the memory of cpu"
+    with pytest.raises(PacecoreError, match=words):
+        list(runner_of(model, 4).run(PacketSource((30,))))
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, [1] * 10), (4, [4, 4, 2]), (40, [8, 2])])
-def test_no_more_clips_at_once_than_were_asked_for(most, expected):
-    sizes = []
+def test_no_more_clips_are_made_or_run_at_once_than_were_asked_for(most, expected, monkeypatch):
+    made, sizes, make = [], [], ClipBatch.clips
+
+    def counted(batch, *given):
+        made.append(len(batch))
+        return make(batch, *given)
 
     def model(clips):
         sizes.append(len(clips))
-        return (clips,)
+        return (clips.mean(dim=(2, 3, 4)),)
 
-    _within_memory(model, most)(torch.zeros(10, 3))
-    assert sizes == expected
+    monkeypatch.setattr(ClipBatch, "clips", counted)
+    list(runner_of(model, 10, batch_clips=most).run(PacketSource((30,))))
+    assert made == sizes == expected
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+@pytest.mark.parametrize("amp", [False, True])
+def test_outputs_that_are_not_finite_are_no_figures(spoilt, amp):
+    def model(clips):
+        means = clips.mean(dim=(2, 3, 4))
+        means[-1, 2] = spoilt
+        return means, means.new_zeros(len(means), 5)
+
+    how = ", in bf16; without --amp bf16 they may be" if amp else ""
+    with pytest.raises(PacecoreError) as told:
+        list(runner_of(model, 3, amp=amp).run(PacketSource((30, 41))))
+    assert str(told.value) == f"video-1.avi: the network's outputs are not finite{how}"
 
 
 class Numbered(PacketSource):
