@@ -90,7 +90,8 @@ def index(source: Path, output: Path, workers: int, **how: str) -> None:
     """Count the frames of every video of SOURCE and write the index OUTPUT, one JSON object a line.
 
     OUTPUT can be trained on in place of SOURCE: the readable videos alone, with their splits and
-    labels.
+    labels. Where SOURCE has no test split and videos that cannot be read, other videos may be held
+    out of OUTPUT than of SOURCE: one in ten of what each names.
     """
     found = find_videos(source, **how)
     if output.exists() and output.samefile(expanded(source)):

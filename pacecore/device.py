@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pacecore.backbones.bf16 import check_bf16_conv3d
+from pacecore.backbones import build_backbone
+from pacecore.backbones.bf16 import check_bf16_conv3d, errors_of_layers
 from pacecore.backbones.tuning import MEMORY_FORMAT
 from pacecore.config import AnyOptions, RunOptions, input_scale
 from pacecore.distributed import any_rank, is_main, local_rank
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pacecore.loader import ClipFormat
 
 __all__ = ["clip_format", "pick_device", "repeatable_or_fast", "true_fp32", "trusted"]
+
+_TRIED = 4  # clips on which bf16 is tried
 
 
 def pick_device(wish: str) -> torch.device:
@@ -59,18 +62,34 @@ def pick_device(wish: str) -> torch.device:
     return device
 
 
-def trusted(options: AnyOptions, device: torch.device, *, resume: bool = False) -> AnyOptions:
+def trusted(
+    options: AnyOptions,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    measures: RunOptions | None = None,
+) -> AnyOptions:
     """`options`, with fp32 for bf16 where any rank's device computes bf16 convolutions wrongly or
-    slower; a run that is resumed stays with what it was measured to be faster in.
+    slower, on a CPU also those of the network at hand; a run that is resumed stays with what it was
+    measured to be faster in.
 
-    Every rank must call it.
+    measures: options of the training whose network is measured: without gradients, and as it was
+    asked for where that is slower. Every rank must call it.
     """
     if options.amp != "bf16":
         return options
     check = check_bf16_conv3d(device)
-    own = bool(check.wrong) if resume else not check.usable
+    if device.type == "cpu":
+        of = measures or options
+        with torch.device("meta"):
+            network = build_backbone(of.backbone, of.depth or None, of.width)
+        clips = (_TRIED, 3, of.clip_frames, of.crop, of.crop)
+        found = errors_of_layers(network, clips, gradients=not measures)
+        check = replace(check, errors=found if measures else check.errors | found)
+    stays = resume or measures is not None
+    own = bool(check.wrong) if stays else not check.usable
     (unfit,) = any_rank(own)
-    if is_main() and (unfit or not resume):
+    if is_main() and (unfit or not stays):
         elsewhere = "bf16 conv3d is wrong or slow on another rank's device; fp32 is used"
         tell(elsewhere if unfit and not own else check.report())
     return replace(options, amp="none") if unfit else options

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pacecore.backbones import Backbone, stage_features
 from pacecore.config import ExtractOptions, FeatureOptions, taken
-from pacecore.device import pick_device
+from pacecore.device import pick_device, trusted
 from pacecore.distributed import any_rank, barrier, is_main, join, merge_over_ranks, of_all_ranks
 from pacecore.errors import PacecoreError
 from pacecore.files import aside, for_one_process, safetensors, write_json, writing
@@ -142,6 +142,7 @@ def run_extract(trained: Trained, options: ExtractOptions) -> list[Features]:
         splits = ("train", "test") if options.split == "all" else (options.split,)
         if options.split == "all":
             splits = [split for split in splits if _source_of(data, split)]
+        options = trusted(options, device, measures=trained.options)
         model = ready(trained.backbone, device)
         before = set(out_folder(trained, options).iterdir()) if is_main() else set()
         written = [extract_split(model, trained, data, split, options, device) for split in splits]

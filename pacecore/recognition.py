@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pacecore.config import TestOptions, taken
-from pacecore.device import pick_device
+from pacecore.device import pick_device, trusted
 from pacecore.distributed import all_reduce_sum, is_main, join, merge_over_ranks
 from pacecore.errors import PacecoreError
 from pacecore.evaluate import pace_accuracy
@@ -268,6 +268,7 @@ def run_test(
             raise PacecoreError(f"{what}: no held-out video to test on; --held-out names others")
         if is_main():  # before the measuring, which a folder that cannot be made would lose
             folder = out_folder(trained, options)
+        options = trusted(options, device, measures=trained.options)
         model = ready(_Scores(trained), device)
         each = {"clips": options.clips, "batch_clips": options.batch_clips}
         runner = ClipRunner.of(model, model, trained.options, options, device, "test", **each)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pacecore.config import RetrieveOptions, taken
-from pacecore.device import pick_device, true_fp32
+from pacecore.device import pick_device, true_fp32, trusted
 from pacecore.distributed import all_reduce_sum, is_main, join, rank, world_size
 from pacecore.errors import PacecoreError
 from pacecore.extract import Features, extract_split, features_name, load_features
@@ -218,6 +218,7 @@ def run_retrieve(trained: Trained, options: RetrieveOptions) -> dict[str, Any]:
     with join(device, patience=PATIENCE):
         data = open_measured(trained, options)
         _require_labels(data, options.data or "the data")
+        options = trusted(options, device, measures=trained.options)
         model = ready(trained.backbone, device)
         gallery, queries = (
             extract_split(model, trained, data, split, options, device)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pacecore.backbones import bf16
+from pacecore.backbones import bf16, build_backbone
+from pacecore.backbones.layers import Conv3d
 
 
 def test_bf16_check_on_this_machine():
@@ -84,3 +85,51 @@ def test_bf16_check_looks_at_the_last_stage():
     kinds = ("3x3x3 over two frames", "3x1x1 over two frames")
     layouts = ("channels-last", "plain")
     assert check.wrong == [f"{kind} {layout}" for kind in kinds for layout in layouts]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_bf16_is_tried_on_each_kind_of_layer_of_a_network(monkeypatch, gradients):
+    run = Conv3d.forward
+
+    def off_in_bf16(layer, x, *given, **named):
+        out = run(layer, x, *given, **named)
+        return out + layer.in_channels * (x.dtype == torch.bfloat16 and layer.kernel_size[0] == 3)
+
+    with torch.device("meta"):
+        network = build_backbone("r21d", width=0.125)
+    errors = bf16.errors_of_layers(network, (2, 3, 4, 16, 16), gradients)
+    convolutions = [layer for layer in network.modules() if isinstance(layer, Conv3d)]
+    assert len(errors) == 21 < len(convolutions)  # some are alike
+    assert "conv1.conv.spatial of 2 x 3 x 4 x 16 x 16" in errors
+    assert all(error == error for error in errors.values())
+    monkeypatch.setattr(Conv3d, "forward", off_in_bf16)
+    with torch.device("meta"):
+        network = build_backbone("r21d", width=0.125)
+    off = bf16.errors_of_layers(network, (2, 3, 4, 16, 16), gradients)
+    over_time = {name for name in errors if "conv.temporal" in name and "shortcut" not in name}
+    assert {name for name in off if off[name] > 0.3} >= over_time
+    others = off.keys() - over_time
+    assert {name: off[name] for name in others} == {name: errors[name] for name in others}
+
+
+def test_bf16_gradients_of_a_layer_are_looked_at_where_it_is_trained(monkeypatch):
+    class OffBack(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, out):
+            return out.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * grad if grad.dtype == torch.bfloat16 else grad
+
+    run = Conv3d.forward
+    monkeypatch.setattr(
+        Conv3d, "forward", lambda layer, x, **named: OffBack.apply(run(layer, x, **named))
+    )
+    errors = {}
+    for gradients in (True, False):
+        with torch.device("meta"):
+            network = build_backbone("r3d", width=0.125)
+        errors[gradients] = bf16.errors_of_layers(network, (2, 3, 4, 16, 16), gradients)
+    assert min(errors[True].values()) > 0.9
+    assert max(errors[False].values()) < 0.01

@@ -1,12 +1,13 @@
 """The device of an option, on machines with and without GPUs."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pacecore.backbones.bf16 import Bf16Check
-from pacecore.config import TrainOptions
+from pacecore.config import TestOptions, TrainOptions
 from pacecore.device import pick_device, repeatable_or_fast, true_fp32, trusted
 from pacecore.errors import PacecoreError
 from tests.gpus import gpus
@@ -52,11 +53,13 @@ def test_words_that_nobody_reads_end_nothing(monkeypatch, nobody_reads):
         assert bf16_after(monkeypatch, False) == "bf16"
 
 
-def bf16_after(monkeypatch, elsewhere, resume=False, **figures):
+def bf16_after(monkeypatch, elsewhere, resume=False, layers=None, measures=None, **figures):
     check = Bf16Check("cpu", **{"errors": {}, "bf16_seconds": 1.0, "fp32_seconds": 1.0, **figures})
     monkeypatch.setattr("pacecore.device.check_bf16_conv3d", lambda _: check)
+    monkeypatch.setattr("pacecore.device.errors_of_layers", lambda *_, gradients: layers or {})
     monkeypatch.setattr("pacecore.device.any_rank", lambda flag: (flag or elsewhere,))
-    return trusted(TrainOptions(amp="bf16"), torch.device("cpu"), resume=resume).amp
+    options = TestOptions(amp="bf16") if measures else TrainOptions(amp="bf16").resolved()
+    return trusted(options, torch.device("cpu"), resume=resume, measures=measures).amp
 
 
 def test_the_ranks_and_a_resumed_run_are_of_one_mind_about_bf16(monkeypatch, capsys):
@@ -70,6 +73,33 @@ def test_the_ranks_and_a_resumed_run_are_of_one_mind_about_bf16(monkeypatch, cap
     assert bf16_after(monkeypatch, False, bf16_seconds=2.0) == "none"
     assert bf16_after(monkeypatch, False, resume=True, bf16_seconds=2.0) == "bf16"
     assert bf16_after(monkeypatch, False, resume=True, errors={"3x3x3": 1.0}) == "none"
+
+
+def test_bf16_is_that_of_the_networks_own_layers(monkeypatch, capsys):
+    off = {"conv1.conv of 4 x 3 x 1 x 56 x 56": 1.0}
+    assert bf16_after(monkeypatch, False, layers=off) == "none"
+    assert "is wrong: conv1.conv of 4 x 3 x 1 x 56 x 56 is off by 1" in capsys.readouterr().out
+    measures = TrainOptions().resolved()
+    assert bf16_after(monkeypatch, False, layers=off, measures=measures) == "none"
+    capsys.readouterr()
+    # What is wrong of another network's layers or of gradients, or slow, is so of no measurement.
+    assert bf16_after(monkeypatch, False, errors={"3x3x3": 1.0}, measures=measures) == "bf16"
+    assert bf16_after(monkeypatch, False, bf16_seconds=2.0, measures=measures) == "bf16"
+    assert capsys.readouterr().out == ""
+
+
+def test_the_layers_that_bf16_is_tried_on_are_those_of_the_network_measured(monkeypatch):
+    seen = []
+
+    def tried(network, clips, gradients):
+        seen.append((type(network).__name__, network.feature_dim, clips, gradients))
+        return {}
+
+    monkeypatch.setattr("pacecore.device.errors_of_layers", tried)
+    trained = TrainOptions(backbone="r3d", width=0.25, clip_frames=8, crop=56).resolved()
+    trusted(replace(trained, amp="bf16"), torch.device("cpu"))
+    trusted(TestOptions(amp="bf16"), torch.device("cpu"), measures=trained)
+    assert seen == [("R3D", 128, (4, 3, 8, 56, 56), wanted) for wanted in (True, False)]
 
 
 def test_a_gpu_that_the_kernels_do_not_serve(monkeypatch, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from torch.distributed.run import get_args_parser
 
 from benchmarks.readme import BLOCKS, _arms_table, _standing_out, rendered
 from pacecore.cli import pacecore
@@ -120,6 +121,19 @@ def test_what_stands_out_by_itself_is_corrected_for_how_many_there_are():
     found = _standing_out([*rest, *two])
     assert "grid, top-5 among them, 2 stand out, each taken by itself" in found
     assert "chance alone would give about 1. Corrected for their number (Holm) none does." in found
+
+
+def test_torchrun_leaves_pacecores_options_alone():
+    """It takes what an option of its own begins with for that option, of the program's too."""
+    (line,) = re.findall(r"^torchrun (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    train = pacecore.get_command(click.Context(pacecore), "train")
+    flags = [flag for each in train.params for flag in [*each.opts, *each.secondary_opts]]
+    assert "--start" in flags
+    for flag in flags:
+        if flag.startswith("-"):
+            found = get_args_parser().parse_args([*shlex.split(line), flag])
+            assert found.training_script_args[-1] == flag
+            assert (found.training_script, found.no_python) == ("pacecore", True)
 
 
 def test_the_python_of_the_readme_runs():

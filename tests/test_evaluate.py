@@ -162,6 +162,14 @@ def runner_of(model, clips, **fields):
     return ClipRunner(model, options, torch.device("cpu"), clips=clips, workers=0, **fields)
 
 
+@pytest.mark.parametrize("wrong", [True, False])
+def test_what_is_wrong_in_bf16_is_measured_in_fp32(checkpoint, tmp_path, monkeypatch, wrong):
+    errors = {"conv1": 1.0} if wrong else {}
+    monkeypatch.setattr("pacecore.device.errors_of_layers", lambda *_, gradients: errors)
+    result = run_test(load_trained(checkpoint), options_of(out=str(tmp_path), amp="bf16"))
+    assert result["measured_with"]["amp"] == ("none" if wrong else "bf16")
+
+
 def test_where_memory_ends_it_goes_on_in_halves():
     sizes = []
 

@@ -310,8 +310,17 @@ def test_of_another_input_features_are_made_anew(
     trained = load_trained(checkpoint)
     trained = replace(trained, options=replace(trained.options, **trained_with))
     counting(monkeypatch, stop_after=0)
+    monkeypatch.setattr("pacecore.device.errors_of_layers", lambda *_, gradients: {})
     with pytest.raises(KeyboardInterrupt):
         run_extract(trained, options_of(out, stage="gap", split="test", **given))
+
+
+def test_features_are_of_fp32_where_bf16_is_wrong(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("pacecore.device.errors_of_layers", lambda *_, gradients: {"conv1": 1.0})
+    (features,) = run_extract(
+        load_trained(checkpoint), options_of(tmp_path, stage="gap", split="test", amp="bf16")
+    )
+    assert features.order["input"]["amp"] == "none"
 
 
 def test_of_other_labels_features_are_made_anew(checkpoint, videos, tmp_path, monkeypatch):
