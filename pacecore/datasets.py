@@ -43,10 +43,10 @@ def find_videos(
 ) -> VideoIndex:
     """Reads `source` in whichever layout it has.
 
-    A folder: UCF101 and HMDB51 with their lists of splits, Kinetics with its tables, folders named
-    train, val, test, lists train_NAME and test_NAME (.txt, .csv or .json), class folders, folders
-    of still pictures, or just videos; where these are in no class folders, tables and lists may lie
-    in annotations or labels. A file: a list of "path", "path label", "path label frames" or, over
+    A folder: UCF101 and HMDB51 with their lists of splits, Kinetics with its tables, lists
+    train_NAME and test_NAME (.txt, .csv or .json), folders named train, val, test, or all with such
+    a word, class folders, folders of still pictures, or just videos; tables and lists may lie in
+    annotations or labels, too. A file: a list of "path", "path label", "path label frames" or, over
     folders of pictures, "path frames label"; a csv of any, its columns parted by semicolons too, or
     whose first line names them (path, label, frames, split; others are left alone); a JSON array of
     objects, as Something-Something and Diving48 have; an index written by write_index, or one

@@ -94,8 +94,8 @@ class VideoIndex:
         """Itself, read from the index or store `source`, which holds one of its set's several
         splits: whichever it is for "1", the default. Raises DatasetError for another.
         """
-        known = self.fold.lstrip("0").lower()
-        if known and str(fold).lstrip("0").lower() not in ("1", known):
+        known, wanted = (text.lower().lstrip("0") or text[-1:] for text in (self.fold, str(fold)))
+        if known and wanted not in ("1", known):
             raise DatasetError(f"{source}: was made of {self.layout}, and fold {fold!r} is wanted")
         return self
 

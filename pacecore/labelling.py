@@ -35,10 +35,11 @@ def _with_folder_classes(listing: Listing, class_file: Path, layout: str) -> Vid
     classes = _class_file(class_file)
     ranks = {name.casefold(): rank for rank, name in enumerate(classes)}
     for row in listing.rows:
-        folder = os.path.relpath(row.path, listing.root).split(os.sep)[0]
-        rank = ranks.get(folder.casefold())
-        if rank is None:
-            raise DatasetError(f"{row.where}: folder {folder} is no class of classInd.txt")
+        folders = os.path.relpath(row.path, listing.root).split(os.sep)
+        known = [ranks[each.casefold()] for each in folders if each.casefold() in ranks]
+        if not known:
+            raise DatasetError(f"{row.where}: folder {folders[0]} is no class of classInd.txt")
+        rank = known[0]
         if isinstance(row.said, int) and rank + 1 != row.said:
             name = classes[rank]
             raise DatasetError(f"{row.where}: label {row.said} is not that of class {name}")
@@ -113,13 +114,14 @@ def _its_folder(row: Row, known: set[str], root: Path) -> str | None:
 
 
 def _names(listing: Listing, count: int, base: int) -> tuple[str, ...]:
-    """Class names of numeric labels: their folders' where these pair up one to one, else the
-    numbers as listed, by which lists that hold other classes are matched.
+    """Class names of numeric labels: their folders' where these pair up one to one and are no
+    numbers, else the numbers as listed, by which lists that hold other classes are matched.
     """
     folders: dict[int, set[str | None]] = {}
     for row in listing.rows:
         folders.setdefault(row.said, set()).add(_folder_name(row, listing.root))
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
-    if len(names) == len(folders) == len(set(names.values()) - {None}):
+    no_numbers = not any(name and name.isdecimal() for name in names.values())
+    if no_numbers and len(names) == len(folders) == len(set(names.values()) - {None}):
         return tuple(names.get(label, str(label + base)) for label in range(count))
     return tuple(str(label + base) for label in range(count))

@@ -18,6 +18,7 @@ from pacecore.listing import (
     lines_of,
     listed_videos,
     lists_in,
+    split_said,
     walk,
 )
 from pacecore.media import is_video_name
@@ -56,7 +57,7 @@ def _one_video(path: Path) -> VideoIndex:
 def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -> VideoIndex:
     hmdb = _beside_or_inside(path, _HMDB_LISTS)
     if hmdb is not None:
-        return _hmdb51(root or (path.parent if path == hmdb else path), hmdb, fold, missing)
+        return _hmdb51(root or (_above(path) if path == hmdb else path), hmdb, fold, missing)
     ucf = _beside_or_inside(path, _UCF_LISTS)
     lists = ucf or (path / "splits" if (path / "splits").is_dir() else path)
     sets = _list_sets(lists)
@@ -65,17 +66,17 @@ def _read_folder(path: Path, fold: int | str, root: Path | None, missing: str) -
     if tables := _kinetics_tables(path):
         return _kinetics(root or _root_of_table(path), tables)
     index = _plain(path)
-    for lists in (path / "annotations", path / "labels") if not index.classes else ():
-        if tables := _kinetics_tables(lists):
-            return _kinetics(root or path, tables)
-        if pairs := _the_pairs(_list_sets(lists)):
-            roots = [root] if root else _roots(path, lists)
-            try:
+    for lists in (path / "annotations", path / "labels"):
+        try:
+            if tables := _kinetics_tables(lists):
+                return _kinetics(root or path, tables)
+            if pairs := _the_pairs(_list_sets(lists)):
+                roots = [root] if root else _roots(path, lists)
                 return _listed(roots, lists, pairs, fold, missing)
-            except ListedTwiceError:
-                raise
-            except DatasetError as error:  # they may be of something else
-                return replace(index, layout=f"{index.layout}, not by its lists: {error}")
+        except ListedTwiceError:
+            raise
+        except DatasetError as error:  # they may be of something else
+            return replace(index, layout=f"{index.layout}, not by its lists: {error}")
     unread = f", not by the lists of {' or '.join(sets)}: name one of them" if sets else ""
     return replace(index, layout=index.layout + unread)
 
@@ -84,16 +85,17 @@ def _beside_or_inside(path: Path, name: str) -> Path | None:
     """The folder of lists `name`: `path` itself, in it or in a folder of it; or next to it, where
     other sets may lie too, if `path` has a class folder that is listed there.
     """
-    if path.name == name:
+    if Path(os.path.abspath(path)).name == name:
         return path
     places = [path, *folders_in(path)]
     inside = next((place / name for place in places if os.path.isdir(place / name)), None)
-    beside = path.resolve().parent / name
-    if inside or not beside.is_dir():
+    if inside:
         return inside
-    classes = _folders_listed(beside)
-    found = any(os.path.isdir(place / each) for place in places for each in classes)
-    return beside if found else None
+    for beside in (_above(path) / name, path.resolve().parent / name):  # beside a link, or there
+        classes = _folders_listed(beside)
+        if any(os.path.isdir(place / each) for place in places for each in classes):
+            return beside
+    return None
 
 
 def _folders_listed(lists: Path) -> set[str]:
@@ -117,14 +119,7 @@ def _plain(path: Path) -> VideoIndex:
         return _one_video(path)
     above = len(path.parts)  # relative_to would take longer than finding the videos
     parts = [video.parts[above:] for video in videos]
-    split_of = {p[0]: SPLIT_WORDS[p[0].lower()] for p in parts if p[0].lower() in SPLIT_WORDS}
-    outside = next((p for p in parts if p[0] not in split_of), None)
-    if outside and len(set(split_of.values())) > 1:
-        folders, video = ", ".join(sorted(split_of)), "/".join(outside)
-        raise DatasetError(f"{path}: has folders {folders}, and {video} is in none of them")
-    if outside:
-        split_of = {}
-    level = 1 if split_of else 0
+    split_of, level = _split_folders(path, parts)
     # One folder around everything (UCF-101 within its data set) is no class.
     while len({p[level] for p in parts if len(p) > level}) == 1 and all(
         len(p) > level + 2 for p in parts
@@ -140,7 +135,7 @@ def _plain(path: Path) -> VideoIndex:
             name="/".join(p),
             label=rank[p[level]] if in_classes else None,
             class_name=p[level] if in_classes else None,
-            split=split_of.get(p[0]),
+            split=split_of.get(p[level - 1]) if split_of else None,
         )
         for video, p in zip(videos, parts, strict=True)
     )
@@ -152,6 +147,28 @@ def _plain(path: Path) -> VideoIndex:
     if pictures := sum(video.is_dir() for video in videos):
         kind += ", as still pictures" if pictures == len(videos) else f", {pictures} as pictures"
     return VideoIndex(str(path), kind, entries, classes)
+
+
+def _split_folders(path: Path, parts: list[tuple[str, ...]]) -> tuple[dict[str, str], int]:
+    """Folders that are splits, and how far down what is in them begins; ({}, 0) where none are.
+    They are called train, val or test, or all of them have such a word in their names.
+    """
+    level = 0
+    while len({p[level] for p in parts}) == 1 and min(map(len, parts)) > level + 1:
+        if parts[0][level].lower() in SPLIT_WORDS:
+            break
+        level += 1  # a folder around everything
+    names = {p[level] for p in parts if len(p) > level + 1}
+    split_of = {name: SPLIT_WORDS[name.lower()] for name in names if name.lower() in SPLIT_WORDS}
+    outside = next((p for p in parts if p[level] not in split_of), None)
+    if outside and len(set(split_of.values())) > 1:
+        folders, video = ", ".join(sorted(split_of)), "/".join(outside)
+        raise DatasetError(f"{path}: has folders {folders}, and {video} is in none of them")
+    if outside:
+        said = {p[level]: split_said(p[level]) if len(p) > level + 1 else None for p in parts}
+        known = set(said.values())
+        split_of = said if None not in known and "train" in known and len(known) > 1 else {}
+    return (split_of, level + 1) if split_of else ({}, 0)
 
 
 # Lists of videos
@@ -253,11 +270,12 @@ def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
     """CLASS_test_splitN.txt: "name.avi 0", 1 train, 2 test, 0 neither; videos in a folder CLASS."""
     files = lists_in(lists, "*_test_split*.txt")
     folds = sorted({f.stem.rsplit("_test_split", 1)[1] for f in files})
-    if str(fold) not in folds:
-        raise DatasetError(f"{lists}: has no fold {fold!r}; its folds: {', '.join(folds)}")
+    fold = _fold_name(lists, folds, fold)
     files = [f for f in files if f.stem.endswith(f"_test_split{fold}")]
     classes = tuple(f.stem.rsplit("_test_split", 1)[0] for f in files)
-    by_name = {(v.parent.name, v.name): v for v in walk(root)}
+    videos = list(walk(root))
+    by_name = {(v.parent.name, v.stem if is_video_name(v.name) else v.name): v for v in videos}
+    by_name |= {(v.parent.name, v.name): v for v in videos}
     listing = Listing(root, missing)
     for name, file in zip(classes, files, strict=True):
         for where, text in lines_of(file):
@@ -267,9 +285,10 @@ def _hmdb51(root: Path, lists: Path, fold: int | str, missing: str) -> VideoInde
             split = _HMDB_SPLITS[int(number)]
             if split is None:
                 continue
-            found = by_name.get((name, video.strip()))
+            video = video.strip()
+            found = by_name.get((name, video)) or by_name.get((name, Path(video).stem))
             if found is None:
-                listing.lose(f"{name}/{video.strip()}", split, where)
+                listing.lose(f"{name}/{video}", split, where)
             else:
                 listing.rows.append(Row(found, split, name, where))
     return listing.index(f"HMDB51, split {fold}", classes)
@@ -313,7 +332,7 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
             except (TypeError, ValueError, OverflowError):
                 raise DatasetError(f"{where}: time_start and time_end must be seconds") from None
             found = by_stem.get(row["youtube_id"] + span) or by_stem.get(row["youtube_id"])
-            split = (row.get("split") or _split_word(table)).lower()
+            split = (row.get("split") or split_said(table.stem) or "train").lower()
             if split not in SPLIT_WORDS:
                 raise DatasetError(f"{where}: split must be train, val or test, got {split!r}")
             split, label = SPLIT_WORDS[split], row.get("label") or None
@@ -331,8 +350,3 @@ def _kinetics(root: Path, tables: list[tuple[Path, list[dict[str, str]]]]) -> Vi
 def _root_of_table(folder: Path) -> Path:
     """Where a table in `folder` has its videos: there, or beside the folder annotations."""
     return folder.absolute().parent if folder.absolute().name == "annotations" else folder
-
-
-def _split_word(table: Path) -> str:
-    words = re.split(r"[^a-z]+", table.stem.lower())
-    return next((word for word in words if word in SPLIT_WORDS), "train")

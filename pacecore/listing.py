@@ -23,6 +23,7 @@ __all__ = [
     "lines_of",
     "listed_videos",
     "lists_in",
+    "split_said",
     "walk",
 ]
 
@@ -30,7 +31,7 @@ SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val",
     "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
-_COLUMNS = {  # names in a table's first line; case and what is no letter left out
+_COLUMNS = {  # names in a table's first line; case, spaces and signs left out
     "path": (
         "path", "video", "filename", "file", "videopath", "filepath", "videofile", "clippath",
         "videoname", "videoid",
@@ -50,8 +51,10 @@ _Listed = tuple[str, str, dict[str, str] | None]
 _MOST_TRIED = 20  # lines by which a root is found, each below each folder that may be it
 _MOST_TEXT = 2**30  # characters of a list: what a pipe holds may not end
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
-_WRITTEN = {"options.toml", "report.json"}  # in folders of runs and reports, which hold pictures
-_NO_CLASS = (".", "__MACOSX", "lost+found")  # how the names of folders without videos begin
+# Files of runs and reports, whose folders hold pictures.
+_WRITTEN = ({"options.toml"}, {"report.json", "report.md"})
+# How the names of folders without videos begin; the last one's pictures are of a Synology's own.
+_NO_CLASS = (".", "__MACOSX", "lost+found", "@eaDir")
 
 
 def walk(path: Path) -> Iterator[Path]:
@@ -60,7 +63,7 @@ def walk(path: Path) -> Iterator[Path]:
     read.
     """
     for folder, folders, files in os.walk(path, onerror=_unread_folder, followlinks=True):
-        written = not _WRITTEN.isdisjoint(files)
+        written = any(each <= set(files) for each in _WRITTEN)
         if written and folder != str(path):
             folders.clear()
             continue
@@ -82,6 +85,12 @@ def _leads_back(folder: str) -> bool:
         return False
     target, way = Path(folder).resolve(), (each.resolve() for each in Path(folder).parents)
     return any(each.is_relative_to(target) for each in way)
+
+
+def split_said(name: str) -> str | None:
+    """The split that a folder's or a table's name has a word of, as videos_train and val-256 do."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -197,8 +206,12 @@ def listed_videos(
     Kinetics have in MMAction2: videos_train and videos_val.
     """
     some = {one: _all_listed(one) for one in lists.values()}
-    near = _find_root(some[main], roots)
-    own = {split: _root_holding(some[one], [near, *roots]) or near for split, one in lists.items()}
+    of_main = next(split for split, one in lists.items() if one == main)
+    near = _find_root(some[main], roots, of_main)
+    own = {
+        split: _root_holding(some[one], [near, *roots], split) or near
+        for split, one in lists.items()
+    }
     around = os.path.commonpath([os.path.abspath(root) for root in own.values()])
     listing = Listing(near if len(set(own.values())) == 1 else Path(around), missing)
     for split, one in lists.items():
@@ -267,19 +280,25 @@ def _starts(text: str) -> list[str]:
     return starts + [start.replace("\\", "/") for start in starts if "\\" in start]
 
 
-def _root_holding(listed: list[_Listed], roots: list[Path]) -> Path | None:
-    """That of the first video and, where several are, of the most of some from all over a list."""
+def _root_holding(listed: list[_Listed], roots: list[Path], split: str | None) -> Path | None:
+    """That of the first video and, where several are, of the most of some from all over a list; of
+    as many, as of splits that are each numbered anew, the one that is called as the split.
+    """
     some = [_starts(text) for _, text, _ in listed[:: len(listed) // _MOST_TRIED + 1]]
     held = [[any(_may_be_video(root / way) for way in starts) for starts in some] for root in roots]
-    best = max(held, key=lambda found: (found[0], sum(found)))
-    return roots[held.index(best)] if any(best) else None
+    ranks = [
+        (found[0], sum(found), split is not None and split_said(root.name) == split)
+        for root, found in zip(roots, held, strict=True)
+    ]
+    best = max(ranks)
+    return roots[ranks.index(best)] if best[1] else None
 
 
-def _find_root(listed: list[_Listed], roots: list[Path]) -> Path:
+def _find_root(listed: list[_Listed], roots: list[Path], split: str | None) -> Path:
     """The folder under which one of the listed videos, or at least its folder, is; the only one."""
     if len(roots) == 1:
         return roots[0]
-    if found := _root_holding(listed, roots):
+    if found := _root_holding(listed, roots, split):
         return found
     heads: dict[bool, set[str]] = {}  # of lines that begin with a folder, and of others
     for starts in (_starts(text) for _, text, _ in listed):
@@ -325,7 +344,7 @@ def _listed(path: Path) -> Iterator[_Listed]:
             if not row:
                 rule = "a cell is too long, or its quotes end nowhere"
                 raise DatasetError(f"{where}: {rule}, got {_shortened(text)}")
-            cells = {name: row[at] for name, at in places.items() if at < len(row)}
+            cells = {name: row[at] if at < len(row) else "" for name, at in places.items()}
             if not cells.get("path"):
                 raise DatasetError(f"{where}: names no video, got {text!r}")
             yield where, cells["path"], cells
@@ -375,8 +394,10 @@ def _shortened(text: str) -> str:
 
 
 def _places(names: list[str]) -> dict[str, int] | None:
-    """Where the columns known are, by a table's first line; None where it names none of videos."""
-    plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
+    """Where the columns known are, by a table's first line; None where it names none of videos, as
+    video_001 and video/1 do not.
+    """
+    plain = [re.sub(r"[^a-z0-9/\\]", "", name.lower()) for name in names]
     found = {
         what: next((plain.index(word) for word in words if word in plain), None)
         for what, words in _COLUMNS.items()

@@ -133,6 +133,7 @@ def test_a_folder_of_pictures_alone_is_one_video(tmp_path):
 
 def test_what_runs_wrote_among_videos_is_no_data(tmp_path):
     tree(tmp_path, "run/a.avi", "walk/b.avi", "report/curves.png", "report/report.json")
+    tree(tmp_path, "report/report.md", "run/report.json", "walk/@eaDir/b.avi/THUMB.jpg")
     run = tree(tmp_path / "runs" / "train-1", "clips.png", "attend/a.mp4", "options.toml")
     assert find_videos(tmp_path).classes == ("run", "walk")
     (run / "attend" / "a.mp4").unlink()

@@ -45,6 +45,16 @@ def test_a_class_without_a_video_has_its_listed_number_beside_the_others_names(t
     assert labels(index) == [0, 2]
 
 
+def test_folders_called_by_numbers_are_no_names_of_numbered_classes(tmp_path):
+    """Beside the numbers listed they would say another class, or one twice."""
+    tree(tmp_path, *(f"{name}/a.avi" for name in "1234"))
+    lines = "".join(f"{name}/a.avi {label}\n" for label, name in enumerate("1234"))
+    assert find_videos(text(tmp_path / "all.txt", lines)).classes == ("0", "1", "2", "3")
+    index = find_videos(text(tmp_path / "some.txt", "1/a.avi 0\n2/a.avi 1\n4/a.avi 3\n"))
+    assert index.classes == ("0", "1", "2", "3")
+    assert labels(index) == [0, 1, 3]
+
+
 def test_path_class_list_and_path_only_list(tmp_path):
     tree(tmp_path, "s/x/a.avi", "s/x/b c.avi", "s/y/d.avi")
     listed = text(tmp_path / "list.txt", "s/x/a.avi jump\ns/x/b c.avi sit\ns/y/d.avi jump\n")

@@ -132,6 +132,59 @@ def test_hmdb51(inside, tmp_path):
         find_videos(root)
 
 
+def test_hmdb51_videos_may_have_another_ending_and_be_a_link(tmp_path):
+    tree(tmp_path / "store", "wave/a.mp4", "run/b.mp4", "run/c/0001.jpg")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "hmdb51").symlink_to(tmp_path / "store")
+    lists = tmp_path / "data" / "testTrainMulti_7030_splits"
+    text(lists / "wave_test_split1.txt", "a.avi 1\n")
+    text(lists / "run_test_split1.txt", "b.avi 2\nc.avi 1\n")
+    index = find_videos(tmp_path / "data" / "hmdb51", fold="01")
+    assert [(e.name, e.split) for e in index.entries] == [
+        ("run/b.mp4", "test"), ("run/c", "train"), ("wave/a.mp4", "train"),
+    ]  # fmt: skip
+
+
+def test_ucf101_lists_beside_a_link_and_with_whole_paths(tmp_path):
+    store, data = ucf101(tmp_path / "store", "lists"), tmp_path / "data"
+    data.mkdir()
+    (data / "UCF-101").symlink_to(store / "UCF-101")
+    (store / "lists").rename(data / "ucfTrainTestlist")
+    index = find_videos(data / "UCF-101")
+    assert index.layout == "UCF101, split 01"
+    for path in (data / "ucfTrainTestlist").glob("t*list01.txt"):
+        lines = path.read_text().replace("HandStandPushups/", "HandstandPushups/").splitlines()
+        path.write_text("".join(f"{data / 'UCF-101' / line}\n" for line in lines))
+    again = find_videos(data)
+    assert (labels(again), again.classes) == (labels(index), index.classes)
+
+
+@pytest.mark.parametrize("around", ["", "UCF/", "set/UCF/"])
+@pytest.mark.parametrize("form", ["{}", "videos_{}", "{}_256"])
+@pytest.mark.parametrize("flat", [True, False])
+def test_folders_of_splits(around, form, flat, tmp_path):
+    folders = [""] if flat else ["run/", "walk/"]
+    parts = {split: form.format(split) for split in ("train", "val")}
+    tree(
+        tmp_path,
+        *(f"{around}{part}/{folder}{n}.mp4" for part in parts.values() for folder in folders
+          for n in (1, 2)),
+    )  # fmt: skip
+    index = find_videos(tmp_path)
+    assert index.classes == (() if flat else ("run", "walk"))
+    assert index.splits == ("train", "val")
+    for entry in index.entries:
+        assert entry.name.startswith(f"{around}{parts[entry.split]}/")
+        assert entry.class_name == (None if flat else entry.name.split("/")[-2])
+
+
+def test_classes_with_a_splits_word_among_others_are_classes(tmp_path):
+    tree(tmp_path, "test_drive/1.mp4", "train_ride/2.mp4", "walk/3.mp4")
+    assert find_videos(tmp_path).classes == ("test_drive", "train_ride", "walk")
+    tree(tmp_path / "two", "test_drive/1.mp4", "test_flight/2.mp4")
+    assert find_videos(tmp_path / "two").classes == ("test_drive", "test_flight")
+
+
 def test_sets_that_share_a_folder_keep_to_their_own_lists(tmp_path):
     tree(tmp_path, "UCF-101/Punch/v_Punch_g08_c01.avi", "UCF-101/Dive/v_Dive_g01_c01.avi")
     tree(tmp_path, "hmdb51/wave/a.avi", "hmdb51/run/b.avi", "mine/run/c.avi", "mine/k/d.avi")

@@ -75,7 +75,7 @@ def test_a_list_of_absolute_paths_that_are_gone_takes_no_file_system_for_its_roo
     """As where a disk is not mounted, and the list lies one or two folders from the top."""
     listed = [("list line 1", "/dev/nowhere/a.avi", None)]
     with pytest.raises(DatasetError, match=r"list line 1: .* begins with no video under /"):
-        listing._find_root(listed, [Path("/"), Path("//")])
+        listing._find_root(listed, [Path("/"), Path("//")], None)
 
 
 def test_what_stands_beside_lists_is_none(tmp_path):
@@ -317,6 +317,41 @@ def test_lists_of_train_and_test_with_a_root_each(tmp_path):
     assert find_videos(val, split="val").entries == found[2:]
 
 
+@pytest.mark.parametrize("kind", ["csv", "txt"])
+def test_splits_that_are_each_numbered_anew_keep_to_their_own_folders(kind, tmp_path):
+    tree(tmp_path, *(f"{split}/{n}.mp4" for split in ("train", "val") for n in (1, 2, 3, 4)))
+    part = "," if kind == "csv" else " "
+    train = text(tmp_path / f"train.{kind}", f"2.mp4{part}0\n4.mp4{part}1\n")
+    val = text(tmp_path / f"val.{kind}", f"1.mp4{part}1\n3.mp4{part}0\n2.mp4{part}0\n")
+    wanted = {"train": ["2", "4"], "val": ["1", "3", "2"]}
+    for split, listed in (("train", train), ("val", val)):
+        own = [str(tmp_path / split / f"{name}.mp4") for name in wanted[split]]
+        assert sorted(e.path for e in find_videos(listed).entries) == sorted(own)
+        found = find_videos(tmp_path, split=split)
+        assert sorted(e.path for e in found.entries) == sorted(own)
+    assert labels(find_videos(tmp_path, split="val")) == [1, 0, 0]
+
+
+def test_the_first_video_of_a_csv_is_no_header(tmp_path):
+    """As video_001, which is one of the words for a path but for its number."""
+    for name in ("video_001", "file_12", "path1", "video/0001"):
+        tree(tmp_path, f"{name}.mp4", "other.mp4")
+        index = find_videos(text(tmp_path / "list.csv", f"{name},0\nother,1\n"))
+        assert sorted(zip(labels(index), names(index), strict=True)) == [
+            (0, f"{name}.mp4"), (1, "other.mp4"),
+        ]  # fmt: skip
+    for head in ("Video_Path,Label", "video-path, class", "#File Name,label"):
+        index = find_videos(text(tmp_path / "list.csv", f"{head}\nother,run\n"))
+        assert (names(index), index.classes) == (["other.mp4"], ("run",))
+
+
+def test_a_row_of_a_csv_that_ends_before_its_split_is_no_row_without_one(tmp_path):
+    tree(tmp_path, "a.mp4", "b.mp4")
+    listed = text(tmp_path / "l.csv", "path,label,split\na.mp4,x,train\nb.mp4,y\n")
+    with pytest.raises(DatasetError, match=r"l\.csv line 3: split must be .* got ''"):
+        find_videos(listed)
+
+
 def test_a_number_in_a_lists_name_comes_before_its_rank(tmp_path):
     tree(tmp_path, *(f"{n}.avi" for n in range(12)))
     for n in (1, 2, 10, 11):
@@ -434,6 +469,31 @@ def test_an_index_of_one_of_several_lists_is_no_other(tmp_path):
     assert names(find_videos(listed, fold="2")) == names(index)
     with pytest.raises(DatasetError, match=r"i\.jsonl: was made of lists 2, .*, and fold '3' is"):
         find_videos(listed, fold="3")
+
+
+def test_an_index_of_fold_0_is_no_other(tmp_path):
+    tree(tmp_path, "1.avi", "2.avi")
+    for fold in ("0", "2"):
+        text(tmp_path / f"train{fold}.txt", "1.avi wave\n")
+        text(tmp_path / f"test{fold}.txt", "2.avi wave\n")
+    listed = tmp_path / "i.jsonl"
+    write_index(find_videos(tmp_path, fold="0"), listed)
+    assert len(find_videos(listed, fold="0")) == len(find_videos(listed, fold="00")) == 2
+    with pytest.raises(DatasetError, match="was made of lists 0, and fold '2' is wanted"):
+        find_videos(listed, fold="2")
+
+
+def test_lists_in_annotations_say_the_splits_of_class_folders(tmp_path):
+    tree(tmp_path, "videos/run/a.mp4", "videos/run/b.mp4", "videos/walk/c.mp4", "videos/walk/d.mp4")
+    text(tmp_path / "annotations/train.txt", "run/a.mp4 0\nwalk/c.mp4 1\n")
+    text(tmp_path / "annotations/val.txt", "run/b.mp4 0\nwalk/d.mp4 1\n")
+    index = find_videos(tmp_path)
+    assert index.classes == ("run", "walk")
+    assert [e.split for e in index.entries] == ["train", "val", "train", "val"]
+    text(tmp_path / "annotations/val.txt", "run/b.mp4 0\nwalk/gone.mp4 1\n")
+    index = find_videos(tmp_path)
+    assert (index.classes, index.splits) == (("run", "walk"), ())
+    assert "class folders, not by its lists: " in index.layout
 
 
 def test_lists_in_annotations_that_name_no_videos_are_told(tmp_path):
