@@ -116,6 +116,18 @@ def check_every_way(path: Path, expected: list[np.ndarray]) -> None:
             np.testing.assert_array_equal(luma(frames, row), expected[number], f"frame {number}")
 
 
+def each_alone(path: Path, count: int) -> None:
+    """Each frame, asked for by itself and with all others, is that of a plain decode."""
+    expected = reference_luma(path)
+    info = probe(path)
+    assert info.num_frames == count == len(expected)
+    every = decode(path, np.arange(count), info)
+    for number in range(count):
+        assert np.array_equal(luma(every, number), expected[number])
+        alone = decode(path, np.array([number]), info)
+        assert np.array_equal(luma(alone, 0), expected[number]), number
+
+
 def test_a_picture_of_vp8_that_is_only_referred_to_is_no_frame(tmp_path):
     """As an encoder of two passes makes them, packets of their own that nothing shows."""
     plain = write_video(tmp_path / "plain.webm", "libvpx", options={"g": "6", "cpu-used": "4"})
@@ -146,7 +158,7 @@ def test_frames_equal_a_decode_from_the_start(kind, tmp_path, monkeypatch):
     path = write_video(tmp_path / f"video.{ending}", codec, **keywords)
     decodes = []
     from_start = "pacecore.video.decoding._decode_from_start"
-    if ending not in ("ts", "mpg"):  # whose demuxers do not seek exactly
+    if ending != "ts":  # whose demuxer does not seek exactly
         monkeypatch.setattr(from_start, lambda *a: pytest.fail("seeking did not find its frames"))
     counted = "pacecore.video.probing.from_key_frames"
     from pacecore.timeline import from_key_frames
@@ -159,7 +171,8 @@ def test_frames_equal_a_decode_from_the_start(kind, tmp_path, monkeypatch):
     frames = _decode_from_start(path, np.array([1, 7, 28]), probe(path).timeline)  # had it failed
     for row, number in enumerate((1, 7, 28)):
         np.testing.assert_array_equal(luma(frames, row), expected[number])
-    if codec not in ("mjpeg", "ffv1", "libsvtav1", "libvpx") and "negative" not in kind:
+    whole = codec in ("mjpeg", "ffv1", "libsvtav1", "libvpx") or ending == "mpg"
+    if not whole and "negative" not in kind:
         assert len(probe(path).timeline.key_frames) > 1  # seeking was put to the test
 
 
@@ -219,6 +232,44 @@ def test_two_packets_may_be_the_fields_of_one_frame(tmp_path, suffix):
     with av.open(str(path)) as container:
         assert sum(packet.size > 0 for packet in container.demux(video=0)) == 2 * len(expected)
     check_every_way(path, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "keywords"),
+    [
+        ("a.mpg", "mpeg2video", {"options": {"g": "1"}}),
+        ("b.mpg", "mpeg1video", {"options": {"g": "5", "bf": "3"}, "size": (64, 48)}),
+    ],
+)
+def test_stamps_of_a_program_stream_are_other_ones_after_a_seek(name, codec, keywords, tmp_path):
+    each_alone(write_video(tmp_path / name, codec, frames=40, **keywords), 40)
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4"])
+@pytest.mark.parametrize("moving", [True, False])
+def test_interlaced_mpeg4_loses_b_pictures_after_a_seek(moving, suffix, tmp_path):
+    """moving: pictures of a few bytes, whose packets tell no coding type for sure."""
+    options = {"g": "5" if moving else "12", "bf": "2", "flags": "+ilme+ildct"}
+    stamps = np.cumsum(np.random.default_rng(0).integers(1, 4, 40)).tolist()
+    how = {"pictures": moving_square(40)} if moving else {"frames": 40, "size": (64, 48)}
+    if suffix != "avi" and not moving:
+        how["stamps"] = stamps
+    path = write_video(tmp_path / f"a.{suffix}", options=options, **how)
+    each_alone(path, len(reference_luma(path)))
+
+
+def moving_square(count: int) -> list[av.VideoFrame]:
+    """Pictures that differ in the place of a square alone."""
+    pictures = []
+    for number in range(count):
+        picture = av.VideoFrame(64, 48, "yuv420p")
+        for index, plane in enumerate(picture.planes):
+            shown = np.full((plane.buffer_size // plane.line_size, plane.line_size), 128, np.uint8)
+            if index == 0:
+                shown[8:24, number : number + 16] = 200
+            plane.update(shown.tobytes())
+        pictures.append(picture)
+    return pictures
 
 
 def test_an_index_that_counts_a_lost_frame(tmp_path):

@@ -41,8 +41,9 @@ def decode(path: str | Path, wanted: np.ndarray, info: VideoInfo | None = None) 
     """The frames `wanted` of a video: row i of the result is frame wanted[i].
 
     wanted: (N,) int64, frame numbers, 0-based, ascending, each once. info: what probe(path) gave,
-    to save the scan. Equals a decode from the start, frame for frame. Raises VideoError, also for a
-    frame beyond the end, and PacecoreError for a path of another type.
+    to save the scan. Equals a decode from the start, frame for frame; but of H.264 that has lost
+    pictures, what stands in for these goes with what else is asked for. Raises VideoError, also for
+    a frame beyond the end, and PacecoreError for a path of another type.
     """
     if not isinstance(path, str | os.PathLike):
         raise PacecoreError(f"decode: path must be text or a Path, got {type(path).__name__}")

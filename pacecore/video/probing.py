@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -62,7 +63,8 @@ def probe(path: str | Path) -> VideoInfo:
 
     Stamps are trusted in MP4, MOV, Matroska and WebM, and in AVI for codecs that do not reorder;
     MPEG-4 part 2 is counted by its picture types. Anything else is decoded once, and so is H.264
-    that may code fields one by one. Raises VideoError: no such file, no video, truncated, damaged.
+    that may code fields one by one, and interlaced MPEG-4 with B-pictures, of which the decoder
+    drops some. Raises VideoError: no such file, no video, truncated, damaged.
     """
     if os.path.isdir(Path(path)):
         return _probe_pictures(path)
@@ -71,7 +73,8 @@ def probe(path: str | Path) -> VideoInfo:
         if not packets:
             raise VideoError(path, "its video stream is empty")
         _require_whole(path, container, stream, packets)
-        timeline = _timeline(container, stream, packets)
+        timeline = _timeline(path, container, stream, packets)
+        codec, interlaced = stream.codec_context.name, False
         size = stream.codec_context.height, stream.codec_context.width
         pixel_format = stream.codec_context.pix_fmt
         if timeline is None:
@@ -80,12 +83,19 @@ def probe(path: str | Path) -> VideoInfo:
                 for frame in decoded(path, video, again):
                     size, pixel_format = (frame.height, frame.width), frame.format.name
                     keys.append(frame.key_frame)
+                    interlaced |= frame.interlaced_frame
             if not keys:
                 raise VideoError(path, "no frame of it decodes")
             timeline = from_key_frames(packets, keys)
         all_keys = len(timeline.key_frames) == timeline.num_frames > 1
-        # A palette comes once, with the first packet.
-        if pixel_format == "pal8" or (all_keys and stream.codec_context.name in _UNTOLD):
+        if (
+            pixel_format == "pal8"  # whose palette comes once, with the first packet
+            or (all_keys and codec in _UNTOLD)
+            or (
+                codec == "mpeg4" and interlaced
+            )  # after a seek B-pictures are dropped, no one knows
+            or container.format.name == "mpeg"  # stamps are made up, and otherwise after a seek
+        ):
             timeline = timeline.from_start()
         return _info(container, stream, timeline, size, pixel_format)
 
@@ -152,6 +162,7 @@ def _promised_bytes(head: bytes) -> int:
 
 
 def _timeline(
+    path: str | Path,
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     packets: list[PacketRecord],
@@ -159,12 +170,19 @@ def _timeline(
     """What the packets alone tell, or None where only decoding does."""
     codec = stream.codec_context.name
     if codec == "mpeg4":
-        return from_vops(packets)
+        has_b = any(2 in packet.vops for packet in packets)
+        return None if has_b and _begins_interlaced(path) else from_vops(packets)
     if codec == "h264" and may_have_fields(stream.codec_context.extradata):
         return None
     if container.format.name in _STAMPED or (container.format.name == "avi" and codec in _IN_ORDER):
         return from_timestamps(packets)
     return None
+
+
+def _begins_interlaced(path: str | Path) -> bool:
+    with opened(path) as (container, stream), suppress(VideoError):
+        return next((each.interlaced_frame for each in decoded(path, stream, container)), False)
+    return False
 
 
 def _info(
