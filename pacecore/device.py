@@ -78,15 +78,14 @@ def trusted(
     """
     if options.amp != "bf16":
         return options
-    check = check_bf16_conv3d(device)
-    if device.type == "cpu":
+    check, stays = check_bf16_conv3d(device), resume or measures is not None
+    if device.type == "cpu" and (stays or check.usable):  # else it might take minutes, for nothing
         of = measures or options
         with torch.device("meta"):
             network = build_backbone(of.backbone, of.depth or None, of.width)
         clips = (_TRIED, 3, of.clip_frames, of.crop, of.crop)
         found = errors_of_layers(network, clips, gradients=not measures)
         check = replace(check, errors=found if measures else check.errors | found)
-    stays = resume or measures is not None
     own = bool(check.wrong) if stays else not check.usable
     (unfit,) = any_rank(own)
     if is_main() and (unfit or not stays):

@@ -82,6 +82,9 @@ def test_bf16_is_that_of_the_networks_own_layers(monkeypatch, capsys):
     measures = TrainOptions().resolved()
     assert bf16_after(monkeypatch, False, layers=off, measures=measures) == "none"
     capsys.readouterr()
+    # Where it is slow in any case the layers, which would be slow too, are not tried.
+    assert bf16_after(monkeypatch, False, layers=off, bf16_seconds=2.0) == "none"
+    assert "is slow" in capsys.readouterr().out
     # What is wrong of another network's layers or of gradients, or slow, is so of no measurement.
     assert bf16_after(monkeypatch, False, errors={"3x3x3": 1.0}, measures=measures) == "bf16"
     assert bf16_after(monkeypatch, False, bf16_seconds=2.0, measures=measures) == "bf16"
