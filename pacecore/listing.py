@@ -112,12 +112,30 @@ def _may_be_video(path: str | Path) -> bool:
     return os.path.isfile(path) or (os.path.isdir(path) and bool(picture_files(path)))
 
 
+class _WithoutEnding:
+    """Finds videos by paths that leave the ending out; looks at each folder once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, dict[str, str]] = {}
+
+    def find(self, path: str) -> str | None:
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            names: list[str] = []
+            with suppress(OSError):
+                names = [each for each in sorted(os.listdir(folder)) if is_video_name(each)]
+            self._folders[folder] = {each.rsplit(".", 1)[0]: each for each in reversed(names)}
+        found = self._folders[folder].get(name)
+        return found and os.path.join(folder, found)
+
+
 class _Lookup:
     """Finds listed paths under a root, also where case, slashes or the ending differ."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._found: dict[str, str] | None = None
+        self._elsewhere = _WithoutEnding()
 
     def direct(self, name: str) -> str | None:
         """The path, if it is a video as it stands."""
@@ -125,7 +143,11 @@ class _Lookup:
         return path if _may_be_video(path) else None
 
     def alike(self, name: str) -> str | None:
-        """The video whose path differs in case, in its slashes or in its ending only."""
+        """The video whose path differs in case, in its slashes or in its ending only; of one from
+        the top or outside the root in its ending.
+        """
+        if found := name.startswith(("/", "../")) and self._elsewhere.find(f"{self.root / name}"):
+            return found
         if self._found is None:
             self._found = self._by_name()
         name = name.replace("\\", "/").removeprefix("./").lstrip("/")
@@ -281,17 +303,25 @@ def _starts(text: str) -> list[str]:
 
 
 def _root_holding(listed: list[_Listed], roots: list[Path], split: str | None) -> Path | None:
-    """That of the first video and, where several are, of the most of some from all over a list; of
-    as many, as of splits that are each numbered anew, the one that is called as the split.
+    """That of the first video and, where several are, of the most of some from all over a list; in
+    the place of one that is called as another split, one beside it that has as many and is called
+    as this, as where each split is numbered anew.
     """
     some = [_starts(text) for _, text, _ in listed[:: len(listed) // _MOST_TRIED + 1]]
-    held = [[any(_may_be_video(root / way) for way in starts) for starts in some] for root in roots]
-    ranks = [
-        (found[0], sum(found), split is not None and split_said(root.name) == split)
-        for root, found in zip(roots, held, strict=True)
-    ]
-    best = max(ranks)
-    return roots[ranks.index(best)] if best[1] else None
+    by_stem = _WithoutEnding()
+
+    def is_there(path: Path) -> bool:
+        return _may_be_video(path) or by_stem.find(str(path)) is not None
+
+    held = [[any(is_there(root / way) for way in starts) for starts in some] for root in roots]
+    best = max((found[0], sum(found)) for found in held)
+    if not best[1]:
+        return None
+    tied = [root for root, found in zip(roots, held, strict=True) if (found[0], sum(found)) == best]
+    if split is None or split_said(tied[0].name) in (None, split):
+        return tied[0]
+    beside = (root for root in tied if root.parent == tied[0].parent)
+    return next((root for root in beside if split_said(root.name) == split), tied[0])
 
 
 def _find_root(listed: list[_Listed], roots: list[Path], split: str | None) -> Path:

@@ -332,6 +332,29 @@ def test_splits_that_are_each_numbered_anew_keep_to_their_own_folders(kind, tmp_
     assert labels(find_videos(tmp_path, split="val")) == [1, 0, 0]
 
 
+def test_names_without_endings_are_found_in_folders_of_splits_and_from_the_top(tmp_path):
+    tree(tmp_path, *(f"{split}/run/{n}.mp4" for split in ("train", "val") for n in (1, 2)))
+    tree(tmp_path, "val/run/3.webm")
+    text(tmp_path / "train.csv", "run/1,0\nrun/2,1\n")
+    text(tmp_path / "val.csv", "run/3,1\nrun/1,0\n")
+    index = find_videos(tmp_path)
+    assert {(e.name, e.split) for e in index.entries} == {
+        ("train/run/1.mp4", "train"), ("train/run/2.mp4", "train"),
+        ("val/run/3.webm", "val"), ("val/run/1.mp4", "val"),
+    }  # fmt: skip
+    (tmp_path / "lists").mkdir()
+    for begin in ("../", f"{tmp_path}/"):
+        listed = text(tmp_path / "lists" / "l.csv", f"{begin}val/run/3,1\n{begin}train/run/1,0\n")
+        found = find_videos(listed)
+        assert {(Path(e.path).resolve(), e.label) for e in found.entries} == {
+            ((tmp_path / "val/run/3.webm").resolve(), 1),
+            ((tmp_path / "train/run/1.mp4").resolve(), 0),
+        }
+        text(listed, f"{begin}val/run/3,1\n{begin}train/run/4,0\n")
+        with pytest.raises(DatasetError, match=r"line 2: no video .*run/4"):
+            find_videos(listed)
+
+
 def test_the_first_video_of_a_csv_is_no_header(tmp_path):
     """As video_001, which is one of the words for a path but for its number."""
     for name in ("video_001", "file_12", "path1", "video/0001"):
