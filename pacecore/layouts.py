@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from pacecore.finding import folders_in, lists_in, walk
 from pacecore.index import SPLITS, DatasetError, VideoEntry, VideoIndex, is_index, read_index
 from pacecore.labelling import labelled, without_test
 from pacecore.listing import (
@@ -13,13 +14,10 @@ from pacecore.listing import (
     ListedTwiceError,
     Listing,
     Row,
-    folders_in,
     is_json_list,
     lines_of,
     listed_videos,
-    lists_in,
     split_said,
-    walk,
 )
 from pacecore.media import is_video_name
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+from pacecore.finding import Lookup, WithoutEnding, folders_in, may_be_video
 from pacecore.index import MOST_FRAMES, DatasetError, VideoEntry, VideoIndex
 from pacecore.media import is_video_name, picture_files
 
@@ -18,13 +19,10 @@ __all__ = [
     "ListedTwiceError",
     "Listing",
     "Row",
-    "folders_in",
     "is_json_list",
     "lines_of",
     "listed_videos",
-    "lists_in",
     "split_said",
-    "walk",
 ]
 
 SPLIT_WORDS = {
@@ -51,120 +49,12 @@ _Listed = tuple[str, str, dict[str, str] | None]
 _MOST_TRIED = 20  # lines by which a root is found, each below each folder that may be it
 _MOST_TEXT = 2**30  # characters of a list: what a pipe holds may not end
 _MOST_LABEL = 1_000_000  # every number up to the highest becomes a class
-# Files of runs and reports, whose folders hold pictures.
-_WRITTEN = ({"options.toml"}, {"report.json", "report.md"})
-# How the names of folders without videos begin; the last one's pictures are of a Synology's own.
-_NO_CLASS = (".", "__MACOSX", "lost+found", "@eaDir")
-
-
-def walk(path: Path) -> Iterator[Path]:
-    """Videos below `path`: files, and folders of still pictures; hidden and unpacking debris left
-    out, what runs wrote, and links that lead back. Raises DatasetError for a folder that cannot be
-    read.
-    """
-    for folder, folders, files in os.walk(path, onerror=_unread_folder, followlinks=True):
-        written = any(each <= set(files) for each in _WRITTEN)
-        if written and folder != str(path):
-            folders.clear()
-            continue
-        folders[:] = sorted(f for f in folders if not f.startswith(_NO_CLASS))
-        folders[:] = [f for f in folders if not _leads_back(os.path.join(folder, f))]
-        videos = sorted(f for f in files if is_video_name(f) and not f.startswith("."))
-        yield from (Path(folder) / name for name in videos)
-        if not (videos or folders or written) and picture_files(folder):
-            yield Path(folder)
-
-
-def _unread_folder(error: OSError) -> None:
-    raise DatasetError(f"{error.filename}: cannot be read: {error.strerror}")
-
-
-def _leads_back(folder: str) -> bool:
-    """Whether a link leads to a folder on the way to it, or above one."""
-    if not os.path.islink(folder):
-        return False
-    target, way = Path(folder).resolve(), (each.resolve() for each in Path(folder).parents)
-    return any(each.is_relative_to(target) for each in way)
 
 
 def split_said(name: str) -> str | None:
     """The split that a folder's or a table's name has a word of, as videos_train and val-256 do."""
     words = re.split(r"[^a-z]+", name.lower())
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
-
-
-def folders_in(path: Path) -> list[Path]:
-    """By name; none where that may not be looked at, as in the lost+found of a disk."""
-    with suppress(OSError):
-        return sorted(each for each in path.iterdir() if os.path.isdir(each))
-    return []
-
-
-def lists_in(folder: Path, names: str) -> list[Path]:
-    """Files of a folder whose names are as the pattern `names` has it; none that are hidden, as
-    those of macOS, ._NAME beside NAME.
-    """
-    found = (path for path in folder.glob(names) if not path.name.startswith("."))
-    return sorted(path for path in found if os.path.isfile(path))
-
-
-def _may_be_video(path: str | Path) -> bool:
-    return os.path.isfile(path) or (os.path.isdir(path) and bool(picture_files(path)))
-
-
-class _WithoutEnding:
-    """Finds videos by paths that leave the ending out; looks at each folder once."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, dict[str, str]] = {}
-
-    def find(self, path: str) -> str | None:
-        folder, name = os.path.split(path)
-        if folder not in self._folders:
-            names: list[str] = []
-            with suppress(OSError):
-                names = [each for each in sorted(os.listdir(folder)) if is_video_name(each)]
-            self._folders[folder] = {each.rsplit(".", 1)[0]: each for each in reversed(names)}
-        found = self._folders[folder].get(name)
-        return found and os.path.join(folder, found)
-
-
-class _Lookup:
-    """Finds listed paths under a root, also where case, slashes or the ending differ."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._found: dict[str, str] | None = None
-        self._elsewhere = _WithoutEnding()
-
-    def direct(self, name: str) -> str | None:
-        """The path, if it is a video as it stands."""
-        path = os.path.join(self.root, name)
-        return path if _may_be_video(path) else None
-
-    def alike(self, name: str) -> str | None:
-        """The video whose path differs in case, in its slashes or in its ending only; of one from
-        the top or outside the root in its ending.
-        """
-        if found := name.startswith(("/", "../")) and self._elsewhere.find(f"{self.root / name}"):
-            return found
-        if self._found is None:
-            self._found = self._by_name()
-        name = name.replace("\\", "/").removeprefix("./").lstrip("/")
-        stem = name.rsplit(".", 1)[0] if is_video_name(name) else name
-        asked = (name, name.casefold(), stem, stem.casefold())
-        return next((self._found[each] for each in asked if each in self._found), None)
-
-    def _by_name(self) -> dict[str, str]:
-        """Videos by path, with and without the ending; by the same in lower case, if no other's."""
-        videos = [(each.relative_to(self.root).as_posix(), str(each)) for each in walk(self.root)]
-        found: dict[str, str] = {}
-        for form in (str, str.casefold):
-            for path, video in videos:
-                name = form(path.replace("\\", "/"))
-                found.setdefault(name, video)
-                found.setdefault(name.rsplit(".", 1)[0], video)
-        return found
 
 
 class ListedTwiceError(DatasetError):
@@ -244,7 +134,7 @@ def listed_videos(
 def _add_list(
     listing: Listing, listed: list[_Listed], split: str | None, root: Path, quoted: bool
 ) -> None:
-    find, rows, named_columns = _Lookup(root), [], False
+    find, rows, named_columns = Lookup(root), [], False
     for where, text, cells in listed:
         if cells is None:
             video, columns = _parse_line(text, find, _cells(text, ",") if quoted else [])
@@ -308,10 +198,10 @@ def _root_holding(listed: list[_Listed], roots: list[Path], split: str | None) -
     as this, as where each split is numbered anew.
     """
     some = [_starts(text) for _, text, _ in listed[:: len(listed) // _MOST_TRIED + 1]]
-    by_stem = _WithoutEnding()
+    by_stem = WithoutEnding()
 
     def is_there(path: Path) -> bool:
-        return _may_be_video(path) or by_stem.find(str(path)) is not None
+        return may_be_video(path) or by_stem.find(str(path)) is not None
 
     held = [[any(is_there(root / way) for way in starts) for starts in some] for root in roots]
     best = max((found[0], sum(found)) for found in held)
@@ -452,7 +342,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path} line {number}", line.strip()
 
 
-def _parse_line(text: str, find: _Lookup, cells: list[str]) -> tuple[str | None, list[str]]:
+def _parse_line(text: str, find: Lookup, cells: list[str]) -> tuple[str | None, list[str]]:
     """(video, columns after it). Names may hold spaces and commas, and labels of a csv too: the
     longest text that is a video wins, first of all of `cells`, those of a csv.
     """

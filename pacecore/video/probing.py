@@ -91,10 +91,9 @@ def probe(path: str | Path) -> VideoInfo:
         if (
             pixel_format == "pal8"  # whose palette comes once, with the first packet
             or (all_keys and codec in _UNTOLD)
-            or (
-                codec == "mpeg4" and interlaced
-            )  # after a seek B-pictures are dropped, no one knows
-            or container.format.name == "mpeg"  # stamps are made up, and otherwise after a seek
+            # After a seek B-pictures are dropped, and nothing tells which; stamps are others.
+            or (codec == "mpeg4" and interlaced)
+            or container.format.name == "mpeg"
         ):
             timeline = timeline.from_start()
         return _info(container, stream, timeline, size, pixel_format)
