@@ -21,8 +21,8 @@ LEVELS = tuple(
         "beginning engine device step meter inputs runlog runs settings tables loader losses"
         " trained stills config convert distributed",
         "demo backbones probe checkpoint weight_names datasets index layouts labelling"
-        " finding listing check isolated store source arena sampling video video_writer pictures plots"
-        " paper media timeline planes resample ops workers",
+        " finding listing check isolated store source arena sampling video video_writer pictures"
+        " plots paper media timeline planes resample ops workers",
         "reference frames kernels",
         "_extension files presets rules errors stopping",
     )
