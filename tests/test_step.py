@@ -17,6 +17,7 @@ from pacecore.config import FinetuneOptions, TrainOptions, from_mapping
 from pacecore.errors import PacecoreError
 from pacecore.rules import OptionError
 from pacecore.step import TrainingStep
+from tests.ranks import run_ranks
 from tests.tiny_runs import TINY, assert_close, assert_same, run, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -211,6 +212,24 @@ def test_a_compiled_network_is_made_for_each_size_of_a_batch(monkeypatch):
     monkeypatch.setattr(torch, "compile", compiled)
     assert_equal_runs(train(sizes=(4, 3, 4)), train(sizes=(4, 3, 4), compile=True))
     assert {len(each) for each in inputs if each.shape[1:] == (3, 4, 8, 8)} == {4, 3}
+
+
+def of_rank(rank_number, **changes):
+    # Forward and backward as graphs, parted where gradients travel, but no C++ made of them.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    return train(sizes=((4, 6, 4), (6, 4, 5))[rank_number], **changes)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_train_a_compiled_network_as_it_is(accumulate):
+    plain, made = (
+        run_ranks(functools.partial(of_rank, accumulate=accumulate, compile=compiled), 2)
+        for compiled in (False, True)
+    )
+    for one, other in zip(plain, made, strict=True):
+        assert_equal_runs(one, other)
+    learnt = dict(Net().named_parameters())
+    assert_same(*({name: state[name] for name in learnt} for _, state in made))
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch):
