@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from pacecore.index import DatasetError
@@ -30,8 +31,18 @@ def walk(path: Path) -> Iterator[Path]:
         folders[:] = [f for f in folders if not _leads_back(os.path.join(folder, f))]
         videos = sorted(f for f in files if is_video_name(f) and not f.startswith("."))
         yield from (Path(folder) / name for name in videos)
-        if not (videos or folders or written) and picture_files(folder):
+        if not (videos or written) and _are_frames(folder, folders):
+            folders.clear()
             yield Path(folder)
+
+
+def _are_frames(folder: str, within: list[str]) -> bool:
+    """Whether the pictures in a folder are frames of a video: also where folders are within it, of
+    optical flow or masks for one, if those hold no videos and no more than two such for a frame.
+    """
+    most = 2 * len(picture_files(folder))
+    others = chain.from_iterable(walk(Path(folder, name)) for name in within)
+    return most > 0 and all(each.is_dir() and len(picture_files(each)) <= most for each in others)
 
 
 def _unread_folder(error: OSError) -> None:

@@ -153,6 +153,11 @@ def test_folders_of_pictures(tmp_path):
         ("walk/v2", 3, 1),
     ]
     assert not bad
+    # What lies within a video's folder, optical flow for one, is no video; what a folder of a class
+    # shows beside its videos is no frame.
+    write_pictures(tmp_path / "run" / "v3" / "flow", 6)
+    tree(tmp_path, "walk/poster.jpg")
+    assert names(find_videos(tmp_path)) == ["run/v3", "walk/v1", "walk/v2"]
     tree(tmp_path, "run/clip.mp4")  # the pictures may be thumbnails
     assert find_videos(tmp_path).layout == "class folders, 3 as pictures"
 
