@@ -61,6 +61,7 @@ def _settings(run: Run, result: dict[str, Any], of: Measured) -> dict[str, Any]:
         "fold": own and (OWN if of.fold == own else of.fold),
         "videos": of.spoilt or NEW,
         "clips": result.get("measured_with", {}).get("clips"),
+        "amp": result.get("measured_with", {}).get("amp"),
         "average": result.get("average"),
     }
     return {

@@ -349,6 +349,15 @@ def test_means_over_clips_of_probabilities_and_of_scores_are_told_apart(tmp_path
     assert [row["differs in"] for row in rows] == ["average softmax", "average logits"]
 
 
+def test_what_was_measured_in_bf16_is_not_averaged_with_fp32(tmp_path):
+    for amp in ("none", "bf16"):
+        finetuning(tmp_path / amp, 0.7, {})
+        changed(tmp_path / amp / "test.json", measured_with={"clips": 10, "amp": amp})
+    runs = [tmp_path / "none", tmp_path / "bf16"]
+    rows = table_of(make_report(runs, tmp_path / "out", pictures=False), "Action")
+    assert [row["differs in"] for row in rows] == ["amp none", "amp bf16"]
+
+
 def test_accuracy_in_training_is_not_averaged_with_that_of_a_test_by_more_clips(tmp_path):
     runs = [tmp_path / "tested", tmp_path / "trained"]
     for seed, run in enumerate(runs):
