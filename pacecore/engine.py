@@ -256,10 +256,10 @@ class _Run:
         return [(n * self.schedule.sampling.views, 3, frames, side, side) for n in counts]
 
     def _usable(self, batch: ClipBatch) -> bool:
-        """Notes the videos that could not be read; whether every rank has clips to learn from."""
+        """Notes the videos that could not be read; whether all ranks can learn from it."""
         new = {path: reason for path, reason in batch.bad if path not in self.bad}
         number = self.totals.step + 1  # as other lines count: a resume from before it drops these
-        empty, found = any_rank(len(batch) == 0, bool(new))
+        lacking, found = any_rank(self._lacks_clips(batch), bool(new))
         new = merge_over_ranks(new) if found else {}
         for path, reason in new.items():
             self.folder.log(step=number, event="unreadable", path=path, reason=reason)
@@ -273,12 +273,22 @@ class _Run:
                 f"{words}; the last one: {name}: {reason}; {self._saved_if_learnt()}"
             )
         self.bad = bad
-        if empty:  # the others cannot go on without the rank whose share it is
-            reason = "a rank has no video of it that can be read"
+        if lacking:  # the others cannot go on without the rank whose share it is
+            reason = "too few of its videos can be read"
             self.folder.log(step=number, event="left out", reason=reason)
             if is_main():
                 tell(f"warning: step {number} is left out: {reason}")
-        return not empty
+        return not lacking
+
+    def _lacks_clips(self, batch: ClipBatch) -> bool:
+        """Whether this rank has no clip of the step or, for want of videos that cannot be read, a
+        part of one clip, which batch norm may not take.
+        """
+        if len(batch) == 0 or not batch.bad:
+            return len(batch) == 0
+        asked = len(self.schedule(batch.number)) * self.schedule.sampling.views
+        parts = self.options.accumulate
+        return len(batch) // min(parts, len(batch)) == 1 < asked // min(parts, asked)
 
     def _learn(self, batch: ClipBatch) -> None:
         number = self.totals.step

@@ -303,7 +303,7 @@ def test_every_rank_knows_what_any_could_not_read(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     left_out = [line for line in lines if line.get("event") == "left out"]
     assert left_out  # three videos a step are shares of one and two: one of them had none
-    assert left_out[0]["reason"] == "a rank has no video of it that can be read"
+    assert left_out[0]["reason"] == "too few of its videos can be read"
     with pytest.raises(Exception, match=r"max_bad = 1 videos.* video-\d.avi: .*cut short"):
         run_ranks(partial(_rank_run_of_bad, max_bad=1), 2, tmp_path / "no", {1, 5})
 
@@ -425,6 +425,20 @@ def test_an_unreadable_video_is_noted_once_after_a_kill(tmp_path):
     run(tmp_path, resume=True, **options)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if line.get("event") == "unreadable"] == [2]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_part_of_one_clip_for_want_of_readable_videos(accumulate, tmp_path, monkeypatch):
+    """Batch norm takes no single clip, if its map is of one place; no resume would get past it."""
+    counts = (40,) * 4 * accumulate
+    monkeypatch.setattr("tests.tiny_runs.COUNTS", counts)
+    source = PacketSource(counts, bad={1})
+    few = {"views": 1, "contrast": "none", "batch": 2 * accumulate, "accumulate": accumulate}
+    ended = run(tmp_path, source=source, held_out="none", **few)
+    assert set(ended["unreadable"]) == {"video-1.avi"}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    left_out = [line["reason"] for line in lines if line.get("event") == "left out"]
+    assert left_out == ["too few of its videos can be read"] * 2  # of two epochs
 
 
 def test_the_disk_has_the_lines_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
