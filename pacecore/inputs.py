@@ -93,6 +93,8 @@ def open_inputs(
     """
     data = options.data or str(_demo())
     index, store = _found(data, options.fold)
+    if trains and options.data_on == "device" and not store:
+        raise PacecoreError("data_on device needs a frame store: make one with pacecore data pack")
     if trains and index.splits and "train" not in index.splits:
         raise PacecoreError(f"{data}: has no split 'train'; its splits: {', '.join(index.splits)}")
     held, held_store, unused = None, store, 0
@@ -210,17 +212,12 @@ def _source(index: VideoIndex, store: FrameStore | None) -> FrameSource:
 def resident_frames(source: FrameSource, data_on: str, device: torch.device) -> Frames | None:
     """All frames of a store on `device`, where an option `data_on` wants them there; else None.
 
-    "auto" holds them on a GPU when they take at most half of its free memory. Raises PacecoreError
-    for "device" with videos that are in no store.
+    "auto" holds them on a GPU when they take at most half of its free memory.
     """
     store = source.source if isinstance(source, Subset) else source
-    if not isinstance(store, FrameStore):
-        if data_on == "device":
-            raise PacecoreError(
-                "data_on device needs a frame store: make one with pacecore data pack"
-            )
+    if not isinstance(store, FrameStore) or data_on == "host":
         return None
-    if data_on == "host" or (data_on == "auto" and device.type == "cpu"):
+    if data_on == "auto" and device.type == "cpu":
         return None
     size = store.whole().data.numel()
     if data_on == "auto" and size > torch.cuda.mem_get_info(device)[0] // 2:
