@@ -111,7 +111,11 @@ def run_options(command: Callable) -> Callable:
             type=Named(),
             help="TOML file of options, such as RUN/options.toml, for another run of the same.",
         ),
-        click.option("--preset", type=click.Choice(list(PRESETS)), help="A named set of options."),
+        click.option(
+            "--preset",
+            type=click.Choice(list(PRESETS)),
+            help="A named set of options; a file's go over it.",
+        ),
     ):
         command = option(command)
     return command

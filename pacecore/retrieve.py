@@ -58,9 +58,10 @@ def nearest(
 
     Returns numbers int64 (Q, min(k, N)), nearest first, and cosines float32 of that shape. Rows of
     zeros have cosine 0. Blocks of both are loaded, so memory-mapped arrays larger than memory are
-    fine; no Q x N matrix is held. The k nearest are exact: where the k-th and the next cosine of
-    some k in `boundaries` (default: every k) are too close for fp32, they are computed in float64;
-    of exact equals the lower number is nearer, where no more than 16 beyond k are that close.
+    fine; no Q x N matrix is held. The k nearest are exact, if no more than 16 beyond k are as
+    near as the k-th but for fp32's rounding: where the k-th and the next cosine of some k in
+    `boundaries` (default: every k) are too close for it, they are computed in float64; of exact
+    equals the lower number is nearer.
     on_progress(done) is called with the number of queries that are done.
 
     Raises PacecoreError for shapes that do not fit, and for rows that are not finite or of a length
