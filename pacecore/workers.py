@@ -104,7 +104,12 @@ class Workers:
         late.daemon = True
         with deferred():
             late.start()
-            del self._batches  # asks the processes to end, and waits seconds for each that hangs
+            if self._processes:
+                # Asks them to end, and waits seconds for each that hangs. Now: the traceback of
+                # what ends the block may keep the batches, and of processes that were killed
+                # meanwhile one may have the lock that this takes.
+                self._batches.__del__()
+            del self._batches
             late.cancel()
             self._kill()
 
@@ -120,7 +125,8 @@ class Workers:
         try:
             _Deaths.asked = True
             with deferred():
-                return next(self._batches)
+                if not (reason := self._death()):  # one from before this would not be told of
+                    return next(self._batches)
         except RuntimeError as error:  # what DataLoader raises for a dead or silent process
             _Deaths.asked = False
             lines = str(error).splitlines()  # of an error elsewhere its traceback, where, first
