@@ -23,7 +23,6 @@ __all__ = ["Finding", "doctor", "is_broken"]
 
 _REBUILD = f"reinstall from the source folder: {REBUILD}"
 _EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard", "safetensors": "safetensors"}
-_SMALL_SHARED_BYTES = 2**30  # a few batches of decoded frames of each worker
 
 
 @dataclass(frozen=True)
@@ -176,19 +175,6 @@ def _threads() -> Rest:
         yield "ok", found
 
 
-def _shared_memory() -> Rest:
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        yield "ok", "no /dev/shm on this system"
-        return
-    free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free in /dev/shm, through which workers hand over frames"
-    if free < _SMALL_SHARED_BYTES:
-        yield "warn", found, "in Docker add --ipc=host or --shm-size=8g, or train with --workers 0"
-    else:
-        yield "ok", found
-
-
 def _tools() -> Rest:
     from pacecore._extension import extension
 
@@ -303,7 +289,6 @@ _CHECKS: dict[str, Callable[[], Rest]] = {
     "gpu": _gpu,
     "video": _video,
     "threads": _threads,
-    "shared memory": _shared_memory,
     "build tools": _tools,
     "extras": _extras,
     "pace_clip": _pace_clip,

@@ -84,16 +84,16 @@ class ClipBatch:
         return self.labels.numel()
 
     def __getstate__(self) -> dict:
-        """What a worker sends: plans by value. As tensors each would be a shared memory of its own,
-        and opening those took 1.5 ms a clip, as long as pace_clip itself.
+        """What a worker sends: all by value, but frames that lie in a room. As tensors each would
+        be a file in /dev/shm, which may be full, and opening those took 1.5 ms a clip, as long as
+        pace_clip itself.
         """
         small = {name: getattr(self, name).numpy() for name in _OF_CLIPS}
-        frames = (self.frames.data, self.frames.table.numpy())
+        frames = (self.frames.data.numpy(), self.frames.table.numpy())
         return {**vars(self), **small, "frames": frames}
 
     def __setstate__(self, state: dict) -> None:
-        data, table = state["frames"]
-        vars(self).update(state, frames=Frames(data, torch.from_numpy(table)))
+        vars(self).update(state, frames=Frames(*map(torch.from_numpy, state["frames"])))
         vars(self).update({name: torch.from_numpy(state[name]) for name in _OF_CLIPS})
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ClipBatch":
@@ -272,8 +272,6 @@ class _Batches(Dataset):
                 plans.append(plan)
                 videos.append(request.video)
         frames, room = writer.finish()
-        if get_worker_info() and room is None:
-            frames.data.share_memory_()  # here, as the queue's thread would drop its error
         return self._collate(number, frames, room, rows, plans, videos, bad)
 
     def _announce(self, video: int) -> None:

@@ -259,6 +259,22 @@ def test_where_no_process_can_start_this_one_can_decode(monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_frames_without_an_arena_travel_by_value(monkeypatch):
+    """As where a system gives no address space for one; /dev/shm may be full."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    (here,) = load_batches(source, plan, [0], clip_frames=4, workers=0)
+    monkeypatch.setattr("pacecore.loader.Arena.make", lambda *_: None)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    (there,) = load_batches(source, plan, [0], clip_frames=4, workers=1)
+    assert equal(here, there)
+
+
 @pytest.mark.parametrize("damaged", [0, 1])
 def test_resident_batches_name_rows_of_the_whole_source(damaged):
     """And leave out a video whose frames are damaged, as do those that decode it."""
