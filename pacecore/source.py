@@ -10,7 +10,7 @@ from pacecore.frames import Frames
 from pacecore.index import VideoIndex
 from pacecore.video import counted_from, decode
 
-__all__ = ["FrameSource", "Subset", "VideoFiles"]
+__all__ = ["FrameSource", "Indexed", "Subset", "VideoFiles"]
 
 
 class FrameSource(Protocol):
@@ -31,31 +31,38 @@ class FrameSource(Protocol):
     def label(self, video: int) -> int | None: ...
 
 
-class VideoFiles:
-    """The loader's FrameSource over files, of an index that probe_all has counted."""
+class Indexed:
+    """What a source says of its videos, by an index that probe_all has counted."""
 
     def __init__(self, index: VideoIndex) -> None:
-        self._entries = index.entries
-        self.classes = index.classes
+        self.index = index
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.index.classes
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.index)
 
     def path(self, video: int) -> Path:
-        return Path(self._entries[video].path)
+        return Path(self.index.entries[video].path)
 
     def label(self, video: int) -> int | None:
-        return self._entries[video].label
+        return self.index.entries[video].label
 
     def num_frames(self, video: int) -> int:
-        return self._entries[video].num_frames
+        return self.index.entries[video].num_frames
+
+
+class VideoFiles(Indexed):
+    """The loader's FrameSource over files."""
 
     def decode(self, video: int, wanted: np.ndarray) -> Frames:
         """Frames `wanted`, (N,) int64, ascending, each once: row i is frame wanted[i].
 
         Raises VideoError where the video cannot be read.
         """
-        counted = self._entries[video].counted  # of one that could not be, read anew
+        counted = self.index.entries[video].counted  # of one that could not be, read anew
         return decode(self.path(video), wanted, counted_from(counted) if counted else None)
 
 

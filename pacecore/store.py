@@ -36,6 +36,7 @@ from pacecore.index import BadVideo, VideoEntry, VideoIndex, absolute
 from pacecore.isolated import JobFailure, process_count, run_jobs
 from pacecore.media import state_of
 from pacecore.resample import plane_shapes, resample
+from pacecore.source import Indexed
 from pacecore.video import VideoError, decode_all
 
 __all__ = ["FrameStore", "StoreError", "folder_to_pack", "pack", "record_bytes", "store_bytes"]
@@ -287,16 +288,21 @@ def _checksum(content: dict) -> int:
     return zlib.crc32(json.dumps(content).encode())
 
 
-class FrameStore:
+class FrameStore(Indexed):
     """The loader's FrameSource over a packed store.
 
     Frames are checked against their checksum the first time a process serves them.
     """
 
     def __init__(self, folder: Path, content: dict, data: torch.Tensor) -> None:
+        entries = tuple(
+            VideoEntry(v["path"], v["name"], v["label"], v["class"], v["split"], v["frames"])
+            for v in content["videos"]
+        )
+        classes = tuple(content["classes"])
+        super().__init__(VideoIndex(content["root"], content["layout"], entries, classes))
         self.folder = folder
         self.size: tuple[int, int] = tuple(content["size"])
-        self._content = content
         self._videos = content["videos"]
         self._data = data  # (records * record_bytes,) uint8, mapped
         self._checked = np.zeros(len(data) // record_bytes(self.size), dtype=bool)
@@ -334,32 +340,6 @@ class FrameStore:
         except (OSError, ValueError) as error:
             raise StoreError(f"{folder}: {_FRAMES} cannot be read: {reason_of(error)}") from None
         return cls(folder, content, data)
-
-    def __len__(self) -> int:
-        return len(self._videos)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self._content["classes"])
-
-    @property
-    def index(self) -> VideoIndex:
-        """The videos in the store, in its order."""
-        entries = tuple(
-            VideoEntry(v["path"], v["name"], v["label"], v["class"], v["split"], v["frames"])
-            for v in self._videos
-        )
-        content = self._content
-        return VideoIndex(content["root"], content["layout"], entries, self.classes)
-
-    def path(self, video: int) -> Path:
-        return Path(self._videos[video]["path"])
-
-    def label(self, video: int) -> int | None:
-        return self._videos[video]["label"]
-
-    def num_frames(self, video: int) -> int:
-        return self._videos[video]["frames"]
 
     def rows(self, video: int, wanted: np.ndarray) -> np.ndarray:
         """Rows of frames `wanted`, (N,) int64 in any order, in `whole()` and in what `to_device`
