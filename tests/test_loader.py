@@ -247,7 +247,6 @@ def test_where_no_process_can_start_this_one_can_decode(monkeypatch, capfd):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", full)
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     plan = schedule()
     source = PacketSource(plan.frame_counts)
     words = r"^decoding cannot begin, .*: No space left on device; workers 0 decodes in this one$"

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from pacecore.checkpoint import load_checkpoint
 from pacecore.loader import LoaderError, load_batches
 from pacecore.stopping import Stopped, stop_requests
+from pacecore.workers import Workers
 from tests.sources import PacketSource
 from tests.test_loader import schedule
 from tests.tiny import tiny_set
@@ -187,6 +188,27 @@ def test_a_death_is_told_where_a_batch_is_asked_for_and_nowhere_else():
     assert str(caught.value) == (
         "decoding stopped: a worker was killed by SIGKILL; reading video-3.avi"
     )
+
+
+def test_a_death_just_before_a_batch_is_asked_for_is_told(monkeypatch):
+    """At once: the signal of it has passed by then, and the loader would wait its whole time."""
+    plan = schedule()
+    source = PacketSource(plan.frame_counts)
+    batches = load_batches(source, plan, range(5), clip_frames=4, workers=1, timeout_seconds=20)
+    next(batches)
+    wait_until_made = Workers._wait_until_made
+
+    def dying(workers, number):
+        wait_until_made(workers, number)
+        (process,) = workers._processes
+        process.kill()
+        process.join(20)
+
+    monkeypatch.setattr(Workers, "_wait_until_made", dying)
+    began = time.monotonic()
+    with pytest.raises(LoaderError, match="a worker was killed by SIGKILL; reading video-"):
+        next(batches)
+    assert time.monotonic() - began < 15
 
 
 def test_a_request_in_the_midst_of_the_data_loader_leaves_no_lock_locked(monkeypatch):
