@@ -5,6 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #ifdef __CUDACC__
 #define PACECORE_INLINE __host__ __device__ __forceinline__
@@ -146,6 +149,9 @@ PACECORE_INLINE F smaller(F a, F b) {
 #ifdef __CUDA_ARCH__
   return fminf(a, b);
 #endif
+#ifdef __AVX512F__
+  if constexpr (sizeof(F) == 64) return (F)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#endif
 #ifdef __AVX__
   if constexpr (sizeof(F) == 32) return __builtin_ia32_minps256(a, b);
 #endif
@@ -159,6 +165,9 @@ template <class F>
 PACECORE_INLINE F larger(F a, F b) {
 #ifdef __CUDA_ARCH__
   return fmaxf(a, b);
+#endif
+#ifdef __AVX512F__
+  if constexpr (sizeof(F) == 64) return (F)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #endif
 #ifdef __AVX__
   if constexpr (sizeof(F) == 32) return __builtin_ia32_maxps256(a, b);

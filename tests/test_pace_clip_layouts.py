@@ -9,7 +9,15 @@ from pacecore.frames import Frames
 from pacecore.ops.library import ops
 from pacecore.ops.pace_clip import pace_clip
 from pacecore.reference import pace_clip as reference
-from tests.pace_clip_cases import DEVICES, DTYPES, EXACT, case, ints  # noqa: F401
+from tests.pace_clip_cases import (
+    DEVICES,  # noqa: F401
+    DTYPES,
+    EXACT,
+    FORMATS,
+    case,
+    ints,
+    random_frame,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +121,21 @@ def test_each_build_of_the_loops(monkeypatch, build, layout):
     for dtype in (torch.float16, torch.bfloat16):
         low = pace_clip(frames, *tensors, memory_format=layout, dtype=dtype, **options)
         assert torch.equal(low, got.to(dtype))
+
+
+@pytest.mark.parametrize("build", [build for build in BUILDS if runs_here(build)])
+def test_columns_about_half_as_many_as_the_source(monkeypatch, build):
+    """To there AVX-512 permutes two vectors, beyond it loads pixel by pixel: luma from width 96 on,
+    chroma, of half the width, from 192 on.
+    """
+    monkeypatch.setenv("PACECORE_CPU", build)
+    generator = torch.Generator().manual_seed(26)
+    plan, crop = ints([0], [0]), ints([1, 2, 0], [0, 11, 1])  # the last columns, flipped, too
+    for width in (30, 48, *range(88, 104), *range(184, 202), 300):
+        frames = random_frame(generator, 4, width, FORMATS[1])
+        options = {"resize": (6, 48), "crop_size": (3, 37)}
+        expected = reference.pace_clip(frames, plan, crop, dtype=torch.float64, **options)
+        assert (pace_clip(frames, plan, crop, **options) - expected).abs().max() < EXACT, width
 
 
 @pytest.mark.parametrize("build", [build for build in BUILDS if runs_here(build)])

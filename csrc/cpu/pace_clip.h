@@ -36,6 +36,7 @@ struct Resize {
 
 constexpr int64_t kRowFloats = 16;  // the widest vector: rows of rgb are whole vectors of any path
 constexpr int64_t kLineSlack = 4;   // floats repeated past the end of a line
+constexpr int64_t kLineRoom = 2 * kRowFloats;  // floats past it that may be read, those included
 
 // Jitter, normalisation, layout and type of one frame.
 struct Finish {

@@ -53,11 +53,33 @@ PACECORE_INLINE Float<W> interpolated(const float* line, const int32_t* index, c
   return lerp(first, second, load<Float<W>>(weight));
 }
 
+// Whether the taps of any W pixels lie within 2 W samples, as down to about half the size they do.
 template <int W>
+PACECORE_INLINE bool within_two_vectors(const Axis& axis, int64_t floats) {
+  for (int64_t x = 0; x < floats; x += W) {
+    const int32_t reach = axis.index[x + W - 1] - axis.index[x];  // below 0 in a flip
+    if (reach > 2 * W - 2 || reach < 2 - 2 * W) return false;
+  }
+  return true;
+}
+
+// W pixels of such an axis: two permutations of what would be a load for each pixel.
+template <int W>
+PACECORE_INLINE Float<W> interpolated_within_two(const float* line, const int32_t* index,
+                                                 const float* weight) {
+  const int32_t left = index[0], right = index[W - 1], first = left < right ? left : right;
+  const auto low = load<Float<W>>(line + first), high = load<Float<W>>(line + first + W);
+  const Int<W> at = load<Int<W>>(index) - first;
+  return lerp(permuted(low, high, at), permuted(low, high, at + 1), load<Float<W>>(weight));
+}
+
+template <int W, bool WithinTwo>
 PACECORE_INLINE Float<W> interpolated(const float* line, const Axis& axis, int64_t x) {
   if constexpr (W == 1) {
     const float* at = line + axis.index[x];
     return Float<1>{lerp(at[0], at[1], axis.weight[x])};
+  } else if constexpr (WithinTwo) {
+    return interpolated_within_two<W>(line, axis.index + x, axis.weight + x);
   } else {
     return interpolated<W>(line, axis.index + x, axis.weight + x, Lanes<W>());
   }
@@ -81,7 +103,7 @@ PACECORE_INLINE void blend_plane(const Resize& r, int plane, const Axis& rows, c
 }
 
 // By value, so that stores are known not to change it.
-template <int W>
+template <int W, bool LumaWithinTwo, bool ChromaWithinTwo>
 PACECORE_INLINE void resize_planar(const Resize r) {
   const int64_t plane = r.crop_height * r.row_floats;
   for (int64_t row = 0; row < r.crop_height; ++row) {
@@ -90,12 +112,22 @@ PACECORE_INLINE void resize_planar(const Resize r) {
     blend_plane<W>(r, 2, r.chroma_rows, r.chroma_columns, r.chroma_height, row, 1);
     float* out = r.rgb + row * r.row_floats;
     for (int64_t x = 0; x < r.row_floats; x += W) {
-      store_rgb<W>(out + x, plane,
-                   to_rgb(r.matrix, interpolated<W>(r.lines[0], r.columns, x),
-                          interpolated<W>(r.lines[1], r.chroma_columns, x),
-                          interpolated<W>(r.lines[2], r.chroma_columns, x)));
+      const auto y = interpolated<W, LumaWithinTwo>(r.lines[0], r.columns, x);
+      const auto u = interpolated<W, ChromaWithinTwo>(r.lines[1], r.chroma_columns, x);
+      const auto v = interpolated<W, ChromaWithinTwo>(r.lines[2], r.chroma_columns, x);
+      store_rgb<W>(out + x, plane, to_rgb(r.matrix, y, u, v));
     }
   }
+}
+
+template <int W>
+PACECORE_INLINE void resize_planar(const Resize& r) {
+  if constexpr (kPermutesTwo<W>) {
+    if (within_two_vectors<W>(r.chroma_columns, r.row_floats))
+      return within_two_vectors<W>(r.columns, r.row_floats) ? resize_planar<W, true, true>(r)
+                                                            : resize_planar<W, false, true>(r);
+  }
+  resize_planar<W, false, false>(r);
 }
 
 template <int W>

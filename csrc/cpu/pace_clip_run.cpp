@@ -118,7 +118,7 @@ Resize resize_of(const PaceClip& args, const Run& run, Scratch& scratch) {
   for (int plane = 0; plane < (r.planar ? 3 : 1); ++plane) {
     // Chroma between luma columns may have one column more than luma.
     const int64_t columns = plane ? r.chroma_columns.count : r.columns.count;
-    r.lines[plane] = room(scratch.lines[plane], columns * (r.planar ? 1 : 3) + kLineSlack);
+    r.lines[plane] = room(scratch.lines[plane], columns * (r.planar ? 1 : 3) + kLineRoom);
   }
   r.rgb = room(scratch.rgb, 3 * r.crop_height * r.row_floats);
   return r;

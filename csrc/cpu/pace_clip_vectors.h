@@ -93,6 +93,19 @@ PACECORE_INLINE V shuffled(V a, V b) {
 #endif
 }
 
+// Whether one instruction permutes two vectors by indices that are known only as it runs.
+template <int W>
+constexpr bool kPermutesTwo = false;
+#ifdef __AVX512F__
+template <>
+constexpr bool kPermutesTwo<16> = true;
+
+// Element l of the result is element index[l] of low followed by high.
+PACECORE_INLINE Float<16> permuted(Float<16> low, Float<16> high, Int<16> index) {
+  return (Float<16>)_mm512_permutex2var_ps((__m512)low, (__m512i)index, (__m512)high);
+}
+#endif
+
 template <int... I>
 struct Sequence {};
 template <int N, int... I>
