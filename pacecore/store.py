@@ -373,9 +373,7 @@ class FrameStore(Indexed):
         """
         rows = self.rows(video, wanted)
         record = record_bytes(self.size)
-        records = self._data.view(-1, record)
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-        data = torch.cat([records[run[0] : run[-1] + 1] for run in runs]).view(-1)
+        data = torch.from_numpy(self._data.view(-1, record).numpy()[rows]).view(-1)
         table = self._table(np.arange(len(rows)) * record, self._videos[video]["format"])
         return Frames(data, torch.from_numpy(table))
 
