@@ -23,7 +23,8 @@ class Table:
 
     def markdown(self) -> str:
         def line(cells: list[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            cells = [" ".join(cell.splitlines()).replace("|", "\\|") for cell in cells]
+            return "| " + " | ".join(cells) + " |"
 
         lines = [f"## {self.title}", "", line(self.heads), "|" + "---|" * len(self.heads)]
         lines += [line(row) for row in self.rows]

@@ -90,11 +90,11 @@ def test_names_that_are_no_utf8_are_shown_by_their_bytes(tmp_path):
     assert sorted(linked) == [each for each in files if each.endswith(b".png")]
 
 
-def test_a_stroke_in_a_name_does_not_end_its_cell(tmp_path):
-    finetuning(tmp_path / "run", 0.5, {}, data="/data/a|b")
+def test_a_stroke_or_a_new_line_in_a_name_does_not_end_its_cell(tmp_path):
+    finetuning(tmp_path / "run", 0.5, {}, data="/data/a|b\nc")
     make_report([tmp_path / "run"], tmp_path / "out", pictures=False)
     lines = (tmp_path / "out" / "report.md").read_text().splitlines()
-    (row,) = [line for line in lines if "a\\|b" in line]
+    (row,) = [line for line in lines if "a\\|b c" in line]
     assert row.replace("\\|", "").count("|") == 12  # around eleven columns
 
 
