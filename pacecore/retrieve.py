@@ -304,6 +304,7 @@ def retrieve_features(
     numbers[mine], cosines[mine] = map(torch.from_numpy, own)
     numbers, cosines = (all_reduce_sum(each, device).numpy() for each in (numbers, cosines))
     gallery_labels = gallery.labels
+    equally_near = (cosines[:, 0] - cosines[:, -1] < _CLOSE) & (cosines.shape[1] > 1)
     shared = set.intersection(*(set(map(os.path.realpath, f.paths())) for f in (gallery, queries)))
     lacking = sorted(set(labels.tolist()) - set(gallery_labels.tolist()))
     result = {
@@ -315,6 +316,7 @@ def retrieve_features(
         "query_videos": len(queries.values),
         "gallery_videos": len(gallery.values),
         "videos_in_both": len(shared),
+        "queries_equally_near": int(equally_near.sum()),
         "dimensions": asked.shape[1],
         "videos_identity": identity_of(*map(_counted, (gallery, queries))),
         "classes_without_gallery": [names.get(label, str(label)) for label in lacking],

@@ -1,6 +1,7 @@
 """Retrieval: exact neighbours, VCOP's hits, bounded blocks, end to end, bad input."""
 
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -325,6 +326,19 @@ def test_classes_are_matched_by_name_and_missing_ones_told(tmp_path):
     shown = CliRunner().invoke(retrieve_verb.retrieve, words, catch_exceptions=False)
     said = "classes without a gallery video, which can have no hit: Violet\n"
     assert said in shown.output
+
+
+def test_features_that_have_collapsed_are_told(tmp_path):
+    gallery, queries = (features_of(tmp_path / name, [0, 1]) for name in ("a.npy", "b.npy"))
+    result, _ = retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
+    assert result["queries_equally_near"] == 0
+    alike = replace(gallery, values=1 + 1e-8 * gallery.values)
+    for k, count in (("1,2", 2), ("1", 0)):  # of one neighbour alone nothing is known
+        options = options_of(tmp_path, k=k)
+        result, _ = retrieve_features(alike, queries, options, "cpu")
+        assert result["queries_equally_near"] == count
+    said = "warning: of 2 queries all the nearest are equally near"
+    assert said in retrieve_verb._words({**result, "queries_equally_near": 2})
 
 
 def test_labels_without_names_are_not_matched_with_names(tmp_path):
