@@ -66,9 +66,10 @@ def _words(result: dict[str, Any]) -> str:
     if result["classes_without_gallery"]:
         names = ", ".join(result["classes_without_gallery"])
         lines.append(f"classes without a gallery video, which can have no hit: {names}")
-    if count := result["queries_equally_near"]:
-        near = f"of {count:,} queries all the nearest are equally near"
-        lines.append(f"warning: {near}, as where features have collapsed: these hits mean nothing")
+    if result["gallery_collapsed"]:
+        lines.append(
+            "warning: the gallery's features all point one way, so the nearest mean nothing"
+        )
     if result["videos_in_both"]:
         both = f"{result['videos_in_both']:,} query videos are in the gallery too"
         lines.append(f"warning: {both}, where each finds itself")

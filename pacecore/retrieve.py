@@ -40,6 +40,7 @@ _TOGETHER = 1024  # queries multiplied at once: their products stay in a process
 _SELECTED = 128
 _SPARE = 16  # candidates beyond k, so that rounding cannot push a true neighbour out
 _CLOSE = 2e-6  # cosines nearer than this are compared again in float64
+_LOOKED_AT = 256  # rows of a gallery that say whether all point one way
 _TINY = 1e-30  # in place of the length of a row of zeros, whose products are 0
 
 
@@ -304,7 +305,6 @@ def retrieve_features(
     numbers[mine], cosines[mine] = map(torch.from_numpy, own)
     numbers, cosines = (all_reduce_sum(each, device).numpy() for each in (numbers, cosines))
     gallery_labels = gallery.labels
-    equally_near = (cosines[:, 0] - cosines[:, -1] < _CLOSE) & (cosines.shape[1] > 1)
     shared = set.intersection(*(set(map(os.path.realpath, f.paths())) for f in (gallery, queries)))
     lacking = sorted(set(labels.tolist()) - set(gallery_labels.tolist()))
     result = {
@@ -316,7 +316,7 @@ def retrieve_features(
         "query_videos": len(queries.values),
         "gallery_videos": len(gallery.values),
         "videos_in_both": len(shared),
-        "queries_equally_near": int(equally_near.sum()),
+        "gallery_collapsed": _collapsed(gallery.rows),
         "dimensions": asked.shape[1],
         "videos_identity": identity_of(*map(_counted, (gallery, queries))),
         "classes_without_gallery": [names.get(label, str(label)) for label in lacking],
@@ -328,6 +328,15 @@ def retrieve_features(
         "measured_with": asdict(options),
     }
     return result, (numbers, cosines)
+
+
+def _collapsed(rows: np.ndarray) -> bool:
+    """Whether rows (N, D) point one way but for fp32's rounding, by some drawn evenly: a network
+    has collapsed, and which of them are nearest says nothing.
+    """
+    some = np.array(rows[:: -(-len(rows) // _LOOKED_AT)], dtype=np.float64)
+    some /= np.linalg.norm(some, axis=1, keepdims=True).clip(min=_TINY)
+    return len(some) > 1 and bool(((some - some[0]) ** 2).sum(axis=1).max() < 2 * _CLOSE)
 
 
 def _counted(features: Features) -> list[tuple[str, int | None]]:

@@ -328,17 +328,25 @@ def test_classes_are_matched_by_name_and_missing_ones_told(tmp_path):
     assert said in shown.output
 
 
-def test_features_that_have_collapsed_are_told(tmp_path):
-    gallery, queries = (features_of(tmp_path / name, [0, 1]) for name in ("a.npy", "b.npy"))
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (1 + 1e-8 * np.eye(4), True),
+        (np.full((600, 4), -3.0), True),
+        (np.zeros((4, 4)), True),
+        (np.eye(4), False),
+        (np.repeat(np.eye(2, 4), 300, axis=0), False),  # of a query all the nearest are alike
+        (np.vstack([np.ones((3, 4)), np.zeros((1, 4))]), False),
+        (np.ones((1, 4)), False),
+    ],
+)
+def test_features_that_have_collapsed_are_told(tmp_path, values, told):
+    gallery = features_of(tmp_path / "a.npy", [row % 2 for row in range(len(values))])
+    gallery = replace(gallery, values=values.astype(np.float32))
+    queries = features_of(tmp_path / "b.npy", [0, 1])
     result, _ = retrieve_features(gallery, queries, options_of(tmp_path), "cpu")
-    assert result["queries_equally_near"] == 0
-    alike = replace(gallery, values=1 + 1e-8 * gallery.values)
-    for k, count in (("1,2", 2), ("1", 0)):  # of one neighbour alone nothing is known
-        options = options_of(tmp_path, k=k)
-        result, _ = retrieve_features(alike, queries, options, "cpu")
-        assert result["queries_equally_near"] == count
-    said = "warning: of 2 queries all the nearest are equally near"
-    assert said in retrieve_verb._words({**result, "queries_equally_near": 2})
+    assert result["gallery_collapsed"] is told
+    assert ("warning: the gallery's features all" in retrieve_verb._words(result)) is told
 
 
 def test_labels_without_names_are_not_matched_with_names(tmp_path):
