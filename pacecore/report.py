@@ -18,7 +18,7 @@ from pacecore.files import aside, made_folder, write_json, write_text
 from pacecore.paper import PaperFigure, method_of, paper_figures
 from pacecore.runs import NoResults, Run, elsewhere, read_run, told_apart
 from pacecore.settings import differing, grouped
-from pacecore.tables import Table, tables_of
+from pacecore.tables import Table, one_line, tables_of
 
 __all__ = ["make_report"]
 
@@ -152,10 +152,11 @@ def _page(
         words = [f"{word} {run.options[name]}" for word, name in said if name in run.options]
         kind = "plain weights" if run.options.get("kind") == "weights" else run.kind
         words = ", ".join([kind, *words, run.summary.get("time", "no summary")])
-        parts.append(f"- `{run.folder}`: {words}{_result_words(run)}")
-    parts += [f"- left out: {words}" for words in left_out]
+        parts.append(one_line(f"- `{run.folder}`: {words}{_result_words(run)}"))
+    parts += [one_line(f"- left out: {words}") for words in left_out]
     parts.append("")
     for file, what in drawn:
+        what = one_line(what)
         parts += [f"### {what}", "", f"![{what}]({quote(os.fsencode(file))})", ""]
     page = "\n".join(parts).rstrip() + "\n"
     return page.encode(errors="backslashreplace").decode()  # a file's name need be no UTF-8

@@ -10,7 +10,7 @@ from pacecore.paper import PaperFigure, data_set_of, matching, method_of
 from pacecore.runs import Run
 from pacecore.settings import NEW, OWN, differing, grouped
 
-__all__ = ["Table", "tables_of"]
+__all__ = ["Table", "one_line", "tables_of"]
 
 
 @dataclass
@@ -23,12 +23,16 @@ class Table:
 
     def markdown(self) -> str:
         def line(cells: list[str]) -> str:
-            cells = [" ".join(cell.splitlines()).replace("|", "\\|") for cell in cells]
-            return "| " + " | ".join(cells) + " |"
+            return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
 
         lines = [f"## {self.title}", "", line(self.heads), "|" + "---|" * len(self.heads)]
         lines += [line(row) for row in self.rows]
         return "\n".join([*lines, ""])
+
+
+def one_line(name: str) -> str:
+    """`name`, which may be of a folder and hold new lines, as a line of Markdown takes it."""
+    return " ".join(name.splitlines())
 
 
 def _mean_words(values: Sequence[float]) -> str:

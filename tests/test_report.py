@@ -98,6 +98,23 @@ def test_a_stroke_or_a_new_line_in_a_name_does_not_end_its_cell(tmp_path):
     assert row.replace("\\|", "").count("|") == 12  # around eleven columns
 
 
+def test_a_new_line_in_a_folders_name_ends_no_line_of_the_page(tmp_path):
+    finetuning(tmp_path / "a\nrun", 0.5, {})
+    (tmp_path / "a\nrun" / "gallery-p5.png").write_bytes(b"picture")
+    (tmp_path / "no\nresults").mkdir()
+    folders = [tmp_path / "a\nrun", tmp_path / "no\nresults"]
+    make_report(folders, tmp_path / "out", pictures=False)
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    what = "a run: queries and neighbours"
+    assert {f"### {what}", f"![{what}](a%0Arun-gallery-p5.png)"} <= set(lines)
+    said = [line for line in lines if line.startswith("- ")]
+    assert len(said) == 2
+    assert "a run`: finetune" in said[0]
+    assert said[1].startswith("- left out: ")
+    assert "no results: " in said[1]
+    assert not [line for line in lines if line.startswith(("run", "results"))]
+
+
 @pytest.mark.parametrize(("kind", "dots"), [("pretrain", "held out"), ("finetune", "validation")])
 def test_the_axis_says_what_the_dots_were_measured_on(tmp_path, monkeypatch, kind, dots):
     pytest.importorskip("matplotlib")
