@@ -1,10 +1,8 @@
 """The videos of a run: what is said of them, and how often an epoch shows them."""
 
 import json
-import os
 from dataclasses import asdict, replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +28,6 @@ from pacecore.trained import load_trained
 from pacecore.video import VideoError
 from tests.ranks import run_ranks
 from tests.tiny import finetuned, pretrained, tiny_set, write_tiny
-from tests.trees import tree
 from tests.video_files import stacked
 
 HEAD = "label,youtube_id,time_start,time_end,split\n"
@@ -499,82 +496,6 @@ def test_as_many_processes_measure_within_training_as_after_it(monkeypatch):
     options, cpu = from_mapping(TrainOptions, {"paces": "1,2", "views": 2}), torch.device("cpu")
     PaceTask(options, torch.nn.Identity(), [], cpu).evaluate(lambda: None)
     assert [runner.workers for runner in runners] == [decoder_count(-1, cpu)] == [2]
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, ("A", "2", "B")),
-        ({"fold": "3"}, ("A", "3", "B")),
-        ({"held_out": "C"}, ("A", "2", "C")),
-        ({"data": "D"}, ("D", "2", "auto")),
-    ],
-)
-def test_what_is_not_said_of_the_videos_is_as_in_the_checkpoints_training(
-    tmp_path, monkeypatch, given, expected
-):
-    opened = []
-
-    def noting(options, *, trains):
-        assert not trains
-        opened.append(options)
-        return SimpleNamespace(identity="", words="")
-
-    monkeypatch.setattr(protocol, "open_inputs", noting)
-    monkeypatch.chdir(tmp_path)
-    tree(tmp_path, "A/a.mp4", "B/b.mp4")
-    path = pretrained(tmp_path / "last.pt", data="A", fold="2", held_out="B")
-    open_measured(load_trained(path), MeasureOptions(**given))
-    assert [(each.data, each.fold, each.held_out) for each in opened] == [expected]
-
-
-def test_only_what_has_no_held_out_videos_is_measured_without(tmp_path, monkeypatch):
-    """Not a folder whose name is a video's ending, nor one video where others are held out."""
-    for number, name in enumerate(("train/a.mp4", "test/b.mp4")):
-        write_tiny(tmp_path / "mp4" / name, 0, number, 20)
-    monkeypatch.chdir(tmp_path)
-    trained, one = load_trained(pretrained(tmp_path / "last.pt")), "mp4/train/a.mp4"
-    for options in (MeasureOptions(data="mp4"), MeasureOptions(data=one, held_out="mp4")):
-        assert open_measured(trained, options).held_out.path(0).name == "b.mp4"
-    assert open_measured(trained, MeasureOptions(data=one)).held_out is None
-
-
-def test_the_videos_of_a_checkpoint_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
-    """A folder of the same name may lie there too."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    tree(here, "videos/other.mp4")
-    write_tiny(there / "videos" / "own.mp4", 0, 0, 20)
-    path = pretrained(there / "runs" / "one" / "last.pt", data="videos", out="runs/one")
-    for folder, data in ((here, str(there / "videos")), (there, "videos")):
-        monkeypatch.chdir(folder)
-        trained = load_trained(os.path.relpath(path))
-        assert trained.options.data == data
-        assert open_measured(trained, MeasureOptions()).train.path(0).name == "own.mp4"
-    assert load_trained(path.rename(here / "last.pt")).options.data == "videos"
-    pretrained(there / "inside" / "last.pt", data="../videos", out=".")
-    assert load_trained("inside/last.pt").options.data == str(there / "inside/../videos")
-    assert capsys.readouterr().out == ""
-    open_measured(replace(trained, identity="another"), MeasureOptions())
-    assert "was trained on other videos than these: 1 training videos" in capsys.readouterr().out
-
-
-def test_of_a_checkpoint_whose_videos_are_gone_it_says_whose_they_are(tmp_path):
-    def found(stored_as="auto", **given):
-        trained = load_trained(pretrained(tmp_path / "last.pt", data=data, held_out="auto"))
-        stored = replace(trained.options, held_out=stored_as)
-        return open_measured(replace(trained, options=stored), MeasureOptions(**given))
-
-    data = str(tmp_path / "gone")
-    words = "last.pt: its videos are not there any more, '{}'; name with {} where they are now$"
-    with pytest.raises(PacecoreError, match=words.format(data, "DATA")):
-        found()
-    data = str(tmp_path / "there")
-    write_tiny(tmp_path / "there" / "one.mp4", 0, 0, 20)
-    with pytest.raises(PacecoreError, match=words.format("elsewhere", "--held-out")):
-        found("elsewhere")
-    assert found("elsewhere", held_out="none").held_out is None
-    with pytest.raises(PacecoreError, match=r"^nowhere: no such file or folder$"):
-        found(data="nowhere")
 
 
 def test_of_videos_none_of_which_can_be_read_the_first_is_told_with_the_reason(tmp_path):
