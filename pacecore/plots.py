@@ -99,6 +99,7 @@ def draw_curves(groups: Sequence[Group], path: Path) -> None:
     accuracy.set(xlabel="epoch", ylabel=f"accuracy (dots: {dots})", ylim=(0, 1.02))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", nbins=5)  # of a short run each number is long
     figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
     _save(figure, path)
 
